@@ -1,0 +1,1 @@
+"""Stage two: batches -> side network or probe -> metrics -> report."""

@@ -1,0 +1,1 @@
+"""Stage one: source -> transform -> frozen backbone -> store."""

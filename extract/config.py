@@ -1,0 +1,43 @@
+"""The `data:`, `backbone:` and `extract:` sections of pipeline.yaml."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from store.config import PositiveInt, Section
+
+Source = Annotated[str, Field(pattern=r"^(digits|folder|csv|parquet|tars|torchvision:\w+)$")]
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class DataConfig(Section):
+    """Which samples, and how they are split.
+
+    `test_split` names the split that plays the test set (by default the source's `test`, else its `val`); a source that
+    has neither gives `test_fraction` of its samples, chosen by a hash of their ids.
+    """
+
+    source: Source = "digits"
+    root: Path | None = None
+    test_split: str | None = None
+    test_fraction: Fraction = 0.25
+    val_fraction: Fraction = 0.2
+    on_error: Literal["fail", "skip"] = "fail"
+
+
+class BackboneConfig(Section):
+    """A frozen timm vision transformer. `model_kwargs` go to `timm.create_model`."""
+
+    name: str | None = None
+    weights: str
+    image_size: PositiveInt | None = None
+    model_kwargs: dict[str, Any] = {}
+
+
+class ExtractConfig(Section):
+    """How the extraction job runs; nothing here but `precision` changes a value."""
+
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"

@@ -1,0 +1,48 @@
+"""The `store:` section of pipeline.yaml."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["float32", "float16", "bfloat16", "int8"]
+Compressor = Literal["zstd", "blosc", "gzip"]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen, checked section of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Every(Section):
+    """Every k-th layer, counted back from the last one, which is always kept."""
+
+    every: PositiveInt
+
+
+class Last(Section):
+    """The last n layers."""
+
+    last: PositiveInt
+
+
+class Pool(Section):
+    """Patch tokens averaged over `pool` x `pool` squares of the grid; prefix tokens are kept."""
+
+    pool: Annotated[int, Field(ge=2)]
+
+
+Layers = Literal["all"] | list[int] | Every | Last
+Tokens = Literal["all", "cls", "mean"] | Pool
+
+
+class StoreConfig(Section):
+    """Where the tokens are kept and in what form."""
+
+    path: str = "cache.zarr"
+    layers: Layers = "all"
+    tokens: Tokens = "all"
+    dtype: Dtype = "float16"
+    compressor: Compressor | None = None
+    shard_samples: PositiveInt = 256

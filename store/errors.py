@@ -1,0 +1,12 @@
+"""The two kinds of failure a user meets; everything else is a defect of ours.
+
+A message says what was given, what is legal, and what to do next.
+"""
+
+
+class UserError(ValueError):
+    """The input, the configuration or the command line is wrong (exit status 2)."""
+
+
+class JobError(RuntimeError):
+    """The work itself failed: a disk, a damaged file, a non-finite value (exit status 1)."""

@@ -7,7 +7,13 @@ from pydantic import Field
 
 from store.config import PositiveInt, Section
 
-Source = Annotated[str, Field(pattern=r"^(digits|folder|csv|parquet|tars|torchvision:\w+)$")]
+Source = Annotated[
+    str,
+    Field(
+        pattern=r"^(digits|folder|csv|parquet|tars|torchvision:\w+)$",
+        description="digits, folder, csv, parquet, tars or torchvision:NAME",
+    ),
+]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -19,7 +25,7 @@ class DataConfig(Section):
     """
 
     source: Source = "digits"
-    root: Path | None = None
+    root: Annotated[Path, Field(strict=False)] | None = None
     test_split: str | None = None
     test_fraction: Fraction = 0.25
     val_fraction: Fraction = 0.2
@@ -38,6 +44,6 @@ class BackboneConfig(Section):
 class ExtractConfig(Section):
     """How the extraction job runs; nothing here but `precision` changes a value."""
 
-    batch_size: PositiveInt | Literal["auto"] = "auto"
+    batch_size: PositiveInt | Literal["auto"] = Field("auto", description="auto or a positive whole number")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"

@@ -41,8 +41,8 @@ class StoreConfig(Section):
     """Where the tokens are kept and in what form."""
 
     path: str = "cache.zarr"
-    layers: Layers = "all"
-    tokens: Tokens = "all"
+    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    tokens: Tokens = Field("all", description="all, cls, mean or {pool: k}")
     dtype: Dtype = "float16"
     compressor: Compressor | None = None
     shard_samples: PositiveInt = 256

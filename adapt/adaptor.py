@@ -1,0 +1,119 @@
+"""Trained adaptors on disk: safetensors of the trained tensors, with a JSON card beside them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from adapt.features import spec_of_backbone
+from adapt.methods import build_model, find_method, trainable
+from adapt.results import write_atomically
+from extract.backbone import Backbone, digests, load_backbone
+from extract.config import BackboneConfig, ExtractConfig
+from extract.forward import FrozenForward
+from store.config import Tokens
+from store.errors import UserError
+
+
+class Card(BaseModel):
+    """What an adaptor needs to be used again, and how good it was."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    options: dict[str, Any]
+    backbone: BackboneConfig
+    weights_digest: str
+    preprocessing_digest: str
+    precision: str
+    layers: tuple[int, ...]
+    tokens: Tokens
+    classes: tuple[str, ...]
+    multi_label: bool
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Adaptor:
+    """A trained model with the frozen forward that feeds it."""
+
+    card: Card
+    model: nn.Module
+    forward: FrozenForward
+
+    @torch.no_grad()
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) -> (batch, classes), on the CPU; softmax, or sigmoid for multi-label."""
+        logits = self.model(self.forward(images)).float().cpu()
+        return logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
+
+
+def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
+    """Write `path` (.safetensors) and its card (.json beside it)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in trainable(model).items()}, partial)
+    partial.replace(path)
+    write_atomically(path.with_suffix(".json"), card.model_dump_json(indent=1))
+
+
+def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str = "auto") -> Adaptor:
+    """Load an adaptor onto its backbone.
+
+    Args:
+        path: the .safetensors file; its card must lie beside it.
+        backbone: by default the one the card names is loaded.
+
+    Raises:
+        UserError: a file is missing or damaged, or the backbone is not the one the adaptor was trained on.
+    """
+    path = Path(path)
+    card = _read_card(path)
+    backbone = backbone or load_backbone(card.backbone)
+    found = digests(backbone)
+    for name, expected in (("weights_digest", card.weights_digest), ("preprocessing_digest", card.preprocessing_digest)):
+        if found[name] != expected:
+            raise UserError(
+                f"{path} was trained on another backbone: {name} is {expected}, here it is {found[name]}; "
+                f"give the backbone it was trained on ({card.backbone.name or card.backbone.weights})"
+            )
+    extract = ExtractConfig(device=device, precision=card.precision)  # type: ignore[arg-type]  # checked by the card
+    forward = FrozenForward(backbone, card.layers, card.tokens, extract)
+    options = find_method(card.method).options.model_validate(card.options)
+    spec = spec_of_backbone(backbone, card.layers, card.tokens)
+    model = build_model(card.method, spec, len(card.classes), options)
+    _load_tensors(path, model)
+    return Adaptor(card, model.to(forward.device).eval(), forward)
+
+
+def _read_card(path: Path) -> Card:
+    file = path.with_suffix(".json")
+    try:
+        return Card.model_validate(json.loads(file.read_text(encoding="utf-8")), strict=False)
+    except OSError as error:
+        raise UserError(f"cannot read {file}, the card of an adaptor: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{file} is no adaptor's card: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}") from error
+
+
+def _load_tensors(path: Path, model: nn.Module) -> None:
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the adaptor {path}: {error}") from error
+    wanted = trainable(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    if shapes != found:
+        differing = sorted(set(shapes.items()) ^ set(found.items()))[:2]
+        raise UserError(f"{path} does not hold the tensors that its card describes: {differing}")
+    model.load_state_dict(saved, strict=False)

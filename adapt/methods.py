@@ -1,0 +1,71 @@
+"""The table of methods: name -> options, builder, and what it trains from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from adapt.losa import LoSA, Norm
+from adapt.probes import LinearProbe
+from adapt.readout import Pool
+from adapt.spec import FeatureSpec
+from store.config import Layers, PositiveInt, Section
+from store.errors import UserError
+
+
+class LinearProbeOptions(Section):
+    """Options of `linear_probe`."""
+
+    pool: Pool = "mean"
+
+
+class LoSAOptions(Section):
+    """Options of `losa`; see `adapt.losa.LoSA`."""
+
+    rank: PositiveInt = 16
+    token_rank: Annotated[int, Field(ge=0)] = 8
+    norm: Norm = "layer"
+    pool: Pool = "mean"
+    layers: Layers = "all"
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to adapt a backbone. `build(spec, num_classes, **options)` returns the trainable model."""
+
+    options: type[Section]
+    build: Callable[..., nn.Module]
+    needs: Literal["features", "end_to_end"]
+
+
+METHODS: dict[str, Method] = {
+    "linear_probe": Method(LinearProbeOptions, LinearProbe, "features"),
+    "losa": Method(LoSAOptions, LoSA, "features"),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name."""
+    if name not in METHODS:
+        raise UserError(f"there is no method {name!r}; legal: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def build_model(name: str, spec: FeatureSpec, num_classes: int, options: Section) -> nn.Module:
+    """A fresh model; its random draws come from torch's global generator."""
+    kwargs: dict[str, Any] = {field: getattr(options, field) for field in type(options).model_fields}
+    return find_method(name).build(spec, num_classes, **kwargs)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves, by name."""
+    return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+
+
+def count_params(model: nn.Module) -> tuple[int, int]:
+    """(trainable parameters without the head, parameters of the head)."""
+    head = sum(tensor.numel() for name, tensor in trainable(model).items() if ".head." in name)
+    return sum(tensor.numel() for tensor in trainable(model).values()) - head, head

@@ -1,0 +1,36 @@
+"""What a feature-trained method must know of the tokens it gets."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from store.layout import TokenLayout
+
+TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
+
+
+class Tail(Protocol):
+    """The backbone's frozen read-out; `extract.tail.Tail` is one."""
+
+    fc_norm: nn.Module
+
+    def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Final norm."""
+        ...
+
+    def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """Pooling of normalised tokens, as the backbone does it."""
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Layers (absolute block indices, ascending) of `dim` wide tokens, laid out as `layout`; `depth` blocks in all."""
+
+    layers: tuple[int, ...]
+    depth: int
+    dim: int
+    layout: TokenLayout
+    tail: Tail

@@ -1,0 +1,300 @@
+"""The training loop: many candidates of one method in one pass over the features.
+
+The learning rate warms up and then follows a cosine; the epoch that is best on validation is kept. Every draw comes from
+the seed, and the state of a run is kept after every epoch, so that an interrupted run ends as an uninterrupted one.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapt.metrics import Metrics, evaluate
+from store.errors import JobError
+from store.progress import progress
+
+Rows = Int[np.ndarray, "rows"]
+State = dict[str, Tensor]
+_EVALUATION_BATCH = 128
+
+
+class Batches(Protocol):
+    """What the loop needs of a feature source."""
+
+    multi_label: bool
+    num_classes: int
+    device: torch.device
+
+    def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
+        """Labels by row."""
+        ...
+
+    def batches(self, split: str, groups: Sequence[Rows], layers: Sequence[int]) -> Iterator[tuple[Rows, Any]]:
+        """(rows, inputs of a model) for every group of rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all candidates of a pass share."""
+
+    epochs: int
+    batch_size: int
+    seed: int
+    optimizer: str = "adamw"
+    warmup: float = 0.1  # share of all steps
+    balance_classes: bool = False
+
+
+@dataclass
+class Candidate:
+    """A model with its learning rate and weight decay, and the best that validation has seen of it."""
+
+    model: nn.Module
+    lr: float
+    weight_decay: float
+    best: State = field(default_factory=dict)
+    best_epoch: int = 0
+    score: float = -math.inf
+    loss: float = math.inf
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better: the score, then the loss where scores are equal."""
+        return self.score, -self.loss
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What training cost, validation left out."""
+
+    seconds_per_epoch: float
+    samples_per_second: float
+
+
+def fit(
+    candidates: Sequence[Candidate],
+    features: Batches,
+    rows: Rows,
+    val_rows: Rows,
+    settings: Settings,
+    checkpoint: Path | None = None,
+    describe: str = "training",
+) -> Speed:
+    """Train all candidates on the same batches, and leave each with the weights of its best epoch.
+
+    Args:
+        candidates: models of one method, all reading the same layers.
+        rows, val_rows: rows of the training split to train on and to choose the epoch by.
+        checkpoint: a file that holds the state after every epoch; a run that finds one goes on from there.
+
+    Raises:
+        JobError: a loss is not finite.
+    """
+    loop = _Loop(candidates, features, settings, len(rows))
+    done, seconds = loop.load(checkpoint)
+    order = [_epoch_order(rows, settings, epoch) for epoch in range(settings.epochs)]
+    with progress(describe, settings.epochs * len(rows), "samples") as advance, torch.random.fork_rng(_devices(features)):
+        loop.restore_rng()
+        advance(done * len(rows))
+        for epoch in range(done, settings.epochs):
+            started = time.perf_counter()
+            loop.train_epoch(order[epoch], advance)
+            seconds += time.perf_counter() - started
+            loop.validate(val_rows, epoch)
+            loop.save(checkpoint, epoch + 1, seconds)
+    for candidate in candidates:
+        candidate.model.load_state_dict(candidate.best, strict=False)
+    return Speed(seconds / settings.epochs, settings.epochs * len(rows) / seconds)
+
+
+@torch.no_grad()
+def predict_logits(
+    models: Sequence[nn.Module], features: Batches, split: str, rows: Rows
+) -> list[Float[Tensor, "rows classes"]]:
+    """Logits of several models of one method in one pass, on the CPU."""
+    logits: list[list[Tensor]] = [[] for _ in models]
+    for model in models:
+        model.eval()
+    for _, inputs in features.batches(split, _groups(rows, _EVALUATION_BATCH), _layers(models)):
+        for model, parts in zip(models, logits, strict=True):
+            parts.append(model(inputs).float().cpu())
+    return [torch.cat(parts) for parts in logits]
+
+
+def evaluate_split(model: nn.Module, features: Batches, split: str) -> Metrics:
+    """Metrics on a whole split."""
+    labels = features.labels(split)
+    return evaluate(predict_logits([model], features, split, np.arange(len(labels)))[0], labels)
+
+
+class _Loop:
+    """Optimisers, schedule and checkpoint of one pass."""
+
+    def __init__(self, candidates: Sequence[Candidate], features: Batches, settings: Settings, n_rows: int) -> None:
+        self._candidates, self._features, self._settings = candidates, features, settings
+        self._labels = features.labels("train")
+        self._layers = _layers([candidate.model for candidate in candidates])
+        self._weights = _class_weights(self._labels, features.num_classes) if settings.balance_classes else None
+        for candidate in candidates:
+            candidate.model.to(features.device)
+        steps = settings.epochs * math.ceil(n_rows / settings.batch_size)
+        self._optimizers = [_optimizer(candidate, settings) for candidate in candidates]
+        factor = _schedule(steps, settings.warmup)
+        self._schedulers = [torch.optim.lr_scheduler.LambdaLR(opt, factor) for opt in self._optimizers]
+        self._rng: Tensor | None = None
+
+    def train_epoch(self, groups: Sequence[Rows], advance: Callable[[int], None]) -> None:
+        """One step a candidate for every batch."""
+        for candidate in self._candidates:
+            candidate.model.train()
+        for rows, inputs in self._features.batches("train", groups, self._layers):
+            labels = self._labels[torch.from_numpy(rows)].to(self._features.device)
+            for candidate, optimizer, scheduler in zip(
+                self._candidates, self._optimizers, self._schedulers, strict=True
+            ):
+                loss = self._loss(candidate.model(inputs), labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                scheduler.step()
+            advance(len(rows))
+
+    def validate(self, rows: Rows, epoch: int) -> None:
+        """Keep the weights of every candidate that has become better."""
+        models = [candidate.model for candidate in self._candidates]
+        labels = self._labels[torch.from_numpy(rows)]
+        for candidate, logits in zip(
+            self._candidates, predict_logits(models, self._features, "train", rows), strict=True
+        ):
+            if not torch.isfinite(logits).all():  # a rate too high for this candidate: it keeps its best epoch
+                continue
+            score = evaluate(logits, labels).score(self._settings.balance_classes)
+            loss = float(self._loss(logits, labels, weighted=False))
+            if (score, -loss) > candidate.rank:
+                candidate.score, candidate.loss, candidate.best_epoch = score, loss, epoch + 1
+                candidate.best = _trained_state(candidate.model)
+        if all(not candidate.best for candidate in self._candidates):
+            rates = ", ".join(f"{candidate.lr:g}" for candidate in self._candidates)
+            raise JobError(f"training diverged in its first epoch at learning rates {rates}; lower train.lr")
+
+    def load(self, checkpoint: Path | None) -> tuple[int, float]:
+        """Epochs done and seconds spent by an interrupted run, 0 where there was none."""
+        if checkpoint is None or not checkpoint.exists():
+            return 0, 0.0
+        try:
+            saved = torch.load(checkpoint, map_location=self._features.device, weights_only=True)
+        except Exception as error:  # whatever torch finds wrong with it
+            raise JobError(f"the checkpoint {checkpoint} is damaged ({error}); delete it to start anew") from error
+        for parts, candidate, optimizer, scheduler in zip(
+            saved["candidates"], self._candidates, self._optimizers, self._schedulers, strict=True
+        ):
+            candidate.model.load_state_dict(parts["model"], strict=False)
+            optimizer.load_state_dict(parts["optimizer"])
+            scheduler.load_state_dict(parts["scheduler"])
+            candidate.best, candidate.best_epoch = parts["best"], parts["best_epoch"]
+            candidate.score, candidate.loss = parts["score"], parts["loss"]
+        self._rng = saved["rng"].cpu()
+        return int(saved["epochs"]), float(saved["seconds"])
+
+    def restore_rng(self) -> None:
+        """Draw dropout from the seed, or from where the interrupted run was."""
+        torch.manual_seed(self._settings.seed)
+        if self._rng is not None:
+            torch.set_rng_state(self._rng)
+
+    def save(self, checkpoint: Path | None, epochs: int, seconds: float) -> None:
+        """Replace the checkpoint whole."""
+        if checkpoint is None:
+            return
+        candidates = [
+            {
+                "model": _trained_state(candidate.model),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "best": candidate.best,
+                "best_epoch": candidate.best_epoch,
+                "score": candidate.score,
+                "loss": candidate.loss,
+            }
+            for candidate, optimizer, scheduler in zip(
+                self._candidates, self._optimizers, self._schedulers, strict=True
+            )
+        ]
+        partial = checkpoint.with_suffix(".partial")
+        torch.save(
+            {"epochs": epochs, "seconds": seconds, "rng": torch.get_rng_state(), "candidates": candidates}, partial
+        )
+        os.replace(partial, checkpoint)  # noqa: PTH105  # same folder: atomic
+
+    def _loss(self, logits: Tensor, labels: Tensor, weighted: bool = True) -> Tensor:
+        weights = self._weights if weighted else None
+        if self._features.multi_label:
+            positive = None if weights is None else weights.to(logits.device)
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=positive)
+        return F.cross_entropy(logits, labels, None if weights is None else weights.to(logits.device))
+
+
+def _epoch_order(rows: Rows, settings: Settings, epoch: int) -> list[Rows]:
+    order = np.random.default_rng([settings.seed, epoch]).permutation(rows)
+    return _groups(order, settings.batch_size)
+
+
+def _groups(rows: Rows, size: int) -> list[Rows]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _layers(models: Sequence[nn.Module]) -> tuple[int, ...]:
+    layers: tuple[int, ...] = models[0].layers  # type: ignore[assignment]
+    assert all(model.layers == layers for model in models)
+    return layers
+
+
+def _devices(features: Batches) -> list[torch.device]:
+    return [features.device] if features.device.type == "cuda" else []
+
+
+def _trained_state(model: nn.Module) -> State:
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
+
+
+def _optimizer(candidate: Candidate, settings: Settings) -> torch.optim.Optimizer:
+    """Weight decay reaches matrices only, not biases."""
+    trained = [tensor for tensor in candidate.model.parameters() if tensor.requires_grad]
+    groups: list[Mapping[str, Any]] = [
+        {"params": [tensor for tensor in trained if tensor.ndim > 1], "weight_decay": candidate.weight_decay},
+        {"params": [tensor for tensor in trained if tensor.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=candidate.lr, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=candidate.lr, fused=True)
+
+
+def _schedule(steps: int, warmup: float) -> Callable[[int], float]:
+    """Linear warm-up, then a cosine to zero."""
+    warm = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    return factor
+
+
+def _class_weights(labels: Shaped[Tensor, "samples ..."], num_classes: int) -> Float[Tensor, "classes"]:
+    """Single label: inverse frequency, mean 1. Multi-label: negatives per positive."""
+    if labels.ndim == 2:
+        positive = labels.sum(dim=0).clamp(min=1)
+        return (len(labels) - positive) / positive
+    counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    return len(labels) / (num_classes * counts)

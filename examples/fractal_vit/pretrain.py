@@ -1,0 +1,148 @@
+"""Pretrain a small ViT to name formulas, and save it as a folder that timm loads: the backbone of the digits example.
+
+    python examples/fractal_vit/pretrain.py --out extract/fractal_vit          # the shipped weights; two cores
+    timm.create_model("local-dir:extract/fractal_vit", pretrained=True)
+
+Formula-driven supervision: Kataoka et al., arXiv 2101.08515. Most steps see half of the patches, for speed (the idea of
+PatchDropout, arXiv 2208.07220); the last ones see all. The network never sees a digit.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from draw import SIZE, Album
+from safetensors.torch import save_file
+from timm.layers import build_sincos2d_pos_embed, set_fused_attn
+from torch import Tensor, nn
+
+ARCHITECTURE = "vit_tiny_patch16_224"
+MODEL_ARGS = {"img_size": SIZE, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and config.json")
+    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
+    parser.add_argument("--seconds", type=float, help="stop after about this long instead of after --steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--classes", type=int, default=32, help="classes in each of the four families")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--full-share", type=float, default=0.25, help="share of the run that sees every patch")
+    return parser.parse_args()
+
+
+def normalise(images: Tensor) -> Tensor:
+    return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def make_model(num_classes: int) -> nn.Module:
+    """The position embedding starts as a 2-d sine and cosine table (arXiv 2205.01580): short runs gain from it."""
+    set_fused_attn(False)  # the fused bfloat16 attention is several times slower on a CPU, at 33 to 65 tokens
+    model = timm.create_model(
+        ARCHITECTURE, num_classes=num_classes, patch_drop_rate=0.5, weight_init="jax", **MODEL_ARGS
+    )
+    side, dim = SIZE // MODEL_ARGS["patch_size"], MODEL_ARGS["embed_dim"]
+    with torch.no_grad():
+        model.pos_embed[:, 1:] = 0.5 * build_sincos2d_pos_embed([side, side], dim)
+    return model
+
+
+def make_optimizer(model: nn.Module, lr: float) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+
+def rate(done: float) -> float:
+    """Learning rate as a share of its peak, after the share `done` of the run: linear warm-up, then a cosine."""
+    return min(done / 0.05, 0.5 + 0.5 * math.cos(math.pi * done)) + 1e-3
+
+
+def progress(step: int, start: float, args: argparse.Namespace) -> float:
+    return (time.perf_counter() - start) / args.seconds if args.seconds else step / args.steps
+
+
+def train(model: nn.Module, album: Album, args: argparse.Namespace, g: torch.Generator) -> None:
+    optimizer = make_optimizer(model, args.lr)
+    start, step, right = time.perf_counter(), 0, 0.0
+    while (done := progress(step, start, args)) < 1:
+        if done > 1 - args.full_share:
+            model.patch_drop.prob = 0.0
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * rate(done)
+        images, labels = album.batch(args.batch_size, g)
+        right = 0.98 * right + 0.02 * train_step(model, optimizer, normalise(images), labels)
+        step += 1
+        if step % 100 == 0:
+            print(f"step {step}  {time.perf_counter() - start:.0f} s  training accuracy {right:.3f}", flush=True)
+    print(f"{step} steps in {time.perf_counter() - start:.0f} s")
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
+    """One update from both read-outs, class token and mean of patches; the share that the mean named rightly before."""
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model.forward_features(images)  # (B, N, d)
+        cls, mean = model.head(torch.stack([tokens[:, 0], tokens[:, 1:].mean(1)])).float()
+    loss = F.cross_entropy(cls, labels) + F.cross_entropy(mean, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return (mean.argmax(1) == labels).float().mean().item()
+
+
+def hub_config() -> dict[str, object]:
+    """What timm reads from a model folder's config.json."""
+    pretrained_cfg = {
+        "input_size": [3, SIZE, SIZE],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": list(MEAN),
+        "std": list(STD),
+        "num_classes": 0,
+        "pool_size": None,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+    }
+    return {
+        "architecture": ARCHITECTURE,
+        "num_classes": 0,
+        "num_features": MODEL_ARGS["embed_dim"],
+        "global_pool": "token",
+        "model_args": {**MODEL_ARGS, "num_classes": 0},
+        "pretrained_cfg": pretrained_cfg,
+    }
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """The backbone without its head, in float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.half().contiguous() for k, v in model.state_dict().items() if not k.startswith("head.")}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(hub_config(), indent=2) + "\n")
+
+
+def main() -> None:
+    args = parse_args()
+    torch.manual_seed(args.seed)
+    g = torch.Generator().manual_seed(args.seed)
+    album = Album.of(args.classes, g)
+    model = make_model(album.num_classes)
+    train(model, album, args, g)
+    save(model, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Samples -> pixels -> frozen forward -> the tokens that a store keeps, or that online training uses directly."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from extract.backbone import Backbone, Images, TokensByLayer, reduce_tokens
+from extract.config import ExtractConfig
+from extract.images import DecodeError
+from extract.sources import ImageSplit
+from store.config import Tokens
+from store.errors import UserError
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_AHEAD = 2  # batches decoded while one is in the forward pass
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.zeros(1, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        legal = "auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
+        raise UserError(f"extract.device {device!r} cannot be used here; legal: {legal}") from error
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bfloat16 autocast on a GPU, float32 elsewhere."""
+    if precision == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return precision
+
+
+def resolve_batch_size(batch_size: int | str, device: torch.device) -> int:
+    """`auto` is what fills the device: 128 on a GPU, 16 on a CPU (more only leaves its caches)."""
+    if isinstance(batch_size, int):
+        return batch_size
+    return 128 if device.type == "cuda" else 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a split with their pixels; rows that could not be decoded are apart, with the reason."""
+
+    rows: tuple[int, ...]
+    images: Images | None
+    failed: dict[int, str]
+
+
+class FrozenForward:
+    """The backbone on its device, from batches of samples to reduced tokens of the chosen layers."""
+
+    def __init__(self, backbone: Backbone, layers: Sequence[int], tokens: Tokens, config: ExtractConfig) -> None:
+        self.backbone, self.layers, self._tokens = backbone, tuple(layers), tokens
+        self.device = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, self.device)
+        self.batch_size = resolve_batch_size(config.batch_size, self.device)
+        backbone.module.to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, images: Images, layers: Sequence[int] | None = None) -> TokensByLayer:
+        """Reduced tokens of the chosen layers (or of fewer), float32, on the device."""
+        dtype = _AUTOCAST.get(self.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            tokens = self.backbone.tokens(images.to(self.device, non_blocking=True), layers or self.layers)
+        layout = self.backbone.layout
+        return {layer: reduce_tokens(values.float(), layout, self._tokens) for layer, values in tokens.items()}
+
+    def batches(self, split: ImageSplit, groups: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Decode groups of rows in order, a few groups ahead, on all cores."""
+        pending: deque[list[Future[Tensor | str]]] = deque()
+        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
+            try:
+                for position, group in enumerate(groups):
+                    for ahead in groups[position + len(pending) : position + 1 + _AHEAD]:
+                        pending.append([pool.submit(self._load, split, row) for row in ahead])
+                    yield _collect(group, [future.result() for future in pending.popleft()])
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _load(self, split: ImageSplit, row: int) -> Float[Tensor, "channels height width"] | str:
+        try:
+            return torch.as_tensor(self.backbone.transform(split[row]))
+        except DecodeError as error:
+            return str(error)
+
+
+def _collect(rows: Sequence[int], loaded: list[Tensor | str]) -> Batch:
+    good = [(row, image) for row, image in zip(rows, loaded, strict=True) if isinstance(image, Tensor)]
+    failed = {row: reason for row, reason in zip(rows, loaded, strict=True) if isinstance(reason, str)}
+    images = torch.stack([image for _, image in good]) if good else None
+    return Batch(tuple(row for row, _ in good), images, failed)
+
+
+def in_groups(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Rows in order, `size` at a time."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,0 +1,153 @@
+"""Samples named by a list: a CSV or Parquet file with the columns `path`, `label` or `labels`, and perhaps `split`."""
+
+import csv
+import importlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from extract.config import DataConfig
+from extract.samples import TRAIN, FileSlice, Listing, Sample, choose_test, root_file
+from store.errors import UserError
+
+SEPARATOR = "|"
+_KNOWN = ("path", "label", "labels", "split")
+_NEGATIVE = re.compile(r"-\d+")
+
+Row = tuple[str, Mapping[str, Any]]  # where it stands, for messages, and its cells by column
+
+
+def list_csv(config: DataConfig) -> Listing:
+    path = root_file(config)
+    lines = _csv_lines(path)
+    _, header = next(lines, ("", []))
+    columns = [name.strip() for name in header]
+    _check_columns(path, columns)
+    return _list_rows(config, path, columns, _csv_rows(columns, lines))
+
+
+def list_parquet(config: DataConfig) -> Listing:
+    path = root_file(config)
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise UserError("source parquet needs pyarrow; install it with: pip install 'sidecache[parquet]'") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = list(file.schema_arrow.names)
+            _check_columns(path, columns)
+            cells = file.read(columns=[name for name in _KNOWN if name in columns]).to_pylist()
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise UserError(f"{path} cannot be read as a Parquet file: {error}; write it again, or use csv") from error
+    rows = ((f"{path}, row {number}", row) for number, row in enumerate(cells, start=1))
+    return _list_rows(config, path, columns, rows)
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The lines that are not blank, each with its place."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                yield f"{path}, line {reader.line_num}", cells
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}; correct the line") from error
+
+
+def _csv_rows(columns: Sequence[str], lines: Iterable[tuple[str, list[str]]]) -> Iterator[Row]:
+    for place, cells in lines:
+        if len(cells) != len(columns):
+            raise UserError(
+                f"{place} has {len(cells)} cells where the header has {len(columns)} ({', '.join(columns)}); "
+                "correct the line, with quotes around a cell that holds a comma"
+            )
+        yield place, dict(zip(columns, cells, strict=True))
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    legal = f"it wants path, then label or labels (several, separated by {SEPARATOR!r}), and optionally split"
+    if not columns:
+        raise UserError(f"{path} is empty; {legal}")
+    found = f"the columns of {path} are {', '.join(columns)}"
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{found}: one occurs twice; {legal}")
+    if "path" not in columns or not {"label", "labels"}.intersection(columns):
+        raise UserError(f"{found}; {legal}")
+    if {"label", "labels"}.issubset(columns):
+        raise UserError(f"{found}: both label and labels; keep one of them")
+
+
+def _list_rows(config: DataConfig, path: Path, columns: Sequence[str], rows: Iterable[Row]) -> Listing:
+    multi_label = "labels" in columns
+    splits: dict[str, list[Sample]] = {}
+    seen: dict[str, str] = {}
+    folder = path.parent.resolve()
+    for place, cells in rows:
+        sample = _sample(folder, place, cells, multi_label)
+        if sample.id in seen:
+            raise UserError(f"{place} names {sample.id!r}, as {seen[sample.id]} does already; remove one of the two")
+        seen[sample.id] = place
+        splits.setdefault(_split(place, cells) if "split" in columns else TRAIN, []).append(sample)
+    if not seen:
+        raise UserError(f"{path} lists no samples; add a line for each image")
+    test = choose_test(splits if "split" in columns else (), config)
+    return Listing(
+        name=f"{folder.name}-{path.stem}",
+        train=splits[TRAIN],
+        test=None if test is None else splits[test],
+        multi_label=multi_label,
+    )
+
+
+def _sample(folder: Path, place: str, cells: Mapping[str, Any], multi_label: bool) -> Sample:
+    if not multi_label:
+        labels: tuple[str, ...] = (label_text(cells["label"], place),)
+    else:
+        several = cells["labels"]
+        parts = several.split(SEPARATOR) if isinstance(several, str) else several
+        if not isinstance(parts, list) or not parts:
+            raise UserError(f"{place}: labels is {several!r}; it wants one or more labels, separated by {SEPARATOR!r}")
+        labels = tuple(dict.fromkeys(label_text(part, place) for part in parts))
+    file = _inside(folder, place, cells["path"])
+    return Sample(file.relative_to(folder).as_posix(), labels, FileSlice(str(file)))
+
+
+def _inside(folder: Path, place: str, given: Any) -> Path:
+    """The file that a cell names, which must lie in the list's folder once `..` and links are followed."""
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise UserError(f"{place}: path is {given!r}; it wants a file, relative to {folder}")
+    file = folder / given
+    if not file.resolve().is_relative_to(folder):
+        raise UserError(f"{place}: the path {given!r} leads out of the list's folder {folder}; move the file into it")
+    if not file.is_file():
+        raise UserError(f"{place}: the file {given!r} does not exist in {folder}; correct the path or remove the line")
+    # One spelling for each file. A link keeps its own name where the path is plain.
+    return file.resolve() if Path(given).is_absolute() or ".." in file.parts else file
+
+
+def _split(place: str, cells: Mapping[str, Any]) -> str:
+    split = cells["split"]
+    if not isinstance(split, str) or not split.strip():
+        raise UserError(f"{place}: split is {split!r}; it wants a name such as train or test")
+    return split.strip()
+
+
+def label_text(given: Any, place: str) -> str:
+    """A label as text; `place` begins the message if it is none."""
+    text = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+    if not isinstance(text, str):
+        raise UserError(f"{place}: the label is {given!r}; a label is text or an integer from 0 on")
+    text = text.strip()
+    if not text:
+        raise UserError(f"{place}: the label is empty; give one, or remove the sample")
+    if _NEGATIVE.fullmatch(text):
+        raise UserError(f"{place}: the label is {text}; integer labels start at 0, remove samples without a class")
+    return text

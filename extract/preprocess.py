@@ -1,0 +1,44 @@
+"""Preprocessing from timm's data config, and a digest that notices any change of what it does to pixels."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import timm.data
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+Transform = Callable[[Image.Image], Float[Tensor, "channels height width"]]
+
+
+def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
+    """timm's data config of a model: input size, mean, std, interpolation, crop."""
+    args = {"img_size": image_size} if image_size else {}
+    config: dict[str, Any] = timm.data.resolve_data_config(args, model=model)
+    return config
+
+
+def build_transform(config: dict[str, Any]) -> Transform:
+    """timm's evaluation transform: resize, centre crop, scale, normalise."""
+    transform: Transform = timm.data.create_transform(**config, is_training=False)
+    return transform
+
+
+def describe(config: dict[str, Any]) -> str:
+    """The data config as one line of JSON, for provenance and messages."""
+    return json.dumps(config, sort_keys=True, default=list)
+
+
+def transform_digest(transform: Transform) -> str:
+    """Hash of what the transform makes of a fixed synthetic image (not square, with gradients and edges)."""
+    y, x = np.mgrid[0:181, 0:263]
+    pixels = np.stack([(3 * x + y) % 256, (x * y // 7) % 256, 255 * ((x // 16 + y // 16) % 2)], axis=-1)
+    result = transform(Image.fromarray(pixels.astype(np.uint8)))
+    values = torch.as_tensor(result).contiguous()
+    digest = hashlib.blake2b(f"{tuple(values.shape)} {values.dtype}".encode(), digest_size=16)
+    digest.update(values.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

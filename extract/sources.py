@@ -1,0 +1,184 @@
+"""Where samples come from: `open_source` turns the `data:` section into a train and a test split."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch.utils.data import Dataset
+
+from extract.config import DataConfig
+from extract.digits import list_digits
+from extract.folders import list_folder
+from extract.listings import list_csv, list_parquet
+from extract.samples import Content, Listing, Sample
+from extract.tars import list_tars
+from extract.torchvision_sets import list_torchvision
+from store.errors import UserError
+
+Labels = Int64[np.ndarray, "samples"] | UInt8[np.ndarray, "samples classes"]
+
+LISTERS: dict[str, Callable[[DataConfig], Listing]] = {
+    "digits": list_digits,
+    "folder": list_folder,
+    "csv": list_csv,
+    "parquet": list_parquet,
+    "tars": list_tars,
+    "torchvision": list_torchvision,
+}
+
+
+@runtime_checkable
+class ImageSplit(Protocol):
+    """A map-style torch Dataset of upright RGB images; every method may be called by several threads at once."""
+
+    ids: Sequence[str]
+    labels: Labels
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Image.Image: ...
+
+    def digest(self, row: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A train and a test split over the same classes."""
+
+    name: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    splits: Mapping[str, ImageSplit]
+
+
+class SampleSplit(Dataset[Image.Image]):
+    """The ImageSplit of all sources: ids, labels and, row by row, the place of the image."""
+
+    def __init__(self, samples: Sequence[Sample], labels: Labels) -> None:
+        self.ids: Sequence[str] = tuple(sample.id for sample in samples)
+        self.labels = labels
+        self._contents: tuple[Content, ...] = tuple(sample.content for sample in samples)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> Image.Image:
+        """Upright RGB; DecodeError if the sample is damaged."""
+        return self._contents[row].decode(self.ids[row])
+
+    def digest(self, row: int) -> bytes:
+        """16 bytes of blake2b over the sample's encoded content."""
+        return self._contents[row].digest(self.ids[row])
+
+
+def open_source(config: DataConfig) -> ImageSource:
+    """The samples that `data:` names. Images are read later, one by one; a fault in the listing is a UserError."""
+    listing = LISTERS[config.source.partition(":")[0]](config)
+    train, test = listing.train, listing.test
+    if test is None:
+        chosen = draw_test(train, config.test_fraction, listing.multi_label)
+        train, test = ([s for s in listing.train if (s.id in chosen) is side] for side in (False, True))
+    _check_samples(listing.name, train, test)
+    classes = listing.classes or order_classes(_labels_of(train))
+    _check_classes(listing.name, classes, train, test)
+    splits = {
+        name: SampleSplit(samples, _number_labels(samples, classes, listing.multi_label))
+        for name, samples in (("train", train), ("test", test))
+    }
+    return ImageSource(listing.name, classes, listing.multi_label, splits)
+
+
+def draw_test(samples: Sequence[Sample], fraction: float, multi_label: bool) -> set[str]:
+    """Ids of the samples that play the test set of a source without one.
+
+    Each class gives the `fraction` of it that comes first in the order of the ids' hashes: neither the order of the
+    samples nor another class matters, and one more sample moves at most one other. Multi-label samples are drawn from
+    the whole in the same way, less those without which a class would have no training sample.
+    """
+    groups: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(() if multi_label else sample.labels, []).append(sample)
+    chosen: set[str] = set()
+    for group in groups.values():
+        ordered = sorted(group, key=lambda sample: (_hash(sample.id), sample.id))
+        drawn = ordered[: min(int(len(group) * fraction + 0.5), len(group) - 1)]
+        chosen.update(sample.id for sample in drawn)
+        if multi_label:
+            chosen -= _last_holders(drawn, ordered[len(drawn) :])
+    return chosen
+
+
+def _last_holders(drawn: Sequence[Sample], kept: Sequence[Sample]) -> set[str]:
+    """Drawn samples that must go back, so that every class keeps one training sample."""
+    missing = _labels_of(drawn) - _labels_of(kept)
+    back: set[str] = set()
+    for sample in reversed(drawn):
+        if missing.intersection(sample.labels):
+            missing.difference_update(sample.labels)
+            back.add(sample.id)
+    return back
+
+
+def _labels_of(samples: Sequence[Sample]) -> set[str]:
+    return {label for sample in samples for label in sample.labels}
+
+
+def _hash(sample_id: str) -> bytes:
+    return blake2b(sample_id.encode(errors="surrogateescape"), digest_size=16).digest()
+
+
+def order_classes(names: Collection[str]) -> tuple[str, ...]:
+    """Sorted, by number if all are integers: label k of a data set labelled 0..K-1 is index k."""
+    if all(name.isdecimal() and str(int(name)) == name for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
+
+
+def _number_labels(samples: Sequence[Sample], classes: Sequence[str], multi_label: bool) -> Labels:
+    index = {name: k for k, name in enumerate(classes)}
+    if not multi_label:
+        return np.array([index[sample.labels[0]] for sample in samples], dtype=np.int64)
+    labels = np.zeros((len(samples), len(classes)), dtype=np.uint8)
+    for row, sample in enumerate(samples):
+        labels[row, [index[name] for name in sample.labels]] = 1
+    return labels
+
+
+def _check_samples(name: str, train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    for split, samples in (("train", train), ("test", test)):
+        if not samples:
+            raise UserError(
+                f"the {split} split of {name} is empty; add samples (or, if drawn by data.test_fraction, change that)"
+            )
+        seen: set[str] = set()
+        for sample in samples:
+            if sample.id in seen:
+                raise UserError(f"the id {sample.id!r} occurs twice in the {split} split of {name}; rename one")
+            seen.add(sample.id)
+            if not _is_text(sample.id):
+                raise UserError(f"the name {sample.id!r} in {name} is not valid UTF-8; rename the file")
+
+
+def _is_text(name: str) -> bool:
+    """False for a file name of other bytes than UTF-8, which the store could not keep."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_classes(name: str, classes: Sequence[str], train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    if len(classes) < 2:
+        raise UserError(f"{name} has only one class, {classes[0]!r}; training a classifier wants at least two")
+    unknown = sorted(_labels_of(test).difference(classes))
+    if unknown:
+        raise UserError(
+            f"the test split of {name} has classes that train lacks: {', '.join(unknown[:5])}; "
+            f"known are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}. "
+            "Add training samples of them, or remove them from the test split"
+        )

@@ -1,0 +1,64 @@
+"""The backbone's own read-out: what stands between its last block and its classifier, kept frozen."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from timm.layers import global_pool_nlc
+from torch import Tensor, nn
+
+from extract.weights import build_empty
+
+
+class Tail(nn.Module):
+    """Final norm, pooling and, where the backbone has them, attention pool and the norm after pooling.
+
+    `pool(normalise(tokens))` is timm's `forward_head(norm(tokens), pre_logits=True)`.
+    """
+
+    def __init__(
+        self,
+        norm: nn.Module | None = None,
+        attn_pool: nn.Module | None = None,
+        fc_norm: nn.Module | None = None,
+        pool_type: str = "avg",
+        num_prefix_tokens: int = 0,
+    ) -> None:
+        super().__init__()
+        self.norm = norm or nn.Identity()
+        self.attn_pool = attn_pool
+        self.fc_norm = fc_norm or nn.Identity()
+        self.pool_type, self.num_prefix_tokens = pool_type, num_prefix_tokens
+        self.eval().requires_grad_(False)
+
+    def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """The backbone's final norm."""
+        return self.norm(tokens)  # type: ignore[no-any-return]
+
+    def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
+        """Pool normalised tokens as the backbone does."""
+        if self.attn_pool is not None:
+            return self.fc_norm(self.attn_pool(tokens))  # type: ignore[no-any-return]
+        pooled = global_pool_nlc(tokens, pool_type=self.pool_type, num_prefix_tokens=self.num_prefix_tokens)
+        return self.fc_norm(pooled)  # type: ignore[no-any-return]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its tensors by name, float32."""
+        return {name: tensor.detach().cpu().float().numpy() for name, tensor in self.state_dict().items()}
+
+
+def tail_of(model: nn.Module) -> Tail:
+    """Copy the tail out of a timm model."""
+    parts = {name: copy.deepcopy(getattr(model, name, None)) for name in ("norm", "attn_pool", "fc_norm")}
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    return Tail(**parts, pool_type=str(getattr(model, "global_pool", "avg")), num_prefix_tokens=prefix)
+
+
+def tail_from_arrays(name: str, kwargs: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Tail:
+    """Rebuild a timm model's tail from stored tensors, without the model's weights."""
+    tail = tail_of(build_empty(name, dict(kwargs))).to_empty(device="cpu")
+    tail.load_state_dict({name: torch.from_numpy(values) for name, values in arrays.items()})
+    return tail

@@ -1,0 +1,168 @@
+"""WebDataset shards: uncompressed tars whose members, grouped by name, are an image and its label.
+
+Headers are scanned once; images are read later at their offset, in any order. A member's key is its name up to the
+first dot of its last part, as in webdataset's `base_plus_ext`.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from extract.config import DataConfig
+from extract.images import ENDINGS
+from extract.listings import label_text
+from extract.samples import KNOWN_SPLITS, TRAIN, FileSlice, Listing, Sample, choose_test, given_root
+from store.errors import UserError
+
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_NUMBERS = re.compile(r"[-_.]?\d+([-_.]?of[-_.]?\d+)?$")
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_COMPRESSED_NAME = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
+_IMAGE_KINDS = frozenset(ending[1:] for ending in ENDINGS)
+
+_WANTED = "a sample is an image such as 000.jpg with its label in 000.cls, or in 000.json under the key label"
+
+Group = dict[str, tarfile.TarInfo]  # the members of one sample by kind: "jpg", "cls", ...
+
+
+def list_tars(config: DataConfig) -> Listing:
+    root = given_root(config)
+    shards = _shards_by_split(root, config.test_split)
+    test = choose_test([] if None in shards else [split for split in shards if split], config)
+    return Listing(
+        name=root.resolve().name if root.is_dir() else root.stem,
+        train=_list_shards(shards[None if None in shards else TRAIN]),
+        test=None if test is None else _list_shards(shards[test]),
+    )
+
+
+def _shards_by_split(root: Path, test_split: str | None) -> dict[str | None, list[Path]]:
+    """Shards by split, or all under None if the source has no splits."""
+    if root.is_file():
+        return {None: [root]}
+    direct = _tars_in(root)
+    nested: dict[str | None, list[Path]] = {}
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and not folder.name.startswith(".") and (tars := _tars_in(folder)):
+            nested[folder.name] = tars
+    if direct and nested:
+        raise UserError(
+            f"{root} holds tars beside folders of tars ({', '.join(map(str, nested))}); keep one or the other"
+        )
+    if nested:
+        return nested
+    if not direct:
+        raise UserError(f"{root} holds no tars; it wants train-000000.tar ..., train/*.tar, or *.tar without splits")
+    known = KNOWN_SPLITS | ({test_split} if test_split else set())
+    splits: dict[str | None, list[Path]] = {}
+    for path in direct:
+        splits.setdefault(_split_in_name(path, known), []).append(path)
+    return splits if known.intersection(filter(None, splits)) else {None: direct}
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    names = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    for path in names:
+        if _COMPRESSED_NAME.search(path.name):
+            raise _compressed(path)
+    return [path for path in names if path.suffix == ".tar"]
+
+
+def _split_in_name(path: Path, known: frozenset[str] | set[str]) -> str:
+    """`train` for train-000000.tar, and for flowers-train-000000.tar as well."""
+    prefix = _NUMBERS.sub("", path.stem)
+    last = re.split(r"[-_.]", prefix)[-1]
+    return last if last in known else prefix or path.stem
+
+
+def _list_shards(paths: Sequence[Path]) -> list[Sample]:
+    samples: dict[str, Sample] = {}
+    for path in paths:
+        for sample in _list_shard(path):
+            if sample.id in samples:
+                raise UserError(f"the sample {sample.id!r} of {path} is in another shard of its split too; rename one")
+            samples[sample.id] = sample
+    if not samples:
+        raise UserError(f"{paths[0]} and its like hold no samples: {_WANTED}")
+    return list(samples.values())
+
+
+def _list_shard(path: Path) -> list[Sample]:
+    with path.open("rb") as file:
+        if file.read(6).startswith(_COMPRESSED):
+            raise _compressed(path)
+    try:
+        with tarfile.open(path, "r:", encoding="utf-8") as tar:
+            groups = _group(path, tar)
+            _check_end(path, tar)
+            return [sample for key, group in groups.items() for sample in _samples(path, tar, key, group)]
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a tar: {error}; write or fetch it again") from error
+
+
+def _check_end(path: Path, tar: tarfile.TarFile) -> None:
+    """tarfile takes a damaged header, or none, for the end of the archive: samples would go missing in silence."""
+    with path.open("rb") as file:
+        file.seek(tar.offset)
+        rest = file.read(1 << 16)
+    if not rest or any(rest):
+        what = "is cut short" if not rest else "is damaged, or goes on behind its end,"
+        raise UserError(f"{path} {what} at byte {tar.offset}; write or fetch it again")
+
+
+def _group(path: Path, members: Iterable[tarfile.TarInfo]) -> dict[str, Group]:
+    groups: dict[str, Group] = {}
+    for member, name in _safe_files(path, members):
+        match = _MEMBER.fullmatch(name)
+        if match is None:
+            continue
+        key, kind = match[1], match[2].lower()
+        if kind in groups.setdefault(key, {}):
+            raise UserError(f"{path} holds {name!r} twice; write the shard again with unique names")
+        groups[key][kind] = member
+    return groups
+
+
+def _safe_files(path: Path, members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[tarfile.TarInfo, str]]:
+    for member in members:
+        if member.isdir():
+            continue
+        name = PurePosixPath(member.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"{path} holds {member.name!r}, which leads out of the archive; write the shard again")
+        if not member.isfile() or member.issparse():
+            raise UserError(f"{path} holds {member.name!r}, a link, device or sparse file; only plain files are legal")
+        yield member, name.as_posix()
+
+
+def _samples(path: Path, tar: tarfile.TarFile, key: str, group: Group) -> Iterator[Sample]:
+    """The group's sample; nothing for a group without image and class, such as a README."""
+    kinds = sorted(_IMAGE_KINDS.intersection(group))
+    if not kinds and "cls" not in group:
+        return
+    if len(kinds) != 1:
+        raise UserError(f"the sample {key!r} of {path} has {len(kinds)} images ({', '.join(group)}); {_WANTED}")
+    place = f"the sample {key!r} of {path}"
+    image = group[kinds[0]]
+    label = label_text(_label(tar, group, place), place)
+    yield Sample(key, (label,), FileSlice(str(path), image.offset_data, image.size))
+
+
+def _label(tar: tarfile.TarFile, group: Group, place: str) -> Any:
+    kind = "cls" if "cls" in group else "json"
+    if kind not in group:
+        raise UserError(f"{place} has no label; {_WANTED}. Plain images in class folders: unpack, use source folder")
+    file = tar.extractfile(group[kind])
+    assert file is not None, "links and folders were refused before"
+    try:
+        text = file.read().decode()
+        return text if kind == "cls" else json.loads(text)["label"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{place} has no label that can be read in its .{kind} ({error!r}); {_WANTED}") from error
+
+
+def _compressed(path: Path) -> UserError:
+    return UserError(f"{path} is compressed, so its members cannot be read in any order; unpack it to a plain .tar")

@@ -1,0 +1,205 @@
+"""Frozen weights: found, loaded strictly, and digested. Torch files load as tensors only, never as objects."""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_model_config_from_hf, load_state_dict
+from torch import nn
+
+from extract.config import BackboneConfig
+from store.errors import JobError, UserError
+
+_ALTERNATIVES = (
+    "give backbone.weights a local .safetensors, .pth or .npz file, or a folder in timm's hub format "
+    "(config.json and model.safetensors), or `random` for untrained weights"
+)
+_FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build and what to load into it, after a weights folder has been read."""
+
+    name: str
+    kwargs: dict[str, Any]
+    file: Path | None = None
+    pretrained_cfg: dict[str, Any] | None = None
+
+
+def load_model(config: BackboneConfig) -> tuple[str, dict[str, Any], nn.Module]:
+    """Build a timm model with its weights, without a classifier.
+
+    Returns:
+        the architecture's name, the keyword arguments it was built with, and the model on the CPU in eval mode.
+
+    Raises:
+        UserError: unknown name, a file that is missing, damaged or of another model.
+        JobError: the model hub cannot be reached.
+    """
+    if config.weights.startswith("hf-hub:"):
+        recipe = _hub_recipe(config)
+        model = _fetch(config.weights, recipe.kwargs)
+    elif config.weights in ("pretrained", "random"):
+        recipe = Recipe(_require_name(config), _with_size(config, config.model_kwargs))
+        model = _pretrained(recipe) if config.weights == "pretrained" else _random(recipe)
+    else:
+        recipe = _local_recipe(config, Path(config.weights))
+        model = _from_file(recipe)
+    if hasattr(model, "reset_classifier"):
+        model.reset_classifier(0)
+    return recipe.name, recipe.kwargs, model.eval().requires_grad_(False)
+
+
+def build_empty(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """The architecture without weights, on the meta device: shapes for free, even of ViT-g."""
+    with torch.device("meta"):
+        model: nn.Module = _create(Recipe(name, kwargs), num_classes=0)
+    return model
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A digest of every tensor's name, shape and values, whatever file it came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _with_size(config: BackboneConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    return kwargs | ({"img_size": config.image_size} if config.image_size else {})
+
+
+def _require_name(config: BackboneConfig) -> str:
+    if config.name is None:
+        raise UserError(f"backbone.weights is {config.weights!r}, so backbone.name must name a timm model")
+    return config.name
+
+
+def _create(recipe: Recipe, **more: Any) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(recipe.name, **recipe.kwargs, **more)
+    except RuntimeError as error:
+        if "Unknown model" in str(error):
+            raise UserError(_unknown_name(recipe.name)) from error
+        raise UserError(f"timm cannot build {recipe.name!r}: {error}") from error
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"timm cannot build {recipe.name!r} with {recipe.kwargs}: {error}") from error
+    return model
+
+
+def _unknown_name(name: str) -> str:
+    stem = name.split(".")[0]
+    near = timm.list_models(f"*{stem[:12]}*")[:5] or timm.list_models("vit_*")[:5]
+    return f"backbone.name {name!r} is no timm model; near ones: {', '.join(near)} (see timm.list_models())"
+
+
+def _random(recipe: Recipe) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _create(recipe)
+
+
+def _pretrained(recipe: Recipe) -> nn.Module:
+    build_empty(recipe.name, recipe.kwargs)  # a wrong name or argument is the user's mistake, not the hub's
+    if not timm.is_model_pretrained(recipe.name):
+        tags = timm.list_pretrained(f"{recipe.name.split('.')[0]}*")[:6]
+        raise UserError(
+            f"timm has no pretrained weights for {recipe.name!r}; "
+            + (f"names that have: {', '.join(tags)}" if tags else _ALTERNATIVES)
+        )
+    return _fetch(recipe.name, recipe.kwargs)
+
+
+def _hub_recipe(config: BackboneConfig) -> Recipe:
+    """The architecture behind `hf-hub:ORG/NAME`, so that it can be built again without the hub."""
+    with _reaching_hub(config.weights):
+        _, name, model_args = load_model_config_from_hf(config.weights.removeprefix("hf-hub:"))
+    if config.name not in (None, name):
+        raise UserError(f"backbone.name is {config.name!r}, but {config.weights} holds a {name!r}; leave the name out")
+    return Recipe(name, _with_size(config, _without_classes(model_args) | config.model_kwargs))
+
+
+def _fetch(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    with _reaching_hub(name):
+        model: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
+    return model
+
+
+@contextmanager
+def _reaching_hub(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the hub client raises a dozen unrelated types for "cannot be reached"
+        raise JobError(
+            f"the weights of {what!r} could not be fetched from the model hub ({first_line(error)}); {_ALTERNATIVES}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _without_classes(model_args: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (model_args or {}).items() if name != "num_classes"}
+
+
+def _local_recipe(config: BackboneConfig, path: Path) -> Recipe:
+    if path.is_dir():
+        return _folder_recipe(config, path)
+    if not path.exists():
+        raise UserError(f"backbone.weights {config.weights!r}: there is no such file or folder; {_ALTERNATIVES}")
+    if path.suffix not in _FILE_ENDINGS:
+        raise UserError(f"backbone.weights {config.weights!r}: legal endings are {', '.join(_FILE_ENDINGS)}")
+    return Recipe(_require_name(config), _with_size(config, config.model_kwargs), path)
+
+
+def _folder_recipe(config: BackboneConfig, folder: Path) -> Recipe:
+    """timm's hub format: config.json beside model.safetensors."""
+    try:
+        card = json.loads((folder / "config.json").read_text())
+        name, model_args = str(card["architecture"]), dict(card.get("model_args", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"backbone.weights {folder}: no readable config.json with an architecture ({error})") from error
+    if config.name not in (None, name):
+        raise UserError(f"backbone.name is {config.name!r}, but {folder} holds a {name!r}; leave the name out")
+    file = next((folder / f for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).exists()), None)
+    if file is None:
+        raise UserError(f"backbone.weights {folder}: neither model.safetensors nor pytorch_model.bin is there")
+    return Recipe(name, _with_size(config, _without_classes(model_args) | config.model_kwargs), file, card.get("pretrained_cfg"))
+
+
+def _from_file(recipe: Recipe) -> nn.Module:
+    assert recipe.file is not None
+    overlay = {"pretrained_cfg_overlay": recipe.pretrained_cfg} if recipe.pretrained_cfg else {}
+    model = _create(recipe, num_classes=0, **overlay)
+    try:
+        if recipe.file.suffix == ".npz":
+            model.load_pretrained(str(recipe.file))  # type: ignore[operator]  # JAX layout: timm sets every tensor
+            return model
+        state = load_state_dict(str(recipe.file), weights_only=True)
+        filter_keys = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
+        state = filter_keys(state, model) if filter_keys else state
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except Exception as error:  # torch, pickle, safetensors and numpy each have their own errors for a damaged file
+        raise UserError(
+            f"backbone.weights {recipe.file} does not load into {recipe.name!r}: {first_line(error)}"
+        ) from error
+    # A classifier in the file is expected and dropped; anything else means it is the file of another model.
+    unexpected = [key for key in unexpected if not key.startswith(("head", "fc_norm", "classifier"))]
+    if missing or unexpected:
+        raise UserError(
+            f"backbone.weights {recipe.file} is not a checkpoint of {recipe.name!r}: "
+            f"missing {missing[:3]}, unexpected {unexpected[:3]}; check backbone.name, image_size and model_kwargs"
+        )
+    return model

@@ -1,0 +1,203 @@
+"""Rows x layers out of a store, through tensorstore."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from jaxtyping import Float32, Int, Shaped
+
+from store.backend import Folder, local_path, store_url, wait
+from store.errors import JobError, UserError
+from store.formats import Encoded, decode_numpy
+from store.schema import Schema
+from store.writer import LOG, MISSING, SKIPPED, layer_name, read_rms, read_status, require_store, scale_name
+
+Rows = Sequence[int] | Int[np.ndarray, "rows"] | slice
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Reads under way; `result` waits for them."""
+
+    _futures: Mapping[int, list[Any]]
+    _doing: str
+
+    def result(self) -> dict[int, Encoded]:
+        """Stored values and scales by layer."""
+        return {layer: Encoded(*wait(futures, self._doing)) for layer, futures in self._futures.items()}
+
+
+class Store:
+    """A token store, open for reading.
+
+    Rows number the samples of a split in the order of the source, skipped samples left out. Every chunk's checksum is
+    checked as it is read; a missing or damaged one is an error that names its file, never zeros.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.url = store_url(path)
+        self._folder = Folder(self.url)
+        self.schema: Schema = require_store(self._folder)
+        self._arrays: dict[str, ts.TensorStore] = {}
+        self._status = {split: read_status(self._folder, split) for split in self.schema.splits}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self.schema.splits)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Stored layers as absolute block indices."""
+        return self.schema.layers
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is an index into them."""
+        return self.schema.classes
+
+    def num_samples(self, split: str) -> int:
+        """Samples of a split that can be read (skipped ones are not counted)."""
+        return len(self._rows(split))
+
+    def missing_shards(self, split: str) -> list[int]:
+        """Shards not yet committed; an empty list where the split is complete."""
+        self._check_split(split)
+        shards = self.schema.shards(split)
+        return [shard for shard in shards if self._status[split][shards.rows(shard).start] == MISSING]
+
+    def require_complete(self) -> None:
+        """Refuse to go on with a store that an interrupted extraction left behind."""
+        for split in self.splits:
+            if missing := self.missing_shards(split):
+                total = len(self.schema.shards(split))
+                raise JobError(
+                    f"{self.url} lacks {len(missing)} of {total} shards of {split}; finish it with `sidecache extract`"
+                )
+
+    def labels(self, split: str) -> Shaped[np.ndarray, "samples ..."]:
+        """Class indices (samples,), or multi-label 0/1 (samples, classes)."""
+        labels: np.ndarray = self._folder.read_array(f"{split}/label")[self._rows(split)]
+        return labels
+
+    def sample_ids(self, split: str) -> list[str]:
+        """Ids, in row order."""
+        ids = self._folder.read_strings(f"{split}/sample_id")
+        return [ids[row] for row in self._rows(split)]
+
+    def skipped(self, split: str) -> dict[str, str]:
+        """Id -> reason of every sample that could not be decoded."""
+        self._check_split(split)
+        ids = self._folder.read_strings(f"{split}/sample_id")
+        reasons = self.log.get("skipped", {})
+        return {ids[row]: reasons.get(ids[row], "") for row in np.flatnonzero(self._status[split] == SKIPPED)}
+
+    @property
+    def log(self) -> dict[str, Any]:
+        """Times and reasons: what happened, as opposed to what is stored."""
+        return self._folder.read_group(LOG) or {}
+
+    @cached_property
+    def rms(self) -> dict[int, Float32[np.ndarray, "dim"]]:
+        """The per-channel RMS of every layer, int8 stores only; else empty."""
+        return read_rms(self._folder, self.schema)
+
+    def tail_arrays(self) -> dict[str, Float32[np.ndarray, "..."]]:
+        """The tensors of the backbone's frozen tail, by name."""
+        return {name: self._folder.read_array(f"tail/{name}") for name in self.schema.tail_tensors}
+
+    def read(
+        self, split: str, rows: Rows, layers: Sequence[int] | None = None
+    ) -> dict[int, Float32[np.ndarray, "rows tokens dim"]]:
+        """Decoded tokens of some rows, in the order asked for.
+
+        Args:
+            split: one of `splits`.
+            rows: indices below `num_samples(split)`, or a slice.
+            layers: absolute block indices; all stored ones by default.
+
+        Returns:
+            layer -> float32 array (rows, tokens, dim).
+
+        Raises:
+            UserError: a split, row or layer that does not exist.
+            JobError: a chunk is missing or fails its checksum; the message names the file.
+        """
+        encoded = self.fetch(split, rows, layers).result()
+        return {k: decode_numpy(v, self.schema.dtype, self.rms.get(k)) for k, v in encoded.items()}
+
+    def fetch(self, split: str, rows: Rows, layers: Sequence[int] | None = None) -> Pending:
+        """Start reading, and return at once; arguments as of `read`."""
+        stored = self._stored_rows(split, rows)
+        wanted = self.schema.check_layers(list(self.layers if layers is None else layers))
+        names = {k: [layer_name(k)] + ([scale_name(k)] if self.schema.dtype == "int8" else []) for k in wanted}
+        futures = {k: [self._array(split, name)[stored].read() for name in names[k]] for k in wanted}
+        return Pending(futures, f"read {self.url}{split}")
+
+    def dataset(self, split: str, layers: Sequence[int] | None = None) -> "StoreDataset":
+        """A map-style dataset for `torch.utils.data.DataLoader`: `({layer: (tokens, dim)}, label)`."""
+        return StoreDataset(self, split, layers)
+
+    def n_bytes(self) -> int:
+        """Bytes on the disk; for a remote store, the bytes of all samples before compression."""
+        folder = local_path(self.url)
+        if folder is None:
+            return self.schema.bytes_per_sample * sum(info.num_samples for info in self.schema.splits.values())
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+    def _check_split(self, split: str) -> None:
+        self.schema.shards(split)
+
+    def _rows(self, split: str) -> Int[np.ndarray, "samples"]:
+        self._check_split(split)
+        return np.flatnonzero(self._status[split] != SKIPPED)
+
+    def _stored_rows(self, split: str, rows: Rows) -> Int[np.ndarray, "rows"]:
+        known = self._rows(split)
+        wanted = np.arange(len(known))[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+        if wanted.ndim != 1 or (wanted.size and (wanted.min() < 0 or wanted.max() >= len(known))):
+            raise UserError(f"rows must be a list of indices from 0 to {len(known) - 1} in {split!r}, got {rows!r}")
+        stored = known[wanted]
+        missing = stored[self._status[split][stored] == MISSING]
+        if missing.size:
+            shard = int(missing[0]) // self.schema.shard_samples
+            raise JobError(f"shard {shard} of {split} in {self.url} is not extracted yet; run `sidecache extract`")
+        return stored
+
+    def _array(self, split: str, name: str) -> ts.TensorStore:
+        key = f"{split}/{name}"
+        if key not in self._arrays:
+            self._arrays[key] = self._folder.open_array(key)
+        return self._arrays[key]
+
+
+class StoreDataset:
+    """Samples of one split in PyTorch's map-style protocol."""
+
+    def __init__(self, store: Store, split: str, layers: Sequence[int] | None) -> None:
+        self._store, self._split, self._layers = store, split, layers
+        self._labels = store.labels(split)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, row: int) -> tuple[dict[int, Float32[np.ndarray, "tokens dim"]], Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[tuple[dict[int, Float32[np.ndarray, "tokens dim"]], Any]]:
+        tokens = self._store.read(self._split, rows, self._layers)
+        return [({k: v[i] for k, v in tokens.items()}, self._labels[row]) for i, row in enumerate(rows)]
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a token store by folder or URL.
+
+    Raises:
+        JobError: there is no store, or it cannot be read.
+        UserError: what lies there is something else.
+    """
+    return Store(path)

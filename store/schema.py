@@ -1,0 +1,130 @@
+"""What a store says of itself: the attributes of its root group."""
+
+from typing import Any
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+
+from store.config import Compressor, Dtype
+from store.errors import UserError
+from store.formats import bytes_per_token
+from store.layout import Shards, TokenLayout
+
+FORMAT_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Provenance(_Frozen):
+    """Every field that decides a stored value. Two stores agree only where all of these agree."""
+
+    backbone: str
+    model_kwargs: dict[str, Any]
+    weights_digest: str
+    image_size: tuple[int, ...]
+    preprocessing: str
+    preprocessing_digest: str
+    tokens: str
+    dtype: Dtype
+    precision: str
+    samples: dict[str, str]
+    extraction_version: int
+
+    def difference(self, other: "Provenance") -> dict[str, tuple[Any, Any]]:
+        """Field -> (here, there), for every field that differs."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+
+class SplitInfo(_Frozen):
+    """One split's size, known before its first sample is decoded."""
+
+    num_samples: int
+
+
+class Schema(_Frozen):
+    """The whole self-description. `layers` are absolute block indices, ascending.
+
+    `tail_tensors` name the arrays of the group `tail`: the backbone's own read-out (final norm, attention pool).
+    """
+
+    format_version: int
+    dataset: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    splits: dict[str, SplitInfo]
+    depth: int
+    layers: tuple[int, ...]
+    dim: int
+    num_prefix_tokens: int
+    grid: tuple[int, ...]
+    shard_samples: int
+    compressor: Compressor | None
+    provenance: Provenance
+    tail_tensors: tuple[str, ...]
+
+    @property
+    def dtype(self) -> Dtype:
+        """The stored format."""
+        return self.provenance.dtype
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        """Prefix tokens and grid, as stored."""
+        return TokenLayout(self.num_prefix_tokens, self.grid)
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Stored bytes of one sample over all layers, before compression."""
+        return len(self.layers) * self.token_layout.num_tokens * bytes_per_token(self.dtype, self.dim)
+
+    def shards(self, split: str) -> Shards:
+        """How the rows of a split fall into shards."""
+        if split not in self.splits:
+            raise UserError(f"there is no split {split!r}; legal: {', '.join(self.splits)}")
+        return Shards(self.splits[split].num_samples, self.shard_samples)
+
+    def check_layers(self, layers: tuple[int, ...] | list[int]) -> tuple[int, ...]:
+        """`layers` where all of them are stored."""
+        missing = sorted(set(layers) - set(self.layers))
+        if missing:
+            raise UserError(f"layers {missing} are not in this store, which holds {list(self.layers)}")
+        return tuple(layers)
+
+    @classmethod
+    def parse(cls, attributes: dict[str, Any], where: str) -> "Schema":
+        """From a root group's attributes."""
+        version = attributes.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{where} is not a store of format {FORMAT_VERSION} (format_version is {version!r}); "
+                "give the path of a store that `sidecache extract` wrote, or choose a new store.path"
+            )
+        try:
+            return cls.model_validate(attributes)
+        except pydantic.ValidationError as error:
+            raise UserError(
+                f"{where} has damaged attributes: {error.errors()[0]['msg']}; extract to a new store.path"
+            ) from error
+
+
+def require_same(stored: Schema, wanted: Schema, where: str) -> None:
+    """Refuse a store that was made from something else, naming every field that differs.
+
+    Raises:
+        UserError: provenance, classes or layers differ.
+    """
+    different = {f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()}
+    different |= {
+        name: (getattr(stored, name), getattr(wanted, name))
+        for name in ("classes", "layers")
+        if getattr(stored, name) != getattr(wanted, name)
+    }
+    if different:
+        lines = "".join(f"\n  {name}: stored {here!r}, wanted {there!r}" for name, (here, there) in different.items())
+        raise UserError(
+            f"the store {where} was made from something else:{lines}\n"
+            "Undo that change, or choose another store.path (a store is never overwritten)."
+        )

@@ -1,0 +1,160 @@
+"""Creates a store and commits shards to it.
+
+Order is the protocol. Creation writes everything that is known before the first forward pass and the root group last:
+a folder without root attributes is no store yet. A shard writes its layers, waits until they are durable, and then its
+rows of `status`: a shard counts from that moment on, and a crash at any instant leaves it either whole or missing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Shaped, UInt8
+
+from store.backend import Folder, array_metadata, chunk_codecs, sharded, wait
+from store.errors import JobError
+from store.formats import STORED_DTYPE, Encoded
+from store.schema import Schema
+
+MISSING, STORED, SKIPPED = 0, 1, 2
+LOG = "_log"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is known of a split's samples before any of them is decoded."""
+
+    ids: tuple[str, ...]
+    labels: Shaped[np.ndarray, "samples ..."]
+    digests: UInt8[np.ndarray, "samples 16"]
+
+
+def layer_name(layer: int) -> str:
+    """`layer_03`: two digits, so that names sort as layers do."""
+    return f"layer_{layer:02d}"
+
+
+def scale_name(layer: int) -> str:
+    """`scale_03`: the int8 scale of every token of a layer."""
+    return f"scale_{layer:02d}"
+
+
+def create_store(
+    folder: Folder,
+    schema: Schema,
+    listings: Mapping[str, Listing],
+    rms: Mapping[int, Float32[np.ndarray, "dim"]],
+    tail: Mapping[str, Float32[np.ndarray, "..."]],
+) -> None:
+    """Write a store without samples. Safe to repeat after a crash; the root group is written last."""
+    for split, listing in listings.items():
+        _create_split(folder, schema, split, listing)
+        folder.write_group(split, {})
+    for group, arrays in (("rms", {layer_name(k): v for k, v in rms.items()}), ("tail", dict(tail))):
+        for name, values in arrays.items():
+            dimensions = ["channel"] if values.ndim == 1 else [f"dim_{axis}" for axis in range(values.ndim)]
+            folder.write_array(f"{group}/{name}", values, dimensions)
+        folder.write_group(group, {})
+    folder.write_group(LOG, {"extract_seconds": 0.0, "skipped": {}})
+    folder.write_group("", schema.model_dump(mode="json"))
+
+
+def _create_split(folder: Folder, schema: Schema, split: str, listing: Listing) -> None:
+    n, shard = schema.splits[split].num_samples, schema.shard_samples
+    layout, dtype = schema.token_layout, schema.dtype
+    row = (layout.num_tokens, schema.dim)
+    attributes = {"encoding": "bfloat16"} if dtype == "bfloat16" else {}
+    for layer in schema.layers:
+        codecs = sharded((1, *row), schema.compressor)
+        metadata = array_metadata(
+            (n, *row), (shard, *row), STORED_DTYPE[dtype], ["sample", "token", "dim"], codecs, attributes
+        )
+        folder.create_array(f"{split}/{layer_name(layer)}", metadata)
+        if dtype == "int8":
+            scale = array_metadata(
+                (n, row[0]), (shard, row[0]), "float32", ["sample", "token"], sharded((1, row[0]), None)
+            )
+            folder.create_array(f"{split}/{scale_name(layer)}", scale)
+    folder.write_array(f"{split}/label", listing.labels, ["sample", "class"][: listing.labels.ndim])
+    folder.write_array(f"{split}/sample_digest", listing.digests, ["sample", "byte"])
+    folder.write_strings(f"{split}/sample_id", listing.ids, "sample")
+    status = array_metadata((n,), (shard,), "uint8", ["sample"], chunk_codecs(None))
+    folder.create_array(f"{split}/status", status)
+
+
+def read_status(folder: Folder, split: str) -> UInt8[np.ndarray, "samples"]:
+    """MISSING, STORED or SKIPPED for every row of a split; a mark that was never written reads as MISSING."""
+    status = folder.open_array(f"{split}/status", missing_reads_as_zero=True)
+    if not status.shape[0]:
+        return np.zeros(0, np.uint8)
+    return np.asarray(wait([status.read()], f"read {folder.url}{split}/status")[0])
+
+
+class StoreWriter:
+    """Commits shards to a store that exists."""
+
+    def __init__(self, folder: Folder, schema: Schema) -> None:
+        self._folder, self._schema = folder, schema
+
+    def missing_shards(self, split: str) -> list[int]:
+        """Shards that carry no commit mark."""
+        status, shards = read_status(self._folder, split), self._schema.shards(split)
+        return [shard for shard in shards if status[shards.rows(shard).start] == MISSING]
+
+    def commit(self, split: str, shard: int, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"]) -> None:
+        """Make one shard durable, then mark it.
+
+        Args:
+            tokens: for every layer of the schema, the encoded rows of the shard (zeros in skipped rows).
+            status: STORED or SKIPPED for every row of the shard.
+
+        Raises:
+            JobError: the disk refused; the shard stays missing and the store as it was.
+        """
+        rows = self._schema.shards(split).rows(shard)
+        if set(tokens) != set(self._schema.layers) or len(status) != len(rows) or (status == MISSING).any():
+            raise ValueError(f"shard {shard} of {split} takes layers {self._schema.layers} and {len(rows)} statuses")
+        writes = []
+        for layer, encoded in tokens.items():
+            arrays = {layer_name(layer): encoded.values}
+            if encoded.scale is not None:
+                arrays[scale_name(layer)] = encoded.scale
+            for name, values in arrays.items():
+                target = self._folder.open_array(f"{split}/{name}")[rows.start : rows.stop]
+                writes.append(target.write(values, can_reference_source_data_indefinitely=True))
+        wait(writes, f"write shard {shard} of {split} to {self._folder.url}")
+        mark = self._folder.open_array(f"{split}/status")[rows.start : rows.stop]
+        wait([mark.write(status)], f"commit shard {shard} of {split} to {self._folder.url}")
+
+    def add_to_log(self, seconds: float, skipped: Mapping[str, str]) -> None:
+        """Record time spent and samples skipped (id -> reason); outside every comparison of bytes."""
+        log = self.read_log()
+        log["extract_seconds"] = log.get("extract_seconds", 0.0) + seconds
+        log["skipped"] = {**log.get("skipped", {}), **skipped}
+        self._folder.write_group(LOG, log)
+
+    def read_log(self) -> dict[str, Any]:
+        """The attributes of the `_log` group."""
+        return self._folder.read_group(LOG) or {}
+
+
+def open_schema(folder: Folder) -> Schema | None:
+    """The schema of the store in a folder, or None where there is no store yet."""
+    attributes = folder.read_group("")
+    return None if attributes is None else Schema.parse(attributes, folder.url)
+
+
+def require_store(folder: Folder) -> Schema:
+    """The schema of a store that must exist."""
+    schema = open_schema(folder)
+    if schema is None:
+        raise JobError(f"there is no store at {folder.url}; make one with `sidecache extract`")
+    return schema
+
+
+def read_rms(folder: Folder, schema: Schema) -> dict[int, Float32[np.ndarray, "dim"]]:
+    """The per-channel RMS of every layer, int8 stores only; else empty."""
+    if schema.dtype != "int8":
+        return {}
+    return {layer: folder.read_array(f"rms/{layer_name(layer)}") for layer in schema.layers}

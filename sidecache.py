@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +15,12 @@ import typer
 if TYPE_CHECKING:
     from adapt.adaptor import Adaptor, load_adaptor
     from adapt.config import Config, load_config
+    from adapt.create import create_model
     from adapt.losa import LoSA
     from adapt.probes import LinearProbe
     from adapt.results import Row
     from extract.backbone import Backbone, TappedBackbone
+    from extract.datasets import from_datasets
     from extract.run import Extraction
     from extract.sources import ImageSource
     from store.errors import JobError, UserError
@@ -43,10 +44,227 @@ _HOME = {
     "load_config": "adapt.config",
     "open_store": "store.reader",
 }
-__all__ = [*_HOME, "extract", "run", "train"]  # noqa: PLE0604
+__all__ = [
+    "Adaptor",
+    "Config",
+    "JobError",
+    "LinearProbe",
+    "LoSA",
+    "Store",
+    "TappedBackbone",
+    "UserError",
+    "create_model",
+    "extract",
+    "from_datasets",
+    "load_adaptor",
+    "load_config",
+    "open_store",
+    "run",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'sidecache' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def extract(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "Extraction":
+    """Bring the token store of a configuration to completion; a whole store is left as it is.
+
+    Args:
+        config: from `load_config`.
+        source: your own samples instead of `data:`; see `from_datasets`.
+        backbone: your own frozen module instead of `backbone:`; see `TappedBackbone`.
+
+    Returns:
+        the open store (`.store`), and what this call wrote.
+
+    Raises:
+        UserError: the store there was made from something else, a sample cannot be decoded.
+        JobError: a value cannot be stored, the disk refuses.
+    """
+    from adapt.run import Inputs
+    from adapt.run import extract as run_extraction
+
+    return run_extraction(config, Inputs(config, source, backbone))
+
+
+def train(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
+    """Train every method of a configuration for every seed from its store, and write results and report.
+
+    Arguments and errors are those of `extract`. Returns one row a trained trial, those of earlier calls included.
+    """
+    from adapt.run import Inputs
+    from adapt.run import train as run_training
+
+    return run_training(config, Inputs(config, source, backbone), say)
+
+
+def run(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
+    """The whole job: `extract` what is missing, `train` what is not trained yet, write results and report."""
+    if config.train.feature_source != "online":
+        _say_extraction(extract(config, source, backbone))
+    return train(config, source, backbone)
+
+
+def say(message: str) -> None:
+    """One line on standard error: what the job decided or finished."""
+    typer.echo(message, err=True)
+
+
+def _say_extraction(extraction: "Extraction") -> None:
+    if extraction.shards_written:
+        say(f"extracted {extraction.samples_written:,} samples in {extraction.seconds:.1f} s")
+    else:
+        say(f"nothing to extract: {extraction.store.url} is complete")
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run a frozen vision transformer once, keep its tokens, then train adaptors in seconds.",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="the job's configuration")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="override a field; may be repeated")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
+
+
+def _read(path: Path, overrides: list[str] | None) -> "Config":
+    from adapt.config import load_config
+
+    return load_config(path, overrides or [])
+
+
+@app.command("run", epilog="Example: sidecache run pipeline.yaml -o train.epochs=5")
+def run_command(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Extract what is missing, train, and report: the whole job."""
+    parsed = _read(config, overrides)
+    run(parsed)
+    _report(parsed.run_dir)
+
+
+@app.command("extract", epilog="Example: sidecache extract pipeline.yaml -o store.dtype=int8")
+def extract_command(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Run the frozen backbone over every sample that the store lacks."""
+    _say_extraction(extract(_read(config, overrides)))
+
+
+@app.command("train", epilog="Example: sidecache train pipeline.yaml -o train.seeds=[0]")
+def train_command(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train every method from the store, and report."""
+    parsed = _read(config, overrides)
+    train(parsed)
+    _report(parsed.run_dir)
+
+
+@app.command("report", epilog="Example: sidecache report runs/digits")
+def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
+    """Print the table of a run, and write its report.html anew."""
+    _report(run_dir)
+
+
+def _report(run_dir: Path) -> None:
+    from rich.console import Console
+
+    from adapt.report import print_table, write_report
+    from adapt.results import read_results, summarise
+
+    rows = read_results(run_dir)
+    config = run_dir / "config.yaml"
+    report = write_report(run_dir, rows, config.read_text(encoding="utf-8") if config.exists() else None)
+    print_table(summarise(rows), Console())
+    say(f"results: {run_dir / 'results.json'}, report: {report}")
+
+
+@app.command("inspect", epilog="Example: sidecache inspect runs/digits/cache.zarr --json")
+def inspect_command(
+    store: Annotated[str, typer.Argument(help="a store's folder or URL")], json: AsJson = False
+) -> None:
+    """Say what a store holds, from what, and whether it is complete."""
+    from store.inspect import describe_store, print_store
+    from store.reader import open_store
+
+    description = describe_store(open_store(store))
+    _print_json(description) if json else print_store(description)
+
+
+@app.command("methods", epilog="Example: sidecache methods --backbone vit_base_patch16_224 --num-classes 10 --json")
+def methods_command(
+    backbone: Annotated[str, typer.Option(help="a timm model to count parameters for")] = "vit_base_patch16_224",
+    num_classes: Annotated[int, typer.Option(min=1, help="width of the classifier")] = 1000,
+    json: AsJson = False,
+) -> None:
+    """List the methods, what each trains from, and how many parameters it trains."""
+    from adapt.create import list_methods, print_methods
+
+    listed = list_methods(backbone, num_classes)
+    _print_json(listed) if json else print_methods(listed, backbone)
+
+
+@app.command(
+    "predict", epilog="Example: sidecache predict runs/digits/adaptors/losa-seed0-1a2b3c4d.safetensors a.png b.png"
+)
+def predict_command(
+    adaptor: Annotated[Path, typer.Argument(help="an adaptor's .safetensors file")],
+    files: Annotated[list[Path], typer.Argument(help="images")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    json: AsJson = False,
+) -> None:
+    """Classify images with a trained adaptor and the backbone it was trained on."""
+    from adapt.adaptor import load_adaptor
+    from adapt.predict import predict
+
+    predictions = predict(load_adaptor(adaptor, device=device), files)
+    if json:
+        _print_json(predictions)
+    for prediction in [] if json else predictions:
+        typer.echo(f"{prediction['file']}\t{prediction['class']}\t{prediction['probability']:.4f}")
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=1))
+
+
+def _require_own_packages() -> None:
+    """PyPI has unrelated packages called adapt, extract and store; refuse to run with one of them in our place."""
+    here = Path(__file__).resolve().parent
+    for name in ("adapt", "extract", "store"):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != here:
+            where = spec.origin if spec else "nowhere"
+            raise SystemExit(
+                f"sidecache: the package {name!r} is found at {where}, not beside sidecache itself; "
+                f"another distribution owns that name: `pip uninstall {name}`, or use an environment of its own"
+            )
+
+
+def main() -> None:
+    """The command `sidecache`. Exit status: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
+    _require_own_packages()
+    from store.errors import JobError, UserError
+
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except UserError as error:
+        _fail(error, 2)
+    except (JobError, OSError, MemoryError) as error:
+        _fail(error, 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; the same command goes on from here", 130)
+
+
+def _fail(reason: object, status: int) -> None:
+    say(f"sidecache: {reason}")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -51,7 +51,8 @@ class Adaptor:
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) -> (batch, classes), on the CPU; softmax, or sigmoid for multi-label."""
         logits = self.model(self.forward(images)).float().cpu()
-        return logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
+        probabilities: torch.Tensor = logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
+        return probabilities
 
 
 def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
@@ -77,7 +78,10 @@ def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str
     card = _read_card(path)
     backbone = backbone or load_backbone(card.backbone)
     found = digests(backbone)
-    for name, expected in (("weights_digest", card.weights_digest), ("preprocessing_digest", card.preprocessing_digest)):
+    for name, expected in (
+        ("weights_digest", card.weights_digest),
+        ("preprocessing_digest", card.preprocessing_digest),
+    ):
         if found[name] != expected:
             raise UserError(
                 f"{path} was trained on another backbone: {name} is {expected}, here it is {found[name]}; "

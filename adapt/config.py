@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from adapt.methods import find_method
+from adapt.methods import METHODS, find_method
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from store.config import PositiveInt, Section, StoreConfig
 from store.errors import UserError
@@ -140,10 +140,11 @@ def _explain_key(key: str, details: Sequence[Any], model: type[BaseModel]) -> st
 
 def _parse_method(entry: str | dict[str, Any], train: TrainConfig, sweep: Mapping[str, list[Any]]) -> MethodConfig:
     given = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name, epochs = given.pop("name", None), given.pop("epochs", train.epochs)
+    name: Any = given.pop("name", None)
+    epochs: Any = given.pop("epochs", train.epochs)
     if not isinstance(name, str):
         raise UserError(f"methods: {entry!r} has no name; write it as {{name: losa, rank: 8}}")
-    own = given.pop("sweep", {})
+    own: Any = given.pop("sweep", {})
     if not isinstance(own, dict) or not all(isinstance(values, list) and values for values in own.values()):
         raise UserError(f"methods: the sweep of {name} must be {{option: [values]}}, got {own!r}")
     known = find_method(name).options.model_fields
@@ -162,8 +163,6 @@ def _parse_method(entry: str | dict[str, Any], train: TrainConfig, sweep: Mappin
 
 
 def _known_somewhere(option: str) -> bool:
-    from adapt.methods import METHODS
-
     return any(option in method.options.model_fields for method in METHODS.values())
 
 
@@ -190,7 +189,7 @@ _Loader.add_implicit_resolver(
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key in keys:
         if not isinstance(key, str):
             raise yaml.YAMLError(f"the key {key!r} is no text{node.start_mark}")
@@ -204,7 +203,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        return yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
@@ -229,7 +228,8 @@ def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
     value = _parse_yaml(text, f"-o {override}")
     for part in reversed(path[1:]):
         value = {part: value}
-    return _merge(document, {path[0]: value})
+    merged: dict[str, Any] = _merge(document, {path[0]: value})
+    return merged
 
 
 def _merge(base: Any, over: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Feature sources: resident (in memory), streamed (from the store), online (nothing stored). They give the same numbers."""
+"""Feature sources that give the same numbers: resident (in memory), streamed (from the store), online (not stored)."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import psutil
@@ -24,12 +24,13 @@ from store.layout import reduced_layout
 from store.progress import progress
 from store.reader import Store
 
-Rows = Int[np.ndarray, "rows"]
+Rows = Int[np.ndarray, "_"]
 _PREFETCH = 2  # batches read ahead of the one in use
 _LOAD_ROWS = 64
 _SHARE_OF_MEMORY = 0.5  # of what is free, that resident features may take: training needs the rest
 
 
+@runtime_checkable
 class Features(Protocol):
     """Tokens and labels by row, from wherever they come."""
 
@@ -106,11 +107,11 @@ class ResidentFeatures:
             return
         for rows in groups:
             index = torch.from_numpy(rows).to(self.device)
-            picked = {layer: [part[index] for part in self._train[layer]] for layer in layers}
-            yield (
-                rows,
-                {k: self._streamed.decode(k, parts[0], (parts[1:] or [None])[0]) for k, parts in picked.items()},
-            )
+            yield rows, {layer: self._decode(layer, index) for layer in layers}
+
+    def _decode(self, layer: int, index: Tensor) -> Tensor:
+        values, *scale = (part[index] for part in self._train[layer])
+        return self._streamed.decode(layer, values, scale[0] if scale else None)
 
     def _load(self, layers: Sequence[int]) -> dict[int, list[Tensor]]:
         store = self._streamed.store

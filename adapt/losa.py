@@ -7,11 +7,13 @@ With tokens b_1 ... b_L (tokens, d) of L chosen layers, and y_0 = 0,
     g   = c + (V_up GELU(V_down (x_i + c)^T))^T       tokens:   N -> s -> N, patches only
     y_i = y_{i-1} + g
 
-and the classifier reads final_norm(b_L) + y_L. The paper's: the parallel, iterative refinement of frozen features, mixing
-of channels and then of tokens at low rank, no gradient into the backbone. Ours: norm(b_i) is a LayerNorm without
-parameters (massive channels would drown the others), prefix tokens take no part in token mixing, the up-projections
-start at zero (at step 0 LoSA is the linear probe), the backbone's final norm is applied to b_L before y_L is added. The
-defaults come from the ablation in docs/ablation.md.
+and the classifier reads final_norm(b_L) + y_L.
+
+The paper's: the parallel, iterative refinement of frozen features, mixing of channels and then of tokens at low rank,
+no gradient into the backbone. Ours: norm(b_i) is a LayerNorm without parameters (massive channels would drown the
+others), prefix tokens take no part in token mixing, the up-projections start at zero (at step 0 LoSA is the linear
+probe), the backbone's final norm is applied to b_L before y_L is added. The defaults come from the ablation in
+docs/ablation.md.
 """
 
 from typing import Literal
@@ -49,8 +51,8 @@ class Mixer(nn.Module):
         c: Tensor = self.up(self.dropout(F.gelu(self.down(x))))
         if self.token_down is None or self.token_up is None:
             return c
-        # Zero columns and rows stand for the prefix tokens, which spares slicing and joining the long token axis; a batch
-        # of one matrix spares the transposed copy that `matmul` would make of the tokens.
+        # Zero columns and rows stand for the prefix tokens, which spares slicing and joining the long token axis; a
+        # batch of one matrix spares the transposed copy that `matmul` would make of the tokens.
         prefix, batch = (self.num_prefix, 0), len(x)
         down = F.pad(self.token_down.weight, prefix).expand(batch, -1, -1)  # (batch, s, tokens)
         up = F.pad(self.token_up.weight.T, prefix).T.expand(batch, -1, -1)  # (batch, tokens, s)

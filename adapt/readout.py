@@ -42,9 +42,9 @@ class Readout(nn.Module):
             return self.tail.pool(tokens)
         parts = []
         if self.mode in ("cls", "cls_mean"):
-            parts.append(self.tail.fc_norm(tokens[:, 0]))
+            parts.append(self.tail.normalise_pooled(tokens[:, 0]))
         if self.mode in ("mean", "cls_mean"):
-            parts.append(self.tail.fc_norm(tokens[:, self.num_prefix_tokens :].mean(dim=1)))
+            parts.append(self.tail.normalise_pooled(tokens[:, self.num_prefix_tokens :].mean(dim=1)))
         return torch.cat(parts, dim=1)
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from adapt.adaptor import Card, save_adaptor
@@ -161,18 +160,22 @@ def _train_method(method: MethodConfig, config: Config, origin: Origin, say: Say
 
     features, checkpoints = origin.features, config.run_dir / "checkpoints"
     fraction = config.data.val_fraction
-    search_id = _digest(origin.identity, method.model_dump(mode="json", serialize_as_any=True), asdict(settings(0)), fraction)
+    search_id = _digest(
+        origin.identity, method.model_dump(mode="json", serialize_as_any=True), asdict(settings(0)), fraction
+    )
     first = settings(config.train.seeds[0])
     kept, file = config.run_dir / "search" / f"{method.name}-{search_id}.json", checkpoints / f"search-{search_id}"
-    trial = choose_trial(
-        method, lambda trials: train_trials(method, trials, features, first, fraction, file), kept
-    )
+    trial = choose_trial(method, lambda trials: train_trials(method, trials, features, first, fraction, file), kept)
     if len(method.trials) > 1:
         say(f"{method.name}: chose {_describe(trial)} among {len(method.trials)} on validation")
     for seed in config.train.seeds:
         trial_id = _digest(
-            origin.identity, features.kind, method.name, trial.model_dump(mode="json", serialize_as_any=True),
-            asdict(settings(seed)), fraction,
+            origin.identity,
+            features.kind,
+            method.name,
+            trial.model_dump(mode="json", serialize_as_any=True),
+            asdict(settings(seed)),
+            fraction,
         )
         if trial_id in _finished(config.run_dir):
             say(f"{method.name} seed {seed}: done before")

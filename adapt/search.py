@@ -1,4 +1,4 @@
-"""Choosing lr, weight decay and options on validation data: every point of a method's grid, in one pass of the features."""
+"""Choosing lr, weight decay and options on validation data, every point of a grid in one pass over the features."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -70,7 +70,12 @@ def choose_trial(method: MethodConfig, run: Callable[[Sequence[Trial]], Trained]
     candidates = run(method.trials).candidates
     chosen = max(range(len(candidates)), key=lambda index: candidates[index].rank)
     points = [
-        {**trial.model_dump(mode="json", serialize_as_any=True), "score": c.score, "loss": c.loss, "epoch": c.best_epoch}
+        {
+            **trial.model_dump(mode="json", serialize_as_any=True),
+            "score": c.score,
+            "loss": c.loss,
+            "epoch": c.best_epoch,
+        }
         for trial, c in zip(method.trials, candidates, strict=True)
     ]
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,19 @@
 """What a feature-trained method must know of the tokens it gets."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from store.layout import TokenLayout
 
 TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
 
 
+@runtime_checkable
 class Tail(Protocol):
     """The backbone's frozen read-out; `extract.tail.Tail` is one."""
-
-    fc_norm: nn.Module
 
     def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Final norm."""
@@ -22,6 +21,10 @@ class Tail(Protocol):
 
     def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
         """Pooling of normalised tokens, as the backbone does it."""
+        ...
+
+    def normalise_pooled(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """The norm that some backbones have behind their pooling."""
         ...
 
 

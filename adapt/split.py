@@ -6,7 +6,7 @@ from torch import Tensor
 
 from store.errors import UserError
 
-Rows = Int[np.ndarray, "rows"]
+Rows = Int[np.ndarray, "_"]
 
 
 def draw_validation(labels: Shaped[Tensor, "samples ..."], fraction: float, seed: int) -> tuple[Rows, Rows]:

@@ -1,16 +1,16 @@
 """The training loop: many candidates of one method in one pass over the features.
 
-The learning rate warms up and then follows a cosine; the epoch that is best on validation is kept. Every draw comes from
-the seed, and the state of a run is kept after every epoch, so that an interrupted run ends as an uninterrupted one.
+The learning rate warms up and then follows a cosine; the epoch that is best on validation is kept. Every draw comes
+from the seed, and the state of a run is kept after every epoch, so that an interrupted run ends as any other.
 """
 
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,11 +22,12 @@ from adapt.metrics import Metrics, evaluate
 from store.errors import JobError
 from store.progress import progress
 
-Rows = Int[np.ndarray, "rows"]
+Rows = Int[np.ndarray, "_"]
 State = dict[str, Tensor]
 _EVALUATION_BATCH = 128
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What the loop needs of a feature source."""
 
@@ -103,7 +104,10 @@ def fit(
     loop = _Loop(candidates, features, settings, len(rows))
     done, seconds = loop.load(checkpoint)
     order = [_epoch_order(rows, settings, epoch) for epoch in range(settings.epochs)]
-    with progress(describe, settings.epochs * len(rows), "samples") as advance, torch.random.fork_rng(_devices(features)):
+    with (
+        progress(describe, settings.epochs * len(rows), "samples") as advance,
+        torch.random.fork_rng(_devices(features)),
+    ):
         loop.restore_rng()
         advance(done * len(rows))
         for epoch in range(done, settings.epochs):
@@ -270,7 +274,7 @@ def _trained_state(model: nn.Module) -> State:
 def _optimizer(candidate: Candidate, settings: Settings) -> torch.optim.Optimizer:
     """Weight decay reaches matrices only, not biases."""
     trained = [tensor for tensor in candidate.model.parameters() if tensor.requires_grad]
-    groups: list[Mapping[str, Any]] = [
+    groups: list[dict[str, Any]] = [
         {"params": [tensor for tensor in trained if tensor.ndim > 1], "weight_decay": candidate.weight_decay},
         {"params": [tensor for tensor in trained if tensor.ndim <= 1], "weight_decay": 0.0},
     ]

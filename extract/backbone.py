@@ -1,7 +1,7 @@
 """A frozen vision transformer as "tokens by layer"."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ Images = Float[Tensor, "batch channels height width"]
 TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What the extraction needs to know of a frozen model."""
 
@@ -151,5 +152,6 @@ def reduce_tokens(
         return patches.mean(dim=1, keepdim=True)
     assert isinstance(how, Pool)
     height, width = layout.grid
-    squares = patches.unflatten(1, (height // how.pool, how.pool, width // how.pool, how.pool))
+    shape = (len(patches), height // how.pool, how.pool, width // how.pool, how.pool, -1)
+    squares = patches.reshape(shape)
     return torch.cat([prefix, squares.mean(dim=(2, 4)).flatten(1, 2)], dim=1)

@@ -38,7 +38,7 @@ class BackboneConfig(Section):
     name: str | None = None
     weights: str
     image_size: PositiveInt | None = None
-    model_kwargs: dict[str, Any] = {}
+    model_kwargs: dict[str, Any] = Field({}, description="keyword arguments of timm.create_model")
 
 
 class ExtractConfig(Section):

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from store.config import Tokens
 from store.errors import UserError
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+Item = TypeVar("Item")
 _AHEAD = 2  # batches decoded while one is in the forward pass
 
 
@@ -102,6 +104,6 @@ def _collect(rows: Sequence[int], loaded: list[Tensor | str]) -> Batch:
     return Batch(tuple(row for row, _ in good), images, failed)
 
 
-def in_groups(rows: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Rows in order, `size` at a time."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def in_groups(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Items in order, `size` at a time."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

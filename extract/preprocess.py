@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import timm.data
 import torch
 from jaxtyping import Float
 from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 Transform = Callable[[Image.Image], Float[Tensor, "channels height width"]]
@@ -18,13 +19,13 @@ Transform = Callable[[Image.Image], Float[Tensor, "channels height width"]]
 def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
     """timm's data config of a model: input size, mean, std, interpolation, crop."""
     args = {"img_size": image_size} if image_size else {}
-    config: dict[str, Any] = timm.data.resolve_data_config(args, model=model)
+    config: dict[str, Any] = resolve_data_config(args, model=model)  # type: ignore[no-untyped-call]
     return config
 
 
 def build_transform(config: dict[str, Any]) -> Transform:
     """timm's evaluation transform: resize, centre crop, scale, normalise."""
-    transform: Transform = timm.data.create_transform(**config, is_training=False)
+    transform: Transform = create_transform(**config, is_training=False)
     return transform
 
 

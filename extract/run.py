@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from extract.backbone import Backbone, TokensByLayer, digests
@@ -170,7 +169,7 @@ def _require_space(folder: Folder, schema: Schema, missing: Mapping[str, Sequenc
     free = shutil.disk_usage(existing).free if existing else 0
     if n_bytes > free:
         raise JobError(
-            f"{rows:,} samples need {n_bytes / 2**30:,.1f} GiB at {folder.url}, where {free / 2**30:,.1f} GiB are free; "
+            f"{rows:,} samples need {n_bytes / 2**30:,.1f} GiB at {folder.url}, {free / 2**30:,.1f} GiB are free; "
             "store fewer layers (store.layers), fewer tokens (store.tokens) or one byte a value (store.dtype: int8)"
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from timm.layers import global_pool_nlc
+from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from extract.weights import build_empty
@@ -41,8 +41,12 @@ class Tail(nn.Module):
     def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
         """Pool normalised tokens as the backbone does."""
         if self.attn_pool is not None:
-            return self.fc_norm(self.attn_pool(tokens))  # type: ignore[no-any-return]
+            return self.normalise_pooled(self.attn_pool(tokens))
         pooled = global_pool_nlc(tokens, pool_type=self.pool_type, num_prefix_tokens=self.num_prefix_tokens)
+        return self.normalise_pooled(pooled)
+
+    def normalise_pooled(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """The norm that some backbones have behind their pooling."""
         return self.fc_norm(pooled)  # type: ignore[no-any-return]
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -54,7 +54,7 @@ def load_model(config: BackboneConfig) -> tuple[str, dict[str, Any], nn.Module]:
         recipe = _local_recipe(config, Path(config.weights))
         model = _from_file(recipe)
     if hasattr(model, "reset_classifier"):
-        model.reset_classifier(0)
+        model.reset_classifier(0)  # type: ignore[operator]
     return recipe.name, recipe.kwargs, model.eval().requires_grad_(False)
 
 
@@ -176,7 +176,9 @@ def _folder_recipe(config: BackboneConfig, folder: Path) -> Recipe:
     file = next((folder / f for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).exists()), None)
     if file is None:
         raise UserError(f"backbone.weights {folder}: neither model.safetensors nor pytorch_model.bin is there")
-    return Recipe(name, _with_size(config, _without_classes(model_args) | config.model_kwargs), file, card.get("pretrained_cfg"))
+    return Recipe(
+        name, _with_size(config, _without_classes(model_args) | config.model_kwargs), file, card.get("pretrained_cfg")
+    )
 
 
 def _from_file(recipe: Recipe) -> nn.Module:

@@ -203,13 +203,13 @@ def grain(images: Tensor, g: Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Album:
-    """The classes of one seed. Labels count through the families in the order of FAMILIES."""
+    """The classes of one seed. Labels count through the families in the order given."""
 
     params: dict[str, Tensor]
 
     @classmethod
-    def of(cls, classes_a_family: int, g: Generator) -> "Album":
-        return cls({name: make(classes_a_family, g) for name, (make, _) in FAMILIES.items()})
+    def of(cls, families: list[str], classes_a_family: int, g: Generator) -> "Album":
+        return cls({name: FAMILIES[name][0](classes_a_family, g) for name in families})
 
     @property
     def num_classes(self) -> int:
@@ -219,7 +219,7 @@ class Album:
         """Images (n, 3, SIZE, SIZE) in about [0, 1] and labels (n,); every family has an equal share."""
         inks, labels, first = [], [], 0
         for name, params in self.params.items():
-            chosen = torch.randint(len(params), (n // len(FAMILIES),), generator=g)
+            chosen = torch.randint(len(params), (n // len(self.params),), generator=g)
             inks.append(lose_detail(FAMILIES[name][1](params[chosen], g)[:, None], g))
             labels.append(chosen + first)
             first += len(params)

@@ -16,7 +16,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from draw import SIZE, Album
+from draw import FAMILIES, SIZE, Album
 from safetensors.torch import save_file
 from timm.layers import build_sincos2d_pos_embed, set_fused_attn
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
     parser.add_argument("--seconds", type=float, help="stop after about this long instead of after --steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--classes", type=int, default=32, help="classes in each of the four families")
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="what to draw")
+    parser.add_argument("--classes", type=int, default=32, help="classes in each family")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--full-share", type=float, default=0.25, help="share of the run that sees every patch")
@@ -138,7 +139,7 @@ def main() -> None:
     args = parse_args()
     torch.manual_seed(args.seed)
     g = torch.Generator().manual_seed(args.seed)
-    album = Album.of(args.classes, g)
+    album = Album.of(args.families, args.classes, g)
     model = make_model(album.num_classes)
     train(model, album, args, g)
     save(model, args.out)

@@ -1,0 +1,82 @@
+"""A fresh model for a backbone or a store, for users who write their own loop."""
+
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from adapt.config import explain
+from adapt.features import spec_of_backbone, spec_of_store
+from adapt.methods import METHODS, build_model, count_params, find_method
+from adapt.spec import FeatureSpec
+from extract.backbone import Backbone, TimmBackbone
+from extract.config import BackboneConfig
+from extract.weights import build_empty
+from store.errors import UserError
+from store.reader import Store
+
+
+def create_model(method: str, backbone: str | Backbone | Store, num_classes: int, **options: Any) -> nn.Module:
+    """Build a trainable model of any method.
+
+    Args:
+        method: a name of `sidecache methods`.
+        backbone: a loaded backbone, an open store, or the name of a timm model (of which only the shapes are used; its
+            tail is then untrained).
+        num_classes: width of the classifier.
+        options: the method's own, as in `methods:` of pipeline.yaml.
+
+    Returns:
+        a module from {layer: (batch, tokens, dim)} to logits (batch, classes).
+
+    Raises:
+        UserError: an unknown method or option.
+    """
+    kind = find_method(method).options
+    try:
+        checked = kind.model_validate(options)
+    except ValidationError as error:
+        raise UserError(f"{method}: {explain(error, kind)}") from error
+    return build_model(method, _spec(backbone), num_classes, checked)
+
+
+def _spec(backbone: str | Backbone | Store) -> FeatureSpec:
+    if isinstance(backbone, Store):
+        return spec_of_store(backbone)
+    if isinstance(backbone, str):
+        backbone = shape_of(BackboneConfig(name=backbone, weights="random"))
+        backbone.tail = backbone.tail and backbone.tail.to_empty(device="cpu")
+    return spec_of_backbone(backbone, range(backbone.depth))
+
+
+def shape_of(config: BackboneConfig) -> TimmBackbone:
+    """A backbone without weights, on the meta device: depth, width and token layout, even of ViT-g, for free."""
+    assert config.name is not None
+    kwargs = config.model_kwargs | ({"img_size": config.image_size} if config.image_size else {})
+    return TimmBackbone(config.name, kwargs, build_empty(config.name, kwargs), config.image_size)
+
+
+def list_methods(backbone: str, num_classes: int) -> list[dict[str, Any]]:
+    """Every method with its default options; `trainable_params` counts without the head, `head_params` the head."""
+    spec = _spec(shape_of(BackboneConfig(name=backbone, weights="random")))
+    listed = []
+    for name, method in METHODS.items():
+        with torch.device("meta"):
+            model = build_model(name, spec, num_classes, method.options())
+        parameters, head = count_params(model)
+        listed.append({"method": name, "needs": method.needs, "trainable_params": parameters, "head_params": head})
+    return listed
+
+
+def print_methods(listed: list[dict[str, Any]], backbone: str) -> None:
+    """The list as a table on standard output."""
+    table = Table(title=f"methods on {backbone}")
+    for heading in ("method", "needs", "trained parameters", "of the head"):
+        table.add_column(heading, justify="right" if "param" in heading or "head" in heading else "left")
+    for method in listed:
+        counts = f"{method['trainable_params']:,}", f"{method['head_params']:,}"
+        table.add_row(method["method"], method["needs"].replace("_", " "), *counts)
+    Console().print(table)

@@ -1,0 +1,131 @@
+"""LoSA's defaults, one factor at a time, on validation data only: `python benchmarks/ablation.py STORE... --out FILE`.
+
+Half of every training split is trained on and half validates, so that the scores are averages over many samples; the
+test splits are never read. Every variant trains from the same seeds on the same halves. Writes JSON, and prints the
+table of docs/ablation.md.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapt.config import MethodConfig, Trial
+from adapt.features import Features, ResidentFeatures, StreamedFeatures
+from adapt.methods import find_method
+from adapt.search import train_trials
+from adapt.train import Settings
+from store.reader import open_store
+
+BASE: dict[str, Any] = {"lr": 0.003, "weight_decay": 0.05}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "lr 0.001": {"lr": 0.001},
+    "lr 0.01": {"lr": 0.01},
+    "weight decay 0.5": {"weight_decay": 0.5},
+    "norm none": {"norm": "none"},
+    "norm backbone": {"norm": "backbone"},
+    "pool cls": {"pool": "cls"},
+    "pool cls_mean": {"pool": "cls_mean"},
+    "token rank 0": {"token_rank": 0},
+    "token rank 2": {"token_rank": 2},
+    "token rank 32": {"token_rank": 32},
+    "rank 4": {"rank": 4},
+    "rank 64": {"rank": 64},
+    "layers every 2": {"layers": {"every": 2}},
+    "layers every 4": {"layers": {"every": 4}},
+    "layers last 6": {"layers": {"last": 6}},
+    "dropout 0.1": {"dropout": 0.1},
+    "dropout 0.3": {"dropout": 0.3},
+}
+PROBES = {
+    f"linear probe, {pool}": [
+        {"pool": pool, "lr": lr, "weight_decay": wd} for lr in (1e-4, 1e-3, 1e-2) for wd in (0.01, 1.0)
+    ]
+    for pool in ("cls", "mean", "cls_mean")
+}
+
+
+class Subset:
+    """The first rows of a shuffled training split, as a feature source of their own."""
+
+    def __init__(self, features: Features, limit: int) -> None:
+        self._features = features
+        self.kind, self.spec, self.device = features.kind, features.spec, features.device
+        self.num_classes, self.multi_label = features.num_classes, features.multi_label
+        total = len(features.labels("train"))
+        self._rows = np.random.default_rng(0).permutation(total)[: min(limit, total)]
+
+    def labels(self, split: str) -> torch.Tensor:
+        return self._features.labels(split)[torch.from_numpy(self._rows)]
+
+    def batches(self, split: str, groups: Any, layers: Any) -> Any:
+        batches = self._features.batches(split, [self._rows[group] for group in groups], layers)
+        return ((group, tokens) for group, (_, tokens) in zip(groups, batches, strict=True))
+
+
+def run_variant(name: str, trials: list[dict[str, Any]], features: Features, epochs: int, seeds: int) -> dict[str, Any]:
+    """Mean validation score over seeds of the best of some trials."""
+    scores, started = [], time.perf_counter()
+    for seed in range(seeds):
+        parsed = [_trial(name, given) for given in trials]
+        method = MethodConfig(name=name, epochs=epochs, trials=tuple(parsed))
+        settings = Settings(epochs, 32, seed)
+        trained = train_trials(method, parsed, features, settings, val_fraction=0.5)
+        scores.append([candidate.score for candidate in trained.candidates])
+    best = np.mean(scores, axis=0).argmax()
+    column = [row[best] for row in scores]
+    return {"score": float(np.mean(column)), "scores": column, "seconds": time.perf_counter() - started}
+
+
+def _trial(name: str, given: dict[str, Any]) -> Trial:
+    options = {key: value for key, value in given.items() if key not in ("lr", "weight_decay")}
+    return Trial(
+        options=find_method(name).options.model_validate(options), lr=given["lr"], weight_decay=given["weight_decay"]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stores", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=1000, help="training samples taken of every store")
+    parser.add_argument("--base", type=json.loads, default=BASE, help="the variant that the others change")
+    parser.add_argument("--only", nargs="*", help="variants to run; all by default")
+    args = parser.parse_args()
+    results: dict[str, dict[str, Any]] = {}
+    for path in args.stores:
+        store = open_store(path)
+        features = Subset(ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), store.layers), args.limit)
+        for name, change in VARIANTS.items():
+            if not args.only or name in args.only:
+                outcome = run_variant("losa", [args.base | change], features, args.epochs, args.seeds)
+                results.setdefault(name, {})[store.schema.dataset] = outcome
+                print(
+                    f"{store.schema.dataset:10} {name:20} {outcome['score']:.2f} ({outcome['seconds']:.0f} s)",
+                    flush=True,
+                )
+        for name, trials in PROBES.items():
+            if not args.only or name in args.only:
+                outcome = run_variant("linear_probe", trials, features, 2 * args.epochs, args.seeds)
+                results.setdefault(name, {})[store.schema.dataset] = outcome
+        args.out.write_text(json.dumps({"settings": vars(args), "results": results}, indent=1, default=str))
+    print_table(results)
+
+
+def print_table(results: dict[str, dict[str, Any]]) -> None:
+    datasets = list(next(iter(results.values())))
+    print(f"\n| variant | {' | '.join(datasets)} | mean |\n|---|{'---|' * (len(datasets) + 1)}")
+    for name, by_dataset in results.items():
+        scores = [by_dataset[dataset]["score"] for dataset in datasets]
+        print(f"| {name} | {' | '.join(f'{score:.1f}' for score in scores)} | {np.mean(scores):.1f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What `sidecache inspect` says of a store."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from store.reader import Store
+
+
+def describe_store(store: Store) -> dict[str, Any]:
+    """Contents, completeness and provenance as one JSON document."""
+    schema = store.schema
+    splits = {
+        split: {
+            "num_samples": store.num_samples(split),
+            "shards": len(schema.shards(split)),
+            "missing_shards": store.missing_shards(split),
+            "skipped": store.skipped(split),
+        }
+        for split in store.splits
+    }
+    return {
+        "url": store.url,
+        "complete": not any(split["missing_shards"] for split in splits.values()),
+        "dataset": schema.dataset,
+        "classes": list(schema.classes),
+        "multi_label": schema.multi_label,
+        "layers": list(schema.layers),
+        "num_tokens": schema.token_layout.num_tokens,
+        "num_prefix_tokens": schema.num_prefix_tokens,
+        "grid": list(schema.grid),
+        "dim": schema.dim,
+        "dtype": schema.dtype,
+        "bytes_per_sample": schema.bytes_per_sample,
+        "store_bytes": store.n_bytes(),
+        "extract_seconds": store.log.get("extract_seconds"),
+        "splits": splits,
+        "provenance": schema.provenance.model_dump(mode="json"),
+    }
+
+
+def print_store(description: dict[str, Any]) -> None:
+    """The description as two tables on standard output."""
+    table = Table(title=description["url"], show_header=False)
+    for key, value in description.items():
+        if key not in ("url", "splits", "provenance"):
+            table.add_row(key, f"{value:,}" if isinstance(value, int) and key.endswith("bytes") else str(value))
+    for split, facts in description["splits"].items():
+        missing, skipped = len(facts["missing_shards"]), len(facts["skipped"])
+        table.add_row(
+            f"split {split}",
+            f"{facts['num_samples']:,} samples, {missing} of {facts['shards']} shards missing, {skipped} skipped",
+        )
+    for key, value in description["provenance"].items():
+        table.add_row(f"provenance.{key}", str(value))
+    Console().print(table)

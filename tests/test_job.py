@@ -1,0 +1,27 @@
+"""The whole job, through the Python names that users rely on."""
+
+from collections.abc import Callable
+
+import pytest
+
+import sidecache as sc
+from adapt.config import Config
+
+MakeConfig = Callable[..., Config]
+
+
+def test_a_second_run_extracts_and_trains_nothing(tiny_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config()
+    first = sc.run(config)
+    capsys.readouterr()
+    assert sc.run(config) == first
+    said = capsys.readouterr().err
+    assert "nothing to extract" in said
+    assert said.count("done before") == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_every_stored_format_trains(tiny_config: MakeConfig, dtype: str) -> None:
+    rows = sc.run(tiny_config(f"store.dtype={dtype}"))
+    assert [row.method for row in rows] == ["linear_probe", "losa"]
+    assert all(row.top1 is not None and row.store_bytes for row in rows)

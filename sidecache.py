@@ -6,9 +6,10 @@ The command line, and the public names: `import sidecache as sc`.
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -104,6 +105,9 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
 
 def run(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
     """The whole job: `extract` what is missing, `train` what is not trained yet, write results and report."""
+    from adapt.run import make_run_dir
+
+    make_run_dir(config.run_dir)  # before hours are spent on the store
     if config.train.feature_source != "online":
         _say_extraction(extract(config, source, backbone))
     return train(config, source, backbone)
@@ -244,24 +248,40 @@ def _require_own_packages() -> None:
             )
 
 
+_UsageError: Any = typer.BadParameter.__base__  # the command line's own errors, wherever this typer keeps them
+
+
 def main() -> None:
     """The command `sidecache`. Exit status: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
     _require_own_packages()
     from store.errors import JobError, UserError
 
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        status = app(prog_name="sidecache", standalone_mode=False)
+        sys.stdout.flush()
+    except _UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
     except UserError as error:
         _fail(error, 2)
-    except (JobError, OSError, MemoryError) as error:
+    except BrokenPipeError:  # the reader of our output is content, as in `sidecache methods | head -3`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (JobError, OSError) as error:
         _fail(error, 1)
+    except MemoryError:
+        _fail("out of memory; lower train.batch_size or extract.batch_size", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, for the memory of a GPU
+            raise
+        _fail("the GPU is out of memory; lower train.batch_size or extract.batch_size", 1)
     except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    if status == 130:  # what newer typers make of an interrupt
         _fail("interrupted; the same command goes on from here", 130)
 
 
-def _fail(reason: object, status: int) -> None:
+def _fail(reason: object, status: int) -> NoReturn:
     say(f"sidecache: {reason}")
     sys.exit(status)
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,14 +11,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from adapt.explain import explain
 from adapt.features import spec_of_backbone
-from adapt.methods import build_model, find_method, trainable
+from adapt.methods import build_model, find_method, learned_tensors
 from adapt.results import write_atomically
 from extract.backbone import Backbone, digests, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
 from extract.forward import FrozenForward
-from store.config import Tokens
+from store.config import Section, Tokens
 from store.errors import UserError
+from store.layout import resolve_layers
 
 
 class Card(BaseModel):
@@ -31,7 +33,7 @@ class Card(BaseModel):
     backbone: BackboneConfig
     weights_digest: str
     preprocessing_digest: str
-    precision: str
+    precision: Literal["float32", "bfloat16", "float16"]
     layers: tuple[int, ...]
     tokens: Tokens
     classes: tuple[str, ...]
@@ -59,7 +61,7 @@ def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
     """Write `path` (.safetensors) and its card (.json beside it)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in trainable(model).items()}, partial)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in learned_tensors(model).items()}, partial)
     partial.replace(path)
     write_atomically(path.with_suffix(".json"), card.model_dump_json(indent=1))
 
@@ -75,6 +77,8 @@ def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str
         UserError: a file is missing or damaged, or the backbone is not the one the adaptor was trained on.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no adaptor {path}; give a .safetensors file that a run wrote below its adaptors/")
     card = _read_card(path)
     backbone = backbone or load_backbone(card.backbone)
     found = digests(backbone)
@@ -87,13 +91,23 @@ def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str
                 f"{path} was trained on another backbone: {name} is {expected}, here it is {found[name]}; "
                 f"give the backbone it was trained on ({card.backbone.name or card.backbone.weights})"
             )
-    extract = ExtractConfig(device=device, precision=card.precision)  # type: ignore[arg-type]  # checked by the card
-    forward = FrozenForward(backbone, card.layers, card.tokens, extract)
-    options = find_method(card.method).options.model_validate(card.options)
-    spec = spec_of_backbone(backbone, card.layers, card.tokens)
-    model = build_model(card.method, spec, len(card.classes), options)
+    forward = FrozenForward(backbone, card.layers, card.tokens, ExtractConfig(device=device, precision=card.precision))
+    model = _build_model(path, card, backbone)
     _load_tensors(path, model)
     return Adaptor(card, model.to(forward.device).eval(), forward)
+
+
+def _build_model(path: Path, card: Card, backbone: Backbone) -> nn.Module:
+    kind: type[Section] = find_method(card.method).options
+    try:
+        resolve_layers(list(card.layers), backbone.depth)
+        options = kind.model_validate(card.options)
+        return build_model(
+            card.method, spec_of_backbone(backbone, card.layers, card.tokens), len(card.classes), options
+        )
+    except (ValidationError, UserError) as error:
+        reason = explain(error, kind) if isinstance(error, ValidationError) else error
+        raise UserError(f"{path.with_suffix('.json')}, the card of an adaptor, is damaged: {reason}") from error
 
 
 def _read_card(path: Path) -> Card:
@@ -114,7 +128,7 @@ def _load_tensors(path: Path, model: nn.Module) -> None:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the adaptor {path}: {error}") from error
-    wanted = trainable(model)
+    wanted = learned_tensors(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if shapes != found:

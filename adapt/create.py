@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from adapt.config import explain
+from adapt.explain import explain
 from adapt.features import spec_of_backbone, spec_of_store
 from adapt.methods import METHODS, build_model, count_params, find_method
 from adapt.spec import FeatureSpec
 from extract.backbone import Backbone, TimmBackbone
 from extract.config import BackboneConfig
+from extract.tail import Tail
 from extract.weights import build_empty
 from store.errors import UserError
 from store.reader import Store
@@ -33,8 +34,10 @@ def create_model(method: str, backbone: str | Backbone | Store, num_classes: int
         a module from {layer: (batch, tokens, dim)} to logits (batch, classes).
 
     Raises:
-        UserError: an unknown method or option.
+        UserError: an unknown method or option, no classes.
     """
+    if num_classes < 1:
+        raise UserError(f"num_classes must be at least 1, got {num_classes}")
     kind = find_method(method).options
     try:
         checked = kind.model_validate(options)
@@ -48,8 +51,19 @@ def _spec(backbone: str | Backbone | Store) -> FeatureSpec:
         return spec_of_store(backbone)
     if isinstance(backbone, str):
         backbone = shape_of(BackboneConfig(name=backbone, weights="random"))
-        backbone.tail = backbone.tail and backbone.tail.to_empty(device="cpu")
+        backbone.tail = backbone.tail and _initialise(backbone.tail)
     return spec_of_backbone(backbone, range(backbone.depth))
+
+
+def _initialise(tail: Tail) -> Tail:
+    """From the meta device to the CPU; memory that nothing has written could hold anything."""
+    tail = tail.to_empty(device="cpu")
+    for tensor in tail.parameters():
+        nn.init.normal_(tensor, std=0.02)
+    for module in tail.modules():
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            module.reset_parameters()
+    return tail
 
 
 def shape_of(config: BackboneConfig) -> TimmBackbone:

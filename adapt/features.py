@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import psutil
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from adapt.probes import LinearProbe
+from adapt.readout import Readout
 from adapt.spec import FeatureSpec, TokensByLayer
 from extract.backbone import Backbone
 from extract.forward import FrozenForward
@@ -161,14 +161,14 @@ class OnlineFeatures:
 
 
 class PooledFeatures:
-    """What linear probes read, computed once: {pool: (batch, features)} instead of {layer: tokens}."""
+    """What linear probes read of one layer, computed once: {pool: (batch, features)} instead of {layer: tokens}."""
 
     kind = "pooled"
 
-    def __init__(self, features: Features, probes: Sequence[LinearProbe]) -> None:
+    def __init__(self, features: Features, readouts: Sequence[Readout], layer: int) -> None:
         self._features, self.device, self.spec = features, features.device, features.spec
         self.num_classes, self.multi_label = features.num_classes, features.multi_label
-        self._probes = {probe.readout.mode: probe for probe in probes}
+        self._readouts, self._layer = {readout.mode: readout for readout in readouts}, layer
         self._kept: dict[str, dict[str, Tensor]] = {}
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
@@ -179,19 +179,24 @@ class PooledFeatures:
         self, split: str, groups: Sequence[Rows], layers: Sequence[int]
     ) -> Iterator[tuple[Rows, Mapping[str, Tensor]]]:
         """For every group of rows: (rows, {pool: (rows, features)})."""
-        if split not in self._kept:
-            self._kept[split] = self._pool(split, layers)
+        assert set(layers) == {self._layer}
         for rows in groups:
             index = torch.from_numpy(rows).to(self.device)
-            yield rows, {pool: values[index] for pool, values in self._kept[split].items()}
+            yield rows, {mode: values[index] for mode, values in self.whole(split).items()}
+
+    def whole(self, split: str) -> dict[str, Float[Tensor, "samples features"]]:
+        """Pooled features of a whole split by pooling mode."""
+        if split not in self._kept:
+            self._kept[split] = self._pool(split)
+        return self._kept[split]
 
     @torch.no_grad()
-    def _pool(self, split: str, layers: Sequence[int]) -> dict[str, Tensor]:
+    def _pool(self, split: str) -> dict[str, Tensor]:
         groups = in_order(len(self._features.labels(split)), _LOAD_ROWS)
-        pooled: dict[str, list[Tensor]] = {mode: [] for mode in self._probes}
-        for _, tokens in self._features.batches(split, groups, layers):
-            for mode, probe in self._probes.items():
-                pooled[mode].append(probe.pooled(tokens))
+        pooled: dict[str, list[Tensor]] = {mode: [] for mode in self._readouts}
+        for _, tokens in self._features.batches(split, groups, [self._layer]):
+            for mode, readout in self._readouts.items():
+                pooled[mode].append(readout.pool(readout.normalise(tokens[self._layer])))
         return {mode: torch.cat(parts) for mode, parts in pooled.items()}
 
 

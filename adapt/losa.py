@@ -30,6 +30,7 @@ from store.errors import UserError
 from store.layout import resolve_layers
 
 Norm = Literal["layer", "backbone", "none"]
+Add = Literal["before_norm", "after_norm"]
 
 
 class Mixer(nn.Module):
@@ -69,9 +70,13 @@ class LoSA(nn.Module):
         rank: r, width of the channel bottleneck.
         token_rank: s, width of the token bottleneck; 0 for LoSA without token mixing.
         norm: how b_i is normalised: `layer` (LayerNorm without parameters), `backbone` (its final norm), `none`.
+        add: whether y_L is added to b_L before the backbone's final norm or after it.
         pool: what the classifier reads; see `adapt.readout.Readout`.
         layers: which of the layers to use, as in `store.layers`.
         dropout: on the hidden units of both bottlenecks.
+
+    Raises:
+        UserError: a layer that is not in the features; a pool that reads none of the tokens that are mixed.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class LoSA(nn.Module):
         rank: int = 16,
         token_rank: int = 8,
         norm: Norm = "layer",
+        add: Add = "before_norm",
         pool: Pool = "mean",
         layers: Layers = "all",
         dropout: float = 0.0,
@@ -88,8 +94,13 @@ class LoSA(nn.Module):
         super().__init__()
         self.readout = Readout(spec, num_classes, pool)  # first, so that every method draws the same head from a seed
         self.layers = choose_layers(layers, spec)
-        self.norm = norm
+        self.norm, self.add = norm, add
         layout = spec.layout
+        if token_rank and layout.num_patches > 1 and not self.readout.reads_patches:
+            raise UserError(
+                f"pool {pool!r} reads the class token, which no token mixing reaches (it mixes patches): "
+                "set token_rank: 0, or pool: mean or cls_mean"
+            )
         self.mixers = nn.ModuleList(
             Mixer(spec.dim, layout.num_prefix_tokens, layout.num_patches, rank, token_rank, dropout)
             for _ in self.layers
@@ -102,7 +113,9 @@ class LoSA(nn.Module):
             x = self._normalise(tokens[layer])
             y = mixer(x) if y is None else y + mixer(x + y)
         assert y is not None
-        logits: Tensor = self.readout(self.readout.normalise(tokens[self.layers[-1]]) + y)
+        last = tokens[self.layers[-1]]
+        summed = self.readout.normalise(last + y) if self.add == "before_norm" else self.readout.normalise(last) + y
+        logits: Tensor = self.readout(summed)
         return logits
 
     def _normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
-from adapt.losa import LoSA, Norm
+from adapt.losa import Add, LoSA, Norm
 from adapt.probes import LinearProbe
 from adapt.readout import Pool
 from adapt.spec import FeatureSpec
@@ -27,8 +28,9 @@ class LoSAOptions(Section):
     rank: PositiveInt = 16
     token_rank: Annotated[int, Field(ge=0)] = 8
     norm: Norm = "layer"
+    add: Add = "before_norm"
     pool: Pool = "mean"
-    layers: Layers = "all"
+    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
@@ -63,6 +65,12 @@ def build_model(name: str, spec: FeatureSpec, num_classes: int, options: Section
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training moves, by name."""
     return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+
+
+def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training leaves behind: the trained parameters, and the standardisation that the head stands on."""
+    buffers = {name: tensor for name, tensor in model.named_buffers() if name.startswith("readout.")}
+    return trainable(model) | {name: tensor for name, tensor in buffers.items() if "tail" not in name}
 
 
 def count_params(model: nn.Module) -> tuple[int, int]:

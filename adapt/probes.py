@@ -24,12 +24,9 @@ class LinearProbe(nn.Module):
         self.readout = Readout(spec, num_classes, pool)
         self.layers = spec.layers[-1:]
 
-    def pooled(self, tokens: Mapping[int, Float[Tensor, "batch tokens dim"]]) -> Float[Tensor, "batch features"]:
-        """Everything before the first trained parameter; it can be computed once and kept."""
-        return self.readout.pool(self.readout.normalise(tokens[self.layers[-1]]))
-
     def forward(self, tokens: Mapping[Any, Tensor]) -> Float[Tensor, "batch classes"]:
-        """Logits from {layer: (batch, tokens, dim)}, or from {pool: what `pooled` returned}."""
-        features = tokens[self.readout.mode] if self.readout.mode in tokens else self.pooled(tokens)
-        logits: Tensor = self.readout.head(features)
+        """Logits from {layer: (batch, tokens, dim)}, or from {pool: pooled features} that were computed once."""
+        if self.readout.mode in tokens:
+            return self.readout.classify(tokens[self.readout.mode])
+        logits: Tensor = self.readout(self.readout.normalise(tokens[self.layers[-1]]))
         return logits

@@ -1,4 +1,4 @@
-"""The one read-out that every method is offered: final norm, pooling, linear classifier."""
+"""The one read-out that every method is offered: final norm, pooling, standardisation, linear classifier."""
 
 from typing import Literal
 
@@ -13,7 +13,10 @@ Pool = Literal["cls", "mean", "cls_mean", "backbone"]
 
 
 class Readout(nn.Module):
-    """Last-layer tokens -> frozen final norm -> pooling -> linear head.
+    """Last-layer tokens -> frozen final norm -> pooling -> standardisation -> linear head.
+
+    The standardisation has the mean and deviation of the frozen features over the training rows, the same for every
+    method: without it a linear head converges slowly along the channels that vary least (see `standardise`).
 
     Args:
         pool: `cls` (class token), `mean` (mean of the patch tokens), `cls_mean` (both, concatenated) or `backbone` (as
@@ -30,7 +33,18 @@ class Readout(nn.Module):
             legal = [*(["cls"] if prefix else []), *(["mean"] if patches else []), "backbone"]
             raise UserError(f"pool {pool!r} needs tokens that are not there ({spec.layout}); legal: {', '.join(legal)}")
         self.mode, self.num_prefix_tokens, self.tail = pool, prefix, spec.tail
-        self.head = nn.Linear(spec.dim * (2 if pool == "cls_mean" else 1), num_classes)
+        self.reads_patches = spec.tail.reads_patches if pool == "backbone" else pool != "cls"
+        width = spec.dim * (2 if pool == "cls_mean" else 1)
+        self.head = nn.Linear(width, num_classes)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def standardise(self, pooled: Float[Tensor, "samples features"]) -> None:
+        """Take mean and deviation from pooled frozen features; a channel that never varies is only centred."""
+        std = pooled.std(dim=0, correction=0)
+        self.mean, self.std = pooled.mean(dim=0), torch.where(std > 1e-6, std, torch.ones_like(std))
 
     def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """The backbone's final norm."""
@@ -47,7 +61,11 @@ class Readout(nn.Module):
             parts.append(self.tail.normalise_pooled(tokens[:, self.num_prefix_tokens :].mean(dim=1)))
         return torch.cat(parts, dim=1)
 
+    def classify(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """Logits of pooled features."""
+        logits: Tensor = self.head((pooled - self.mean) / self.std)
+        return logits
+
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
         """Logits of normalised tokens."""
-        logits: Tensor = self.head(self.pool(tokens))
-        return logits
+        return self.classify(self.pool(tokens))

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from adapt.adaptor import Card, save_adaptor
 from adapt.config import Config, MethodConfig, Trial
@@ -31,6 +32,7 @@ from extract.backbone import Backbone, digests, load_backbone
 from extract.forward import FrozenForward, resolve_device, resolve_precision
 from extract.run import Extraction, extract_tokens
 from extract.sources import ImageSource, open_source
+from store.errors import UserError
 from store.layout import resolve_layers
 from store.reader import Store, open_store
 
@@ -88,8 +90,20 @@ def train(config: Config, inputs: Inputs, say: Say = lambda _: None) -> list[Row
 
 def prepare_run_dir(config: Config) -> None:
     """Make the run directory and keep the resolved configuration in it."""
-    (config.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    make_run_dir(config.run_dir)
     write_atomically(config.run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def make_run_dir(run_dir: Path) -> None:
+    """Make the run directory.
+
+    Raises:
+        UserError: the path is not one where a folder can be made.
+    """
+    try:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_dir {run_dir} cannot be made ({error.strerror}); choose another one") from error
 
 
 def _open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
@@ -152,35 +166,37 @@ def _needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple
     return tuple(sorted({layer for model in models for layer in model.layers}))  # type: ignore[union-attr]
 
 
-def _train_method(method: MethodConfig, config: Config, origin: Origin, say: Say) -> None:
-    def settings(seed: int) -> Settings:
-        train = config.train
-        balanced = train.class_weights == "balanced"
-        return Settings(method.epochs, train.batch_size, seed, train.optimizer, train.warmup, balanced)
+def settings_of(config: Config, method: MethodConfig, seed: int) -> Settings:
+    """How a method is trained from a seed."""
+    train = config.train
+    balanced = train.class_weights == "balanced"
+    return Settings(method.epochs, method.batch_size, seed, train.optimizer, train.warmup, balanced)
 
-    features, checkpoints = origin.features, config.run_dir / "checkpoints"
-    fraction = config.data.val_fraction
-    search_id = _digest(
-        origin.identity, method.model_dump(mode="json", serialize_as_any=True), asdict(settings(0)), fraction
-    )
-    first = settings(config.train.seeds[0])
-    kept, file = config.run_dir / "search" / f"{method.name}-{search_id}.json", checkpoints / f"search-{search_id}"
-    trial = choose_trial(method, lambda trials: train_trials(method, trials, features, first, fraction, file), kept)
+
+def _train_method(method: MethodConfig, config: Config, origin: Origin, say: Say) -> None:
+    trial = _choose(method, config, origin)
     if len(method.trials) > 1:
         say(f"{method.name}: chose {_describe(trial)} among {len(method.trials)} on validation")
     for seed in config.train.seeds:
+        settings = settings_of(config, method, seed)
         trial_id = _digest(
-            origin.identity,
-            features.kind,
-            method.name,
-            trial.model_dump(mode="json", serialize_as_any=True),
-            asdict(settings(seed)),
-            fraction,
+            origin.identity, origin.features.kind, method.name, trial, settings, config.data.val_fraction
         )
         if trial_id in _finished(config.run_dir):
             say(f"{method.name} seed {seed}: done before")
             continue
-        _train_seed(trial_id, method, trial, config, origin, settings(seed))
+        _train_seed(trial_id, method, trial, config, origin, settings)
+
+
+def _choose(method: MethodConfig, config: Config, origin: Origin) -> Trial:
+    """Search with the first seed; the outcome is kept in the run directory."""
+    settings, fraction = settings_of(config, method, config.train.seeds[0]), config.data.val_fraction
+    search_id = _digest(origin.identity, method, settings, fraction)
+    kept = config.run_dir / "search" / f"{method.name}-{search_id}.json"
+    checkpoint = config.run_dir / "checkpoints" / f"search-{search_id}"
+    return choose_trial(
+        method, lambda trials: train_trials(method, trials, origin.features, settings, fraction, checkpoint), kept
+    )
 
 
 def _train_seed(
@@ -242,9 +258,12 @@ def _describe(trial: Trial) -> str:
 
 
 def _digest(*parts: Any) -> str:
+    """A short id of everything that decides an outcome."""
     text = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", serialize_as_any=True)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)

@@ -41,13 +41,16 @@ def train_trials(
         Candidate(seeded_model(method.name, features, trial, settings.seed), trial.lr, trial.weight_decay)
         for trial in trials
     ]
-    by_layers: dict[Any, list[Candidate]] = {}
+    by_layers: dict[tuple[int, ...], list[Candidate]] = {}
     for candidate in candidates:
-        by_layers.setdefault(candidate.model.layers, []).append(candidate)
+        by_layers.setdefault(candidate.model.layers, []).append(candidate)  # type: ignore[arg-type]
     inputs: Batches = features
-    for number, group in enumerate(by_layers.values()):
-        probes = [candidate.model for candidate in group if isinstance(candidate.model, LinearProbe)]
-        inputs = PooledFeatures(features, probes) if probes else features
+    for number, (layers, group) in enumerate(by_layers.items()):
+        readouts: list[Any] = [candidate.model.readout.to(features.device) for candidate in group]
+        pooled = PooledFeatures(features, readouts, layers[-1])
+        for readout in readouts:
+            readout.standardise(pooled.whole("train")[readout.mode][torch.from_numpy(rows)])
+        inputs = pooled if isinstance(group[0].model, LinearProbe) else features
         file = checkpoint.with_suffix(f".{number}.pt") if checkpoint else None
         what = f"{method.name} seed {settings.seed}" + (f" ({len(group)} trials)" if len(group) > 1 else "")
         speed = fit(group, inputs, rows, val_rows, settings, file, what)

@@ -15,6 +15,8 @@ TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
 class Tail(Protocol):
     """The backbone's frozen read-out; `extract.tail.Tail` is one."""
 
+    reads_patches: bool
+
     def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Final norm."""
         ...

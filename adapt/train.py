@@ -198,7 +198,7 @@ class _Loop:
         try:
             saved = torch.load(checkpoint, map_location=self._features.device, weights_only=True)
         except Exception as error:  # whatever torch finds wrong with it
-            raise JobError(f"the checkpoint {checkpoint} is damaged ({error}); delete it to start anew") from error
+            raise JobError(f"the checkpoint {checkpoint} is damaged; delete it to start anew") from error
         for parts, candidate, optimizer, scheduler in zip(
             saved["candidates"], self._candidates, self._optimizers, self._schedulers, strict=True
         ):

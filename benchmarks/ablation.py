@@ -27,20 +27,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr 0.001": {"lr": 0.001},
     "lr 0.01": {"lr": 0.01},
     "weight decay 0.5": {"weight_decay": 0.5},
+    "add after_norm": {"add": "after_norm"},
     "norm none": {"norm": "none"},
     "norm backbone": {"norm": "backbone"},
-    "pool cls": {"pool": "cls"},
     "pool cls_mean": {"pool": "cls_mean"},
+    "pool cls, token rank 0": {"pool": "cls", "token_rank": 0},
     "token rank 0": {"token_rank": 0},
-    "token rank 2": {"token_rank": 2},
     "token rank 32": {"token_rank": 32},
     "rank 4": {"rank": 4},
     "rank 64": {"rank": 64},
     "layers every 2": {"layers": {"every": 2}},
-    "layers every 4": {"layers": {"every": 4}},
     "layers last 6": {"layers": {"last": 6}},
-    "dropout 0.1": {"dropout": 0.1},
-    "dropout 0.3": {"dropout": 0.3},
+    "dropout 0.2": {"dropout": 0.2},
 }
 PROBES = {
     f"linear probe, {pool}": [
@@ -73,7 +71,7 @@ def run_variant(name: str, trials: list[dict[str, Any]], features: Features, epo
     scores, started = [], time.perf_counter()
     for seed in range(seeds):
         parsed = [_trial(name, given) for given in trials]
-        method = MethodConfig(name=name, epochs=epochs, trials=tuple(parsed))
+        method = MethodConfig(name=name, epochs=epochs, batch_size=32, trials=tuple(parsed))
         settings = Settings(epochs, 32, seed)
         trained = train_trials(method, parsed, features, settings, val_fraction=0.5)
         scores.append([candidate.score for candidate in trained.candidates])
@@ -99,23 +97,21 @@ def main() -> None:
     parser.add_argument("--base", type=json.loads, default=BASE, help="the variant that the others change")
     parser.add_argument("--only", nargs="*", help="variants to run; all by default")
     args = parser.parse_args()
-    results: dict[str, dict[str, Any]] = {}
+    results = json.loads(args.out.read_text()) if args.out.exists() else {}
+    jobs = [("losa", name, [args.base | change], args.epochs) for name, change in VARIANTS.items()]
+    jobs += [("linear_probe", name, trials, 10 * args.epochs) for name, trials in PROBES.items()]
     for path in args.stores:
         store = open_store(path)
         features = Subset(ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), store.layers), args.limit)
-        for name, change in VARIANTS.items():
+        for method, name, trials, epochs in jobs:
             if not args.only or name in args.only:
-                outcome = run_variant("losa", [args.base | change], features, args.epochs, args.seeds)
+                outcome = run_variant(method, trials, features, epochs, args.seeds)
                 results.setdefault(name, {})[store.schema.dataset] = outcome
                 print(
                     f"{store.schema.dataset:10} {name:20} {outcome['score']:.2f} ({outcome['seconds']:.0f} s)",
                     flush=True,
                 )
-        for name, trials in PROBES.items():
-            if not args.only or name in args.only:
-                outcome = run_variant("linear_probe", trials, features, 2 * args.epochs, args.seeds)
-                results.setdefault(name, {})[store.schema.dataset] = outcome
-        args.out.write_text(json.dumps({"settings": vars(args), "results": results}, indent=1, default=str))
+                args.out.write_text(json.dumps(results, indent=1))
     print_table(results)
 
 

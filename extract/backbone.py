@@ -1,5 +1,6 @@
 """A frozen vision transformer as "tokens by layer"."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -105,9 +106,11 @@ class TappedBackbone:
         self.module, self._tap, self.name = module.eval().requires_grad_(False), tap, name
         self.model_kwargs: dict[str, Any] = {}
         self.transform = transform or torch.as_tensor
-        self.image_size, self.preprocessing = tuple(example.shape), repr(transform)
+        self.image_size, self.preprocessing = tuple(example.shape), _stable_repr(transform)
         with torch.no_grad():
             tokens = tap(module, example[None])
+        if not all(isinstance(layer, int) and layer >= 0 for layer in tokens):
+            raise UserError(f"tap must return tokens by layer index, from 0 on, got the keys {list(tokens)}")
         shapes = {tuple(values.shape[1:]) for values in tokens.values()}
         if len(shapes) != 1 or len(next(iter(shapes))) != 2:
             raise UserError(f"tap must return one (batch, tokens, dim) shape for every layer, got {sorted(shapes)}")
@@ -123,6 +126,11 @@ class TappedBackbone:
         if missing := set(layers) - set(tokens):
             raise UserError(f"tap returned layers {sorted(tokens)}, not {sorted(missing)}")
         return {layer: tokens[layer] for layer in sorted(layers)}
+
+
+def _stable_repr(transform: object) -> str:
+    """A function's or object's text without its address, which is another one in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
 def load_backbone(config: BackboneConfig) -> TimmBackbone:

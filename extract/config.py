@@ -25,18 +25,19 @@ class DataConfig(Section):
     """
 
     source: Source = "digits"
-    root: Annotated[Path, Field(strict=False)] | None = None
+    root: Path | None = Field(None, strict=False, description="a path")
     test_split: str | None = None
     test_fraction: Fraction = 0.25
     val_fraction: Fraction = 0.2
     on_error: Literal["fail", "skip"] = "fail"
+    views: Literal[1] = Field(1, description="1 (augmented views are not available yet)")
 
 
 class BackboneConfig(Section):
     """A frozen timm vision transformer. `model_kwargs` go to `timm.create_model`."""
 
     name: str | None = None
-    weights: str
+    weights: str = Field(description="pretrained, random, hf-hub:ORG/NAME, or the path of a file or folder")
     image_size: PositiveInt | None = None
     model_kwargs: dict[str, Any] = Field({}, description="keyword arguments of timm.create_model")
 
@@ -47,3 +48,5 @@ class ExtractConfig(Section):
     batch_size: PositiveInt | Literal["auto"] = Field("auto", description="auto or a positive whole number")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+    workers: Literal[1] = Field(1, description="1 (several workers are not available yet)")
+    scheduler: None = Field(None, description="null (dask schedulers are not available yet)")

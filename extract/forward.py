@@ -29,10 +29,11 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.zeros(1, device=resolved)
+        if not torch.zeros(1, device=resolved).isfinite():  # reading the value back is what the meta device cannot do
+            raise RuntimeError("it cannot compute")
     except (RuntimeError, AssertionError) as error:
         legal = "auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
-        raise UserError(f"extract.device {device!r} cannot be used here; legal: {legal}") from error
+        raise UserError(f"device {device!r} cannot be used here; legal: {legal}") from error
     return resolved
 
 

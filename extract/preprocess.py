@@ -18,7 +18,8 @@ Transform = Callable[[Image.Image], Float[Tensor, "channels height width"]]
 
 def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
     """timm's data config of a model: input size, mean, std, interpolation, crop."""
-    args = {"img_size": image_size} if image_size else {}
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # also where model_kwargs set it
+    args = {"input_size": (3, *built_for)} if built_for else {"img_size": image_size} if image_size else {}
     config: dict[str, Any] = resolve_data_config(args, model=model)  # type: ignore[no-untyped-call]
     return config
 

@@ -17,7 +17,7 @@ from extract.config import DataConfig, ExtractConfig
 from extract.forward import Batch, FrozenForward, in_groups
 from extract.sources import ImageSource, ImageSplit
 from store.backend import Folder, local_path, store_url
-from store.config import Section, StoreConfig
+from store.config import Dtype, Section, StoreConfig
 from store.errors import JobError, UserError
 from store.formats import Encoded, NotStorableError, channel_rms, encode
 from store.layout import reduced_layout, resolve_layers
@@ -126,7 +126,7 @@ def _open_or_create(
     wanted = _wanted_schema(source, forward, listings, store)
     stored = open_schema(folder)
     if stored is not None:
-        require_same(stored, wanted, folder.url)
+        require_same(stored, wanted, folder.place)
         return stored
     _require_space(folder, wanted, {split: list(wanted.shards(split)) for split in wanted.splits})
     rms = _calibrate(source.splits["train"], forward, data) if wanted.dtype == "int8" else {}
@@ -144,7 +144,9 @@ def _calibrate(split: ImageSplit, forward: FrozenForward, data: DataConfig) -> d
         for batch in forward.batches(split, in_groups(rows, forward.batch_size)):
             _report_failures(batch, split, data.on_error == "skip")
             if batch.images is not None:
-                for layer, values in forward(batch.images).items():
+                tokens = forward(batch.images)
+                encode_layers(tokens, [split.ids[row] for row in batch.rows], "float32", {})  # refuses NaN and infinity
+                for layer, values in tokens.items():
                     squares[layer].extend(values.double().square().mean(dim=1).cpu().numpy())
             advance(len(batch.rows) + len(batch.failed))
     if not any(squares.values()):
@@ -169,7 +171,7 @@ def _require_space(folder: Folder, schema: Schema, missing: Mapping[str, Sequenc
     free = shutil.disk_usage(existing).free if existing else 0
     if n_bytes > free:
         raise JobError(
-            f"{rows:,} samples need {n_bytes / 2**30:,.1f} GiB at {folder.url}, {free / 2**30:,.1f} GiB are free; "
+            f"{rows:,} samples need {n_bytes / 2**30:,.1f} GiB at {folder.place}, {free / 2**30:,.1f} GiB are free; "
             "store fewer layers (store.layers), fewer tokens (store.tokens) or one byte a value (store.dtype: int8)"
         )
 
@@ -217,8 +219,8 @@ class _Job:
         seconds: float,
         skipped: dict[str, str],
     ) -> None:
+        self._writer.add_to_log(seconds, skipped)  # first: a crash in between must not lose why samples were skipped
         self._writer.commit(split, shard, tokens, status)
-        self._writer.add_to_log(seconds, skipped)
 
     def _extract_shard(
         self, split: str, shard: int, advance: Any
@@ -240,18 +242,30 @@ class _Job:
         return buffers, status, skipped
 
     def _encode(self, tokens: TokensByLayer, ids: Sequence[str]) -> dict[int, Encoded]:
-        encoded = {}
-        for layer, values in tokens.items():
-            try:
-                encoded[layer] = encode(values.cpu().numpy(), self._schema.dtype, self._rms.get(layer))
-            except NotStorableError as error:
-                sample, token, channel = error.index
-                raise JobError(
-                    f"sample {ids[sample]!r}, layer {layer}, token {token}, channel {channel}: the value {error.value} "
-                    f"cannot be stored as {error.dtype}; "
-                    + ("choose store.dtype bfloat16, float32 or int8" if np.isfinite(error.value) else _NON_FINITE)
-                ) from error
-        return encoded
+        return encode_layers(tokens, ids, self._schema.dtype, self._rms)
+
+
+def encode_layers(
+    tokens: TokensByLayer, ids: Sequence[str], dtype: Dtype, rms: Mapping[int, np.ndarray]
+) -> dict[int, Encoded]:
+    """Every layer as it is stored; a value that cannot be stored is a JobError that names sample and layer."""
+    encoded = {}
+    for layer, values in tokens.items():
+        try:
+            encoded[layer] = encode(values.cpu().numpy(), dtype, rms.get(layer))
+        except NotStorableError as error:
+            sample, token, channel = error.index
+            raise JobError(
+                f"sample {ids[sample]!r}, layer {layer}, token {token}, channel {channel}: the value {error.value} "
+                f"cannot be stored as {error.dtype}; "
+                + (_too_large(error.dtype) if np.isfinite(error.value) else _NON_FINITE)
+            ) from error
+    return encoded
+
+
+def _too_large(dtype: str) -> str:
+    wider = [name for name in ("bfloat16", "float32", "int8") if name != dtype]
+    return f"choose store.dtype {' or '.join(wider)}"
 
 
 _NON_FINITE = "the backbone itself yields it: check its weights, or set extract.precision to float32"

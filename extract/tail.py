@@ -32,6 +32,7 @@ class Tail(nn.Module):
         self.attn_pool = attn_pool
         self.fc_norm = fc_norm or nn.Identity()
         self.pool_type, self.num_prefix_tokens = pool_type, num_prefix_tokens
+        self.reads_patches = attn_pool is not None or pool_type != "token"
         self.eval().requires_grad_(False)
 
     def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:

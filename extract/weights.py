@@ -1,14 +1,17 @@
 """Frozen weights: found, loaded strictly, and digested. Torch files load as tensors only, never as objects."""
 
+import difflib
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from timm.models import load_model_config_from_hf, load_state_dict
@@ -21,6 +24,14 @@ _ALTERNATIVES = (
     "give backbone.weights a local .safetensors, .pth or .npz file, or a folder in timm's hub format "
     "(config.json and model.safetensors), or `random` for untrained weights"
 )
+# Arguments of timm.create_model that would go round what this module decides.
+_OURS = {
+    "pretrained": "set backbone.weights",
+    "checkpoint_path": "set backbone.weights",
+    "num_classes": "a backbone has no classifier",
+    "in_chans": "images have three channels",
+    "features_only": "tokens are tapped from the whole model",
+}
 _FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 
 
@@ -46,6 +57,7 @@ def load_model(config: BackboneConfig) -> tuple[str, dict[str, Any], nn.Module]:
     """
     if config.weights.startswith("hf-hub:"):
         recipe = _hub_recipe(config)
+        build_empty(recipe.name, recipe.kwargs)  # a wrong argument is the user's mistake, not the hub's
         model = _fetch(config.weights, recipe.kwargs)
     elif config.weights in ("pretrained", "random"):
         recipe = Recipe(_require_name(config), _with_size(config, config.model_kwargs))
@@ -86,21 +98,26 @@ def _require_name(config: BackboneConfig) -> str:
 
 
 def _create(recipe: Recipe, **more: Any) -> nn.Module:
+    _require_known(recipe)
     try:
         model: nn.Module = timm.create_model(recipe.name, **recipe.kwargs, **more)
-    except RuntimeError as error:
-        if "Unknown model" in str(error):
-            raise UserError(_unknown_name(recipe.name)) from error
-        raise UserError(f"timm cannot build {recipe.name!r}: {error}") from error
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"timm cannot build {recipe.name!r} with {recipe.kwargs}: {error}") from error
+    except Exception as error:  # wrong arguments surface anywhere in a model's constructor
+        raise UserError(
+            f"timm cannot build {recipe.name!r} with model_kwargs {recipe.kwargs}: {first_line(error)}"
+        ) from error
     return model
 
 
-def _unknown_name(name: str) -> str:
-    stem = name.split(".")[0]
-    near = timm.list_models(f"*{stem[:12]}*")[:5] or timm.list_models("vit_*")[:5]
-    return f"backbone.name {name!r} is no timm model; near ones: {', '.join(near)} (see timm.list_models())"
+def _require_known(recipe: Recipe) -> None:
+    if ":" in recipe.name:  # timm would go and fetch it
+        raise UserError(f"backbone.name {recipe.name!r} is no timm model; write it as backbone.weights: {recipe.name}")
+    if not timm.is_model(recipe.name):
+        near = difflib.get_close_matches(recipe.name, timm.list_models(), n=5, cutoff=0.5) or ["vit_base_patch16_224"]
+        raise UserError(
+            f"backbone.name {recipe.name!r} is no timm model; near ones: {', '.join(near)} (see timm.list_models())"
+        )
+    if taken := [name for name in recipe.kwargs if name in _OURS]:
+        raise UserError(f"backbone.model_kwargs may not hold {taken[0]!r}: {_OURS[taken[0]]}")
 
 
 def _random(recipe: Recipe) -> nn.Module:
@@ -126,7 +143,7 @@ def _hub_recipe(config: BackboneConfig) -> Recipe:
         _, name, model_args = load_model_config_from_hf(config.weights.removeprefix("hf-hub:"))
     if config.name not in (None, name):
         raise UserError(f"backbone.name is {config.name!r}, but {config.weights} holds a {name!r}; leave the name out")
-    return Recipe(name, _with_size(config, _without_classes(model_args) | config.model_kwargs))
+    return Recipe(name, _with_size(config, _plain_args(model_args) | config.model_kwargs))
 
 
 def _fetch(name: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -150,8 +167,10 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _without_classes(model_args: dict[str, Any] | None) -> dict[str, Any]:
-    return {name: value for name, value in (model_args or {}).items() if name != "num_classes"}
+def _plain_args(model_args: dict[str, Any] | None) -> dict[str, Any]:
+    """Of what a hub card gives, less what goes without saying."""
+    given = model_args or {}
+    return {name: given[name] for name in given if name != "num_classes" and (name, given[name]) != ("in_chans", 3)}
 
 
 def _local_recipe(config: BackboneConfig, path: Path) -> Recipe:
@@ -177,7 +196,7 @@ def _folder_recipe(config: BackboneConfig, folder: Path) -> Recipe:
     if file is None:
         raise UserError(f"backbone.weights {folder}: neither model.safetensors nor pytorch_model.bin is there")
     return Recipe(
-        name, _with_size(config, _without_classes(model_args) | config.model_kwargs), file, card.get("pretrained_cfg")
+        name, _with_size(config, _plain_args(model_args) | config.model_kwargs), file, card.get("pretrained_cfg")
     )
 
 
@@ -187,7 +206,7 @@ def _from_file(recipe: Recipe) -> nn.Module:
     model = _create(recipe, num_classes=0, **overlay)
     try:
         if recipe.file.suffix == ".npz":
-            model.load_pretrained(str(recipe.file))  # type: ignore[operator]  # JAX layout: timm sets every tensor
+            _load_npz(recipe.file, model)
             return model
         state = load_state_dict(str(recipe.file), weights_only=True)
         filter_keys = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
@@ -205,3 +224,18 @@ def _from_file(recipe: Recipe) -> nn.Module:
             f"missing {missing[:3]}, unexpected {unexpected[:3]}; check backbone.name, image_size and model_kwargs"
         )
     return model
+
+
+def _load_npz(file: Path, model: nn.Module) -> None:
+    """The JAX layout, which timm reads tensor by tensor: none may be left out, and no block left over."""
+    for tensor in model.parameters():
+        tensor.detach().fill_(torch.nan)
+    model.load_pretrained(str(file))  # type: ignore[operator]
+    if unset := [name for name, tensor in model.named_parameters() if tensor.isnan().any()]:
+        raise ValueError(f"it does not set {unset[:3]}")
+    with np.load(file) as arrays:
+        numbers = {match[1] for name in arrays.files if (match := re.search(r"encoderblock_(\d+)/", name))}
+        stacked = [name for name in arrays.files if "encoderblock/" in name]
+        n_blocks = len(arrays[stacked[0]]) if stacked else len(numbers)
+    if n_blocks != len(model.blocks):  # type: ignore[arg-type]
+        raise ValueError(f"it has {n_blocks} blocks, the model {len(model.blocks)}")  # type: ignore[arg-type]

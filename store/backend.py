@@ -1,11 +1,14 @@
 """Arrays and groups through tensorstore, on a local folder or any URL it knows (s3://, gs://, memory://).
 
 tensorstore syncs file and folder before a write returns. It is told to store chunks of zeros and to refuse to read
-chunks that are missing, so that nothing ever reads as zeros that was not written as such.
+chunks that are missing, so that nothing ever reads as zeros that was not written as such. Chunks carry crc32c; every
+zarr.json carries a checksum of itself among its attributes, which this module checks before it believes a word of it.
 """
 
 import json
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -14,26 +17,42 @@ import numcodecs
 import numpy as np
 import tensorstore as ts
 
-from store.config import Compressor
-from store.errors import JobError
+from store.errors import JobError, UserError
+from store.metadata import CHECKSUM, CRC32C, array_metadata, chunk_codecs, document_checksum
 
-_CRC32C = {"name": "crc32c"}
-_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
-_COMPRESSORS: dict[Compressor, dict[str, Any]] = {
-    "zstd": {"name": "zstd", "configuration": {"level": 3, "checksum": False}},
-    "gzip": {"name": "gzip", "configuration": {"level": 5}},
-    "blosc": {
-        "name": "blosc",
-        "configuration": {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle", "typesize": 1, "blocksize": 0},
-    },
+_NEEDS_ROOM = "make room, then run the same command again: what is committed is kept"
+_NEEDS_ACCESS = "choose another store.path, or make this one writable"
+_NEEDS_REPLACING = "delete the store, or choose a new store.path, and run `sidecache extract` again"
+_REMEDIES = {  # what tensorstore says -> what to do
+    "No space left on device": _NEEDS_ROOM,
+    "Disk quota exceeded": _NEEDS_ROOM,
+    "File too large": _NEEDS_ROOM,
+    "Read-only file system": _NEEDS_ACCESS,
+    "Permission denied": _NEEDS_ACCESS,
+    "Operation not permitted": _NEEDS_ACCESS,
+    "Not a directory": _NEEDS_ACCESS,
+    "Is a directory": _NEEDS_ACCESS,
+    "is missing": _NEEDS_REPLACING,
+    "DATA_LOSS": _NEEDS_REPLACING,
+    "ecod": _NEEDS_REPLACING,  # decode, decoding
+    "checksum": _NEEDS_REPLACING,
+    "nsupported URL scheme": "legal are a folder, file://, s3://, gs:// and memory://",
 }
 
 
 def store_url(path: str | Path) -> str:
-    """A folder or URL as a URL that ends in a slash."""
+    """A folder or URL as a URL that ends in a slash.
+
+    Raises:
+        UserError: the path is empty.
+    """
     text = str(path)
+    if not text.strip():
+        raise UserError("store.path is empty; give a folder, or a URL such as s3://bucket/cache.zarr")
     url = text if "://" in text else Path(text).expanduser().absolute().as_uri()
-    return url.rstrip("/") + "/"
+    scheme, rest = url.split("://", maxsplit=1)
+    rest = rest.rstrip("/")
+    return f"{scheme}://{rest}/" if rest or scheme == "file" else f"{scheme}://"
 
 
 def local_path(url: str) -> Path | None:
@@ -41,50 +60,22 @@ def local_path(url: str) -> Path | None:
     return Path(unquote(url.removeprefix("file://"))) if url.startswith("file://") else None
 
 
-def chunk_codecs(compressor: Compressor | None) -> list[dict[str, Any]]:
-    """bytes, perhaps a compressor, then a checksum of what lies on the disk."""
-    return [_LITTLE, *([_COMPRESSORS[compressor]] if compressor else []), _CRC32C]
-
-
-def sharded(chunk: Sequence[int], compressor: Compressor | None) -> list[dict[str, Any]]:
-    """The sharding codec: chunks inside one file, with an index that is checked too."""
-    inner = {"chunk_shape": list(chunk), "codecs": chunk_codecs(compressor), "index_codecs": [_LITTLE, _CRC32C]}
-    return [{"name": "sharding_indexed", "configuration": inner}]
-
-
-def array_metadata(
-    shape: Sequence[int],
-    file_shape: Sequence[int],
-    dtype: str,
-    dimension_names: Sequence[str],
-    codecs: list[dict[str, Any]],
-    attributes: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """A Zarr v3 array's metadata; `file_shape` is the extent of one file (a shard, or an unsharded chunk)."""
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, n) for n in file_shape]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "" if dtype == "string" else 0,
-        "codecs": codecs,
-        "dimension_names": list(dimension_names),
-        "attributes": attributes or {},
-    }
-
-
 class Folder:
-    """The key-value side of a store: small documents, and arrays by name below `url`."""
+    """The key-value side of a store: small documents, and arrays by name below `url`.
+
+    `place` is what messages call it: the path of a local folder, else the URL. Every method raises JobError where the
+    disk refuses or something is damaged, with the path and what to do.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._documents = _checked(lambda: ts.KvStore.open(url).result(), f"open {url}")
+        folder = local_path(url)
+        self.place = url if folder is None else f"{folder}/"
+        self._documents = _checked(lambda: ts.KvStore.open(url, context=_context()).result(), f"open {self.place}")
 
     def write_json(self, key: str, document: dict[str, Any]) -> None:
         """Write a document whole; it is durable when this returns."""
-        self.write_bytes(key, json.dumps(document, indent=1, sort_keys=True).encode())
+        self.write_bytes(key, json.dumps(document, indent=1).encode())
 
     def read_json(self, key: str) -> dict[str, Any] | None:
         """A document, or None where there is none."""
@@ -94,42 +85,74 @@ class Folder:
         try:
             document = json.loads(content)
         except ValueError as error:
-            raise JobError(f"{self.url}{key} is damaged: {error}") from error
+            raise JobError(f"{self.place}{key} is damaged: {error}; {_NEEDS_REPLACING}") from error
         return document if isinstance(document, dict) else {}
+
+    def write_node(self, name: str, document: dict[str, Any]) -> None:
+        """The zarr.json of a group or array, with its checksum; the root is the empty name."""
+        attributes = {**document["attributes"], CHECKSUM: document_checksum(document)}
+        self.write_json(_node_key(name), {**document, "attributes": attributes})
+
+    def read_node(self, name: str) -> dict[str, Any] | None:
+        """The zarr.json of a group or array, checked; None where there is no such node."""
+        document = self.read_json(_node_key(name))
+        if document is None:
+            return None
+        attributes = document.get("attributes")
+        if not isinstance(attributes, dict) or attributes.get(CHECKSUM) != document_checksum(document):
+            raise JobError(
+                f"{self.place}{_node_key(name)} was damaged, or edited by hand: its checksum does not fit; "
+                + _NEEDS_REPLACING
+            )
+        return document
 
     def write_bytes(self, key: str, content: bytes) -> None:
         """Write one key whole."""
-        _checked(lambda: self._documents.write(key, content).result(), f"write {self.url}{key}")
+        _checked(lambda: self._documents.write(key, content).result(), f"write {self.place}{key}")
 
     def read_bytes(self, key: str) -> bytes | None:
         """One key whole, or None where it is missing."""
-        found = _checked(lambda: self._documents.read(key).result(), f"read {self.url}{key}")
+        found = _checked(lambda: self._documents.read(key).result(), f"read {self.place}{key}")
         return bytes(found.value) if found.state == "value" else None
 
     def write_group(self, name: str, attributes: dict[str, Any]) -> None:
         """A Zarr v3 group's metadata; the root is the empty name."""
-        document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        self.write_json(f"{name}/zarr.json" if name else "zarr.json", document)
+        self.write_node(name, {"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
     def read_group(self, name: str) -> dict[str, Any] | None:
         """A group's attributes, or None where there is no such group."""
-        document = self.read_json(f"{name}/zarr.json" if name else "zarr.json")
-        return None if document is None else dict(document.get("attributes", {}))
+        document = self.read_node(name)
+        if document is None:
+            return None
+        return {key: value for key, value in document["attributes"].items() if key != CHECKSUM}
+
+    def has_keys(self, name: str) -> bool:
+        """Whether anything lies below `name`."""
+        below = ts.KvStore.KeyRange(f"{name}/", f"{name}0")  # 0 is the character that follows the slash
+        return bool(_checked(lambda: self._documents.list(below).result(), f"list {self.place}{name}"))
 
     def open_array(self, name: str, missing_reads_as_zero: bool = False) -> ts.TensorStore:
         """An array for reading and writing; reading what was never written fails, unless told otherwise."""
+        document = self.read_node(name)
+        if document is None:
+            raise JobError(f"{self.place}{_node_key(name)} is missing; {_NEEDS_REPLACING}")
         spec = {
             "driver": "zarr3",
             "kvstore": f"{self.url}{name}/",
+            "metadata": document,
             "store_data_equal_to_fill_value": True,
             "fill_missing_data_reads": missing_reads_as_zero,
         }
-        array: ts.TensorStore = _checked(lambda: ts.open(spec, open=True).result(), f"open {self.url}{name}")
+        # What was just read and checked is taken at its word: tensorstore does not read it a second time.
+        array: ts.TensorStore = _checked(
+            lambda: ts.open(spec, open=True, assume_metadata=True, context=_context()).result(),
+            f"open {self.place}{name}",
+        )
         return array
 
     def create_array(self, name: str, metadata: dict[str, Any]) -> ts.TensorStore:
         """A new array; metadata that lie there already are replaced."""
-        self.write_json(f"{name}/zarr.json", metadata)
+        self.write_node(name, metadata)
         return self.open_array(name)
 
     def write_array(self, name: str, values: np.ndarray, dimension_names: Sequence[str]) -> None:
@@ -137,34 +160,32 @@ class Folder:
         metadata = array_metadata(values.shape, values.shape, str(values.dtype), dimension_names, chunk_codecs(None))
         array = self.create_array(name, metadata)
         if values.size:
-            wait([array.write(values)], f"write {self.url}{name}")
+            wait([array.write(values)], f"write {self.place}{name}")
 
     def read_array(self, name: str) -> np.ndarray:
         """A small array whole."""
         array = self.open_array(name)
         if 0 in array.shape:
             return np.zeros(array.shape, array.dtype.numpy_dtype)
-        return np.asarray(wait([array.read()], f"read {self.url}{name}")[0])
+        return np.asarray(wait([array.read()], f"read {self.place}{name}")[0])
 
     def write_strings(self, name: str, values: Sequence[str], dimension: str) -> None:
         """Strings as Zarr's `string` type (tensorstore has none), in one chunk with a checksum."""
-        codecs = [{"name": "vlen-utf8"}, _CRC32C]
+        codecs = [{"name": "vlen-utf8"}, CRC32C]
         encoded = numcodecs.VLenUTF8().encode(np.array(values, dtype=object))
         self.write_bytes(f"{name}/c/0", bytes(numcodecs.CRC32C(location="end").encode(encoded)))
-        self.write_json(
-            f"{name}/zarr.json", array_metadata([len(values)], [len(values)], "string", [dimension], codecs)
-        )
+        self.write_node(name, array_metadata([len(values)], [len(values)], "string", [dimension], codecs))
 
     def read_strings(self, name: str) -> list[str]:
         """The inverse of `write_strings`."""
-        content = self.read_bytes(f"{name}/c/0")
-        if content is None:
-            raise JobError(f"{self.url}{name} is missing; run `sidecache extract` again into a new store.path")
+        document, content = self.read_node(name), self.read_bytes(f"{name}/c/0")
+        if document is None or content is None:
+            raise JobError(f"{self.place}{name} is missing; {_NEEDS_REPLACING}")
         try:
             checked = numcodecs.CRC32C(location="end").decode(content)
             return [str(text) for text in numcodecs.VLenUTF8().decode(checked)]
         except (RuntimeError, ValueError) as error:
-            raise JobError(f"{self.url}{name} is damaged: {error}") from error
+            raise JobError(f"{self.place}{name} is damaged: {error}; {_NEEDS_REPLACING}") from error
 
 
 def wait(futures: Sequence[Any], doing: str) -> list[Any]:
@@ -173,9 +194,39 @@ def wait(futures: Sequence[Any], doing: str) -> list[Any]:
     return results
 
 
+def check_process() -> None:
+    """Refuse to go on in a process forked from one that used a store: tensorstore would abort it.
+
+    Raises:
+        UserError: says how to start workers instead.
+    """
+    if _owner() != os.getpid():
+        raise UserError(
+            "a store cannot be used in a process forked from one that used it; start workers afresh: "
+            "DataLoader(..., multiprocessing_context='forkserver'), or 'spawn'"
+        )
+
+
+@cache
+def _owner() -> int:
+    return os.getpid()
+
+
+@cache
+def _context() -> ts.Context:
+    """One for all: memory:// lives in it, and limits on concurrent reads hold for all arrays together."""
+    return ts.Context()
+
+
+def _node_key(name: str) -> str:
+    return f"{name}/zarr.json" if name else "zarr.json"
+
+
 def _checked(call: Any, doing: str) -> Any:
+    check_process()
     try:
         return call()
     except (ValueError, OSError) as error:  # tensorstore reports I/O failures as ValueError, some also as OSError
         reason = str(error).split(" [", maxsplit=1)[0].split("[tensorstore_spec", maxsplit=1)[0].strip()
-        raise JobError(f"cannot {doing}: {reason}") from error
+        remedy = next((f"; {what}" for sign, what in _REMEDIES.items() if sign in reason), "")
+        raise JobError(f"cannot {doing}: {reason}{remedy}") from error

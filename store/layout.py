@@ -86,7 +86,9 @@ def resolve_layers(layers: Layers, depth: int) -> tuple[int, ...]:
     if isinstance(layers, Every):
         return tuple(range((depth - 1) % layers.every, depth, layers.every))
     if isinstance(layers, Last):
-        layers = list(range(depth - layers.last, depth))
+        if layers.last > depth:
+            raise UserError(f"store.layers asks for the last {layers.last} layers, but this backbone has {depth}")
+        return tuple(range(depth - layers.last, depth))
     assert isinstance(layers, list)
     wrong = [layer for layer in layers if not -depth <= layer < depth]
     if wrong or not layers:

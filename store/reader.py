@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Float32, Int, Shaped
+from jaxtyping import Float32, Int, Integer, Shaped
 
-from store.backend import Folder, local_path, store_url, wait
+from store.backend import Folder, check_process, local_path, store_url, wait
 from store.errors import JobError, UserError
 from store.formats import Encoded, decode_numpy
 from store.schema import Schema
 from store.writer import LOG, MISSING, SKIPPED, layer_name, read_rms, read_status, require_store, scale_name
 
-Rows = Sequence[int] | Int[np.ndarray, "rows"] | slice
+Rows = Sequence[int] | Integer[np.ndarray, "rows"] | slice
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Pending:
     _doing: str
 
     def result(self) -> dict[int, Encoded]:
-        """Stored values and scales by layer."""
+        """Layer -> stored values (rows, tokens, dim) and, for int8, scales (rows, tokens)."""
         return {layer: Encoded(*wait(futures, self._doing)) for layer, futures in self._futures.items()}
 
 
@@ -44,6 +44,10 @@ class Store:
         self.schema: Schema = require_store(self._folder)
         self._arrays: dict[str, ts.TensorStore] = {}
         self._status = {split: read_status(self._folder, split) for split in self.schema.splits}
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        """A worker process opens the store anew."""
+        return type(self), (self.url,)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -74,20 +78,25 @@ class Store:
         """Refuse to go on with a store that an interrupted extraction left behind."""
         for split in self.splits:
             if missing := self.missing_shards(split):
-                total = len(self.schema.shards(split))
-                raise JobError(
-                    f"{self.url} lacks {len(missing)} of {total} shards of {split}; finish it with `sidecache extract`"
-                )
+                lacking = f"lacks {len(missing)} of {len(self.schema.shards(split))} shards of {split}"
+                raise JobError(f"{self._folder.place} {lacking}; finish it with `sidecache extract`")
 
     def labels(self, split: str) -> Shaped[np.ndarray, "samples ..."]:
-        """Class indices (samples,), or multi-label 0/1 (samples, classes)."""
-        labels: np.ndarray = self._folder.read_array(f"{split}/label")[self._rows(split)]
+        """Class indices (samples,) int64, or multi-label 0/1 (samples, classes) uint8; in row order.
+
+        Raises:
+            UserError: there is no such split.
+            JobError: the labels are missing or damaged. So too for `sample_ids` and `skipped`.
+        """
+        rows = self._rows(split)
+        labels: np.ndarray = self._folder.read_array(f"{split}/label")[rows]
         return labels
 
     def sample_ids(self, split: str) -> list[str]:
         """Ids, in row order."""
+        rows = self._rows(split)
         ids = self._folder.read_strings(f"{split}/sample_id")
-        return [ids[row] for row in self._rows(split)]
+        return [ids[row] for row in rows]
 
     def skipped(self, split: str) -> dict[str, str]:
         """Id -> reason of every sample that could not be decoded."""
@@ -103,7 +112,7 @@ class Store:
 
     @cached_property
     def rms(self) -> dict[int, Float32[np.ndarray, "dim"]]:
-        """The per-channel RMS of every layer, int8 stores only; else empty."""
+        """Layer -> per-channel RMS (dim,), int8 stores only; else empty."""
         return read_rms(self._folder, self.schema)
 
     def tail_arrays(self) -> dict[str, Float32[np.ndarray, "..."]]:
@@ -124,26 +133,28 @@ class Store:
             layer -> float32 array (rows, tokens, dim).
 
         Raises:
-            UserError: a split, row or layer that does not exist.
-            JobError: a chunk is missing or fails its checksum; the message names the file.
+            UserError: a split, row or layer that does not exist; or this process was forked from one that used a store.
+            JobError: a chunk is missing, not extracted yet, or fails its checksum; the message names shard or file.
         """
         encoded = self.fetch(split, rows, layers).result()
         return {k: decode_numpy(v, self.schema.dtype, self.rms.get(k)) for k, v in encoded.items()}
 
     def fetch(self, split: str, rows: Rows, layers: Sequence[int] | None = None) -> Pending:
-        """Start reading, and return at once; arguments as of `read`."""
+        """Start reading, and return at once; arguments and errors as of `read`, for stored values not yet decoded."""
+        check_process()
         stored = self._stored_rows(split, rows)
+        chosen = stored if stored.size else slice(0, 0)  # an empty list of indices would ask for chunk 0
         wanted = self.schema.check_layers(list(self.layers if layers is None else layers))
         names = {k: [layer_name(k)] + ([scale_name(k)] if self.schema.dtype == "int8" else []) for k in wanted}
-        futures = {k: [self._array(split, name)[stored].read() for name in names[k]] for k in wanted}
-        return Pending(futures, f"read {self.url}{split}")
+        futures = {k: [self._array(split, name)[chosen].read() for name in names[k]] for k in wanted}
+        return Pending(futures, f"read {self._folder.place}{split}")
 
     def dataset(self, split: str, layers: Sequence[int] | None = None) -> "StoreDataset":
         """A map-style dataset for `torch.utils.data.DataLoader`: `({layer: (tokens, dim)}, label)`."""
         return StoreDataset(self, split, layers)
 
     def n_bytes(self) -> int:
-        """Bytes on the disk; for a remote store, the bytes of all samples before compression."""
+        """Bytes on the disk, all files counted; for a remote store, the bytes of all samples before compression."""
         folder = local_path(self.url)
         if folder is None:
             return self.schema.bytes_per_sample * sum(info.num_samples for info in self.schema.splits.values())
@@ -158,14 +169,13 @@ class Store:
 
     def _stored_rows(self, split: str, rows: Rows) -> Int[np.ndarray, "rows"]:
         known = self._rows(split)
-        wanted = np.arange(len(known))[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
-        if wanted.ndim != 1 or (wanted.size and (wanted.min() < 0 or wanted.max() >= len(known))):
-            raise UserError(f"rows must be a list of indices from 0 to {len(known) - 1} in {split!r}, got {rows!r}")
-        stored = known[wanted]
+        stored = known[rows] if isinstance(rows, slice) else known[_indices(rows, len(known), split)]
         missing = stored[self._status[split][stored] == MISSING]
         if missing.size:
             shard = int(missing[0]) // self.schema.shard_samples
-            raise JobError(f"shard {shard} of {split} in {self.url} is not extracted yet; run `sidecache extract`")
+            raise JobError(
+                f"shard {shard} of {split} in {self._folder.place} is not extracted yet; run `sidecache extract`"
+            )
         return stored
 
     def _array(self, split: str, name: str) -> ts.TensorStore:
@@ -175,8 +185,19 @@ class Store:
         return self._arrays[key]
 
 
+def _indices(rows: Sequence[int] | Integer[np.ndarray, "rows"], total: int, split: str) -> Integer[np.ndarray, "rows"]:
+    """Whole numbers only: a mask of booleans would otherwise read as rows 0 and 1."""
+    wanted = np.asarray(rows) if len(rows) else np.zeros(0, np.int64)
+    if wanted.dtype.kind not in "iu" or wanted.ndim != 1 or not ((wanted >= 0) & (wanted < total)).all():
+        raise UserError(f"rows must be a list of indices from 0 to {total - 1} in {split!r}, got {rows!r}")
+    return wanted
+
+
 class StoreDataset:
-    """Samples of one split in PyTorch's map-style protocol."""
+    """Samples of one split in PyTorch's map-style protocol.
+
+    Workers of a DataLoader must not be forked: pass `multiprocessing_context="forkserver"` or `"spawn"`.
+    """
 
     def __init__(self, store: Store, split: str, layers: Sequence[int] | None) -> None:
         self._store, self._split, self._layers = store, split, layers
@@ -186,6 +207,8 @@ class StoreDataset:
         return len(self._labels)
 
     def __getitem__(self, row: int) -> tuple[dict[int, Float32[np.ndarray, "tokens dim"]], Any]:
+        if not 0 <= row < len(self):  # IndexError is what ends a loop over the dataset
+            raise IndexError(f"row {row} is outside 0 to {len(self) - 1}")
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[tuple[dict[int, Float32[np.ndarray, "tokens dim"]], Any]]:
@@ -197,7 +220,7 @@ def open_store(path: str | Path) -> Store:
     """Open a token store by folder or URL.
 
     Raises:
-        JobError: there is no store, or it cannot be read.
-        UserError: what lies there is something else.
+        JobError: there is no store, or it is damaged or cannot be read; the message names the file.
+        UserError: the path is empty, or what lies there is something else or of another format.
     """
     return Store(path)

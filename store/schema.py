@@ -34,7 +34,8 @@ class Provenance(_Frozen):
 
     def difference(self, other: "Provenance") -> dict[str, tuple[Any, Any]]:
         """Field -> (here, there), for every field that differs."""
-        mine, theirs = self.model_dump(), other.model_dump()
+        # As JSON, which is how a store keeps them: a tuple of the caller's equals the list that was stored.
+        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
 
@@ -95,31 +96,49 @@ class Schema(_Frozen):
 
     @classmethod
     def parse(cls, attributes: dict[str, Any], where: str) -> "Schema":
-        """From a root group's attributes."""
-        version = attributes.get("format_version")
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{where} is not a store of format {FORMAT_VERSION} (format_version is {version!r}); "
-                "give the path of a store that `sidecache extract` wrote, or choose a new store.path"
-            )
+        """From a root group's attributes.
+
+        Raises:
+            UserError: they are of another format, or do not fit this one.
+        """
+        require_version(attributes, where)
         try:
             return cls.model_validate(attributes)
         except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
             raise UserError(
-                f"{where} has damaged attributes: {error.errors()[0]['msg']}; extract to a new store.path"
+                f"{where} was written by another version of sidecache ({field}: {first['msg']}); "
+                "extract to a new store.path"
             ) from error
+
+
+def require_version(attributes: Any, where: str) -> None:
+    """Refuse what is no store, or one of another format.
+
+    Raises:
+        UserError: says which version was found, and what to do.
+    """
+    version = attributes.get("format_version") if isinstance(attributes, dict) else None
+    if version is None:
+        raise UserError(f"{where} holds something that is no token store; choose another store.path")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{where} is a store of format {version!r}, this sidecache reads and writes {FORMAT_VERSION}; "
+            "install the version that wrote it, or choose a new store.path"
+        )
 
 
 def require_same(stored: Schema, wanted: Schema, where: str) -> None:
     """Refuse a store that was made from something else, naming every field that differs.
 
     Raises:
-        UserError: provenance, classes or layers differ.
+        UserError: provenance, classes, kind of labels or layers differ.
     """
     different = {f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()}
     different |= {
         name: (getattr(stored, name), getattr(wanted, name))
-        for name in ("classes", "layers")
+        for name in ("classes", "multi_label", "layers")
         if getattr(stored, name) != getattr(wanted, name)
     }
     if different:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
-from store.backend import Folder, array_metadata, chunk_codecs, sharded, wait
+from store.backend import Folder, wait
 from store.errors import JobError
-from store.formats import STORED_DTYPE, Encoded
-from store.schema import Schema
+from store.formats import INT8_ENCODING, STORED_DTYPE, Encoded
+from store.metadata import array_metadata, chunk_codecs, sharded
+from store.schema import Schema, require_version
 
 MISSING, STORED, SKIPPED = 0, 1, 2
 LOG = "_log"
@@ -47,7 +48,17 @@ def create_store(
     rms: Mapping[int, Float32[np.ndarray, "dim"]],
     tail: Mapping[str, Float32[np.ndarray, "..."]],
 ) -> None:
-    """Write a store without samples. Safe to repeat after a crash; the root group is written last."""
+    """Write a store without samples. Safe to repeat after a crash; the root group is written last.
+
+    Args:
+        listings: ids, labels and digests of every split of the schema.
+        rms: layer -> per-channel RMS (dim,), int8 stores only.
+        tail: the arrays that `schema.tail_tensors` names.
+
+    Raises:
+        JobError: the disk refused, or shards of another store lie there already.
+    """
+    _refuse_old_marks(folder, schema)
     for split, listing in listings.items():
         _create_split(folder, schema, split, listing)
         folder.write_group(split, {})
@@ -60,13 +71,23 @@ def create_store(
     folder.write_group("", schema.model_dump(mode="json"))
 
 
+def _refuse_old_marks(folder: Folder, schema: Schema) -> None:
+    """Marks without a root group are left from a store that somebody took apart; here they would vouch for its data."""
+    for split in schema.splits:
+        if folder.has_keys(f"{split}/status/c"):
+            raise JobError(
+                f"{folder.place}{split} holds shards of a store that is gone; delete that folder, or choose another "
+                "store.path"
+            )
+
+
 def _create_split(folder: Folder, schema: Schema, split: str, listing: Listing) -> None:
     n, shard = schema.splits[split].num_samples, schema.shard_samples
     layout, dtype = schema.token_layout, schema.dtype
     row = (layout.num_tokens, schema.dim)
-    attributes = {"encoding": "bfloat16"} if dtype == "bfloat16" else {}
+    attributes = {"encoding": {"bfloat16": "bfloat16", "int8": INT8_ENCODING}.get(dtype, dtype)}
+    codecs = sharded((1, *row), schema.compressor, np.dtype(STORED_DTYPE[dtype]).itemsize)
     for layer in schema.layers:
-        codecs = sharded((1, *row), schema.compressor)
         metadata = array_metadata(
             (n, *row), (shard, *row), STORED_DTYPE[dtype], ["sample", "token", "dim"], codecs, attributes
         )
@@ -88,7 +109,7 @@ def read_status(folder: Folder, split: str) -> UInt8[np.ndarray, "samples"]:
     status = folder.open_array(f"{split}/status", missing_reads_as_zero=True)
     if not status.shape[0]:
         return np.zeros(0, np.uint8)
-    return np.asarray(wait([status.read()], f"read {folder.url}{split}/status")[0])
+    return np.asarray(wait([status.read()], f"read {folder.place}{split}/status")[0])
 
 
 class StoreWriter:
@@ -106,15 +127,15 @@ class StoreWriter:
         """Make one shard durable, then mark it.
 
         Args:
-            tokens: for every layer of the schema, the encoded rows of the shard (zeros in skipped rows).
+            tokens: layer -> encoded rows of the shard (rows, tokens, dim), zeros in skipped rows; every layer.
             status: STORED or SKIPPED for every row of the shard.
 
         Raises:
             JobError: the disk refused; the shard stays missing and the store as it was.
+            ValueError: layers, shapes or dtypes are not those of the shard.
         """
         rows = self._schema.shards(split).rows(shard)
-        if set(tokens) != set(self._schema.layers) or len(status) != len(rows) or (status == MISSING).any():
-            raise ValueError(f"shard {shard} of {split} takes layers {self._schema.layers} and {len(rows)} statuses")
+        self._check_shard(tokens, status, len(rows))
         writes = []
         for layer, encoded in tokens.items():
             arrays = {layer_name(layer): encoded.values}
@@ -123,9 +144,22 @@ class StoreWriter:
             for name, values in arrays.items():
                 target = self._folder.open_array(f"{split}/{name}")[rows.start : rows.stop]
                 writes.append(target.write(values, can_reference_source_data_indefinitely=True))
-        wait(writes, f"write shard {shard} of {split} to {self._folder.url}")
+        wait(writes, f"write shard {shard} of {split} to {self._folder.place}")
         mark = self._folder.open_array(f"{split}/status")[rows.start : rows.stop]
-        wait([mark.write(status)], f"commit shard {shard} of {split} to {self._folder.url}")
+        wait([mark.write(status)], f"commit shard {shard} of {split} to {self._folder.place}")
+
+    def _check_shard(self, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"], n_rows: int) -> None:
+        """tensorstore would broadcast a wrong shape and convert a wrong dtype in silence."""
+        schema = self._schema
+        shape = (n_rows, schema.token_layout.num_tokens, schema.dim)
+        if set(tokens) != set(schema.layers) or len(status) != n_rows or (status == MISSING).any():
+            raise ValueError(f"this shard takes layers {schema.layers} and {n_rows} statuses")
+        for layer, encoded in tokens.items():
+            scaled = encoded.scale is not None and encoded.scale.shape == shape[:2]
+            fits = encoded.values.shape == shape and encoded.values.dtype == STORED_DTYPE[schema.dtype]
+            if not fits or scaled != (schema.dtype == "int8"):
+                got = f"{encoded.values.dtype} {encoded.values.shape}"
+                raise ValueError(f"layer {layer} of this shard takes {schema.dtype} values {shape}, got {got}")
 
     def add_to_log(self, seconds: float, skipped: Mapping[str, str]) -> None:
         """Record time spent and samples skipped (id -> reason); outside every comparison of bytes."""
@@ -140,16 +174,29 @@ class StoreWriter:
 
 
 def open_schema(folder: Folder) -> Schema | None:
-    """The schema of the store in a folder, or None where there is no store yet."""
+    """The schema of the store in a folder, or None where there is no store yet.
+
+    Raises:
+        UserError: what lies there is no store, or one of another format.
+        JobError: the store's own description is damaged.
+    """
+    document = folder.read_json("zarr.json")
+    if document is None:
+        return None
+    require_version(document.get("attributes"), folder.place)  # before the checksum: another format may have none
     attributes = folder.read_group("")
-    return None if attributes is None else Schema.parse(attributes, folder.url)
+    return None if attributes is None else Schema.parse(attributes, folder.place)
 
 
 def require_store(folder: Folder) -> Schema:
-    """The schema of a store that must exist."""
+    """The schema of a store that must exist.
+
+    Raises:
+        JobError: there is no store.
+    """
     schema = open_schema(folder)
     if schema is None:
-        raise JobError(f"there is no store at {folder.url}; make one with `sidecache extract`")
+        raise JobError(f"there is no store at {folder.place}; make one with `sidecache extract`")
     return schema
 
 

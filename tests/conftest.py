@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before it is imported: a test that reached for a hub would wait for the network
 install_import_hook(["adapt", "extract", "store"], "beartype.beartype")
 
 import torch  # noqa: E402
@@ -17,7 +18,6 @@ from adapt.config import Config, load_config  # noqa: E402
 from extract.backbone import TimmBackbone, load_backbone  # noqa: E402
 from extract.config import BackboneConfig  # noqa: E402
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reached for a hub would wait for the network
 torch.set_num_threads(2)
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8}

@@ -1,6 +1,6 @@
 """Pretrain a small ViT to name formulas, and save it as a folder that timm loads: the backbone of the digits example.
 
-    python examples/fractal_vit/pretrain.py --out extract/fractal_vit          # the shipped weights; two cores
+    python examples/fractal_vit/pretrain.py --out extract/fractal_vit  # the shipped weights: 5 minutes
     timm.create_model("local-dir:extract/fractal_vit", pretrained=True)
 
 Formula-driven supervision: Kataoka et al., arXiv 2101.08515. Most steps see half of the patches, for speed (the idea of
@@ -29,10 +29,9 @@ MEAN = STD = (0.5, 0.5, 0.5)
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and config.json")
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
-    parser.add_argument("--seconds", type=float, help="stop after about this long instead of after --steps")
+    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="what to draw")
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=["fractals", "textures"], help="what to draw")
     parser.add_argument("--classes", type=int, default=32, help="classes in each family")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -68,24 +67,20 @@ def rate(done: float) -> float:
     return min(done / 0.05, 0.5 + 0.5 * math.cos(math.pi * done)) + 1e-3
 
 
-def progress(step: int, start: float, args: argparse.Namespace) -> float:
-    return (time.perf_counter() - start) / args.seconds if args.seconds else step / args.steps
-
-
 def train(model: nn.Module, album: Album, args: argparse.Namespace, g: torch.Generator) -> None:
     optimizer = make_optimizer(model, args.lr)
-    start, step, right = time.perf_counter(), 0, 0.0
-    while (done := progress(step, start, args)) < 1:
+    start, right = time.perf_counter(), 0.0
+    for step in range(args.steps):
+        done = step / args.steps
         if done > 1 - args.full_share:
             model.patch_drop.prob = 0.0
         for group in optimizer.param_groups:
             group["lr"] = args.lr * rate(done)
         images, labels = album.batch(args.batch_size, g)
         right = 0.98 * right + 0.02 * train_step(model, optimizer, normalise(images), labels)
-        step += 1
-        if step % 100 == 0:
-            print(f"step {step}  {time.perf_counter() - start:.0f} s  training accuracy {right:.3f}", flush=True)
-    print(f"{step} steps in {time.perf_counter() - start:.0f} s")
+        if (step + 1) % 100 == 0:
+            print(f"step {step + 1}  {time.perf_counter() - start:.0f} s  training accuracy {right:.3f}", flush=True)
+    print(f"{args.steps} steps in {time.perf_counter() - start:.0f} s")
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:

@@ -1,0 +1,111 @@
+"""The arithmetic of shards, layers and token grids, against brute force."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extract.backbone import reduce_tokens
+from store.config import Every, Last, Pool
+from store.errors import UserError
+from store.layout import Shards, TokenLayout, reduced_layout, resolve_layers
+
+
+@given(st.integers(0, 300), st.integers(1, 40))
+def test_shards_cover_every_row_once_and_in_order(num_samples: int, shard_samples: int) -> None:
+    shards = Shards(num_samples, shard_samples)
+    assert [row for shard in shards for row in shards.rows(shard)] == list(range(num_samples))
+    assert len(list(shards)) == len(shards)
+    assert all(len(shards.rows(shard)) == shard_samples for shard in list(shards)[:-1])
+    assert all(len(shards.rows(shard)) > 0 for shard in shards)
+
+
+@given(st.integers(0, 50), st.integers(1, 10), st.integers(-3, 60))
+def test_a_shard_that_does_not_exist_is_refused(num_samples: int, shard_samples: int, shard: int) -> None:
+    shards = Shards(num_samples, shard_samples)
+    if shard in list(shards):
+        assert shards.rows(shard)
+    else:
+        with pytest.raises(UserError, match=rf"shard {shard} does not exist: there are {len(shards)}, numbered from 0"):
+            shards.rows(shard)
+
+
+@pytest.mark.parametrize(("num_samples", "shard_samples"), [(-1, 4), (4, 0)])
+def test_sizes_that_make_no_shards_are_refused(num_samples: int, shard_samples: int) -> None:
+    with pytest.raises(UserError, match="num_samples >= 0 and shard_samples >= 1"):
+        Shards(num_samples, shard_samples)
+
+
+@given(st.integers(1, 50))
+def test_all_layers(depth: int) -> None:
+    assert resolve_layers("all", depth) == tuple(range(depth))
+
+
+@given(st.integers(1, 50), st.integers(1, 60))
+def test_every_kth_layer_counts_back_from_the_last(depth: int, k: int) -> None:
+    counted_back = [layer for layer in reversed(range(depth)) if (depth - 1 - layer) % k == 0]
+    assert resolve_layers(Every(every=k), depth) == tuple(reversed(counted_back))
+
+
+@given(st.integers(1, 50), st.data())
+def test_the_last_n_layers(depth: int, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, depth))
+    assert resolve_layers(Last(last=n), depth) == tuple(range(depth))[-n:]
+
+
+@given(st.integers(1, 50), st.data())
+def test_listed_layers_become_absolute_ascending_and_unique(depth: int, data: st.DataObject) -> None:
+    layers = data.draw(st.lists(st.integers(-depth, depth - 1), min_size=1))
+    blocks = list(range(depth))
+    assert resolve_layers(layers, depth) == tuple(sorted({blocks[layer] for layer in layers}))
+
+
+@given(st.integers(1, 50), st.integers(0, 5), st.booleans())
+def test_a_layer_that_does_not_exist_is_named(depth: int, excess: int, negative: bool) -> None:
+    wrong = -depth - 1 - excess if negative else depth + excess
+    with pytest.raises(UserError, match=rf"\[{wrong}\] do not exist: this backbone has {depth}, numbered 0 to"):
+        resolve_layers([0, wrong], depth)
+
+
+def test_more_last_layers_than_there_are_and_no_layers_are_refused() -> None:
+    with pytest.raises(UserError, match="asks for the last 4 layers, but this backbone has 3"):
+        resolve_layers(Last(last=4), 3)
+    with pytest.raises(UserError, match=r"layers \[\] do not exist"):
+        resolve_layers([], 3)
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.sampled_from(["all", "mean", "cls", Pool(pool=2)]))
+def test_the_reduced_layout_is_that_of_the_reduced_tokens(prefix: int, height: int, width: int, how: object) -> None:
+    layout = TokenLayout(prefix, (2 * height, 2 * width))
+    tokens = torch.zeros(1, layout.num_tokens, 3)
+    reduced = reduced_layout(layout, how)  # type: ignore[arg-type]
+    assert reduce_tokens(tokens, layout, how).shape == (1, reduced.num_tokens, 3)  # type: ignore[arg-type]
+
+
+def test_pooling_averages_squares_and_keeps_prefixes() -> None:
+    layout = TokenLayout(2, (4, 6))
+    tokens = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 26, 3)).astype(np.float32))
+    pooled = reduce_tokens(tokens, layout, Pool(pool=2))
+    assert torch.equal(pooled[:, :2], tokens[:, :2])
+    grid = tokens[:, 2:].reshape(2, 4, 6, 3)
+    for row in range(2):
+        for column in range(3):
+            square = grid[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean(dim=(1, 2))
+            torch.testing.assert_close(pooled[:, 2 + row * 3 + column], square)
+
+
+def test_a_pool_that_does_not_divide_the_grid_names_those_that_do() -> None:
+    with pytest.raises(UserError, match=r"pools by 4, which does not divide the grid \(12, 6\); legal: \[2, 3, 6\]"):
+        reduced_layout(TokenLayout(1, (12, 6)), Pool(pool=4))
+
+
+def test_cls_without_a_class_token_names_what_is_legal() -> None:
+    with pytest.raises(UserError, match=r"has no class token; legal here: all, mean, \{pool: k\}"):
+        reduced_layout(TokenLayout(0, (4, 4)), "cls")
+
+
+def test_a_layout_counts_prefixes_and_patches() -> None:
+    assert TokenLayout(5, (3, 4)).num_tokens == 17
+    assert TokenLayout(1, ()).num_patches == 0
+    assert TokenLayout(1, ()).num_tokens == 1

@@ -1,0 +1,194 @@
+"""One table of cases over all methods that train from features."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapt.losa import LoSA
+from adapt.methods import METHODS, build_model, count_params, trainable
+from adapt.spec import FeatureSpec
+from extract.tail import Tail
+from store.errors import UserError
+from store.layout import TokenLayout
+
+CLASSES, DIM, LAYERS = 5, 16, (1, 3, 4)
+
+
+def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4)) -> FeatureSpec:
+    """Three layers of a backbone of six, with a final norm that is not the identity."""
+    norm = nn.LayerNorm(DIM)
+    nn.init.normal_(norm.weight, 1.0, 0.1)
+    return FeatureSpec(LAYERS, 6, DIM, TokenLayout(prefix, grid), Tail(norm, num_prefix_tokens=prefix))
+
+
+def draw_tokens(spec: FeatureSpec, batch: int = 4) -> dict[int, Tensor]:
+    return {layer: 3 * torch.randn(batch, spec.layout.num_tokens, spec.dim) for layer in spec.layers}
+
+
+def losa_count(rank: int, token_rank: int, layers: int = 3, patches: int = 12) -> int:
+    """L(2dr + 2Ns) and the biases: r + d a channel mixer, s + N a token mixer."""
+    channels = 2 * DIM * rank + rank + DIM
+    tokens = 2 * patches * token_rank + token_rank + patches if token_rank else 0
+    return layers * (channels + tokens)
+
+
+# method, options, parameters without the head, parameters of the head
+CASES: list[tuple[str, dict[str, Any], int, int]] = [
+    ("linear_probe", {"pool": "mean"}, 0, CLASSES * (DIM + 1)),
+    ("linear_probe", {"pool": "cls_mean"}, 0, CLASSES * (2 * DIM + 1)),
+    ("linear_probe", {"pool": "backbone"}, 0, CLASSES * (DIM + 1)),
+    ("losa", {"rank": 4, "token_rank": 2}, losa_count(4, 2), CLASSES * (DIM + 1)),
+    ("losa", {"rank": 4, "token_rank": 0}, losa_count(4, 0), CLASSES * (DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 0, "norm": "backbone", "pool": "cls"}, losa_count(2, 0), CLASSES * (DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "pool": "cls_mean"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "norm": "none"}, losa_count(2, 3), CLASSES * (DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "layers": [1, 4]}, losa_count(2, 3, layers=2), CLASSES * (DIM + 1)),
+]
+
+
+def build(method: str, options: dict[str, Any], spec: FeatureSpec | None = None) -> nn.Module:
+    return build_model(method, spec or make_spec(), CLASSES, METHODS[method].options.model_validate(options))
+
+
+def test_every_method_has_a_case() -> None:
+    assert {case[0] for case in CASES} == set(METHODS)
+
+
+@pytest.mark.parametrize(("method", "options", "params", "head"), CASES)
+class TestEveryMethod:
+    def test_gives_one_logit_a_class(self, method: str, options: dict[str, Any], params: int, head: int) -> None:
+        spec = make_spec()
+        assert build(method, options, spec)(draw_tokens(spec)).shape == (4, CLASSES)
+
+    def test_trains_as_many_parameters_as_its_formula(
+        self, method: str, options: dict[str, Any], params: int, head: int
+    ) -> None:
+        assert count_params(build(method, options)) == (params, head)
+
+    def test_starts_as_the_linear_probe_of_the_same_seed(
+        self, method: str, options: dict[str, Any], params: int, head: int
+    ) -> None:
+        spec = make_spec()
+        torch.manual_seed(3)
+        model = build(method, options, spec)
+        torch.manual_seed(3)
+        probe = build("linear_probe", {"pool": options.get("pool", "mean")}, spec)
+        tokens = draw_tokens(spec)
+        assert torch.equal(model(tokens), probe(tokens))
+
+    def test_moves_every_trained_tensor_and_nothing_else(
+        self, method: str, options: dict[str, Any], params: int, head: int
+    ) -> None:
+        spec = make_spec()
+        model, tokens = build(method, options, spec), draw_tokens(spec)
+        frozen = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in trainable(model)}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):  # down-projections receive gradient once the up-projections have left zero
+            optimizer.zero_grad()
+            model(tokens).square().sum().backward()
+            optimizer.step()
+        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trainable(model).values())
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in frozen.items())
+
+    def test_asks_no_gradient_of_the_features(
+        self, method: str, options: dict[str, Any], params: int, head: int
+    ) -> None:
+        spec = make_spec()
+        model, tokens = build(method, options, spec), draw_tokens(spec)
+        before = {layer: values.clone() for layer, values in tokens.items()}
+        model(tokens).sum().backward()
+        assert all(not values.requires_grad and values.grad is None for values in tokens.values())
+        assert all(torch.equal(values, before[layer]) for layer, values in tokens.items())
+
+
+def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:
+    """The equations of section 4, written out sample by sample and without any trick."""
+    y = torch.zeros_like(tokens[LAYERS[0]])
+    for layer, mixer in zip(model.layers, model.mixers, strict=True):
+        x = nn.functional.layer_norm(tokens[layer], (DIM,)) + y
+        c = mixer.up(nn.functional.gelu(mixer.down(x)))
+        g = c.clone()
+        prefix = mixer.num_prefix
+        for sample in range(len(x)):
+            mixed = mixer.token_up(nn.functional.gelu(mixer.token_down((x + c)[sample, prefix:].T)))
+            g[sample, prefix:] += mixed.T
+        y = y + g
+    return model.readout(model.readout.normalise(tokens[model.layers[-1]]) + y)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_losa_is_the_equations(prefix: int) -> None:
+    spec = make_spec(prefix)
+    model = LoSA(spec, CLASSES, rank=4, token_rank=3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    model, tokens = model.double(), {layer: values.double() for layer, values in draw_tokens(spec).items()}
+    torch.testing.assert_close(model(tokens), literal_losa(model, tokens))
+
+
+def test_prefix_tokens_take_no_part_in_token_mixing() -> None:
+    spec = make_spec(prefix=2)
+    model = LoSA(spec, CLASSES, rank=4, token_rank=3, pool="mean")
+    for mixer in model.mixers:
+        nn.init.normal_(mixer.token_up.weight)
+    tokens = draw_tokens(spec)
+    changed = {layer: values.clone() for layer, values in tokens.items()}
+    for values in changed.values():
+        values[:, :2] = torch.randn_like(values[:, :2])
+    assert torch.equal(model(tokens), model(changed))
+
+
+def test_layers_are_absolute_whatever_the_order_of_the_mapping() -> None:
+    spec = make_spec()
+    model, tokens = build("losa", {"layers": [4, 1], "token_rank": 2}, spec), draw_tokens(spec)
+    assert model.layers == (1, 4)
+    shuffled = {layer: tokens[layer] for layer in (4, 3, 1)}
+    assert torch.equal(model(tokens), model(shuffled))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": [0]}, r"layers \[0\] are not in the features, which hold \[1, 3, 4\]"),
+        ({"layers": [9]}, r"layers \[9\] do not exist: this backbone has 6, numbered 0 to 5"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build("losa", options)
+
+
+def test_a_pool_without_its_tokens_is_refused() -> None:
+    with pytest.raises(UserError, match="pool 'cls' needs tokens that are not there.*legal: mean, backbone"):
+        build("linear_probe", {"pool": "cls"}, make_spec(prefix=0))
+    with pytest.raises(UserError, match="pool 'mean' needs tokens that are not there.*legal: cls, backbone"):
+        build("losa", {"pool": "mean"}, make_spec(prefix=1, grid=()))
+
+
+def test_token_mixing_that_nothing_would_read_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="pool 'cls' reads the class token, which no token mixing reaches.*token_rank: 0"
+    ):
+        build("losa", {"pool": "cls", "token_rank": 2})
+
+
+def test_without_patches_there_is_no_token_mixing() -> None:
+    spec = make_spec(prefix=1, grid=())
+    model = build("losa", {"rank": 4, "token_rank": 8, "pool": "cls"}, spec)
+    assert count_params(model)[0] == losa_count(4, 0)
+
+
+def test_dropout_only_acts_in_training() -> None:
+    spec = make_spec()
+    model = build("losa", {"dropout": 0.5, "token_rank": 2}, spec)
+    for mixer in model.mixers:
+        nn.init.normal_(mixer.up.weight)
+    tokens = draw_tokens(spec)
+    assert not torch.equal(model(tokens), model(tokens))
+    model.eval()
+    assert torch.equal(model(tokens), model(tokens))
+    assert torch.equal(copy.deepcopy(model)(tokens), model(tokens))

@@ -1,0 +1,155 @@
+"""An extraction that is killed at any moment resumes: only what is missing is done again, and no byte differs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_store import contents
+
+from extract.backbone import TimmBackbone
+from extract.config import DataConfig, ExtractConfig
+from extract.run import Extraction, extract_tokens
+from extract.sources import open_source
+from store import writer
+from store.config import StoreConfig
+from store.errors import JobError, UserError
+from store.reader import open_store
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_worker(images: Path, stores: Path, dtype: str) -> Any:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("resume_worker.py")), str(images), str(stores), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_killed_extraction_resumes_to_the_same_bytes(image_folder: Path, tmp_path: Path) -> None:
+    found = run_worker(image_folder, tmp_path, "int8")
+    assert (found["status"], found["total"]) == (0, 12 + 6)  # 24 training and 12 test images, two a shard
+    whole = contents(tmp_path / "whole.zarr")
+    partial = 0
+    for trial in found["trials"]:
+        store = Path(trial["store"])
+        killed = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[trial["stop"]]
+        assert trial["status"] in (killed, 0), trial  # 0: it had just come to its end
+        assert trial["resumed"] == 0, trial
+        assert trial["written"] == found["total"] - trial["committed"], trial
+        assert contents(store) == whole, trial
+        assert not list(store.rglob("*.__lock")), trial
+        partial += 0 < trial["committed"] < found["total"]
+    assert partial >= 1, found
+
+
+def extract(
+    images: Path, store: Path, backbone: TimmBackbone, shard_samples: int = 5, on_error: str = "fail", **stored: Any
+) -> Extraction:
+    data = DataConfig(source="folder", root=images, on_error=on_error)  # type: ignore[arg-type]
+    config = StoreConfig(path=str(store), shard_samples=shard_samples, **{"dtype": "int8", **stored})
+    return extract_tokens(open_source(data), backbone, data, config, ExtractConfig(device="cpu"))
+
+
+def test_a_finished_store_is_left_alone(image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone) -> None:
+    first = extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    before = contents(tmp_path / "c.zarr")
+    again = extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    assert (first.shards_written, first.samples_written) == (5 + 3, 36)
+    assert (again.shards_written, again.samples_written) == (0, 0)
+    assert contents(tmp_path / "c.zarr") == before
+
+
+def test_a_lost_mark_is_one_shard_again(image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone) -> None:
+    extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    before = contents(tmp_path / "c.zarr")
+    (tmp_path / "c.zarr/train/status/c/2").unlink()
+    assert extract(image_folder, tmp_path / "c.zarr", tiny_backbone).shards_written == 1
+    assert contents(tmp_path / "c.zarr") == before
+
+
+def test_locks_that_a_killed_process_left_are_no_part_of_a_store(
+    image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone
+) -> None:
+    extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    before = contents(tmp_path / "c.zarr")
+    for key in ("train/status/c/2", "train/layer_01/c/2/0/0"):
+        (tmp_path / "c.zarr" / f"{key}.__lock").write_bytes(b"half")
+        (tmp_path / "c.zarr" / key).unlink()
+    assert open_store(tmp_path / "c.zarr").missing_shards("train") == [2]
+    assert extract(image_folder, tmp_path / "c.zarr", tiny_backbone).shards_written == 1
+    assert contents(tmp_path / "c.zarr") == before
+
+
+def test_why_a_sample_was_skipped_survives_a_crash_right_after_its_shard(
+    image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image_folder / "train/green/3.png").write_bytes(b"no image")
+    commit = writer.StoreWriter.commit
+
+    def crash_after(*args: Any) -> None:
+        commit(*args)
+        if args[1:3] == ("train", 2):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.StoreWriter, "commit", crash_after)
+        with pytest.raises(KeyboardInterrupt):
+            extract(image_folder, tmp_path / "c.zarr", tiny_backbone, on_error="skip")
+    store = extract(image_folder, tmp_path / "c.zarr", tiny_backbone, on_error="skip").store
+    ((sample, reason),) = store.skipped("train").items()
+    assert "green/3.png" in sample
+    assert reason
+    assert store.num_samples("train") == len(store.labels("train")) == len(store.sample_ids("train")) == 23
+    labels = {name.split("/")[-2]: int(label) for name, label in zip(*_named(store), strict=True)}
+    assert labels == {"blue": 0, "green": 1, "red": 2}
+
+
+def _named(store: Any) -> tuple[list[str], np.ndarray]:
+    return store.sample_ids("train"), store.labels("train")
+
+
+def test_another_preprocessing_or_content_is_refused(
+    image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone
+) -> None:
+    extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    with pytest.raises(UserError, match=r"provenance\.dtype: stored 'int8', wanted 'float32'"):
+        extract(image_folder, tmp_path / "c.zarr", tiny_backbone, dtype="float32")
+    (image_folder / "test/red/0.png").write_bytes((image_folder / "test/red/1.png").read_bytes())
+    with pytest.raises(UserError, match=r"provenance\.samples: stored"):
+        extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+
+
+def test_a_job_that_cannot_fit_does_not_start(
+    image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: _Usage)
+    with pytest.raises(
+        JobError, match=rf"36 samples need .* GiB at {tmp_path}/c\.zarr/, 0\.0 GiB are free; store fewer"
+    ):
+        extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    assert not (tmp_path / "c.zarr").exists()
+
+
+class _Usage:
+    free = 1000
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_a_value_that_is_not_finite_stops_the_job_before_anything_is_written(
+    image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = tiny_backbone.tokens
+    monkeypatch.setattr(
+        tiny_backbone, "tokens", lambda images, layers: {k: v / (k - 1) for k, v in tokens(images, layers).items()}
+    )
+    with pytest.raises(JobError, match=r"sample 'train/.*', layer 1, token 0, channel 0: the value -?inf cannot be"):
+        extract(image_folder, tmp_path / "c.zarr", tiny_backbone, dtype=dtype)
+    assert dtype != "int8" or not (tmp_path / "c.zarr").exists()

@@ -1,0 +1,173 @@
+"""The loop: what the seed decides, what validation decides, and that an interruption changes nothing."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_methods import build, make_spec
+from torch import Tensor
+
+import adapt.train
+from adapt.split import draw_validation
+from adapt.train import Candidate, Settings, evaluate_split, fit, predict_logits
+from store.errors import JobError, UserError
+
+SETTINGS = Settings(epochs=4, batch_size=8, seed=1)
+
+
+class MadeFeatures:
+    """Tokens whose class shows in one patch: a probe on the mean finds it hard, LoSA does not."""
+
+    kind = "made"
+
+    def __init__(self, total: int = 60, multi_label: bool = False) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.spec, self.device, self.num_classes, self.multi_label = make_spec(), torch.device("cpu"), 5, multi_label
+        self._labels = torch.randint(0, 5, (total,), generator=draw)
+        shape = (total, self.spec.layout.num_tokens, self.spec.dim)
+        self._tokens = {layer: torch.randn(shape, generator=draw) for layer in self.spec.layers}
+        for values in self._tokens.values():
+            values[torch.arange(total), 1, self._labels] += 6.0
+        if multi_label:
+            self._labels = torch.nn.functional.one_hot(self._labels, 5).to(torch.uint8)
+
+    def labels(self, split: str) -> Tensor:
+        return self._labels
+
+    def batches(
+        self, split: str, groups: Sequence[np.ndarray], layers: Sequence[int]
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        for rows in groups:
+            yield rows, {layer: self._tokens[layer][torch.from_numpy(rows)] for layer in layers}
+
+
+def candidate(lr: float = 0.01, method: str = "losa", **options: Any) -> Candidate:
+    torch.manual_seed(0)
+    options = {"rank": 4, "token_rank": 2} | options if method == "losa" else options
+    return Candidate(build(method, options), lr, 0.01)
+
+
+def rows_of(features: MadeFeatures) -> tuple[np.ndarray, np.ndarray]:
+    return draw_validation(features.labels("train"), 0.25, seed=0)
+
+
+def test_training_learns() -> None:
+    features, trained = MadeFeatures(), candidate()
+    fit([trained], features, *rows_of(features), Settings(epochs=15, batch_size=8, seed=0))
+    assert trained.score > 60  # chance is 20
+    assert evaluate_split(trained.model, features, "train").top1 > 80
+
+
+def test_one_seed_gives_the_same_bits_and_another_gives_others() -> None:
+    features = MadeFeatures()
+    models = []
+    for seed in (1, 1, 2):
+        trained = candidate(dropout=0.2)
+        fit([trained], features, *rows_of(features), Settings(epochs=2, batch_size=8, seed=seed))
+        models.append(trained.model.state_dict())
+    same, other = ([torch.equal(models[0][name], models[k][name]) for name in models[0]] for k in (1, 2))
+    assert all(same)
+    assert not all(other)
+
+
+def test_candidates_in_one_pass_train_as_they_would_alone() -> None:
+    features = MadeFeatures()
+    together = [candidate(0.01), candidate(0.001), candidate(0.03)]
+    fit(together, features, *rows_of(features), SETTINGS)
+    for trained in together:
+        alone = candidate(trained.lr)
+        fit([alone], features, *rows_of(features), SETTINGS)
+        assert (alone.score, alone.loss, alone.best_epoch) == (trained.score, trained.loss, trained.best_epoch)
+
+
+def test_the_epoch_that_validation_likes_best_is_kept() -> None:
+    features, trained = MadeFeatures(), candidate(lr=0.02)
+    rows, val_rows = rows_of(features)
+    fit([trained], features, rows, val_rows, Settings(epochs=8, batch_size=8, seed=0))
+    logits = predict_logits([trained.model], features, "train", val_rows)[0]
+    accuracy = 100 * (logits.argmax(1) == features.labels("train")[torch.from_numpy(val_rows)]).float().mean()
+    assert float(accuracy) == pytest.approx(trained.score)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    features, file = MadeFeatures(), tmp_path / "state.pt"
+    whole, resumed = candidate(dropout=0.2), candidate(dropout=0.2)
+    fit([whole], features, *rows_of(features), SETTINGS)
+    save = adapt.train._Loop.save
+
+    def save_then_stop(loop: Any, checkpoint: Path, epochs: int, seconds: float) -> None:
+        save(loop, checkpoint, epochs, seconds)
+        if epochs == stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapt.train._Loop, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit([candidate(dropout=0.2)], features, *rows_of(features), SETTINGS, file)
+    monkeypatch.setattr(adapt.train._Loop, "save", save)
+    fit([resumed], features, *rows_of(features), SETTINGS, file)
+    ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (resumed.score, resumed.best_epoch) == (whole.score, whole.best_epoch)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"no checkpoint")
+    features = MadeFeatures()
+    with pytest.raises(JobError, match=r"the checkpoint .*state\.pt is damaged; delete it to start anew"):
+        fit([candidate()], features, *rows_of(features), SETTINGS, tmp_path / "state.pt")
+
+
+def test_a_rate_that_diverges_loses_the_search_and_alone_is_an_error() -> None:
+    features = MadeFeatures()
+    wild, tame = candidate(1e30), candidate(0.01)
+    fit([wild, tame], features, *rows_of(features), SETTINGS)
+    assert tame.rank > wild.rank
+    with pytest.raises(JobError, match=r"training diverged.*1e\+30; lower train\.lr"):
+        fit([candidate(1e30)], features, *rows_of(features), SETTINGS)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_every_kind_of_task_trains(optimizer: str, multi_label: bool, balanced: bool) -> None:
+    features, trained = MadeFeatures(multi_label=multi_label), candidate()
+    settings = Settings(epochs=6, batch_size=8, seed=0, optimizer=optimizer, balance_classes=balanced)
+    fit([trained], features, *rows_of(features), settings)
+    metrics = evaluate_split(trained.model, features, "train")
+    assert (metrics.mean_average_precision if multi_label else metrics.top1) > 30
+
+
+def test_balanced_weights_give_rare_classes_their_share() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    weights = adapt.train._class_weights(labels, 2)
+    assert weights.tolist() == pytest.approx([100 / 180, 5.0])
+    assert float((weights[labels]).mean()) == pytest.approx(1.0)
+
+
+def test_the_schedule_warms_up_and_ends_near_zero() -> None:
+    factor = adapt.train._schedule(100, 0.1)
+    rates = [factor(step) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+def test_validation_keeps_every_class_in_its_share_and_comes_from_the_seed() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 5)
+    rows, val_rows = draw_validation(labels, 0.2, seed=0)
+    assert np.bincount(labels[torch.from_numpy(val_rows)]).tolist() == [8, 4, 1]
+    assert sorted([*rows, *val_rows]) == list(range(65))
+    assert np.array_equal(val_rows, draw_validation(labels, 0.2, seed=0)[1])
+    assert not np.array_equal(val_rows, draw_validation(labels, 0.2, seed=1)[1])
+
+
+def test_a_split_too_small_to_validate_on_is_refused() -> None:
+    with pytest.raises(UserError, match="val_fraction 0.1 of 3 training samples leaves 3 to train on and 0"):
+        draw_validation(torch.tensor([0, 1, 2]), 0.1, seed=0)

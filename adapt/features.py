@@ -54,10 +54,10 @@ class StreamedFeatures:
 
     kind = "streamed"
 
-    def __init__(self, store: Store, device: torch.device) -> None:
+    def __init__(self, store: Store, device: torch.device, layers: Sequence[int] | None = None) -> None:
         store.require_complete()
         self.store, self.device = store, device
-        self.spec = spec_of_store(store)
+        self.spec = spec_of_store(store, layers)
         self.num_classes, self.multi_label = len(store.classes), store.schema.multi_label
         self._rms = {layer: torch.from_numpy(rms).to(device) for layer, rms in store.rms.items()}
 
@@ -219,14 +219,15 @@ def choose_source(wanted: str, store: Store, layers: Sequence[int], device: torc
     return Choice("resident" if needed <= _SHARE_OF_MEMORY * free else "streamed", sizes)
 
 
-def spec_of_store(store: Store) -> FeatureSpec:
-    """What a store's tokens look like, with the tail that it keeps."""
+def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureSpec:
+    """What a store's tokens look like (of all its layers, or of some), with the tail that it keeps."""
     schema = store.schema
     tail = Tail(norm=nn.LayerNorm(schema.dim, elementwise_affine=False))
     if schema.tail_tensors:
         provenance = schema.provenance
         tail = tail_from_arrays(provenance.backbone, provenance.model_kwargs, store.tail_arrays())
-    return FeatureSpec(schema.layers, schema.depth, schema.dim, schema.token_layout, tail)
+    chosen = schema.check_layers(tuple(layers or schema.layers))
+    return FeatureSpec(chosen, schema.depth, schema.dim, schema.token_layout, tail)
 
 
 def spec_of_backbone(backbone: Backbone, layers: Sequence[int], tokens: Tokens = "all") -> FeatureSpec:

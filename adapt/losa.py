@@ -7,13 +7,12 @@ With tokens b_1 ... b_L (tokens, d) of L chosen layers, and y_0 = 0,
     g   = c + (V_up GELU(V_down (x_i + c)^T))^T       tokens:   N -> s -> N, patches only
     y_i = y_{i-1} + g
 
-and the classifier reads final_norm(b_L) + y_L.
+and the classifier reads final_norm(b_L + y_L).
 
 The paper's: the parallel, iterative refinement of frozen features, mixing of channels and then of tokens at low rank,
 no gradient into the backbone. Ours: norm(b_i) is a LayerNorm without parameters (massive channels would drown the
 others), prefix tokens take no part in token mixing, the up-projections start at zero (at step 0 LoSA is the linear
-probe), the backbone's final norm is applied to b_L before y_L is added. The defaults come from the ablation in
-docs/ablation.md.
+probe). The defaults come from the ablation in docs/ablation.md.
 """
 
 from typing import Literal
@@ -87,7 +86,7 @@ class LoSA(nn.Module):
         token_rank: int = 8,
         norm: Norm = "layer",
         add: Add = "before_norm",
-        pool: Pool = "mean",
+        pool: Pool = "auto",
         layers: Layers = "all",
         dropout: float = 0.0,
     ) -> None:

@@ -19,7 +19,7 @@ from store.errors import UserError
 class LinearProbeOptions(Section):
     """Options of `linear_probe`."""
 
-    pool: Pool = "mean"
+    pool: Pool = "auto"
 
 
 class LoSAOptions(Section):
@@ -29,7 +29,7 @@ class LoSAOptions(Section):
     token_rank: Annotated[int, Field(ge=0)] = 8
     norm: Norm = "layer"
     add: Add = "before_norm"
-    pool: Pool = "mean"
+    pool: Pool = "auto"
     layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 

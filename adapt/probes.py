@@ -19,7 +19,7 @@ class LinearProbe(nn.Module):
         pool: what the classifier reads; see `adapt.readout.Readout`.
     """
 
-    def __init__(self, spec: FeatureSpec, num_classes: int, pool: Pool = "mean") -> None:
+    def __init__(self, spec: FeatureSpec, num_classes: int, pool: Pool = "auto") -> None:
         super().__init__()
         self.readout = Readout(spec, num_classes, pool)
         self.layers = spec.layers[-1:]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from adapt.spec import FeatureSpec
 from store.errors import UserError
 
-Pool = Literal["cls", "mean", "cls_mean", "backbone"]
+Pool = Literal["auto", "cls", "mean", "cls_mean", "backbone"]
 
 
 class Readout(nn.Module):
@@ -19,8 +19,8 @@ class Readout(nn.Module):
     method: without it a linear head converges slowly along the channels that vary least (see `standardise`).
 
     Args:
-        pool: `cls` (class token), `mean` (mean of the patch tokens), `cls_mean` (both, concatenated) or `backbone` (as
-            the backbone pools, its attention pool included).
+        pool: `cls` (class token), `mean` (mean of the patch tokens), `cls_mean` (both, concatenated), `backbone` (as the
+            backbone pools, its attention pool included) or `auto` (`cls_mean`, or the one of the two that is there).
 
     Raises:
         UserError: the stored tokens do not hold what `pool` needs.
@@ -29,6 +29,8 @@ class Readout(nn.Module):
     def __init__(self, spec: FeatureSpec, num_classes: int, pool: Pool) -> None:
         super().__init__()
         prefix, patches = spec.layout.num_prefix_tokens, spec.layout.num_patches
+        if pool == "auto":
+            pool = "cls_mean" if prefix and patches else "cls" if prefix else "mean"
         if (pool in ("cls", "cls_mean") and not prefix) or (pool in ("mean", "cls_mean") and not patches):
             legal = [*(["cls"] if prefix else []), *(["mean"] if patches else []), "backbone"]
             raise UserError(f"pool {pool!r} needs tokens that are not there ({spec.layout}); legal: {', '.join(legal)}")

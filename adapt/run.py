@@ -33,8 +33,9 @@ from extract.forward import FrozenForward, resolve_device, resolve_precision
 from extract.run import Extraction, extract_tokens
 from extract.sources import ImageSource, open_source
 from store.errors import UserError
-from store.layout import resolve_layers
+from store.layout import describe_tokens, resolve_layers
 from store.reader import Store, open_store
+from store.schema import refuse_difference
 
 Say = Callable[[str], None]
 
@@ -57,7 +58,7 @@ class Inputs:
     """The source and backbone of a configuration, opened when first needed; a user's own can be given instead."""
 
     def __init__(self, config: Config, source: ImageSource | None = None, backbone: Backbone | None = None) -> None:
-        self._config = config
+        self._config, self.own_backbone = config, backbone is not None
         if source is not None:
             self.source = source
         if backbone is not None:
@@ -110,13 +111,35 @@ def _open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
     if config.train.feature_source == "online":
         return _online_origin(config, inputs)
     store = open_store(config.store.path)
+    chosen = _require_match(store, config, inputs)
     device = resolve_device(config.train.device)
-    layers = _needed_layers(config, spec_of_store(store), len(store.classes))
+    layers = _needed_layers(config, spec_of_store(store, chosen), len(store.classes))
     choice = choose_source(config.train.feature_source, store, layers, device)
     say(f"features: {choice.kind} ({choice.reason})")
-    streamed = StreamedFeatures(store, device)
+    streamed = StreamedFeatures(store, device, chosen)
     features = ResidentFeatures(streamed, layers) if choice.kind == "resident" else streamed
     return _stored_origin(config, store, features)
+
+
+def _require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, ...]:
+    """Refuse a store that the configuration does not describe, as far as can be told without loading the backbone.
+
+    Returns the layers that the configuration chooses among the stored ones.
+    """
+    provenance, layers = store.schema.provenance, resolve_layers(config.store.layers, store.schema.depth)
+    pairs: dict[str, tuple[Any, Any]] = {
+        "store.dtype": (provenance.dtype, config.store.dtype),
+        "store.tokens": (provenance.tokens, describe_tokens(config.store.tokens)),
+    }
+    if not inputs.own_backbone:
+        size, name = config.backbone.image_size, config.backbone.name
+        pairs["backbone.name"] = (provenance.backbone, name or provenance.backbone)
+        pairs["backbone.image_size"] = (provenance.image_size[-1], size or provenance.image_size[-1])
+    different = {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
+    if not set(layers) <= set(store.layers):
+        different["store.layers"] = (list(store.layers), list(layers))
+    refuse_difference(different, store.url)
+    return layers
 
 
 def _stored_origin(config: Config, store: Store, features: Features) -> Origin:
@@ -125,13 +148,13 @@ def _stored_origin(config: Config, store: Store, features: Features) -> Origin:
         "weights_digest": provenance.weights_digest,
         "preprocessing_digest": provenance.preprocessing_digest,
         "precision": provenance.precision,
-        "layers": store.layers,
+        "layers": features.spec.layers,
         "tokens": config.store.tokens,
         "classes": store.classes,
         "multi_label": store.schema.multi_label,
     }
     samples = sum(store.num_samples(split) for split in store.splits)
-    identity = provenance.model_dump(mode="json")
+    identity = {**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)}
     name, seconds = provenance.backbone, store.log.get("extract_seconds")
     return Origin(features, identity, store.schema.dataset, name, card, seconds, store.n_bytes(), samples)
 

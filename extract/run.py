@@ -17,14 +17,14 @@ from extract.config import DataConfig, ExtractConfig
 from extract.forward import Batch, FrozenForward, in_groups
 from extract.sources import ImageSource, ImageSplit
 from store.backend import Folder, local_path, store_url
-from store.config import Dtype, Section, StoreConfig
+from store.config import Dtype, StoreConfig
 from store.errors import JobError, UserError
 from store.formats import Encoded, NotStorableError, channel_rms, encode
-from store.layout import reduced_layout, resolve_layers
+from store.layout import describe_tokens, reduced_layout, resolve_layers
 from store.progress import progress
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo, require_same
-from store.writer import SKIPPED, STORED, Listing, StoreWriter, create_store, open_schema, read_rms
+from store.writer import SKIPPED, STORED, Listing, StoreWriter, create_store, holds_samples, open_schema, read_rms
 
 EXTRACTION_VERSION = 1  # raise by hand whenever our own code changes a stored value
 _CALIBRATION_SAMPLES = 256
@@ -90,7 +90,7 @@ def _wanted_schema(
         model_kwargs=backbone.model_kwargs,
         image_size=backbone.image_size,
         preprocessing=backbone.preprocessing,
-        tokens=store.tokens.model_dump_json() if isinstance(store.tokens, Section) else store.tokens,
+        tokens=describe_tokens(store.tokens),
         dtype=store.dtype,
         precision=forward.precision,
         samples={split: _listing_digest(listing) for split, listing in listings.items()},
@@ -125,9 +125,13 @@ def _open_or_create(
 ) -> Schema:
     wanted = _wanted_schema(source, forward, listings, store)
     stored = open_schema(folder)
-    if stored is not None:
+    if stored is not None and holds_samples(folder, stored):
         require_same(stored, wanted, folder.place)
         return stored
+    if stored == wanted:
+        return wanted
+    if stored is not None:  # left by a job that failed before its first shard: there is nothing in it to lose
+        folder.clear()
     _require_space(folder, wanted, {split: list(wanted.shards(split)) for split in wanted.splits})
     rms = _calibrate(source.splits["train"], forward, data) if wanted.dtype == "int8" else {}
     tail = forward.backbone.tail.arrays() if forward.backbone.tail else {}

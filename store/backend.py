@@ -131,6 +131,11 @@ class Folder:
         below = ts.KvStore.KeyRange(f"{name}/", f"{name}0")  # 0 is the character that follows the slash
         return bool(_checked(lambda: self._documents.list(below).result(), f"list {self.place}{name}"))
 
+    def clear(self) -> None:
+        """Delete everything, the root group first: from then on there is no store."""
+        for keys in (ts.KvStore.KeyRange("zarr.json", "zarr.json0"), ts.KvStore.KeyRange()):
+            _checked(lambda keys=keys: self._documents.delete_range(keys).result(), f"clear {self.place}")
+
     def open_array(self, name: str, missing_reads_as_zero: bool = False) -> ts.TensorStore:
         """An array for reading and writing; reading what was never written fails, unless told otherwise."""
         document = self.read_node(name)

@@ -2,7 +2,8 @@
 
 int8 divides the per-channel RMS of the layer out first, then keeps one scale a token and codes q that stand for
 q (|q| + 64), which spaces small values more finely than large ones: one massive channel then costs the others
-nothing (docs/formats.md compares the alternatives). bfloat16 is kept as its uint16 bit pattern, because zarr-python has no bfloat16.
+nothing (docs/formats.md compares the alternatives). bfloat16 is kept as its uint16 bit pattern, because zarr-python has
+no bfloat16.
 
 `decode` works on numpy arrays and on torch tensors alike, with the same float32 arithmetic and so the same bits.
 """

@@ -54,6 +54,11 @@ class TokenLayout:
         return self.num_prefix_tokens + self.num_patches
 
 
+def describe_tokens(tokens: Tokens) -> str:
+    """`store.tokens` as the text that provenance keeps."""
+    return tokens if isinstance(tokens, str) else tokens.model_dump_json()
+
+
 def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
     """The layout that `store.tokens` leaves of a backbone's layout."""
     if tokens == "all":

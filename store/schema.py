@@ -1,5 +1,6 @@
 """What a store says of itself: the attributes of its root group."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pydantic
@@ -130,7 +131,7 @@ def require_version(attributes: Any, where: str) -> None:
 
 
 def require_same(stored: Schema, wanted: Schema, where: str) -> None:
-    """Refuse a store that was made from something else, naming every field that differs.
+    """Refuse a store that was made from something else, naming every field that differs; it may hold more layers.
 
     Raises:
         UserError: provenance, classes, kind of labels or layers differ.
@@ -138,9 +139,16 @@ def require_same(stored: Schema, wanted: Schema, where: str) -> None:
     different = {f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()}
     different |= {
         name: (getattr(stored, name), getattr(wanted, name))
-        for name in ("classes", "multi_label", "layers")
+        for name in ("classes", "multi_label")
         if getattr(stored, name) != getattr(wanted, name)
     }
+    if not set(wanted.layers) <= set(stored.layers):
+        different["layers"] = (stored.layers, wanted.layers)
+    refuse_difference(different, where)
+
+
+def refuse_difference(different: Mapping[str, tuple[Any, Any]], where: str) -> None:
+    """Raise UserError where any field -> (stored, wanted) is given, naming them all."""
     if different:
         lines = "".join(f"\n  {name}: stored {here!r}, wanted {there!r}" for name, (here, there) in different.items())
         raise UserError(

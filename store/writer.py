@@ -112,6 +112,11 @@ def read_status(folder: Folder, split: str) -> UInt8[np.ndarray, "samples"]:
     return np.asarray(wait([status.read()], f"read {folder.place}{split}/status")[0])
 
 
+def holds_samples(folder: Folder, schema: Schema) -> bool:
+    """Whether any shard of a store is committed."""
+    return any((read_status(folder, split) != MISSING).any() for split in schema.splits)
+
+
 class StoreWriter:
     """Commits shards to a store that exists."""
 

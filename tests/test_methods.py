@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapt.losa import LoSA
+from adapt.losa import Add, LoSA
 from adapt.methods import METHODS, build_model, count_params, trainable
 from adapt.spec import FeatureSpec
 from extract.tail import Tail
@@ -40,12 +40,12 @@ CASES: list[tuple[str, dict[str, Any], int, int]] = [
     ("linear_probe", {"pool": "mean"}, 0, CLASSES * (DIM + 1)),
     ("linear_probe", {"pool": "cls_mean"}, 0, CLASSES * (2 * DIM + 1)),
     ("linear_probe", {"pool": "backbone"}, 0, CLASSES * (DIM + 1)),
-    ("losa", {"rank": 4, "token_rank": 2}, losa_count(4, 2), CLASSES * (DIM + 1)),
-    ("losa", {"rank": 4, "token_rank": 0}, losa_count(4, 0), CLASSES * (DIM + 1)),
+    ("losa", {"rank": 4, "token_rank": 2}, losa_count(4, 2), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 4, "token_rank": 0}, losa_count(4, 0), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 0, "norm": "backbone", "pool": "cls"}, losa_count(2, 0), CLASSES * (DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 3, "pool": "cls_mean"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
-    ("losa", {"rank": 2, "token_rank": 3, "norm": "none"}, losa_count(2, 3), CLASSES * (DIM + 1)),
-    ("losa", {"rank": 2, "token_rank": 3, "layers": [1, 4]}, losa_count(2, 3, layers=2), CLASSES * (DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "norm": "none"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "layers": [1, 4]}, losa_count(2, 3, layers=2), CLASSES * (2 * DIM + 1)),
 ]
 
 
@@ -75,7 +75,7 @@ class TestEveryMethod:
         torch.manual_seed(3)
         model = build(method, options, spec)
         torch.manual_seed(3)
-        probe = build("linear_probe", {"pool": options.get("pool", "mean")}, spec)
+        probe = build("linear_probe", {"pool": options.get("pool", "auto")}, spec)
         tokens = draw_tokens(spec)
         assert torch.equal(model(tokens), probe(tokens))
 
@@ -116,13 +116,16 @@ def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:
             mixed = mixer.token_up(nn.functional.gelu(mixer.token_down((x + c)[sample, prefix:].T)))
             g[sample, prefix:] += mixed.T
         y = y + g
-    return model.readout(model.readout.normalise(tokens[model.layers[-1]]) + y)
+    last = tokens[model.layers[-1]]
+    norm = model.readout.normalise
+    return model.readout(norm(last + y) if model.add == "before_norm" else norm(last) + y)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
-def test_losa_is_the_equations(prefix: int) -> None:
+@pytest.mark.parametrize("add", ["before_norm", "after_norm"])
+def test_losa_is_the_equations(prefix: int, add: Add) -> None:
     spec = make_spec(prefix)
-    model = LoSA(spec, CLASSES, rank=4, token_rank=3)
+    model = LoSA(spec, CLASSES, rank=4, token_rank=3, add=add)
     for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.3)
@@ -163,22 +166,23 @@ def test_layers_that_are_not_there_are_refused(options: dict[str, Any], message:
 
 
 def test_a_pool_without_its_tokens_is_refused() -> None:
-    with pytest.raises(UserError, match="pool 'cls' needs tokens that are not there.*legal: mean, backbone"):
+    with pytest.raises(UserError, match=r"pool 'cls' needs tokens that are not there.*legal: mean, backbone"):
         build("linear_probe", {"pool": "cls"}, make_spec(prefix=0))
-    with pytest.raises(UserError, match="pool 'mean' needs tokens that are not there.*legal: cls, backbone"):
+    with pytest.raises(UserError, match=r"pool 'mean' needs tokens that are not there.*legal: cls, backbone"):
         build("losa", {"pool": "mean"}, make_spec(prefix=1, grid=()))
 
 
 def test_token_mixing_that_nothing_would_read_is_refused() -> None:
     with pytest.raises(
-        UserError, match="pool 'cls' reads the class token, which no token mixing reaches.*token_rank: 0"
+        UserError, match=r"pool 'cls' reads the class token, which no token mixing reaches.*token_rank: 0"
     ):
         build("losa", {"pool": "cls", "token_rank": 2})
 
 
 def test_without_patches_there_is_no_token_mixing() -> None:
     spec = make_spec(prefix=1, grid=())
-    model = build("losa", {"rank": 4, "token_rank": 8, "pool": "cls"}, spec)
+    model = build("losa", {"rank": 4, "token_rank": 8}, spec)
+    assert model.readout.mode == "cls"
     assert count_params(model)[0] == losa_count(4, 0)
 
 

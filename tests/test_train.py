@@ -169,5 +169,5 @@ def test_validation_keeps_every_class_in_its_share_and_comes_from_the_seed() -> 
 
 
 def test_a_split_too_small_to_validate_on_is_refused() -> None:
-    with pytest.raises(UserError, match="val_fraction 0.1 of 3 training samples leaves 3 to train on and 0"):
+    with pytest.raises(UserError, match=r"val_fraction 0.1 of 3 training samples leaves 3 to train on and 0"):
         draw_validation(torch.tensor([0, 1, 2]), 0.1, seed=0)

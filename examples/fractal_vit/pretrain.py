@@ -31,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and config.json")
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=["fractals", "textures"], help="what to draw")
+    parser.add_argument(
+        "--families", nargs="+", choices=list(FAMILIES), default=["fractals", "textures"], help="what to draw"
+    )
     parser.add_argument("--classes", type=int, default=32, help="classes in each family")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)

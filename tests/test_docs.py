@@ -1,0 +1,48 @@
+"""What the documents show runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adapt.config import load_config
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    scope: dict[str, object] = {"__name__": "example"}
+    for block in blocks:
+        exec(block, scope)
+    assert [row.method for row in scope["rows"]] == ["linear_probe", "losa"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_examples_parse_wherever_the_data_lie(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECACHE_DATA", "/data")
+    monkeypatch.setenv("CIFAR10_FOLDER", "/data/cifar10")
+    config = load_config(path)
+    assert [method.name for method in config.parsed_methods()] == ["linear_probe", "losa"]
+    probe, losa = config.parsed_methods()
+    assert len(probe.trials) >= len(losa.trials) > 1, "the probe is searched no less than LoSA"
+
+
+def test_the_default_job_parses_and_searches_its_probe_over_twenty_points() -> None:
+    config = load_config(ROOT / "pipeline.yaml")
+    probe = next(method for method in config.parsed_methods() if method.name == "linear_probe")
+    assert len(probe.trials) >= 20
+    assert {trial.options.pool for trial in probe.trials} == {"cls", "mean"}
+    assert Path(config.backbone.weights).stat().st_size < 4 * 2**20 or Path(config.backbone.weights).is_dir()
+
+
+def test_the_embedded_weights_are_small() -> None:
+    assert (ROOT / "extract" / "fractal_vit" / "model.safetensors").stat().st_size <= 4 * 10**6
+
+
+def test_every_dependency_is_explained() -> None:
+    explained = (ROOT / "docs" / "dependencies.md").read_text()
+    named = re.findall(r'^  "([\w-]+)[>\["]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert named
+    assert [name for name in named if f"| {name} |" not in explained and name != "sidecache"] == []

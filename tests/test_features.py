@@ -1,0 +1,152 @@
+"""Resident, streamed and online features are the same numbers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sidecache as sc
+from adapt.config import Config
+from adapt.features import (
+    OnlineFeatures,
+    PooledFeatures,
+    ResidentFeatures,
+    StreamedFeatures,
+    choose_source,
+    in_order,
+)
+from adapt.readout import Readout
+from adapt.run import Inputs, adaptor_path
+from adapt.run import train as train_job
+from extract.forward import FrozenForward
+from store.errors import JobError, UserError
+
+MakeConfig = Callable[..., Config]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_resident_and_streamed_batches_are_what_the_store_reads(tiny_config: MakeConfig, dtype: str) -> None:
+    store = sc.extract(tiny_config(f"store.dtype={dtype}")).store
+    streamed = StreamedFeatures(store, CPU)
+    groups = [np.array([5, 0, 17]), np.array([23]), np.array([3, 3])]
+    for features in (streamed, ResidentFeatures(streamed, store.layers)):
+        batches = list(features.batches("train", groups, [0, 2]))
+        assert [rows.tolist() for rows, _ in batches] == [group.tolist() for group in groups]
+        for rows, tokens in batches:
+            for layer, values in store.read("train", rows, [0, 2]).items():
+                assert torch.equal(tokens[layer], torch.from_numpy(values))
+
+
+def test_online_features_are_the_stored_ones_to_the_bit_whatever_the_batch(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    inputs = Inputs(config)
+    store = sc.extract(config, inputs.source, inputs.backbone).store
+    forward = FrozenForward(inputs.backbone, store.layers, "all", config.extract)
+    online = OnlineFeatures(inputs.source, forward, "all")
+    groups = [np.array([5, 0, 17]), np.array([23]), np.arange(20)]
+    for rows, tokens in online.batches("train", groups, store.layers):
+        for layer, values in store.read("train", rows).items():
+            assert torch.equal(tokens[layer], torch.from_numpy(values))
+
+
+def test_the_three_sources_train_to_the_same_bits(tiny_config: MakeConfig) -> None:
+    """float32 on one CPU: cached training is online training."""
+    trained = {}
+    for kind in ("resident", "streamed", "online"):
+        config = tiny_config(f"train.feature_source={kind}", "methods=[{name: losa, rank: 4, token_rank: 2}]")
+        row = [row for row in sc.run(config) if row.feature_source == kind][0]
+        trained[kind] = load_file(adaptor_path(config.run_dir, row)), row.top1, row.val_score
+    for kind in ("streamed", "online"):
+        assert trained[kind][1:] == trained["resident"][1:]
+        for name, tensor in trained["resident"][0].items():
+            assert torch.equal(trained[kind][0][name], tensor), (kind, name)
+
+
+def test_no_gradient_reaches_the_backbone(tiny_config: MakeConfig) -> None:
+    config = tiny_config("train.feature_source=online")
+    inputs = Inputs(config)
+    before = {name: tensor.clone() for name, tensor in inputs.backbone.module.state_dict().items()}
+    forward = FrozenForward(inputs.backbone, (0, 1, 2), "all", config.extract)
+    _, tokens = next(OnlineFeatures(inputs.source, forward, "all").batches("train", [np.arange(4)], (0, 1, 2)))
+    assert not any(values.requires_grad for values in tokens.values())
+    train_job(config, inputs)
+    assert all(not tensor.requires_grad and tensor.grad is None for tensor in inputs.backbone.module.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in inputs.backbone.module.state_dict().items())
+
+
+def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) -> None:
+    store = sc.extract(tiny_config()).store
+    streamed = StreamedFeatures(store, CPU)
+    readouts = [Readout(streamed.spec, 3, mode) for mode in ("cls", "mean", "cls_mean", "backbone")]
+    pooled = PooledFeatures(streamed, readouts, 2)
+    _, tokens = next(streamed.batches("train", in_order(24, 24), [2]))
+    for readout in readouts:
+        expected = readout.pool(readout.normalise(tokens[2]))
+        torch.testing.assert_close(pooled.whole("train")[readout.mode], expected)
+
+
+def test_the_choice_of_a_source_follows_from_sizes(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = sc.extract(tiny_config()).store
+    assert choose_source("auto", store, store.layers, CPU).kind == "resident"
+    assert choose_source("streamed", store, store.layers, CPU).reason == "as asked for"
+    memory = type("Memory", (), {"available": 1000})
+    monkeypatch.setattr("adapt.features.psutil.virtual_memory", lambda: memory)
+    assert choose_source("auto", store, store.layers, CPU).kind == "streamed"
+
+
+def test_an_unfinished_store_is_not_trained_from(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    store = sc.extract(config).store
+    (config.run_dir.parent / "cache.zarr" / "train" / "status" / "c" / "1").unlink()
+    with pytest.raises(JobError, match=r"lacks 1 of 5 shards of train; finish it with `sidecache extract`"):
+        sc.train(config)
+    assert sc.extract(config).shards_written == 1
+    assert store.num_samples("train") == 24
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("store.dtype=int8", "store.dtype: stored 'float32', wanted 'int8'"),
+        ("store.tokens=mean", "store.tokens: stored 'all', wanted 'mean'"),
+        ("backbone.name=vit_small_patch16_224", "backbone.name: stored 'vit_tiny_patch16_224'"),
+        ("backbone.image_size=64", "backbone.image_size: stored 32, wanted 64"),
+    ],
+)
+def test_training_refuses_a_store_that_the_configuration_does_not_describe(
+    tiny_config: MakeConfig, override: str, field: str
+) -> None:
+    sc.extract(tiny_config())
+    with pytest.raises(UserError, match=field):
+        sc.train(tiny_config(override))
+
+
+def test_training_may_use_some_of_the_stored_layers(tiny_config: MakeConfig) -> None:
+    sc.extract(tiny_config())
+    config = tiny_config("store.layers=[0, 2]", "methods=[losa]")
+    assert sc.extract(config).shards_written == 0
+    row = sc.train(config)[0]
+    adaptor = sc.load_adaptor(adaptor_path(config.run_dir, row))
+    assert adaptor.model.layers == (0, 2)
+
+
+def test_a_store_without_a_single_shard_gives_way_to_another_configuration(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    store = sc.extract(config).store
+    for split in store.splits:
+        for mark in (config.run_dir.parent / "cache.zarr" / split / "status" / "c").iterdir():
+            mark.unlink()
+    assert sc.extract(tiny_config("store.layers=[1]")).store.layers == (1,)
+
+
+def test_predictions_come_from_the_layers_that_were_trained(tiny_config: MakeConfig) -> None:
+    config = tiny_config("methods=[{name: losa, rank: 4, token_rank: 2, layers: [1, 2]}]")
+    row = sc.run(config)[0]
+    adaptor = sc.load_adaptor(adaptor_path(config.run_dir, row))
+    images = torch.randn(2, 3, 32, 32)
+    assert adaptor.probabilities(images).sum(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert replace(adaptor).card.layers == (0, 1, 2)

@@ -1,6 +1,7 @@
 """pipeline.yaml, parsed once into frozen, checked objects."""
 
 import itertools
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -172,7 +173,7 @@ def _resolve_paths(config: Config, folder: Path) -> Config:
 
 def _resolve(key: str, path: str | Path, folder: Path) -> Path:
     try:
-        resolved = folder / Path(path).expanduser()
+        resolved = Path(os.path.normpath(folder / Path(path).expanduser()))
     except RuntimeError as error:
         raise UserError(f"{key}: given {show(str(path))}; there is no home folder of that user") from error
     if not str(path) or "\0" in str(path):

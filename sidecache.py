@@ -93,14 +93,16 @@ def extract(config: "Config", source: "ImageSource | None" = None, backbone: "Ba
 
 
 def train(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
-    """Train every method of a configuration for every seed from its store, and write results and report.
+    """Train every method of a configuration for every seed from its store; write results.json, .csv and report.html.
 
     Arguments and errors are those of `extract`. Returns one row a trained trial, those of earlier calls included.
     """
     from adapt.run import Inputs
     from adapt.run import train as run_training
 
-    return run_training(config, Inputs(config, source, backbone), say)
+    rows = run_training(config, Inputs(config, source, backbone), say)
+    _write_report(config.run_dir)
+    return rows
 
 
 def run(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
@@ -150,7 +152,7 @@ def run_command(config: ConfigPath, overrides: Overrides = None) -> None:
     """Extract what is missing, train, and report: the whole job."""
     parsed = _read(config, overrides)
     run(parsed)
-    _report(parsed.run_dir)
+    _print_results(parsed.run_dir)
 
 
 @app.command("extract", epilog="Example: sidecache extract pipeline.yaml -o store.dtype=int8")
@@ -164,26 +166,32 @@ def train_command(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train every method from the store, and report."""
     parsed = _read(config, overrides)
     train(parsed)
-    _report(parsed.run_dir)
+    _print_results(parsed.run_dir)
 
 
 @app.command("report", epilog="Example: sidecache report runs/digits")
 def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
     """Print the table of a run, and write its report.html anew."""
-    _report(run_dir)
+    _write_report(run_dir)
+    _print_results(run_dir)
 
 
-def _report(run_dir: Path) -> None:
+def _write_report(run_dir: Path) -> None:
+    from adapt.report import write_report
+    from adapt.results import read_results
+
+    config = run_dir / "config.yaml"
+    write_report(run_dir, read_results(run_dir), config.read_text(encoding="utf-8") if config.exists() else None)
+
+
+def _print_results(run_dir: Path) -> None:
     from rich.console import Console
 
-    from adapt.report import print_table, write_report
+    from adapt.report import print_table
     from adapt.results import read_results, summarise
 
-    rows = read_results(run_dir)
-    config = run_dir / "config.yaml"
-    report = write_report(run_dir, rows, config.read_text(encoding="utf-8") if config.exists() else None)
-    print_table(summarise(rows), Console())
-    say(f"results: {run_dir / 'results.json'}, report: {report}")
+    print_table(summarise(read_results(run_dir)), Console())
+    say(f"results: {run_dir / 'results.json'}, report: {run_dir / 'report.html'}")
 
 
 @app.command("inspect", epilog="Example: sidecache inspect runs/digits/cache.zarr --json")

@@ -19,8 +19,8 @@ class Readout(nn.Module):
     method: without it a linear head converges slowly along the channels that vary least (see `standardise`).
 
     Args:
-        pool: `cls` (class token), `mean` (mean of the patch tokens), `cls_mean` (both, concatenated), `backbone` (as the
-            backbone pools, its attention pool included) or `auto` (`cls_mean`, or the one of the two that is there).
+        pool: `cls` (class token), `mean` (mean of the patch tokens), `cls_mean` (both, concatenated), `backbone` (as
+            the backbone pools, its attention pool included) or `auto` (`cls_mean`, or the one that is there).
 
     Raises:
         UserError: the stored tokens do not hold what `pool` needs.

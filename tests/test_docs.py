@@ -33,7 +33,7 @@ def test_the_default_job_parses_and_searches_its_probe_over_twenty_points() -> N
     config = load_config(ROOT / "pipeline.yaml")
     probe = next(method for method in config.parsed_methods() if method.name == "linear_probe")
     assert len(probe.trials) >= 20
-    assert {trial.options.pool for trial in probe.trials} == {"cls", "mean"}
+    assert {"cls", "mean"} <= {trial.options.pool for trial in probe.trials}
     assert Path(config.backbone.weights).stat().st_size < 4 * 2**20 or Path(config.backbone.weights).is_dir()
 
 

@@ -58,7 +58,7 @@ def test_the_three_sources_train_to_the_same_bits(tiny_config: MakeConfig) -> No
     trained = {}
     for kind in ("resident", "streamed", "online"):
         config = tiny_config(f"train.feature_source={kind}", "methods=[{name: losa, rank: 4, token_rank: 2}]")
-        row = [row for row in sc.run(config) if row.feature_source == kind][0]
+        row = next(row for row in sc.run(config) if row.feature_source == kind)
         trained[kind] = load_file(adaptor_path(config.run_dir, row)), row.top1, row.val_score
     for kind in ("streamed", "online"):
         assert trained[kind][1:] == trained["resident"][1:]

@@ -20,6 +20,16 @@ def test_a_second_run_extracts_and_trains_nothing(tiny_config: MakeConfig, capsy
     assert said.count("done before") == 2
 
 
+def test_a_run_leaves_results_report_adaptors_and_configuration(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    sc.run(config)
+    left = {path.name for path in config.run_dir.iterdir()}
+    assert {"results.json", "results.csv", "report.html", "config.yaml", "adaptors"} <= left
+    kept = sorted(path.suffix for path in (config.run_dir / "adaptors").iterdir())
+    assert kept == [".json", ".json", ".safetensors", ".safetensors"]
+    assert not list((config.run_dir / "checkpoints").iterdir())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_every_stored_format_trains(tiny_config: MakeConfig, dtype: str) -> None:
     rows = sc.run(tiny_config(f"store.dtype={dtype}"))

@@ -89,7 +89,8 @@ def main() -> None:
             fraction = 1 - args.samples_trained / num_samples
             trained = train_trials(method, [trial], features, Settings(1, 16, 0), min(fraction, 0.9))
         print(f"store {store.n_bytes() / 2**30:.2f} GiB, {num_samples} samples; {trained.speed}")
-        assert idle.n_bytes and peak.n_bytes
+        assert idle.n_bytes is not None
+        assert peak.n_bytes is not None
         print(
             f"idle {idle.n_bytes / 2**20:.0f} MiB, peak {peak.n_bytes / 2**20:.0f} MiB, "
             f"above idle {(peak.n_bytes - idle.n_bytes) / 2**20:.0f} MiB"

@@ -238,7 +238,6 @@ def test_a_layer_that_is_not_stored(attempt: Attempt, tmp_path: Path) -> None:
         ("backbone.weights=folder", "provenance.preprocessing_digest"),
         ("store.dtype=float16", "provenance.dtype"),
         ("store.tokens=cls", "provenance.tokens"),
-        ("store.layers=[1, 2]", "layers"),
         ("extract.precision=bfloat16", "provenance.precision"),
         ("data.root=renamed", "provenance.samples"),
     ],
@@ -262,6 +261,15 @@ def test_a_store_of_something_else(
     assert "choose another store.path" in err
     assert content_of(tmp_path / "cache.zarr") == before
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_store_without_the_layers_that_are_wanted(attempt: Attempt, tmp_path: Path) -> None:
+    assert attempt("store.layers=[1, 2]", command="extract")[0] == 0
+    before = content_of(tmp_path / "cache.zarr")
+    status, err = attempt()
+    assert status == 2
+    assert "\n  layers: stored (1, 2), wanted (0, 1, 2)" in err
+    assert content_of(tmp_path / "cache.zarr") == before
 
 
 def save_hub_folder(module: nn.Module, folder: Path, **pretrained_cfg: Any) -> None:

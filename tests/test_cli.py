@@ -210,7 +210,7 @@ def test_json_of_methods_is_one_document(command: Command) -> None:
     status, out, err = command("methods", "--backbone", "vit_base_patch16_224", "--num-classes", "10", "--json")
     listed = {method.pop("method"): method for method in only_document(out, err)}
     assert status == 0
-    assert listed["linear_probe"] == {"needs": "features", "trainable_params": 0, "head_params": 7690}
+    assert listed["linear_probe"] == {"needs": "features", "trainable_params": 0, "head_params": 15370}
     assert set(listed["losa"]) == {"needs", "trainable_params", "head_params"}
     assert "trained parameters" in command("methods")[1]
 

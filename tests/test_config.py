@@ -55,7 +55,7 @@ def test_an_unknown_key_is_named_with_the_legal_ones(section: str, value: Any, k
 def test_an_unknown_option_of_a_method_is_named_with_the_legal_ones() -> None:
     message = refuse(methods=[{"name": "losa", "rnk": 8}])
     assert message.startswith("methods: losa: rnk: unknown key; legal keys here: rank, token_rank, norm, ")
-    assert message.endswith("name, epochs, lr, weight_decay, sweep")
+    assert message.endswith("name, epochs, batch_size, lr, weight_decay, sweep")
     assert refuse(methods=[{"name": "losa", "sweep": {"rnk": [8]}}]).startswith("methods: losa: rnk: unknown key")
 
 

@@ -37,7 +37,10 @@ def plain_values(stored: Any, group: Any, split: str, layer: int, dtype: Dtype) 
         assert group[f"{split}/layer_{layer:02d}"].attrs["encoding"] == "bfloat16"
         return stored.view(ml_dtypes.bfloat16).astype(np.float32)
     if dtype == "int8":
-        return stored * group[f"{split}/scale_{layer:02d}"][:][..., None] * group[f"rms/layer_{layer:02d}"][:]
+        assert group[f"{split}/layer_{layer:02d}"].attrs["encoding"] == "q * (|q| + 64) * scale * rms"
+        q = stored.astype(np.float32)
+        scale, rms = group[f"{split}/scale_{layer:02d}"][:][..., None], group[f"rms/layer_{layer:02d}"][:]
+        return q * (np.abs(q) + 64) * scale * rms
     return stored.astype(np.float32)
 
 

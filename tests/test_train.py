@@ -46,7 +46,7 @@ class MadeFeatures:
 
 def candidate(lr: float = 0.01, method: str = "losa", **options: Any) -> Candidate:
     torch.manual_seed(0)
-    options = {"rank": 4, "token_rank": 2} | options if method == "losa" else options
+    options = {"rank": 4, "token_rank": 2, "pool": "mean"} | options if method == "losa" else options
     return Candidate(build(method, options), lr, 0.01)
 
 

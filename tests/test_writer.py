@@ -236,7 +236,7 @@ def test_other_classes_or_layers_are_refused(field: str, value: Any) -> None:
 
 
 def test_all_differences_are_named_at_once() -> None:
-    wanted = small_store.schema(layers=(0,), provenance=small_store.provenance(dtype="int8", backbone="b"))
+    wanted = small_store.schema(layers=(0, 1), provenance=small_store.provenance(dtype="int8", backbone="b"))
     with pytest.raises(UserError, match=r"(?s)provenance\.backbone.*provenance\.dtype.*layers: stored"):
         require_same(small_store.schema(), wanted, "x")
 

@@ -217,9 +217,11 @@ def _choose(method: MethodConfig, config: Config, origin: Origin) -> Trial:
     search_id = _digest(origin.identity, method, settings, fraction)
     kept = config.run_dir / "search" / f"{method.name}-{search_id}.json"
     checkpoint = config.run_dir / "checkpoints" / f"search-{search_id}"
-    return choose_trial(
+    trial = choose_trial(
         method, lambda trials: train_trials(method, trials, origin.features, settings, fraction, checkpoint), kept
     )
+    _delete_checkpoints(checkpoint)
+    return trial
 
 
 def _train_seed(
@@ -260,7 +262,11 @@ def _train_seed(
     card = Card(method=method.name, options=options, backbone=config.backbone, metrics=metrics, **origin.card)
     save_adaptor(adaptor_path(config.run_dir, row), best.model, card)
     write_results(config.run_dir, [row])
-    for leftover in file.parent.glob(f"{trial_id}*"):
+    _delete_checkpoints(file)
+
+
+def _delete_checkpoints(file: Path) -> None:
+    for leftover in file.parent.glob(f"{file.name}*"):
         leftover.unlink()
 
 

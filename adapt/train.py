@@ -1,7 +1,7 @@
 """The training loop: many candidates of one method in one pass over the features.
 
 The learning rate warms up and then follows a cosine; the epoch that is best on validation is kept. Every draw comes
-from the seed, and the state of a run is kept after every epoch, so that an interrupted run ends as any other.
+from the seed, and the state of a run is kept as it goes, so that an interrupted run ends as any other.
 """
 
 import math
@@ -25,6 +25,7 @@ from store.progress import progress
 Rows = Int[np.ndarray, "_"]
 State = dict[str, Tensor]
 _EVALUATION_BATCH = 128
+_SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost; short epochs would spend more on saving than on training
 
 
 @runtime_checkable
@@ -96,7 +97,7 @@ def fit(
     Args:
         candidates: models of one method, all reading the same layers.
         rows, val_rows: rows of the training split to train on and to choose the epoch by.
-        checkpoint: a file that holds the state after every epoch; a run that finds one goes on from there.
+        checkpoint: a file that keeps the state between epochs; a run that finds one goes on from there.
 
     Raises:
         JobError: a loss is not finite.
@@ -156,6 +157,7 @@ class _Loop:
         factor = _schedule(steps, settings.warmup)
         self._schedulers = [torch.optim.lr_scheduler.LambdaLR(opt, factor) for opt in self._optimizers]
         self._rng: Tensor | None = None
+        self._saved_at = time.perf_counter()
 
     def train_epoch(self, groups: Sequence[Rows], advance: Callable[[int], None]) -> None:
         """One step a candidate for every batch."""
@@ -217,9 +219,10 @@ class _Loop:
             torch.set_rng_state(self._rng)
 
     def save(self, checkpoint: Path | None, epochs: int, seconds: float) -> None:
-        """Replace the checkpoint whole."""
-        if checkpoint is None:
+        """Replace the checkpoint whole, unless the last one is fresh."""
+        if checkpoint is None or time.perf_counter() - self._saved_at < _SAVE_EVERY_SECONDS:
             return
+        self._saved_at = time.perf_counter()
         candidates = [
             {
                 "model": _trained_state(candidate.model),

@@ -106,10 +106,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         if epochs == stop_after:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(adapt.train, "_SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(adapt.train._Loop, "save", save_then_stop)
     with pytest.raises(KeyboardInterrupt):
         fit([candidate(dropout=0.2)], features, *rows_of(features), SETTINGS, file)
     monkeypatch.setattr(adapt.train._Loop, "save", save)
+    assert file.exists()
     fit([resumed], features, *rows_of(features), SETTINGS, file)
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

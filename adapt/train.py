@@ -24,7 +24,8 @@ from store.progress import progress
 
 Rows = Int[np.ndarray, "_"]
 State = dict[str, Tensor]
-_EVALUATION_BATCH = 128
+# Samples; more would only leave the caches of a CPU, and fill its memory.
+_EVALUATION_BATCH = {"cuda": 128, "cpu": 16}
 _SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost; short epochs would spend more on saving than on training
 
 
@@ -130,7 +131,9 @@ def predict_logits(
     logits: list[list[Tensor]] = [[] for _ in models]
     for model in models:
         model.eval()
-    for _, inputs in features.batches(split, _groups(rows, _EVALUATION_BATCH), _layers(models)):
+    for _, inputs in features.batches(
+        split, _groups(rows, _EVALUATION_BATCH.get(features.device.type, 16)), _layers(models)
+    ):
         for model, parts in zip(models, logits, strict=True):
             parts.append(model(inputs).float().cpu())
     return [torch.cat(parts) for parts in logits]

@@ -42,5 +42,5 @@ def transform_digest(transform: Transform) -> str:
     result = transform(Image.fromarray(pixels.astype(np.uint8)))
     values = torch.as_tensor(result).contiguous()
     digest = hashlib.blake2b(f"{tuple(values.shape)} {values.dtype}".encode(), digest_size=16)
-    digest.update(values.reshape(-1).view(torch.uint8).numpy())
+    digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -86,7 +86,7 @@ def extract(config: "Config", source: "ImageSource | None" = None, backbone: "Ba
         UserError: the store there was made from something else, a sample cannot be decoded.
         JobError: a value cannot be stored, the disk refuses.
     """
-    from adapt.run import Inputs
+    from adapt.origin import Inputs
     from adapt.run import extract as run_extraction
 
     return run_extraction(config, Inputs(config, source, backbone))
@@ -97,7 +97,7 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
 
     Arguments and errors are those of `extract`. Returns one row a trained trial, those of earlier calls included.
     """
-    from adapt.run import Inputs
+    from adapt.origin import Inputs
     from adapt.run import train as run_training
 
     rows = run_training(config, Inputs(config, source, backbone), say)

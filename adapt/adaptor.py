@@ -23,13 +23,11 @@ from store.errors import UserError
 from store.layout import resolve_layers
 
 
-class Card(BaseModel):
-    """What an adaptor needs to be used again, and how good it was."""
+class Facts(BaseModel):
+    """What an adaptor must know of the features that it was trained on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str
-    options: dict[str, Any]
     backbone: BackboneConfig
     weights_digest: str
     preprocessing_digest: str
@@ -38,6 +36,13 @@ class Card(BaseModel):
     tokens: Tokens
     classes: tuple[str, ...]
     multi_label: bool
+
+
+class Card(Facts):
+    """What an adaptor needs to be used again, and how good it was."""
+
+    method: str
+    options: dict[str, Any]
     metrics: dict[str, float | None]
 
 

@@ -19,8 +19,9 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 _TRIAL_KEYS = ("lr", "weight_decay")
+_PACE_KEYS = ("epochs", "batch_size")
 # of an entry of `methods:`, beside the options of the method itself
-_ENTRY_KEYS = ("name", "epochs", "batch_size", *_TRIAL_KEYS, "sweep")
+_ENTRY_KEYS = ("name", *_PACE_KEYS, *_TRIAL_KEYS, "sweep")
 
 
 class TrainConfig(Section):
@@ -48,10 +49,10 @@ class TrainConfig(Section):
 
 
 class Trial(Section):
-    """One point of a method's grid."""
+    """One point of a method's grid; `lr` is None where the method is solved and not trained step by step."""
 
     options: Section
-    lr: Positive
+    lr: Positive | None
     weight_decay: NonNegative
 
 
@@ -87,9 +88,9 @@ class Config(Section):
         for position, method in enumerate(methods):
             if method in methods[:position]:
                 raise UserError(f"methods: {method.name} is there twice with the same options; remove or change one")
-        known = {option for method in methods for option in find_method(method.name).options.model_fields}
-        if unknown := [option for option in self.sweep if option not in known and option not in _TRIAL_KEYS]:
-            legal = ", ".join([*_TRIAL_KEYS, *sorted(known)])
+        known = {option for method in methods for option in _swept(method.name)}
+        if unknown := [option for option in self.sweep if option not in known]:
+            legal = ", ".join(sorted(known))
             raise UserError(f"sweep: no method of `methods:` has an option {unknown[0]!r}; legal: {legal}")
         return self
 
@@ -120,12 +121,14 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 def _parse_method(entry: str | dict[str, Any], train: TrainConfig, sweep: Mapping[str, list[Any]]) -> MethodConfig:
     given = {"name": entry} if isinstance(entry, str) else dict(entry)
     name: Any = given.pop("name", None)
-    pace: dict[str, Any] = {key: given.pop(key, getattr(train, key)) for key in ("epochs", "batch_size")}
     if not isinstance(name, str):
         raise UserError(f"methods: {show(entry)} has no name; write it as {{name: losa, rank: 8}}")
     if name not in METHODS:
         raise UserError(f"methods: there is no method {name!r}; legal: {', '.join(METHODS)}")
-    grid = _grid(name, given, given.pop("sweep", {}), sweep)
+    own: Any = given.pop("sweep", {})
+    grid = _grid(name, given, own, sweep)
+    _refuse_pace(name, {*given, *grid})
+    pace: dict[str, Any] = {key: given.pop(key, getattr(train, key)) for key in _PACE_KEYS}
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     trials = tuple(_trial(name, given | point, train) for point in points)
     try:
@@ -140,14 +143,30 @@ def _grid(name: str, fixed: Mapping[str, Any], own: Any, sweep: Mapping[str, lis
         raise UserError(f"methods: {name}: sweep: given {show(own)}; legal: {{option: [values]}}")
     if twice := [option for option in own if option in fixed]:
         raise UserError(f"methods: {name}: {twice[0]} is both fixed and swept; keep one of the two")
-    known = {*_TRIAL_KEYS, *find_method(name).options.model_fields}
+    known = _swept(name)
     return {option: values for option, values in sweep.items() if option in known and option not in fixed} | own
+
+
+def _swept(name: str) -> set[str]:
+    """What a sweep can vary of a method."""
+    method = find_method(name)
+    return {*_TRIAL_KEYS[method.solved :], *method.options.model_fields}
+
+
+def _refuse_pace(name: str, given: set[str]) -> None:
+    if find_method(name).solved and (useless := sorted(given & {"lr", *_PACE_KEYS})):
+        raise UserError(
+            f"methods: {name}: {', '.join(useless)} given; it is solved to its optimum, not trained step by step: "
+            "of these only weight_decay has a meaning"
+        )
 
 
 def _trial(name: str, given: Mapping[str, Any], train: TrainConfig) -> Trial:
     kind: type[Section] = find_method(name).options
     options = {key: value for key, value in given.items() if key not in _TRIAL_KEYS}
     rates = {key: given.get(key, getattr(train, key)) for key in _TRIAL_KEYS}
+    if find_method(name).solved:
+        rates["lr"] = None
     model: type[Section] = kind
     try:
         checked = kind.model_validate(options)

@@ -36,7 +36,16 @@ def _high_water_mark() -> int | None:
     return None
 
 
-def break_even_epochs(extract_seconds: float, samples_extracted: int, samples_per_epoch: int) -> float | None:
-    """Epochs of training after which extracting once has cost less than a forward pass of every sample every epoch."""
-    forward_seconds_per_epoch = extract_seconds * samples_per_epoch / max(1, samples_extracted)
-    return extract_seconds / forward_seconds_per_epoch if forward_seconds_per_epoch else None
+def break_even_epochs(
+    extract_seconds: float, forward_seconds: float, samples_extracted: int, samples_per_epoch: int
+) -> float | None:
+    """Epochs of training after which extracting once has cost less than a forward pass in every epoch.
+
+    Args:
+        extract_seconds: what extraction took in all, encoding and writing included.
+        forward_seconds: what reading the samples and the forward pass took of it: online training pays that again in
+            every epoch, for the samples of an epoch.
+    """
+    if not forward_seconds or not samples_extracted:
+        return None
+    return extract_seconds / (forward_seconds / samples_extracted * samples_per_epoch)

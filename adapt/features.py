@@ -20,6 +20,7 @@ from extract.tail import Tail, tail_from_arrays
 from store.config import Tokens
 from store.errors import UserError
 from store.formats import Encoded, decode
+from store.groups import in_groups
 from store.layout import reduced_layout
 from store.progress import progress
 from store.reader import Store
@@ -27,6 +28,9 @@ from store.reader import Store
 Rows = Int[np.ndarray, "_"]
 _PREFETCH = 2  # batches read ahead of the one in use
 _LOAD_ROWS = 64
+# Bytes of float32 tokens that a pass holds at once; its activations take a few times as much. More gains no speed: a
+# CPU would only leave its caches.
+_BYTES_AT_ONCE = {"cpu": 64 * 2**20, "cuda": 2 * 2**30}
 _SHARE_OF_MEMORY = 0.5  # of what is free, that resident features may take: training needs the rest
 
 
@@ -44,12 +48,28 @@ class Features(Protocol):
         """Class indices (samples,), or multi-label 0/1 (samples, classes)."""
         ...
 
+    def samples_at_once(self, layers: Sequence[int]) -> int:
+        """How many samples a forward and backward pass may hold."""
+        ...
+
     def batches(self, split: str, groups: Sequence[Rows], layers: Sequence[int]) -> Iterator[tuple[Rows, Any]]:
         """For every group of rows, in order: (rows, {layer: (rows, tokens, dim) float32 on the device})."""
         ...
 
 
-class StreamedFeatures:
+class _Sized:
+    """What all three sources share."""
+
+    spec: FeatureSpec
+    device: torch.device
+
+    def samples_at_once(self, layers: Sequence[int]) -> int:
+        """See `Features.samples_at_once`."""
+        n_bytes = 4 * len(layers) * self.spec.layout.num_tokens * self.spec.dim
+        return max(1, _BYTES_AT_ONCE.get(self.device.type, _BYTES_AT_ONCE["cpu"]) // n_bytes)
+
+
+class StreamedFeatures(_Sized):
     """Batches read from the store, two ahead of the one in use."""
 
     kind = "streamed"
@@ -83,7 +103,7 @@ class StreamedFeatures:
         return decoded
 
 
-class ResidentFeatures:
+class ResidentFeatures(_Sized):
     """The training split's stored values in memory, decoded batch by batch; other splits are read once, streamed."""
 
     kind = "resident"
@@ -118,8 +138,7 @@ class ResidentFeatures:
         total = store.num_samples("train")
         loaded: dict[int, list[Tensor]] = {}
         with progress("loading features", total, "samples") as advance:
-            for start in range(0, total, _LOAD_ROWS):
-                rows = np.arange(start, min(start + _LOAD_ROWS, total))
+            for rows in in_groups(np.arange(total), _LOAD_ROWS):
                 for layer, encoded in store.fetch("train", rows, layers).result().items():
                     parts = [part for part in _tensors(encoded) if part is not None]
                     if layer not in loaded:
@@ -127,12 +146,12 @@ class ResidentFeatures:
                         pairs = zip(parts, shapes, strict=True)
                         loaded[layer] = [torch.empty(s, dtype=p.dtype, device=self.device) for p, s in pairs]
                     for whole, part in zip(loaded[layer], parts, strict=True):
-                        whole[start : start + len(rows)] = part.to(self.device)
+                        whole[rows[0] : rows[-1] + 1] = part.to(self.device)
                 advance(len(rows))
         return loaded
 
 
-class OnlineFeatures:
+class OnlineFeatures(_Sized):
     """The frozen backbone itself, run anew for every batch; nothing is stored."""
 
     kind = "online"
@@ -161,42 +180,38 @@ class OnlineFeatures:
 
 
 class PooledFeatures:
-    """What linear probes read of one layer, computed once: {pool: (batch, features)} instead of {layer: tokens}."""
+    """Pooled, normalised tokens of whole splits: what read-outs are standardised by, and all that linear probes read.
 
-    kind = "pooled"
+    Every pooling of every layer is computed once, whatever asks for it again.
+    """
 
-    def __init__(self, features: Features, readouts: Sequence[Readout], layer: int) -> None:
-        self._features, self.device, self.spec = features, features.device, features.spec
-        self.num_classes, self.multi_label = features.num_classes, features.multi_label
-        self._readouts, self._layer = {readout.mode: readout for readout in readouts}, layer
-        self._kept: dict[str, dict[str, Tensor]] = {}
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self._kept: dict[tuple[str, int, str], Tensor] = {}
 
-    def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
-        """See `Features.labels`."""
-        return self._features.labels(split)
+    def require(self, split: str, layer: int, readouts: Sequence[Readout]) -> None:
+        """Compute what these read-outs need of a split, in one pass over it."""
+        missing: dict[str, Readout] = {
+            readout.mode: readout for readout in readouts if (split, layer, readout.mode) not in self._kept
+        }
+        if missing:
+            self._kept |= {(split, layer, mode): values for mode, values in self._pool(split, layer, missing).items()}
 
-    def batches(
-        self, split: str, groups: Sequence[Rows], layers: Sequence[int]
-    ) -> Iterator[tuple[Rows, Mapping[str, Tensor]]]:
-        """For every group of rows: (rows, {pool: (rows, features)})."""
-        assert set(layers) == {self._layer}
-        for rows in groups:
-            index = torch.from_numpy(rows).to(self.device)
-            yield rows, {mode: values[index] for mode, values in self.whole(split).items()}
-
-    def whole(self, split: str) -> dict[str, Float[Tensor, "samples features"]]:
-        """Pooled features of a whole split by pooling mode."""
-        if split not in self._kept:
-            self._kept[split] = self._pool(split)
-        return self._kept[split]
+    def whole(self, split: str, layer: int, readout: Readout) -> Float[Tensor, "samples features"]:
+        """Pooled features of a whole split, in store order, on the device."""
+        self.require(split, layer, [readout])
+        return self._kept[split, layer, readout.mode]
 
     @torch.no_grad()
-    def _pool(self, split: str) -> dict[str, Tensor]:
-        groups = in_order(len(self._features.labels(split)), _LOAD_ROWS)
-        pooled: dict[str, list[Tensor]] = {mode: [] for mode in self._readouts}
-        for _, tokens in self._features.batches(split, groups, [self._layer]):
-            for mode, readout in self._readouts.items():
-                pooled[mode].append(readout.pool(readout.normalise(tokens[self._layer])))
+    def _pool(self, split: str, layer: int, readouts: Mapping[str, Readout]) -> dict[str, Tensor]:
+        rows = np.arange(len(self.features.labels(split)))
+        groups = in_groups(rows, self.features.samples_at_once([layer]))
+        pooled: dict[str, list[Tensor]] = {mode: [] for mode in readouts}
+        with progress(f"pooling {split}", len(rows), "samples") as advance:
+            for group, tokens in self.features.batches(split, groups, [layer]):
+                for mode, readout in readouts.items():
+                    pooled[mode].append(readout.pool(readout.normalise(tokens[layer])))
+                advance(len(group))
         return {mode: torch.cat(parts) for mode, parts in pooled.items()}
 
 
@@ -234,11 +249,6 @@ def spec_of_backbone(backbone: Backbone, layers: Sequence[int], tokens: Tokens =
     """What a backbone's tokens look like; a module without a tail of its own is read through a plain LayerNorm."""
     tail = backbone.tail or Tail(norm=nn.LayerNorm(backbone.dim, elementwise_affine=False))
     return FeatureSpec(tuple(layers), backbone.depth, backbone.dim, reduced_layout(backbone.layout, tokens), tail)
-
-
-def in_order(total: int, batch_size: int) -> list[Rows]:
-    """Rows 0 ... total - 1 in batches."""
-    return [np.arange(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
 
 
 def _tensors(encoded: Encoded) -> tuple[Tensor, Tensor | None]:

@@ -36,15 +36,20 @@ class LoSAOptions(Section):
 
 @dataclass(frozen=True)
 class Method:
-    """One way to adapt a backbone. `build(spec, num_classes, **options)` returns the trainable model."""
+    """One way to adapt a backbone. `build(spec, num_classes, **options)` returns the trainable model.
+
+    `solved` methods are brought to their optimum (`adapt.solve`) and have no learning rate; the others are trained step
+    by step (`adapt.train`).
+    """
 
     options: type[Section]
     build: Callable[..., nn.Module]
     needs: Literal["features", "end_to_end"]
+    solved: bool = False
 
 
 METHODS: dict[str, Method] = {
-    "linear_probe": Method(LinearProbeOptions, LinearProbe, "features"),
+    "linear_probe": Method(LinearProbeOptions, LinearProbe, "features", solved=True),
     "losa": Method(LoSAOptions, LoSA, "features"),
 }
 

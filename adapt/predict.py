@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from adapt.adaptor import Adaptor
-from extract.forward import in_groups
 from extract.images import decode_rgb
 from store.errors import UserError
+from store.groups import in_groups
 from store.progress import progress
 
 

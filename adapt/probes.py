@@ -1,13 +1,10 @@
 """The linear probe: what frozen features give by themselves."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from adapt.readout import Pool, Readout
-from adapt.spec import FeatureSpec
+from adapt.spec import FeatureSpec, TokensByLayer
 
 
 class LinearProbe(nn.Module):
@@ -24,9 +21,7 @@ class LinearProbe(nn.Module):
         self.readout = Readout(spec, num_classes, pool)
         self.layers = spec.layers[-1:]
 
-    def forward(self, tokens: Mapping[Any, Tensor]) -> Float[Tensor, "batch classes"]:
-        """Logits from {layer: (batch, tokens, dim)}, or from {pool: pooled features} that were computed once."""
-        if self.readout.mode in tokens:
-            return self.readout.classify(tokens[self.readout.mode])
+    def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
+        """Logits from {layer: (batch, tokens, dim)}."""
         logits: Tensor = self.readout(self.readout.normalise(tokens[self.layers[-1]]))
         return logits

@@ -48,6 +48,10 @@ class Readout(nn.Module):
         std = pooled.std(dim=0, correction=0)
         self.mean, self.std = pooled.mean(dim=0), torch.where(std > 1e-6, std, torch.ones_like(std))
 
+    def standardised(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+        """Pooled features as the head reads them."""
+        return (pooled - self.mean) / self.std
+
     def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """The backbone's final norm."""
         return self.tail.normalise(tokens)
@@ -65,7 +69,7 @@ class Readout(nn.Module):
 
     def classify(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """Logits of pooled features."""
-        logits: Tensor = self.head((pooled - self.mean) / self.std)
+        logits: Tensor = self.head(self.standardised(pooled))
         return logits
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:

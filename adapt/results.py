@@ -31,10 +31,10 @@ class Row(BaseModel):
     dataset: str
     backbone: str
     feature_source: str
-    lr: float
+    lr: float | None  # None, as `epochs` is, where the method was solved and not trained step by step
     weight_decay: float
-    epochs: int
-    best_epoch: int
+    epochs: int | None
+    best_epoch: int  # of a solved method: the iterations that it took
     val_score: float | None
     top1: float | None
     top5: float | None

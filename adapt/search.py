@@ -4,18 +4,20 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import torch
 from torch import nn
 
+from adapt.candidate import Candidate
 from adapt.config import MethodConfig, Trial
 from adapt.features import Features, PooledFeatures
-from adapt.methods import build_model
-from adapt.probes import LinearProbe
+from adapt.methods import build_model, find_method
+from adapt.objective import Objective, make_objective
 from adapt.results import write_atomically
-from adapt.split import draw_validation
-from adapt.train import Batches, Candidate, Settings, Speed, fit
+from adapt.solve import Pooled, readout_of, solve_heads
+from adapt.split import Rows, draw_validation
+from adapt.train import Settings, fit
 
 
 @dataclass(frozen=True)
@@ -23,38 +25,80 @@ class Trained:
     """Candidates after a pass, in the order of their trials, and what the pass cost."""
 
     candidates: list[Candidate]
-    speed: Speed
-    inputs: Batches
+    seconds_per_epoch: float  # of a solved method: an iteration
+    samples_per_second: float
 
 
 def train_trials(
     method: MethodConfig,
     trials: Sequence[Trial],
-    features: Features,
+    pooled: PooledFeatures,
     settings: Settings,
     val_fraction: float,
     checkpoint: Path | None = None,
 ) -> Trained:
-    """Train trials of one method from one seed, all on the same batches."""
-    rows, val_rows = draw_validation(features.labels("train"), val_fraction, settings.seed)
+    """Train trials of one method from one seed, all on the same rows.
+
+    Args:
+        pooled: pooled features, with the features they were made from.
+        checkpoint: where an interrupted pass keeps its state.
+    """
+    features = pooled.features
+    labels = features.labels("train")
+    rows, val_rows = draw_validation(labels, val_fraction, settings.seed)
+    objective = make_objective(
+        labels[torch.from_numpy(rows)], features.num_classes, features.multi_label, settings.balance_classes
+    )
     candidates = [
         Candidate(seeded_model(method.name, features, trial, settings.seed), trial.lr, trial.weight_decay)
         for trial in trials
     ]
-    by_layers: dict[tuple[int, ...], list[Candidate]] = {}
+    what = f"{method.name} seed {settings.seed}" + (f" ({len(trials)} trials)" if len(trials) > 1 else "")
+    seconds: list[float] = []
+    for number, (layers, group) in enumerate(_by_layers(candidates).items()):
+        _standardise(group, pooled, layers[-1], rows)
+        if find_method(method.name).solved:
+            seconds.append(_solve(group, pooled, layers[-1], rows, val_rows, objective, what))
+        else:
+            file = checkpoint.with_suffix(f".{number}.pt") if checkpoint else None
+            seconds.append(fit(group, features, rows, val_rows, settings, objective, file, what))
+    return Trained(candidates, mean(seconds), len(rows) / mean(seconds))
+
+
+def _by_layers(candidates: Sequence[Candidate]) -> dict[tuple[int, ...], list[Candidate]]:
+    groups: dict[tuple[int, ...], list[Candidate]] = {}
     for candidate in candidates:
-        by_layers.setdefault(candidate.model.layers, []).append(candidate)  # type: ignore[arg-type]
-    inputs: Batches = features
-    for number, (layers, group) in enumerate(by_layers.items()):
-        readouts: list[Any] = [candidate.model.readout.to(features.device) for candidate in group]
-        pooled = PooledFeatures(features, readouts, layers[-1])
-        for readout in readouts:
-            readout.standardise(pooled.whole("train")[readout.mode][torch.from_numpy(rows)])
-        inputs = pooled if isinstance(group[0].model, LinearProbe) else features
-        file = checkpoint.with_suffix(f".{number}.pt") if checkpoint else None
-        what = f"{method.name} seed {settings.seed}" + (f" ({len(group)} trials)" if len(group) > 1 else "")
-        speed = fit(group, inputs, rows, val_rows, settings, file, what)
-    return Trained(candidates, speed, inputs)
+        groups.setdefault(candidate.model.layers, []).append(candidate)  # type: ignore[arg-type]
+    return groups
+
+
+def _standardise(candidates: Sequence[Candidate], pooled: PooledFeatures, layer: int, rows: Rows) -> None:
+    readouts = [readout_of(candidate).to(pooled.features.device) for candidate in candidates]
+    pooled.require("train", layer, readouts)
+    for readout in readouts:
+        readout.standardise(pooled.whole("train", layer, readout)[torch.from_numpy(rows)])
+
+
+def _solve(
+    candidates: Sequence[Candidate],
+    pooled: PooledFeatures,
+    layer: int,
+    rows: Rows,
+    val_rows: Rows,
+    objective: Objective,
+    describe: str,
+) -> float:
+    """Seconds an iteration."""
+    labels, seconds = pooled.features.labels("train").to(pooled.features.device), []
+    index, val_index = torch.from_numpy(rows), torch.from_numpy(val_rows)
+    by_pooling: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_pooling.setdefault(readout_of(candidate).mode, []).append(candidate)
+    for mode, group in by_pooling.items():
+        values = pooled.whole("train", layer, readout_of(group[0]))
+        data = Pooled(values[index], labels[index], values[val_index], labels[val_index])
+        seconds.append(solve_heads(group, data, objective, f"{describe}, {mode}"))
+    return mean(seconds)
 
 
 def seeded_model(name: str, features: Features, trial: Trial, seed: int) -> nn.Module:

@@ -1,14 +1,16 @@
 """The training loop: many candidates of one method in one pass over the features.
 
 The learning rate warms up and then follows a cosine; the epoch that is best on validation is kept. Every draw comes
-from the seed, and the state of a run is kept as it goes, so that an interrupted run ends as any other.
+from the seed, and the state of a run is kept as it goes, so that an interrupted run ends as any other. A batch goes
+through the model in parts that fit the memory, whose gradients add up to those of the whole.
 """
 
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,16 +18,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from adapt.candidate import Candidate, all_finite
 from adapt.metrics import Metrics, evaluate
+from adapt.objective import Objective
 from store.errors import JobError
+from store.groups import in_groups
 from store.progress import progress
 
 Rows = Int[np.ndarray, "_"]
-State = dict[str, Tensor]
-# Samples; more would only leave the caches of a CPU, and fill its memory.
-_EVALUATION_BATCH = {"cuda": 128, "cpu": 16}
 _SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost; short epochs would spend more on saving than on training
 
 
@@ -33,12 +34,14 @@ _SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost; short epochs would s
 class Batches(Protocol):
     """What the loop needs of a feature source."""
 
-    multi_label: bool
-    num_classes: int
     device: torch.device
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """Labels by row."""
+        ...
+
+    def samples_at_once(self, layers: Sequence[int]) -> int:
+        """How many samples a forward and backward pass may hold."""
         ...
 
     def batches(self, split: str, groups: Sequence[Rows], layers: Sequence[int]) -> Iterator[tuple[Rows, Any]]:
@@ -56,32 +59,7 @@ class Settings:
     optimizer: str = "adamw"
     warmup: float = 0.1  # share of all steps
     balance_classes: bool = False
-
-
-@dataclass
-class Candidate:
-    """A model with its learning rate and weight decay, and the best that validation has seen of it."""
-
-    model: nn.Module
-    lr: float
-    weight_decay: float
-    best: State = field(default_factory=dict)
-    best_epoch: int = 0
-    score: float = -math.inf
-    loss: float = math.inf
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Higher is better: the score, then the loss where scores are equal."""
-        return self.score, -self.loss
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What training cost, validation left out."""
-
-    seconds_per_epoch: float
-    samples_per_second: float
+    micro_batch_size: int | None = None  # samples that go through the model together; None: as memory allows
 
 
 def fit(
@@ -90,10 +68,13 @@ def fit(
     rows: Rows,
     val_rows: Rows,
     settings: Settings,
+    objective: Objective,
     checkpoint: Path | None = None,
     describe: str = "training",
-) -> Speed:
+) -> float:
     """Train all candidates on the same batches, and leave each with the weights of its best epoch.
+
+    Returns the seconds that an epoch of training took, validation left out.
 
     Args:
         candidates: models of one method, all reading the same layers.
@@ -103,9 +84,8 @@ def fit(
     Raises:
         JobError: a loss is not finite.
     """
-    loop = _Loop(candidates, features, settings, len(rows))
+    loop = _Loop(candidates, features, settings, objective, len(rows))
     done, seconds = loop.load(checkpoint)
-    order = [_epoch_order(rows, settings, epoch) for epoch in range(settings.epochs)]
     with (
         progress(describe, settings.epochs * len(rows), "samples") as advance,
         torch.random.fork_rng(_devices(features)),
@@ -114,13 +94,13 @@ def fit(
         advance(done * len(rows))
         for epoch in range(done, settings.epochs):
             started = time.perf_counter()
-            loop.train_epoch(order[epoch], advance)
+            loop.train_epoch(_epoch_order(rows, settings, epoch), advance)
             seconds += time.perf_counter() - started
             loop.validate(val_rows, epoch)
             loop.save(checkpoint, epoch + 1, seconds)
     for candidate in candidates:
-        candidate.model.load_state_dict(candidate.best, strict=False)
-    return Speed(seconds / settings.epochs, settings.epochs * len(rows) / seconds)
+        candidate.load(candidate.best)
+    return seconds / settings.epochs
 
 
 @torch.no_grad()
@@ -131,9 +111,8 @@ def predict_logits(
     logits: list[list[Tensor]] = [[] for _ in models]
     for model in models:
         model.eval()
-    for _, inputs in features.batches(
-        split, _groups(rows, _EVALUATION_BATCH.get(features.device.type, 16)), _layers(models)
-    ):
+    layers = _layers(models)
+    for _, inputs in features.batches(split, in_groups(rows, features.samples_at_once(layers)), layers):
         for model, parts in zip(models, logits, strict=True):
             parts.append(model(inputs).float().cpu())
     return [torch.cat(parts) for parts in logits]
@@ -148,11 +127,18 @@ def evaluate_split(model: nn.Module, features: Batches, split: str) -> Metrics:
 class _Loop:
     """Optimisers, schedule and checkpoint of one pass."""
 
-    def __init__(self, candidates: Sequence[Candidate], features: Batches, settings: Settings, n_rows: int) -> None:
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        features: Batches,
+        settings: Settings,
+        objective: Objective,
+        n_rows: int,
+    ) -> None:
         self._candidates, self._features, self._settings = candidates, features, settings
-        self._labels = features.labels("train")
+        self._objective, self._labels = objective, features.labels("train")
         self._layers = _layers([candidate.model for candidate in candidates])
-        self._weights = _class_weights(self._labels, features.num_classes) if settings.balance_classes else None
+        self._micro = settings.micro_batch_size or features.samples_at_once(self._layers)
         for candidate in candidates:
             candidate.model.to(features.device)
         steps = settings.epochs * math.ceil(n_rows / settings.batch_size)
@@ -162,36 +148,38 @@ class _Loop:
         self._rng: Tensor | None = None
         self._saved_at = time.perf_counter()
 
-    def train_epoch(self, groups: Sequence[Rows], advance: Callable[[int], None]) -> None:
+    def train_epoch(self, batches: Sequence[Rows], advance: Callable[[int], None]) -> None:
         """One step a candidate for every batch."""
         for candidate in self._candidates:
             candidate.model.train()
-        for rows, inputs in self._features.batches("train", groups, self._layers):
-            labels = self._labels[torch.from_numpy(rows)].to(self._features.device)
-            for candidate, optimizer, scheduler in zip(
-                self._candidates, self._optimizers, self._schedulers, strict=True
-            ):
-                loss = self._loss(candidate.model(inputs), labels)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+        parts = [in_groups(rows, self._micro) for rows in batches]
+        inputs = self._features.batches("train", [part for batch in parts for part in batch], self._layers)
+        for rows, batch in zip(batches, parts, strict=True):
+            labels = self._labels_of(rows)
+            for part, values in islice(inputs, len(batch)):
+                self._add_gradients(values, self._labels_of(part), labels)
+                advance(len(part))
+            for optimizer, scheduler in zip(self._optimizers, self._schedulers, strict=True):
                 optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
                 scheduler.step()
-            advance(len(rows))
+
+    def _add_gradients(self, inputs: Any, labels: Tensor, whole: Tensor) -> None:
+        for candidate in self._candidates:
+            loss = self._objective(candidate.model(inputs), labels, whole)
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _labels_of(self, rows: Rows) -> Tensor:
+        return self._labels[torch.from_numpy(rows)].to(self._features.device)
 
     def validate(self, rows: Rows, epoch: int) -> None:
         """Keep the weights of every candidate that has become better."""
         models = [candidate.model for candidate in self._candidates]
         labels = self._labels[torch.from_numpy(rows)]
-        for candidate, logits in zip(
-            self._candidates, predict_logits(models, self._features, "train", rows), strict=True
-        ):
-            if not torch.isfinite(logits).all():  # a rate too high for this candidate: it keeps its best epoch
-                continue
-            score = evaluate(logits, labels).score(self._settings.balance_classes)
-            loss = float(self._loss(logits, labels, weighted=False))
-            if (score, -loss) > candidate.rank:
-                candidate.score, candidate.loss, candidate.best_epoch = score, loss, epoch + 1
-                candidate.best = _trained_state(candidate.model)
+        predicted = predict_logits(models, self._features, "train", rows)
+        for candidate, logits in zip(self._candidates, predicted, strict=True):
+            if all_finite(logits):  # else a rate too high for this candidate: it keeps its best epoch
+                candidate.consider(self._objective.judge(logits, labels), epoch + 1)
         if all(not candidate.best for candidate in self._candidates):
             rates = ", ".join(f"{candidate.lr:g}" for candidate in self._candidates)
             raise JobError(f"training diverged in its first epoch at learning rates {rates}; lower train.lr")
@@ -207,7 +195,7 @@ class _Loop:
         for parts, candidate, optimizer, scheduler in zip(
             saved["candidates"], self._candidates, self._optimizers, self._schedulers, strict=True
         ):
-            candidate.model.load_state_dict(parts["model"], strict=False)
+            candidate.load(parts["model"])
             optimizer.load_state_dict(parts["optimizer"])
             scheduler.load_state_dict(parts["scheduler"])
             candidate.best, candidate.best_epoch = parts["best"], parts["best_epoch"]
@@ -228,7 +216,7 @@ class _Loop:
         self._saved_at = time.perf_counter()
         candidates = [
             {
-                "model": _trained_state(candidate.model),
+                "model": candidate.trained_state(),
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "best": candidate.best,
@@ -246,21 +234,10 @@ class _Loop:
         )
         os.replace(partial, checkpoint)  # noqa: PTH105  # same folder: atomic
 
-    def _loss(self, logits: Tensor, labels: Tensor, weighted: bool = True) -> Tensor:
-        weights = self._weights if weighted else None
-        if self._features.multi_label:
-            positive = None if weights is None else weights.to(logits.device)
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=positive)
-        return F.cross_entropy(logits, labels, None if weights is None else weights.to(logits.device))
-
 
 def _epoch_order(rows: Rows, settings: Settings, epoch: int) -> list[Rows]:
     order = np.random.default_rng([settings.seed, epoch]).permutation(rows)
-    return _groups(order, settings.batch_size)
-
-
-def _groups(rows: Rows, size: int) -> list[Rows]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+    return in_groups(order, settings.batch_size)
 
 
 def _layers(models: Sequence[nn.Module]) -> tuple[int, ...]:
@@ -273,12 +250,9 @@ def _devices(features: Batches) -> list[torch.device]:
     return [features.device] if features.device.type == "cuda" else []
 
 
-def _trained_state(model: nn.Module) -> State:
-    return {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
-
-
 def _optimizer(candidate: Candidate, settings: Settings) -> torch.optim.Optimizer:
     """Weight decay reaches matrices only, not biases."""
+    assert candidate.lr is not None
     trained = [tensor for tensor in candidate.model.parameters() if tensor.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [tensor for tensor in trained if tensor.ndim > 1], "weight_decay": candidate.weight_decay},
@@ -299,12 +273,3 @@ def _schedule(steps: int, warmup: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
     return factor
-
-
-def _class_weights(labels: Shaped[Tensor, "samples ..."], num_classes: int) -> Float[Tensor, "classes"]:
-    """Single label: inverse frequency, mean 1. Multi-label: negatives per positive."""
-    if labels.ndim == 2:
-        positive = labels.sum(dim=0).clamp(min=1)
-        return (len(labels) - positive) / positive
-    counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
-    return len(labels) / (num_classes * counts)

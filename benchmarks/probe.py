@@ -1,8 +1,8 @@
 """The linear probe beside scikit-learn: `python benchmarks/probe.py pipeline.yaml [-o section.key=value]`.
 
 Both read the same pooled features of the store, standardised by the training rows; both are chosen on the same
-validation rows: ours over the grid of the pipeline's `linear_probe`, scikit-learn's LogisticRegression over C and the
-pooling. Prints test accuracy by seed and the means, and the seconds that each search took.
+validation rows over the grid of the pipeline's `linear_probe`: scikit-learn's LogisticRegression with the C that stands
+for each weight decay. Prints test accuracy by seed and the means, and the seconds that each search took.
 """
 
 import argparse
@@ -14,30 +14,33 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
+from adapt.candidate import Candidate
 from adapt.config import load_config
-from adapt.features import ResidentFeatures, StreamedFeatures
+from adapt.features import PooledFeatures, ResidentFeatures, StreamedFeatures
 from adapt.run import settings_of
-from adapt.search import train_trials
+from adapt.search import seeded_model, train_trials
+from adapt.solve import readout_of
 from adapt.split import draw_validation
 from adapt.train import evaluate_split
 from store.reader import open_store
 
-STRENGTHS = 10.0 ** np.arange(-4, 4)
 
-
-def fit_sklearn(pooled: dict[str, Any], rows: np.ndarray, val_rows: np.ndarray, labels: np.ndarray) -> tuple[Any, ...]:
-    """(validation score, pooling, C, fitted model, mean, std) of the best over pooling and C."""
-    best: tuple[Any, ...] = (-1.0,)
-    for mode, features in pooled.items():
-        x = features.numpy()
+def fit_sklearn(
+    pooled: dict[str, np.ndarray], decays: list[float], rows: np.ndarray, val_rows: np.ndarray, labels: np.ndarray
+) -> tuple[Any, ...]:
+    """((validation score, minus the loss), pooling, weight decay, model, mean, std): the best over the same grid."""
+    best: tuple[Any, ...] = ((-1.0, 0.0),)
+    for mode, x in pooled.items():
         mean, std = x[rows].mean(axis=0), np.maximum(x[rows].std(axis=0), 1e-6)
         x = (x - mean) / std
-        for strength in STRENGTHS:
-            model = LogisticRegression(C=strength, max_iter=3000).fit(x[rows], labels[rows])
-            score = 100 * model.score(x[val_rows], labels[val_rows])
-            if score > best[0]:
-                best = (score, mode, strength, model, mean, std)
+        for decay in decays:
+            model = LogisticRegression(C=1 / (len(rows) * decay), max_iter=3000).fit(x[rows], labels[rows])
+            loss = log_loss(labels[val_rows], model.predict_proba(x[val_rows]), labels=model.classes_)
+            rank = 100 * model.score(x[val_rows], labels[val_rows]), -loss
+            if rank > best[0]:
+                best = (rank, mode, decay, model, mean, std)
     return best
 
 
@@ -50,24 +53,35 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     method = next(method for method in config.parsed_methods() if method.name == "linear_probe")
     store = open_store(config.store.path)
-    features = ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), store.layers[-1:])
-    labels, fraction = store.labels("train"), config.data.val_fraction
+    pooled = PooledFeatures(ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), store.layers[-1:]))
+    labels, fraction, layer = store.labels("train"), config.data.val_fraction, store.layers[-1]
+    decays = sorted({trial.weight_decay for trial in method.trials})
+    readouts = {
+        trial.options.pool: readout_of(Candidate(seeded_model(method.name, pooled.features, trial, 0), None, 0.0))
+        for trial in method.trials
+    }
+    for split in ("train", "test"):
+        pooled.require(split, layer, list(readouts.values()))
+    train, test = (
+        {mode: pooled.whole(split, layer, readout).numpy() for mode, readout in readouts.items()}
+        for split in ("train", "test")
+    )
     rows_out = []
     for seed in config.train.seeds:
         started = time.perf_counter()
-        trained = train_trials(method, method.trials, features, settings_of(config, method, seed), fraction)
-        best = max(trained.candidates, key=lambda candidate: candidate.rank)
-        ours, middle = evaluate_split(best.model, trained.inputs, "test").top1, time.perf_counter()
-        rows, val_rows = draw_validation(features.labels("train"), fraction, seed)
-        _, mode, strength, model, mean, std = fit_sklearn(trained.inputs.whole("train"), rows, val_rows, labels)
-        ended = time.perf_counter()
-        test = (trained.inputs.whole("test")[mode].numpy() - mean) / std
-        theirs = 100 * model.score(test, store.labels("test"))
-        rows_out.append({"seed": seed, "probe": ours, "sklearn": theirs, "C": strength, "pool": mode})
-        rows_out[-1] |= {"probe_seconds": middle - started, "sklearn_seconds": ended - middle}
+        trained = train_trials(method, method.trials, pooled, settings_of(config, method, seed), fraction)
+        best, middle = max(trained.candidates, key=lambda candidate: candidate.rank), time.perf_counter()
+        ours = evaluate_split(best.model, pooled.features, "test").top1
+        rows, val_rows = draw_validation(pooled.features.labels("train"), fraction, seed)
+        before = time.perf_counter()
+        _, mode, decay, model, mean, std = fit_sklearn(train, decays, rows, val_rows, labels)
+        theirs_seconds = time.perf_counter() - before
+        theirs = 100 * model.score((test[mode] - mean) / std, store.labels("test"))
+        rows_out.append({"seed": seed, "probe": ours, "sklearn": theirs, "weight_decay": decay, "pool": mode})
+        rows_out[-1] |= {"probe_seconds": middle - started, "sklearn_seconds": theirs_seconds}
         print(
-            f"seed {seed}: probe {ours:.2f} ({middle - started:.0f} s, lr {best.lr:g}, wd {best.weight_decay:g}, "
-            f"{best.model.readout.mode}), scikit-learn {theirs:.2f} ({ended - middle:.0f} s, C {strength:g}, {mode})"
+            f"seed {seed}: probe {ours:.2f} ({middle - started:.1f} s, weight decay {best.weight_decay:g}, "
+            f"{readout_of(best).mode}), scikit-learn {theirs:.2f} ({theirs_seconds:.1f} s, {decay:g}, {mode})"
         )
     means = {name: float(np.mean([row[name] for row in rows_out])) for name in ("probe", "sklearn")}
     print(

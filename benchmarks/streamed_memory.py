@@ -14,7 +14,7 @@ import torch
 
 from adapt.config import MethodConfig, Trial
 from adapt.cost import peak_memory
-from adapt.features import StreamedFeatures
+from adapt.features import PooledFeatures, StreamedFeatures
 from adapt.methods import LoSAOptions
 from adapt.search import train_trials
 from adapt.train import Settings
@@ -85,10 +85,13 @@ def main() -> None:
             store = open_store(folder)
             features = StreamedFeatures(store, torch.device("cpu"))
             trial = Trial(options=LoSAOptions(), lr=0.001, weight_decay=0.01)
-            method = MethodConfig(name="losa", epochs=1, batch_size=16, trials=(trial,))
-            fraction = 1 - args.samples_trained / num_samples
-            trained = train_trials(method, [trial], features, Settings(1, 16, 0), min(fraction, 0.9))
-        print(f"store {store.n_bytes() / 2**30:.2f} GiB, {num_samples} samples; {trained.speed}")
+            method = MethodConfig(name="losa", epochs=1, batch_size=64, trials=(trial,))
+            fraction = min(1 - args.samples_trained / num_samples, 0.9)
+            trained = train_trials(method, [trial], PooledFeatures(features), Settings(1, 64, 0), fraction)
+        print(
+            f"store {store.n_bytes() / 2**30:.2f} GiB, {num_samples} samples; batch 64 in parts of "
+            f"{features.samples_at_once(store.layers)}, {trained.samples_per_second:.1f} samples a second"
+        )
         assert idle.n_bytes is not None
         assert peak.n_bytes is not None
         print(

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,7 +18,6 @@ from store.config import Tokens
 from store.errors import UserError
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-Item = TypeVar("Item")
 _AHEAD = 2  # batches decoded while one is in the forward pass
 
 
@@ -103,8 +101,3 @@ def _collect(rows: Sequence[int], loaded: list[Tensor | str]) -> Batch:
     failed = {row: reason for row, reason in zip(rows, loaded, strict=True) if isinstance(reason, str)}
     images = torch.stack([image for _, image in good]) if good else None
     return Batch(tuple(row for row, _ in good), images, failed)
-
-
-def in_groups(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Items in order, `size` at a time."""
-    return [items[start : start + size] for start in range(0, len(items), size)]

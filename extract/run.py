@@ -4,22 +4,22 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from extract.backbone import Backbone, TokensByLayer, digests
 from extract.config import DataConfig, ExtractConfig
-from extract.forward import Batch, FrozenForward, in_groups
+from extract.forward import Batch, FrozenForward
 from extract.sources import ImageSource, ImageSplit
 from store.backend import Folder, local_path, store_url
 from store.config import Dtype, StoreConfig
 from store.errors import JobError, UserError
 from store.formats import Encoded, NotStorableError, channel_rms, encode
+from store.groups import in_groups
 from store.layout import describe_tokens, reduced_layout, resolve_layers
 from store.progress import progress
 from store.reader import Store, open_store
@@ -180,6 +180,16 @@ def _require_space(folder: Folder, schema: Schema, missing: Mapping[str, Sequenc
         )
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """What is to be committed of a shard, and the time that reading its samples and the forward pass took."""
+
+    tokens: dict[int, Encoded]
+    status: UInt8[np.ndarray, "rows"]
+    skipped: dict[str, str]
+    forward_seconds: float
+
+
 class _Job:
     """Extracts missing shards; a shard is written while the next one is computed."""
 
@@ -203,47 +213,42 @@ class _Job:
             for split, shards in missing.items():
                 total = sum(len(self._schema.shards(split).rows(shard)) for shard in shards)
                 with progress(f"extracting {split}", total, "samples") as advance:
-                    for shard in shards:
-                        tokens, status, skipped = self._extract_shard(split, shard, advance)
+                    for number in shards:
+                        shard = self._extract_shard(split, number, advance)
                         if commit:
                             commit.result()
                         now = time.perf_counter()
-                        commit = pool.submit(self._commit, split, shard, tokens, status, now - lap, skipped)
-                        lap, written = now, written + int((status == STORED).sum())
+                        commit = pool.submit(self._commit, split, number, shard, now - lap)
+                        lap, written = now, written + int((shard.status == STORED).sum())
             if commit:
                 commit.result()
         return written
 
-    def _commit(
-        self,
-        split: str,
-        shard: int,
-        tokens: dict[int, Encoded],
-        status: UInt8[np.ndarray, "rows"],
-        seconds: float,
-        skipped: dict[str, str],
-    ) -> None:
-        self._writer.add_to_log(seconds, skipped)  # first: a crash in between must not lose why samples were skipped
-        self._writer.commit(split, shard, tokens, status)
+    def _commit(self, split: str, number: int, shard: _Shard, seconds: float) -> None:
+        # The log goes first: a crash in between must not lose why samples were skipped.
+        spent = {"extract_seconds": seconds, "forward_seconds": shard.forward_seconds}
+        self._writer.add_to_log(spent, shard.skipped)
+        self._writer.commit(split, number, shard.tokens, shard.status)
 
-    def _extract_shard(
-        self, split: str, shard: int, advance: Any
-    ) -> tuple[dict[int, Encoded], UInt8[np.ndarray, "rows"], dict[str, str]]:
-        images, rows = self._source.splits[split], self._schema.shards(split).rows(shard)
+    def _extract_shard(self, split: str, number: int, advance: Callable[[int], None]) -> _Shard:
+        images, rows = self._source.splits[split], self._schema.shards(split).rows(number)
         buffers: dict[int, Encoded] = {}
         status = np.full(len(rows), STORED, np.uint8)
         skipped: dict[str, str] = {}
+        seconds, started = 0.0, time.perf_counter()
         for batch in self._forward.batches(images, in_groups(rows, self._forward.batch_size)):
             skipped |= _report_failures(batch, images, self._skip)
             status[[row - rows.start for row in batch.failed]] = SKIPPED
-            if batch.images is not None:
-                encoded = self._encode(self._forward(batch.images), [images.ids[row] for row in batch.rows])
-                _place(buffers, encoded, [row - rows.start for row in batch.rows], len(rows))
+            tokens = {} if batch.images is None else self._forward(batch.images)
+            seconds += time.perf_counter() - started
+            encoded = self._encode(tokens, [images.ids[row] for row in batch.rows])
+            _place(buffers, encoded, [row - rows.start for row in batch.rows], len(rows))
             advance(len(batch.rows) + len(batch.failed))
+            started = time.perf_counter()
         for layer in set(self._schema.layers) - set(buffers):  # a shard in which no sample could be decoded
             zeros = np.zeros((len(rows), self._schema.token_layout.num_tokens, self._schema.dim), np.float32)
             buffers[layer] = encode(zeros, self._schema.dtype, self._rms.get(layer))
-        return buffers, status, skipped
+        return _Shard(buffers, status, skipped, seconds)
 
     def _encode(self, tokens: TokensByLayer, ids: Sequence[str]) -> dict[int, Encoded]:
         return encode_layers(tokens, ids, self._schema.dtype, self._rms)

@@ -166,10 +166,10 @@ class StoreWriter:
                 got = f"{encoded.values.dtype} {encoded.values.shape}"
                 raise ValueError(f"layer {layer} of this shard takes {schema.dtype} values {shape}, got {got}")
 
-    def add_to_log(self, seconds: float, skipped: Mapping[str, str]) -> None:
-        """Record time spent and samples skipped (id -> reason); outside every comparison of bytes."""
+    def add_to_log(self, seconds: Mapping[str, float], skipped: Mapping[str, str]) -> None:
+        """Add up time spent by name, and samples skipped (id -> reason); outside every comparison of bytes."""
         log = self.read_log()
-        log["extract_seconds"] = log.get("extract_seconds", 0.0) + seconds
+        log |= {name: log.get(name, 0.0) + spent for name, spent in seconds.items()}
         log["skipped"] = {**log.get("skipped", {}), **skipped}
         self._folder.write_group(LOG, log)
 

@@ -100,7 +100,9 @@ def commit(
             encoded.values[row - rows.start] = 0
         tokens[layer] = encoded
     status = np.array([SKIPPED if row in skip else STORED for row in rows], np.uint8)
-    writer.add_to_log(1.0, {listing(split).ids[row]: "it is no image" for row in set(skip) & set(rows)})
+    writer.add_to_log(
+        {"extract_seconds": 1.0}, {listing(split).ids[row]: "it is no image" for row in set(skip) & set(rows)}
+    )
     writer.commit(split, shard, tokens, status)
 
 

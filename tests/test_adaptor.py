@@ -202,7 +202,7 @@ def test_a_missing_file_or_card_is_told(saved: Path, tiny_backbone: TimmBackbone
     [
         ("{", "is no JSON: "),
         ("[]", "is no adaptor's card: "),
-        ("{}", "is no adaptor's card: method: "),
+        ("{}", "is no adaptor's card: backbone: "),
         ("\xff", "JSON"),
     ],
 )

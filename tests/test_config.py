@@ -64,7 +64,7 @@ def test_an_unknown_method_is_named_with_the_legal_ones() -> None:
 
 
 def test_a_sweep_that_reaches_no_method_is_refused() -> None:
-    assert "no method of `methods:` has an option 'rnk'; legal: lr, weight_decay" in refuse(sweep={"rnk": [8]})
+    assert "no method of `methods:` has an option 'rnk'; legal: add, dropout, layers, lr" in refuse(sweep={"rnk": [8]})
     assert "no method of `methods:` has an option 'rank'" in refuse(methods=["linear_probe"], sweep={"rank": [8]})
 
 
@@ -341,8 +341,9 @@ def grids(**sections: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_a_method_without_a_sweep_has_one_point() -> None:
-    assert grids(methods=["linear_probe"], train={"lr": 0.5, "weight_decay": 0}) == {
-        "linear_probe": [{"lr": 0.5, "weight_decay": 0.0}]
+    assert grids(methods=["linear_probe", "losa"], train={"lr": 0.5, "weight_decay": 0}) == {
+        "linear_probe": [{"lr": None, "weight_decay": 0.0}],
+        "losa": [{"lr": 0.5, "weight_decay": 0.0}],
     }
 
 
@@ -356,23 +357,32 @@ def test_a_sweep_over_an_option_reaches_only_the_methods_that_know_it() -> None:
     assert [point["rank"] for point in found["losa"]] == [2, 4]
 
 
-def test_a_sweep_over_lr_reaches_every_method_in_every_combination() -> None:
+def test_a_sweep_reaches_every_method_that_knows_the_key_in_every_combination() -> None:
     found = grids(sweep={"lr": [0.1, 0.2], "weight_decay": [0, 1]})
-    pairs = [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
-    for points in found.values():
-        assert [(point["lr"], point["weight_decay"]) for point in points] == pairs
+    pairs = {name: [(point["lr"], point["weight_decay"]) for point in points] for name, points in found.items()}
+    assert pairs["losa"] == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
+    assert pairs["linear_probe"] == [(None, 0), (None, 1)]
 
 
 def test_what_an_entry_fixes_is_not_swept() -> None:
-    found = grids(methods=["linear_probe", {"name": "losa", "lr": 0.7}], sweep={"lr": [0.1, 0.2]})
-    assert [point["lr"] for point in found["linear_probe"]] == [0.1, 0.2]
-    assert [point["lr"] for point in found["losa"]] == [0.7]
+    methods = ["linear_probe", {"name": "losa", "weight_decay": 0.7}]
+    found = grids(methods=methods, sweep={"weight_decay": [0.1, 0.2]})
+    assert [point["weight_decay"] for point in found["linear_probe"]] == [0.1, 0.2]
+    assert [point["weight_decay"] for point in found["losa"]] == [0.7]
+
+
+@pytest.mark.parametrize("entry", [{"lr": 0.1}, {"sweep": {"lr": [0.1]}}, {"epochs": 3}, {"batch_size": 3}])
+def test_a_solved_method_has_no_pace(entry: dict[str, Any]) -> None:
+    key = "lr" if "sweep" in entry else next(iter(entry))
+    message = refuse(methods=[{"name": "linear_probe", **entry}])
+    assert message.startswith(f"methods: linear_probe: {key} given; it is solved to its optimum")
 
 
 def test_an_entrys_own_sweep_goes_before_the_one_for_all() -> None:
-    found = grids(methods=["linear_probe", {"name": "losa", "sweep": {"lr": [0.7]}}], sweep={"lr": [0.1, 0.2]})
-    assert [point["lr"] for point in found["losa"]] == [0.7]
-    assert [point["lr"] for point in found["linear_probe"]] == [0.1, 0.2]
+    methods = ["linear_probe", {"name": "losa", "sweep": {"weight_decay": [0.7]}}]
+    found = grids(methods=methods, sweep={"weight_decay": [0.1, 0.2]})
+    assert [point["weight_decay"] for point in found["losa"]] == [0.7]
+    assert [point["weight_decay"] for point in found["linear_probe"]] == [0.1, 0.2]
 
 
 def test_what_is_fixed_and_swept_at_once_is_refused() -> None:
@@ -388,7 +398,7 @@ def test_a_method_may_be_given_twice_with_other_options_only() -> None:
 
 
 def test_a_method_may_have_its_own_epochs() -> None:
-    methods = load(methods=["losa", {"name": "linear_probe", "epochs": 7}], train={"epochs": 3}).parsed_methods()
+    methods = load(methods=["losa", {"name": "losa", "epochs": 7}], train={"epochs": 3}).parsed_methods()
     assert [method.epochs for method in methods] == [3, 7]
 
 

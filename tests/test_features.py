@@ -16,10 +16,10 @@ from adapt.features import (
     ResidentFeatures,
     StreamedFeatures,
     choose_source,
-    in_order,
 )
+from adapt.origin import Inputs
 from adapt.readout import Readout
-from adapt.run import Inputs, adaptor_path
+from adapt.run import adaptor_path
 from adapt.run import train as train_job
 from extract.forward import FrozenForward
 from store.errors import JobError, UserError
@@ -82,11 +82,11 @@ def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) 
     store = sc.extract(tiny_config()).store
     streamed = StreamedFeatures(store, CPU)
     readouts = [Readout(streamed.spec, 3, mode) for mode in ("cls", "mean", "cls_mean", "backbone")]
-    pooled = PooledFeatures(streamed, readouts, 2)
-    _, tokens = next(streamed.batches("train", in_order(24, 24), [2]))
+    pooled = PooledFeatures(streamed)
+    _, tokens = next(streamed.batches("train", [np.arange(24)], [2]))
     for readout in readouts:
         expected = readout.pool(readout.normalise(tokens[2]))
-        torch.testing.assert_close(pooled.whole("train")[readout.mode], expected)
+        torch.testing.assert_close(pooled.whole("train", 2, readout), expected)
 
 
 def test_the_choice_of_a_source_follows_from_sizes(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,17 +11,21 @@ from test_methods import build, make_spec
 from torch import Tensor
 
 import adapt.train
+from adapt.candidate import Candidate
+from adapt.objective import Objective, class_weights, make_objective
 from adapt.split import draw_validation
-from adapt.train import Candidate, Settings, evaluate_split, fit, predict_logits
+from adapt.train import Settings, evaluate_split, fit, predict_logits
 from store.errors import JobError, UserError
 
 SETTINGS = Settings(epochs=4, batch_size=8, seed=1)
+PLAIN = Objective(multi_label=False)
 
 
 class MadeFeatures:
     """Tokens whose class shows in one patch: a probe on the mean finds it hard, LoSA does not."""
 
     kind = "made"
+    at_once = 32
 
     def __init__(self, total: int = 60, multi_label: bool = False) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -36,6 +40,9 @@ class MadeFeatures:
 
     def labels(self, split: str) -> Tensor:
         return self._labels
+
+    def samples_at_once(self, layers: Sequence[int]) -> int:
+        return self.at_once
 
     def batches(
         self, split: str, groups: Sequence[np.ndarray], layers: Sequence[int]
@@ -56,7 +63,7 @@ def rows_of(features: MadeFeatures) -> tuple[np.ndarray, np.ndarray]:
 
 def test_training_learns() -> None:
     features, trained = MadeFeatures(), candidate()
-    fit([trained], features, *rows_of(features), Settings(epochs=15, batch_size=8, seed=0))
+    fit([trained], features, *rows_of(features), Settings(epochs=15, batch_size=8, seed=0), PLAIN)
     assert trained.score > 60  # chance is 20
     assert evaluate_split(trained.model, features, "train").top1 > 80
 
@@ -66,7 +73,7 @@ def test_one_seed_gives_the_same_bits_and_another_gives_others() -> None:
     models = []
     for seed in (1, 1, 2):
         trained = candidate(dropout=0.2)
-        fit([trained], features, *rows_of(features), Settings(epochs=2, batch_size=8, seed=seed))
+        fit([trained], features, *rows_of(features), Settings(epochs=2, batch_size=8, seed=seed), PLAIN)
         models.append(trained.model.state_dict())
     same, other = ([torch.equal(models[0][name], models[k][name]) for name in models[0]] for k in (1, 2))
     assert all(same)
@@ -76,17 +83,17 @@ def test_one_seed_gives_the_same_bits_and_another_gives_others() -> None:
 def test_candidates_in_one_pass_train_as_they_would_alone() -> None:
     features = MadeFeatures()
     together = [candidate(0.01), candidate(0.001), candidate(0.03)]
-    fit(together, features, *rows_of(features), SETTINGS)
+    fit(together, features, *rows_of(features), SETTINGS, PLAIN)
     for trained in together:
         alone = candidate(trained.lr)
-        fit([alone], features, *rows_of(features), SETTINGS)
+        fit([alone], features, *rows_of(features), SETTINGS, PLAIN)
         assert (alone.score, alone.loss, alone.best_epoch) == (trained.score, trained.loss, trained.best_epoch)
 
 
 def test_the_epoch_that_validation_likes_best_is_kept() -> None:
     features, trained = MadeFeatures(), candidate(lr=0.02)
     rows, val_rows = rows_of(features)
-    fit([trained], features, rows, val_rows, Settings(epochs=8, batch_size=8, seed=0))
+    fit([trained], features, rows, val_rows, Settings(epochs=8, batch_size=8, seed=0), PLAIN)
     logits = predict_logits([trained.model], features, "train", val_rows)[0]
     accuracy = 100 * (logits.argmax(1) == features.labels("train")[torch.from_numpy(val_rows)]).float().mean()
     assert float(accuracy) == pytest.approx(trained.score)
@@ -98,7 +105,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 ) -> None:
     features, file = MadeFeatures(), tmp_path / "state.pt"
     whole, resumed = candidate(dropout=0.2), candidate(dropout=0.2)
-    fit([whole], features, *rows_of(features), SETTINGS)
+    fit([whole], features, *rows_of(features), SETTINGS, PLAIN)
     save = adapt.train._Loop.save
 
     def save_then_stop(loop: Any, checkpoint: Path, epochs: int, seconds: float) -> None:
@@ -109,10 +116,10 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     monkeypatch.setattr(adapt.train, "_SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(adapt.train._Loop, "save", save_then_stop)
     with pytest.raises(KeyboardInterrupt):
-        fit([candidate(dropout=0.2)], features, *rows_of(features), SETTINGS, file)
+        fit([candidate(dropout=0.2)], features, *rows_of(features), SETTINGS, PLAIN, file)
     monkeypatch.setattr(adapt.train._Loop, "save", save)
     assert file.exists()
-    fit([resumed], features, *rows_of(features), SETTINGS, file)
+    fit([resumed], features, *rows_of(features), SETTINGS, PLAIN, file)
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (resumed.score, resumed.best_epoch) == (whole.score, whole.best_epoch)
@@ -122,16 +129,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"no checkpoint")
     features = MadeFeatures()
     with pytest.raises(JobError, match=r"the checkpoint .*state\.pt is damaged; delete it to start anew"):
-        fit([candidate()], features, *rows_of(features), SETTINGS, tmp_path / "state.pt")
+        fit([candidate()], features, *rows_of(features), SETTINGS, PLAIN, tmp_path / "state.pt")
 
 
 def test_a_rate_that_diverges_loses_the_search_and_alone_is_an_error() -> None:
     features = MadeFeatures()
     wild, tame = candidate(1e30), candidate(0.01)
-    fit([wild, tame], features, *rows_of(features), SETTINGS)
+    fit([wild, tame], features, *rows_of(features), SETTINGS, PLAIN)
     assert tame.rank > wild.rank
     with pytest.raises(JobError, match=r"training diverged.*1e\+30; lower train\.lr"):
-        fit([candidate(1e30)], features, *rows_of(features), SETTINGS)
+        fit([candidate(1e30)], features, *rows_of(features), SETTINGS, PLAIN)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -140,14 +147,32 @@ def test_a_rate_that_diverges_loses_the_search_and_alone_is_an_error() -> None:
 def test_every_kind_of_task_trains(optimizer: str, multi_label: bool, balanced: bool) -> None:
     features, trained = MadeFeatures(multi_label=multi_label), candidate()
     settings = Settings(epochs=6, batch_size=8, seed=0, optimizer=optimizer, balance_classes=balanced)
-    fit([trained], features, *rows_of(features), settings)
+    rows, val_rows = rows_of(features)
+    objective = make_objective(features.labels("train")[torch.from_numpy(rows)], 5, multi_label, balanced)
+    fit([trained], features, rows, val_rows, settings, objective)
     metrics = evaluate_split(trained.model, features, "train")
     assert (metrics.mean_average_precision if multi_label else metrics.top1) > 30
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(multi_label: bool, balanced: bool) -> None:
+    features = MadeFeatures(multi_label=multi_label)
+    rows, val_rows = rows_of(features)
+    objective = make_objective(features.labels("train")[torch.from_numpy(rows)], 5, multi_label, balanced)
+    states = []
+    for at_once in (32, 3):
+        features.at_once, trained = at_once, candidate()
+        settings = Settings(epochs=2, batch_size=8, seed=0, optimizer="sgd", balance_classes=balanced)
+        fit([trained], features, rows, val_rows, settings, objective)
+        states.append(trained.model.state_dict())
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+
 def test_balanced_weights_give_rare_classes_their_share() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
-    weights = adapt.train._class_weights(labels, 2)
+    weights = class_weights(labels, 2)
     assert weights.tolist() == pytest.approx([100 / 180, 5.0])
     assert float((weights[labels]).mean()) == pytest.approx(1.0)
 

@@ -142,8 +142,8 @@ def test_a_second_commit_of_the_same_shard_changes_nothing(tmp_path: Path, unint
 
 def test_the_log_adds_up(tmp_path: Path) -> None:
     writer = small_store.create(tmp_path, small_store.schema())
-    writer.add_to_log(1.5, {"a": "broken"})
-    writer.add_to_log(2.0, {"b": "gone"})
+    writer.add_to_log({"extract_seconds": 1.5}, {"a": "broken"})
+    writer.add_to_log({"extract_seconds": 2.0}, {"b": "gone"})
     assert writer.read_log() == {"extract_seconds": 3.5, "skipped": {"a": "broken", "b": "gone"}}
 
 

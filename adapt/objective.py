@@ -1,0 +1,65 @@
+"""What training minimises: cross-entropy of class indices, or binary cross-entropy of multi-label zeros and ones."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from adapt.metrics import evaluate
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A mean loss that can be summed up over parts of a batch.
+
+    Args:
+        multi_label: labels are 0/1 for every class instead of one class index.
+        weights: of classes (single-label), or of the positives of every class (multi-label).
+    """
+
+    multi_label: bool
+    weights: Float[Tensor, "classes"] | None = None
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "part classes"],
+        labels: Shaped[Tensor, "part ..."],
+        whole: Shaped[Tensor, "batch ..."] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The share of these labels in the mean loss of `whole`, the labels of the batch they are a part of."""
+        weights = None if self.weights is None else self.weights.to(logits)
+        count = self._count(labels if whole is None else whole, weights)
+        if self.multi_label:
+            target = labels.to(logits.dtype)
+            return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="sum") / count
+        return F.cross_entropy(logits, labels, weights, reduction="sum") / count
+
+    def judge(
+        self, logits: Float[Tensor, "samples classes"], labels: Shaped[Tensor, "samples ..."]
+    ) -> tuple[float, float]:
+        """(score in percent, minus the unweighted loss): what validation compares, the higher the better."""
+        score = evaluate(logits, labels).score(balance_classes=self.weights is not None)
+        return score, -float(Objective(self.multi_label)(logits, labels))
+
+    def _count(self, labels: Shaped[Tensor, "batch ..."], weights: Tensor | None) -> Tensor | int:
+        if self.multi_label or weights is None:
+            return labels.numel()
+        return weights[labels].sum()
+
+
+def make_objective(
+    labels: Shaped[Tensor, "samples ..."], num_classes: int, multi_label: bool, balance_classes: bool
+) -> Objective:
+    """The loss for labels of a training split; balanced, every class weighs as much, however rare it is."""
+    return Objective(multi_label, class_weights(labels, num_classes) if balance_classes else None)
+
+
+def class_weights(labels: Shaped[Tensor, "samples ..."], num_classes: int) -> Float[Tensor, "classes"]:
+    """Single label: inverse frequency, mean 1. Multi-label: negatives per positive."""
+    if labels.ndim == 2:
+        positive = labels.sum(dim=0).clamp(min=1)
+        return (len(labels) - positive) / positive
+    counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    return len(labels) / (num_classes * counts)

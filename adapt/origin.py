@@ -1,0 +1,160 @@
+"""Where a training job's features come from: a store, or the frozen backbone itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from adapt.adaptor import Facts
+from adapt.config import Config
+from adapt.features import (
+    OnlineFeatures,
+    PooledFeatures,
+    ResidentFeatures,
+    StreamedFeatures,
+    choose_source,
+    spec_of_backbone,
+)
+from adapt.methods import build_model
+from adapt.spec import FeatureSpec
+from extract.backbone import Backbone, digests, load_backbone
+from extract.forward import FrozenForward, resolve_device, resolve_precision
+from extract.sources import ImageSource, open_source
+from store.layout import describe_tokens, resolve_layers
+from store.reader import Store, open_store
+from store.schema import refuse_difference
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the store of a job cost; None where there is none, or where its log does not tell."""
+
+    extract_seconds: float | None = None
+    forward_seconds: float | None = None
+    samples: int = 0
+    store_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The features of a job, and the facts about them that rows and cards repeat."""
+
+    pooled: PooledFeatures
+    identity: dict[str, Any]  # everything that decides a feature
+    dataset: str
+    backbone_name: str
+    facts: Facts
+    costs: Costs
+
+
+class Inputs:
+    """The source and backbone of a configuration, opened when first needed; a user's own can be given instead."""
+
+    def __init__(self, config: Config, source: ImageSource | None = None, backbone: Backbone | None = None) -> None:
+        self._config, self.own_backbone = config, backbone is not None
+        if source is not None:
+            self.source = source
+        if backbone is not None:
+            self.backbone = backbone
+
+    @cached_property
+    def source(self) -> ImageSource:
+        """The samples."""
+        return open_source(self._config.data)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen model."""
+        return load_backbone(self._config.backbone)
+
+
+def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
+    """Open what `train.feature_source` asks for.
+
+    Raises:
+        UserError: the configuration does not describe the store.
+        JobError: the store is damaged or unfinished.
+    """
+    if config.train.feature_source == "online":
+        return _online_origin(config, inputs)
+    store = open_store(config.store.path)
+    layers = _require_match(store, config, inputs)
+    streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
+    needed = _needed_layers(config, streamed.spec, len(store.classes))
+    choice = choose_source(config.train.feature_source, store, needed, streamed.device)
+    say(f"features: {choice.kind} ({choice.reason})")
+    features = ResidentFeatures(streamed, needed) if choice.kind == "resident" else streamed
+    return _stored_origin(config, store, features)
+
+
+def _stored_origin(config: Config, store: Store, features: StreamedFeatures | ResidentFeatures) -> Origin:
+    provenance = store.schema.provenance
+    facts = Facts(
+        backbone=config.backbone,
+        weights_digest=provenance.weights_digest,
+        preprocessing_digest=provenance.preprocessing_digest,
+        precision=provenance.precision,
+        layers=features.spec.layers,
+        tokens=config.store.tokens,
+        classes=store.classes,
+        multi_label=store.schema.multi_label,
+    )
+    samples = sum(store.num_samples(split) for split in store.splits)
+    log = store.log
+    costs = Costs(log.get("extract_seconds"), log.get("forward_seconds"), samples, store.n_bytes())
+    identity = {**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)}
+    return Origin(PooledFeatures(features), identity, store.schema.dataset, provenance.backbone, facts, costs)
+
+
+def _online_origin(config: Config, inputs: Inputs) -> Origin:
+    source, backbone = inputs.source, inputs.backbone
+    stored = resolve_layers(config.store.layers, backbone.depth)
+    spec = spec_of_backbone(backbone, stored, config.store.tokens)
+    layers = _needed_layers(config, spec, len(source.classes))
+    extract_config = config.extract.model_copy(update={"device": config.train.device})
+    forward = FrozenForward(backbone, layers, config.store.tokens, extract_config)
+    features = OnlineFeatures(source, forward, config.store.tokens, stored)
+    facts = Facts(
+        backbone=config.backbone,
+        precision=resolve_precision(config.extract.precision, forward.device),
+        layers=stored,
+        tokens=config.store.tokens,
+        classes=source.classes,
+        multi_label=source.multi_label,
+        **digests(backbone),
+    )
+    identity = {**facts.model_dump(mode="json"), "data": config.data.model_dump(mode="json")}
+    return Origin(PooledFeatures(features), identity, source.name, backbone.name, facts, Costs())
+
+
+def _require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, ...]:
+    """Refuse a store that the configuration does not describe, as far as can be told without loading the backbone.
+
+    Returns the layers that the configuration chooses among the stored ones.
+    """
+    provenance, layers = store.schema.provenance, resolve_layers(config.store.layers, store.schema.depth)
+    pairs: dict[str, tuple[Any, Any]] = {
+        "store.dtype": (provenance.dtype, config.store.dtype),
+        "store.tokens": (provenance.tokens, describe_tokens(config.store.tokens)),
+    }
+    if not inputs.own_backbone:
+        size, name = config.backbone.image_size, config.backbone.name
+        pairs["backbone.name"] = (provenance.backbone, name or provenance.backbone)
+        pairs["backbone.image_size"] = (provenance.image_size[-1], size or provenance.image_size[-1])
+    different = {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
+    if not set(layers) <= set(store.layers):
+        different["store.layers"] = (list(store.layers), list(layers))
+    refuse_difference(different, store.url)
+    return layers
+
+
+def _needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[int, ...]:
+    """Layers that any trial of any method reads."""
+    models = [
+        build_model(method.name, spec, num_classes, trial.options)
+        for method in config.parsed_methods()
+        for trial in method.trials
+    ]
+    return tuple(sorted({layer for model in models for layer in model.layers}))  # type: ignore[union-attr]

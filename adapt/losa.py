@@ -15,21 +15,35 @@ others), prefix tokens take no part in token mixing, the up-projections start at
 probe). The defaults come from the ablation in docs/ablation.md.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adapt.dropout import ByteDropout
 from adapt.readout import Pool, Readout
 from adapt.spec import FeatureSpec, TokensByLayer
-from store.config import Layers
+from store.config import Layers, PositiveInt, Section
 from store.errors import UserError
 from store.layout import resolve_layers
 
 Norm = Literal["layer", "backbone", "none"]
 Add = Literal["before_norm", "after_norm"]
+
+
+class LoSAOptions(Section):
+    """Options of `losa`; see `LoSA`."""
+
+    rank: PositiveInt = 16
+    token_rank: Annotated[int, Field(ge=0)] = 8
+    norm: Norm = "layer"
+    add: Add = "before_norm"
+    pool: Pool = "auto"
+    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
 class Mixer(nn.Module):
@@ -38,7 +52,7 @@ class Mixer(nn.Module):
     def __init__(self, dim: int, num_prefix: int, num_patches: int, rank: int, token_rank: int, dropout: float) -> None:
         super().__init__()
         self.num_prefix = num_prefix
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
         self.down, self.up = nn.Linear(dim, rank), nn.Linear(rank, dim)
         _zero(self.up)
         self.token_down = self.token_up = None

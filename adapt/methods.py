@@ -2,55 +2,48 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from adapt.losa import Add, LoSA, Norm
-from adapt.probes import LinearProbe
-from adapt.readout import Pool
-from adapt.spec import FeatureSpec
-from store.config import Layers, PositiveInt, Section
+from adapt.losa import LoSA, LoSAOptions
+from adapt.probes import LinearProbe, LinearProbeOptions
+from adapt.spec import FeatureSpec, TrainableBackbone
+from adapt.tuning.subsets import train_all, train_attention, train_biases, train_norms
+from adapt.tuning.tuned import Install, Tuned, TunedOptions
+from store.config import Section
 from store.errors import UserError
-
-
-class LinearProbeOptions(Section):
-    """Options of `linear_probe`."""
-
-    pool: Pool = "auto"
-
-
-class LoSAOptions(Section):
-    """Options of `losa`; see `adapt.losa.LoSA`."""
-
-    rank: PositiveInt = 16
-    token_rank: Annotated[int, Field(ge=0)] = 8
-    norm: Norm = "layer"
-    add: Add = "before_norm"
-    pool: Pool = "auto"
-    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to adapt a backbone. `build(spec, num_classes, **options)` returns the trainable model.
+    """One way to adapt a backbone; its options are the keyword arguments of `build` or `install`.
 
-    `solved` methods are brought to their optimum (`adapt.solve`) and have no learning rate; the others are trained step
-    by step (`adapt.train`).
+    `build(spec, num_classes, **options)` returns the model of a method that trains from features. `install(vit,
+    **options)` changes a copy of the backbone in place, for a method that trains end to end (`adapt.tuning.tuned`).
+    `solved` methods are brought to their optimum (`adapt.solve`) and have no learning rate; the others are trained
+    step by step (`adapt.train`).
     """
 
     options: type[Section]
-    build: Callable[..., nn.Module]
-    needs: Literal["features", "end_to_end"]
+    build: Callable[..., nn.Module] | None = None
+    install: Install | None = None
     solved: bool = False
+
+    @property
+    def needs(self) -> Literal["features", "end_to_end"]:
+        """What it trains from: stored features, or images and gradients through the backbone."""
+        return "features" if self.build else "end_to_end"
 
 
 METHODS: dict[str, Method] = {
-    "linear_probe": Method(LinearProbeOptions, LinearProbe, "features", solved=True),
-    "losa": Method(LoSAOptions, LoSA, "features"),
+    "linear_probe": Method(LinearProbeOptions, LinearProbe, solved=True),
+    "losa": Method(LoSAOptions, LoSA),
+    "full": Method(TunedOptions, install=train_all),
+    "bitfit": Method(TunedOptions, install=train_biases),
+    "layernorm": Method(TunedOptions, install=train_norms),
+    "attention": Method(TunedOptions, install=train_attention),
 }
 
 
@@ -61,10 +54,18 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def build_model(name: str, spec: FeatureSpec, num_classes: int, options: Section) -> nn.Module:
-    """A fresh model; its random draws come from torch's global generator."""
+def build_model(
+    name: str, spec: FeatureSpec, num_classes: int, options: Section, backbone: TrainableBackbone | None = None
+) -> nn.Module:
+    """A fresh model; its random draws come from torch's global generator. End-to-end methods need the backbone."""
+    method = find_method(name)
     kwargs: dict[str, Any] = {field: getattr(options, field) for field in type(options).model_fields}
-    return find_method(name).build(spec, num_classes, **kwargs)
+    if method.build:
+        return method.build(spec, num_classes, **kwargs)
+    assert method.install
+    if backbone is None or not hasattr(backbone, "trainable_copy"):
+        raise UserError(f"{name} trains inside the backbone, which must be a timm model; give one instead of features")
+    return Tuned(backbone, spec, num_classes, method.install, **kwargs)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

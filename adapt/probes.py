@@ -5,6 +5,13 @@ from torch import Tensor, nn
 
 from adapt.readout import Pool, Readout
 from adapt.spec import FeatureSpec, TokensByLayer
+from store.config import Section
+
+
+class LinearProbeOptions(Section):
+    """Options of `linear_probe`."""
+
+    pool: Pool = "auto"
 
 
 class LinearProbe(nn.Module):

@@ -1,10 +1,11 @@
 """What a feature-trained method must know of the tokens it gets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from store.layout import TokenLayout
 
@@ -27,6 +28,22 @@ class Tail(Protocol):
 
     def normalise_pooled(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """The norm that some backbones have behind their pooling."""
+        ...
+
+
+class TrainableBackbone(Protocol):
+    """A frozen backbone of which methods may train a copy; `extract.backbone.TimmBackbone` is one."""
+
+    module: nn.Module
+    layout: TokenLayout
+    tail: Any
+
+    def trainable_copy(self, depth: int) -> "TrainableBackbone":
+        """The first `depth` blocks in a module of their own; the tail's norm is that module's."""
+        ...
+
+    def tokens(self, images: Float[Tensor, "batch channels height width"], layers: Sequence[int]) -> TokensByLayer:
+        """Block outputs of the chosen layers."""
         ...
 
 

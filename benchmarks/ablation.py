@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from adapt.config import MethodConfig, Trial
-from adapt.features import Features, ResidentFeatures, StreamedFeatures
+from adapt.features import Features, PooledFeatures, ResidentFeatures, StreamedFeatures
 from adapt.methods import find_method
 from adapt.search import train_trials
 from adapt.train import Settings
 from store.reader import open_store
 
-BASE: dict[str, Any] = {"lr": 0.003, "weight_decay": 0.05}
+BASE: dict[str, Any] = {"lr": 0.003, "weight_decay": 0.05}  # else the defaults
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "lr 0.001": {"lr": 0.001},
@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "add after_norm": {"add": "after_norm"},
     "norm none": {"norm": "none"},
     "norm backbone": {"norm": "backbone"},
-    "pool cls_mean": {"pool": "cls_mean"},
+    "pool mean": {"pool": "mean"},
     "pool cls, token rank 0": {"pool": "cls", "token_rank": 0},
     "token rank 0": {"token_rank": 0},
     "token rank 32": {"token_rank": 32},
@@ -41,9 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dropout 0.2": {"dropout": 0.2},
 }
 PROBES = {
-    f"linear probe, {pool}": [
-        {"pool": pool, "lr": lr, "weight_decay": wd} for lr in (1e-4, 1e-3, 1e-2) for wd in (0.01, 1.0)
-    ]
+    f"linear probe, {pool}": [{"pool": pool, "weight_decay": 10.0 ** (-power / 2)} for power in range(12)]
     for pool in ("cls", "mean", "cls_mean")
 }
 
@@ -61,19 +59,24 @@ class Subset:
     def labels(self, split: str) -> torch.Tensor:
         return self._features.labels(split)[torch.from_numpy(self._rows)]
 
+    def samples_at_once(self, layers: Any) -> int:
+        return self._features.samples_at_once(layers)
+
     def batches(self, split: str, groups: Any, layers: Any) -> Any:
         batches = self._features.batches(split, [self._rows[group] for group in groups], layers)
         return ((group, tokens) for group, (_, tokens) in zip(groups, batches, strict=True))
 
 
-def run_variant(name: str, trials: list[dict[str, Any]], features: Features, epochs: int, seeds: int) -> dict[str, Any]:
+def run_variant(
+    name: str, trials: list[dict[str, Any]], pooled: PooledFeatures, epochs: int, seeds: int
+) -> dict[str, Any]:
     """Mean validation score over seeds of the best of some trials."""
     scores, started = [], time.perf_counter()
     for seed in range(seeds):
         parsed = [_trial(name, given) for given in trials]
         method = MethodConfig(name=name, epochs=epochs, batch_size=32, trials=tuple(parsed))
         settings = Settings(epochs, 32, seed)
-        trained = train_trials(method, parsed, features, settings, val_fraction=0.5)
+        trained = train_trials(method, parsed, pooled, settings, val_fraction=0.5)
         scores.append([candidate.score for candidate in trained.candidates])
     best = np.mean(scores, axis=0).argmax()
     column = [row[best] for row in scores]
@@ -83,7 +86,9 @@ def run_variant(name: str, trials: list[dict[str, Any]], features: Features, epo
 def _trial(name: str, given: dict[str, Any]) -> Trial:
     options = {key: value for key, value in given.items() if key not in ("lr", "weight_decay")}
     return Trial(
-        options=find_method(name).options.model_validate(options), lr=given["lr"], weight_decay=given["weight_decay"]
+        options=find_method(name).options.model_validate(options),
+        lr=given.get("lr"),
+        weight_decay=given["weight_decay"],
     )
 
 
@@ -98,14 +103,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="variants to run; all by default")
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    jobs = [("losa", name, [args.base | change], args.epochs) for name, change in VARIANTS.items()]
-    jobs += [("linear_probe", name, trials, 10 * args.epochs) for name, trials in PROBES.items()]
+    jobs = [("losa", name, [args.base | change]) for name, change in VARIANTS.items()]
+    jobs += [("linear_probe", name, trials) for name, trials in PROBES.items()]
     for path in args.stores:
         store = open_store(path)
         features = Subset(ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), store.layers), args.limit)
-        for method, name, trials, epochs in jobs:
+        pooled = PooledFeatures(features)
+        for method, name, trials in jobs:
             if not args.only or name in args.only:
-                outcome = run_variant(method, trials, features, epochs, args.seeds)
+                outcome = run_variant(method, trials, pooled, args.epochs, args.seeds)
                 results.setdefault(name, {})[store.schema.dataset] = outcome
                 print(
                     f"{store.schema.dataset:10} {name:20} {outcome['score']:.2f} ({outcome['seconds']:.0f} s)",

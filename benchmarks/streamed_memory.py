@@ -15,7 +15,7 @@ import torch
 from adapt.config import MethodConfig, Trial
 from adapt.cost import peak_memory
 from adapt.features import PooledFeatures, StreamedFeatures
-from adapt.methods import LoSAOptions
+from adapt.losa import LoSAOptions
 from adapt.search import train_trials
 from adapt.train import Settings
 from store.backend import Folder, store_url

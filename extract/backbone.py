@@ -1,5 +1,6 @@
 """A frozen vision transformer as "tokens by layer"."""
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -73,6 +74,14 @@ class TimmBackbone:
         # timm returns ascending layers, and splits prefix tokens off; stored tokens have them in front.
         joined = [torch.cat([out[1], out[0]], dim=1) if isinstance(out, tuple) else out for out in outputs]
         return dict(zip(sorted(layers), joined, strict=True))
+
+    def trainable_copy(self, depth: int) -> "TimmBackbone":
+        """The first `depth` blocks in a module of their own, still frozen; the tail's norm is that module's."""
+        copied = copy.copy(self)
+        copied.module = copy.deepcopy(self.module).requires_grad_(False)
+        copied.module.blocks = copied.module.blocks[:depth]  # type: ignore[index]
+        copied.tail = tail_of(copied.module, shared=True)
+        return copied
 
 
 Tap = Callable[[nn.Module, Images], Mapping[int, Float[Tensor, "batch tokens dim"]]]

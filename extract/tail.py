@@ -55,9 +55,11 @@ class Tail(nn.Module):
         return {name: tensor.detach().cpu().float().numpy() for name, tensor in self.state_dict().items()}
 
 
-def tail_of(model: nn.Module) -> Tail:
-    """Copy the tail out of a timm model."""
-    parts = {name: copy.deepcopy(getattr(model, name, None)) for name in ("norm", "attn_pool", "fc_norm")}
+def tail_of(model: nn.Module, shared: bool = False) -> Tail:
+    """The tail of a timm model: a copy, or its very modules (`shared`), all frozen."""
+    parts = {name: getattr(model, name, None) for name in ("norm", "attn_pool", "fc_norm")}
+    if not shared:
+        parts = copy.deepcopy(parts)
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     return Tail(**parts, pool_type=str(getattr(model, "global_pool", "avg")), num_prefix_tokens=prefix)
 

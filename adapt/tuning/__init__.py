@@ -1,0 +1,1 @@
+"""Methods that train inside the backbone, end to end."""

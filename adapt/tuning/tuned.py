@@ -1,0 +1,57 @@
+"""A backbone that a method trains, under the read-out that every method has."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adapt.readout import Pool, Readout
+from adapt.spec import FeatureSpec, TrainableBackbone
+from adapt.tuning.vit import Vit
+from store.config import Section
+
+Install = Callable[..., None]
+
+
+class TunedOptions(Section):
+    """What every end-to-end method lets be chosen."""
+
+    pool: Pool = "auto"
+
+
+class Tuned(nn.Module):
+    """A copy of the backbone with a method installed, up to the last layer of the spec.
+
+    Args:
+        backbone: the frozen model (`extract.backbone.TimmBackbone` is one); it stays as it is.
+        spec: the features that the same backbone gives; the last of its layers is read.
+        num_classes: width of the classifier.
+        install: what makes the method: it changes a `Vit` in place and marks what is trained by `requires_grad`.
+        pool: what the classifier reads; see `adapt.readout.Readout`.
+        options: keyword arguments of `install`.
+    """
+
+    def __init__(
+        self,
+        backbone: TrainableBackbone,
+        spec: FeatureSpec,
+        num_classes: int,
+        install: Install,
+        pool: Pool = "auto",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.readout = Readout(spec, num_classes, pool)  # first, so that every method draws the same head from a seed
+        self.layers = spec.layers[-1:]
+        self._backbone = backbone.trainable_copy(self.layers[-1] + 1)
+        self.module, self.readout.tail = self._backbone.module, self._backbone.tail
+        install(Vit(self.module, backbone.layout, spec.dim), **options)
+        if self._backbone.tail.attn_pool is not None and self.readout.mode != "backbone":
+            self._backbone.tail.attn_pool.requires_grad_(False)  # what is not read does not count as trained
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of preprocessed images."""
+        tokens = self._backbone.tokens(images, self.layers)[self.layers[-1]]
+        logits: Tensor = self.readout(self.readout.normalise(tokens))
+        return logits

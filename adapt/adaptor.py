@@ -15,6 +15,7 @@ from adapt.explain import explain
 from adapt.features import spec_of_backbone
 from adapt.methods import build_model, find_method, learned_tensors
 from adapt.results import write_atomically
+from adapt.train import autocast
 from extract.backbone import Backbone, digests, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
 from extract.forward import FrozenForward
@@ -57,7 +58,11 @@ class Adaptor:
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) -> (batch, classes), on the CPU; softmax, or sigmoid for multi-label."""
-        logits = self.model(self.forward(images)).float().cpu()
+        if find_method(self.card.method).needs == "features":
+            logits = self.model(self.forward(images)).float().cpu()
+        else:
+            with autocast(self.forward.device, self.card.precision):
+                logits = self.model(images.to(self.forward.device)).float().cpu()
         probabilities: torch.Tensor = logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
         return probabilities
 
@@ -107,9 +112,8 @@ def _build_model(path: Path, card: Card, backbone: Backbone) -> nn.Module:
     try:
         resolve_layers(list(card.layers), backbone.depth)
         options = kind.model_validate(card.options)
-        return build_model(
-            card.method, spec_of_backbone(backbone, card.layers, card.tokens), len(card.classes), options
-        )
+        spec = spec_of_backbone(backbone, card.layers, card.tokens)
+        return build_model(card.method, spec, len(card.classes), options, backbone)
     except (ValidationError, UserError) as error:
         reason = explain(error, kind) if isinstance(error, ValidationError) else error
         raise UserError(f"{path.with_suffix('.json')}, the card of an adaptor, is damaged: {reason}") from error

@@ -25,7 +25,10 @@ _ENTRY_KEYS = ("name", *_PACE_KEYS, *_TRIAL_KEYS, "sweep")
 
 
 class TrainConfig(Section):
-    """How every method is trained. `lr` and `weight_decay` serve where neither method nor sweep gives them."""
+    """How every method is trained. `lr` and `weight_decay` serve where neither method nor sweep gives them.
+
+    `augment`, `mixup` and `grad_checkpointing` reach end-to-end methods only: a cache holds what it holds.
+    """
 
     feature_source: Literal["auto", "resident", "streamed", "online"] = "auto"
     epochs: PositiveInt = 30
@@ -39,6 +42,12 @@ class TrainConfig(Section):
         (0, 1, 2), min_length=1, strict=False, description="a list of whole numbers from 0 on, each of them once"
     )
     device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    head_lr: Positive | None = Field(None, description="the learning rate of the head, or null for that of the method")
+    grad_accumulation: PositiveInt | Literal["auto"] = Field("auto", description="auto or a positive whole number")
+    grad_checkpointing: bool = False
+    augment: Literal["none", "crop_flip"] = "none"
+    mixup: NonNegative = 0.0
 
     @field_validator("seeds")
     @classmethod

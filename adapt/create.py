@@ -11,8 +11,7 @@ from torch import nn
 from adapt.explain import explain
 from adapt.features import spec_of_backbone, spec_of_store
 from adapt.methods import METHODS, build_model, count_params, find_method
-from adapt.spec import FeatureSpec
-from extract.backbone import Backbone, TimmBackbone
+from extract.backbone import Backbone, TimmBackbone, load_backbone
 from extract.config import BackboneConfig
 from extract.tail import Tail
 from extract.weights import build_empty
@@ -31,7 +30,8 @@ def create_model(method: str, backbone: str | Backbone | Store, num_classes: int
         options: the method's own, as in `methods:` of pipeline.yaml.
 
     Returns:
-        a module from {layer: (batch, tokens, dim)} to logits (batch, classes).
+        a module from {layer: (batch, tokens, dim)} to logits (batch, classes); of an end-to-end method a module from
+        preprocessed images (batch, channels, height, width), with a copy of the backbone in it.
 
     Raises:
         UserError: an unknown method or option, no classes.
@@ -43,16 +43,22 @@ def create_model(method: str, backbone: str | Backbone | Store, num_classes: int
         checked = kind.model_validate(options)
     except ValidationError as error:
         raise UserError(f"{method}: {explain(error, kind)}") from error
-    return build_model(method, _spec(backbone), num_classes, checked)
-
-
-def _spec(backbone: str | Backbone | Store) -> FeatureSpec:
-    if isinstance(backbone, Store):
-        return spec_of_store(backbone)
     if isinstance(backbone, str):
-        backbone = shape_of(BackboneConfig(name=backbone, weights="random"))
-        backbone.tail = backbone.tail and _initialise(backbone.tail)
-    return spec_of_backbone(backbone, range(backbone.depth))
+        end_to_end = find_method(method).needs == "end_to_end"
+        backbone = _untrained(BackboneConfig(name=backbone, weights="random"), end_to_end)
+    if isinstance(backbone, Store):
+        return build_model(method, spec_of_store(backbone), num_classes, checked)
+    spec = spec_of_backbone(backbone, range(backbone.depth))
+    return build_model(method, spec, num_classes, checked, backbone)
+
+
+def _untrained(config: BackboneConfig, whole: bool) -> TimmBackbone:
+    """A backbone with random weights; without its blocks' memory where only its shapes and its tail are needed."""
+    if whole:
+        return load_backbone(config)
+    backbone = shape_of(config)
+    backbone.tail = backbone.tail and _initialise(backbone.tail)
+    return backbone
 
 
 def _initialise(tail: Tail) -> Tail:
@@ -75,11 +81,12 @@ def shape_of(config: BackboneConfig) -> TimmBackbone:
 
 def list_methods(backbone: str, num_classes: int) -> list[dict[str, Any]]:
     """Every method with its default options; `trainable_params` counts without the head, `head_params` the head."""
-    spec = _spec(shape_of(BackboneConfig(name=backbone, weights="random")))
+    shape = shape_of(BackboneConfig(name=backbone, weights="random"))
+    spec = spec_of_backbone(shape, range(shape.depth))
     listed = []
     for name, method in METHODS.items():
         with torch.device("meta"):
-            model = build_model(name, spec, num_classes, method.options())
+            model = build_model(name, spec, num_classes, method.options(), shape)
         parameters, head = count_params(model)
         listed.append({"method": name, "needs": method.needs, "trainable_params": parameters, "head_params": head})
     return listed

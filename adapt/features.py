@@ -52,12 +52,16 @@ class Features(Protocol):
         """How many samples a forward and backward pass may hold."""
         ...
 
+    def for_epoch(self, seed: int, epoch: int) -> "Features":
+        """What an epoch of training sees."""
+        ...
+
     def batches(self, split: str, groups: Sequence[Rows], layers: Sequence[int]) -> Iterator[tuple[Rows, Any]]:
         """For every group of rows, in order: (rows, {layer: (rows, tokens, dim) float32 on the device})."""
         ...
 
 
-class _Sized:
+class _Cached:
     """What all three sources share."""
 
     spec: FeatureSpec
@@ -68,8 +72,12 @@ class _Sized:
         n_bytes = 4 * len(layers) * self.spec.layout.num_tokens * self.spec.dim
         return max(1, _BYTES_AT_ONCE.get(self.device.type, _BYTES_AT_ONCE["cpu"]) // n_bytes)
 
+    def for_epoch(self, seed: int, epoch: int) -> Any:
+        """See `Features.for_epoch`: frozen features are the same in every epoch."""
+        return self
 
-class StreamedFeatures(_Sized):
+
+class StreamedFeatures(_Cached):
     """Batches read from the store, two ahead of the one in use."""
 
     kind = "streamed"
@@ -103,7 +111,7 @@ class StreamedFeatures(_Sized):
         return decoded
 
 
-class ResidentFeatures(_Sized):
+class ResidentFeatures(_Cached):
     """The training split's stored values in memory, decoded batch by batch; other splits are read once, streamed."""
 
     kind = "resident"
@@ -151,7 +159,7 @@ class ResidentFeatures(_Sized):
         return loaded
 
 
-class OnlineFeatures(_Sized):
+class OnlineFeatures(_Cached):
     """The frozen backbone itself, run anew for every batch; nothing is stored."""
 
     kind = "online"

@@ -54,16 +54,14 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def build_model(
-    name: str, spec: FeatureSpec, num_classes: int, options: Section, backbone: TrainableBackbone | None = None
-) -> nn.Module:
+def build_model(name: str, spec: FeatureSpec, num_classes: int, options: Section, backbone: Any = None) -> nn.Module:
     """A fresh model; its random draws come from torch's global generator. End-to-end methods need the backbone."""
     method = find_method(name)
     kwargs: dict[str, Any] = {field: getattr(options, field) for field in type(options).model_fields}
     if method.build:
         return method.build(spec, num_classes, **kwargs)
     assert method.install
-    if backbone is None or not hasattr(backbone, "trainable_copy"):
+    if not isinstance(backbone, TrainableBackbone):
         raise UserError(f"{name} trains inside the backbone, which must be a timm model; give one instead of features")
     return Tuned(backbone, spec, num_classes, method.install, **kwargs)
 

@@ -1,9 +1,12 @@
 """Where a training job's features come from: a store, or the frozen backbone itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
+from jaxtyping import Int
 
 from adapt.adaptor import Facts
 from adapt.config import Config
@@ -15,11 +18,13 @@ from adapt.features import (
     choose_source,
     spec_of_backbone,
 )
-from adapt.methods import build_model
+from adapt.images import ImageBatches
+from adapt.methods import build_model, find_method
 from adapt.spec import FeatureSpec
-from extract.backbone import Backbone, digests, load_backbone
+from extract.backbone import Backbone, TimmBackbone, digests, load_backbone
 from extract.forward import FrozenForward, resolve_device, resolve_precision
 from extract.sources import ImageSource, open_source
+from store.errors import UserError
 from store.layout import describe_tokens, resolve_layers
 from store.reader import Store, open_store
 from store.schema import refuse_difference
@@ -41,12 +46,40 @@ class Costs:
 class Origin:
     """The features of a job, and the facts about them that rows and cards repeat."""
 
+    inputs: "Inputs"
+    store: Store | None  # None: the features are computed online
     pooled: PooledFeatures
     identity: dict[str, Any]  # everything that decides a feature
     dataset: str
     backbone_name: str
     facts: Facts
     costs: Costs
+
+    def images(self, augment: bool) -> ImageBatches:
+        """The images behind the features, for methods that train end to end.
+
+        Raises:
+            UserError: the backbone or the samples are not those that the features were made from.
+        """
+        source, backbone, features = self.inputs.source, self.inputs.backbone, self.pooled.features
+        if not isinstance(backbone, TimmBackbone):
+            raise UserError("end-to-end methods need a timm backbone: a module of your own has no blocks to change")
+        if features.spec.layout != backbone.layout:
+            raise UserError("end-to-end methods need store.tokens: all; their read-out is standardised by those tokens")
+        expected = {name: getattr(self.facts, name) for name in ("weights_digest", "preprocessing_digest")}
+        found = digests(backbone)
+        refuse_difference({name: (expected[name], found[name]) for name in found if expected[name] != found[name]}, "")
+        rows = {split: _source_rows(self.store, split, images.ids) for split, images in source.splits.items()}
+        backbone.module.to(features.device)
+        return ImageBatches(source, backbone, features.device, rows, augment)
+
+
+def _source_rows(store: Store | None, split: str, ids: Sequence[str]) -> Int[np.ndarray, "samples"]:
+    """The source's row of every row of the features."""
+    if store is None:
+        return np.arange(len(ids))
+    row_of = {sample: row for row, sample in enumerate(ids)}
+    return np.array([row_of[sample] for sample in store.sample_ids(split)])
 
 
 class Inputs:
@@ -86,10 +119,12 @@ def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
     choice = choose_source(config.train.feature_source, store, needed, streamed.device)
     say(f"features: {choice.kind} ({choice.reason})")
     features = ResidentFeatures(streamed, needed) if choice.kind == "resident" else streamed
-    return _stored_origin(config, store, features)
+    return _stored_origin(config, inputs, store, features)
 
 
-def _stored_origin(config: Config, store: Store, features: StreamedFeatures | ResidentFeatures) -> Origin:
+def _stored_origin(
+    config: Config, inputs: Inputs, store: Store, features: StreamedFeatures | ResidentFeatures
+) -> Origin:
     provenance = store.schema.provenance
     facts = Facts(
         backbone=config.backbone,
@@ -105,7 +140,9 @@ def _stored_origin(config: Config, store: Store, features: StreamedFeatures | Re
     log = store.log
     costs = Costs(log.get("extract_seconds"), log.get("forward_seconds"), samples, store.n_bytes())
     identity = {**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)}
-    return Origin(PooledFeatures(features), identity, store.schema.dataset, provenance.backbone, facts, costs)
+    return Origin(
+        inputs, store, PooledFeatures(features), identity, store.schema.dataset, provenance.backbone, facts, costs
+    )
 
 
 def _online_origin(config: Config, inputs: Inputs) -> Origin:
@@ -126,7 +163,7 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
         **digests(backbone),
     )
     identity = {**facts.model_dump(mode="json"), "data": config.data.model_dump(mode="json")}
-    return Origin(PooledFeatures(features), identity, source.name, backbone.name, facts, Costs())
+    return Origin(inputs, None, PooledFeatures(features), identity, source.name, backbone.name, facts, Costs())
 
 
 def _require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, ...]:
@@ -151,10 +188,10 @@ def _require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, .
 
 
 def _needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[int, ...]:
-    """Layers that any trial of any method reads."""
-    models = [
-        build_model(method.name, spec, num_classes, trial.options)
-        for method in config.parsed_methods()
-        for trial in method.trials
-    ]
-    return tuple(sorted({layer for model in models for layer in model.layers}))  # type: ignore[union-attr]
+    """Layers that any trial of any method reads; end-to-end methods standardise their read-out by the last one."""
+    needed = set(spec.layers[-1:])
+    for method in config.parsed_methods():
+        if find_method(method.name).needs == "features":
+            models = [build_model(method.name, spec, num_classes, trial.options) for trial in method.trials]
+            needed |= {layer for model in models for layer in model.layers}  # type: ignore[union-attr]
+    return tuple(sorted(needed))

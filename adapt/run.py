@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from pydantic import BaseModel
 from adapt.adaptor import Card, save_adaptor
 from adapt.config import Config, MethodConfig, Trial
 from adapt.cost import break_even_epochs, peak_memory
-from adapt.methods import count_params
+from adapt.methods import count_params, find_method
 from adapt.origin import Costs, Inputs, Origin, Say, open_origin
 from adapt.results import Row, read_results, write_atomically, write_results
-from adapt.search import Trained, choose_trial, train_trials
+from adapt.search import Material, Trained, choose_trial, train_trials
 from adapt.train import Settings, evaluate_split
+from extract.forward import resolve_device, resolve_precision
 from extract.run import Extraction, extract_tokens
 from store.errors import UserError
 
@@ -55,47 +57,69 @@ def make_run_dir(run_dir: Path) -> None:
 
 def settings_of(config: Config, method: MethodConfig, seed: int) -> Settings:
     """How a method is trained from a seed."""
-    train = config.train
-    balanced = train.class_weights == "balanced"
-    return Settings(method.epochs, method.batch_size, seed, train.optimizer, train.warmup, balanced)
+    train, end_to_end = config.train, find_method(method.name).needs == "end_to_end"
+    return Settings(
+        method.epochs,
+        method.batch_size,
+        seed,
+        train.optimizer,
+        train.warmup,
+        train.class_weights == "balanced",
+        precision=resolve_precision(train.precision, resolve_device(train.device)),
+        head_lr=train.head_lr,
+        grad_accumulation=None if train.grad_accumulation == "auto" else train.grad_accumulation,
+        grad_checkpointing=end_to_end and train.grad_checkpointing,
+        mixup=train.mixup if end_to_end else 0.0,
+    )
 
 
 def _train_method(method: MethodConfig, config: Config, origin: Origin, say: Say) -> None:
-    trial = _choose(method, config, origin)
+    material = _material(method, config, origin)
+    trial = _choose(method, config, origin, material)
     if len(method.trials) > 1:
         say(f"{method.name}: chose {_describe(trial)} among {len(method.trials)} on validation")
     for seed in config.train.seeds:
         settings = settings_of(config, method, seed)
-        trial_id = _digest(
-            origin.identity, origin.pooled.features.kind, method.name, trial, settings, config.data.val_fraction
-        )
+        trial_id = _digest(origin.identity, material.kind, method.name, trial, settings, config.data.val_fraction)
         if trial_id in _finished(config.run_dir):
             say(f"{method.name} seed {seed}: done before")
             continue
-        _train_seed(trial_id, method, trial, config, origin, settings)
+        _train_seed(trial_id, method, trial, config, origin, material, settings)
 
 
-def _choose(method: MethodConfig, config: Config, origin: Origin) -> Trial:
+def _material(method: MethodConfig, config: Config, origin: Origin) -> Material:
+    end_to_end = find_method(method.name).needs == "end_to_end"
+    return Material(origin.pooled, origin.images(config.train.augment == "crop_flip") if end_to_end else None)
+
+
+def _choose(method: MethodConfig, config: Config, origin: Origin, material: Material) -> Trial:
     """Search with the first seed; the outcome is kept in the run directory."""
     settings, fraction = settings_of(config, method, config.train.seeds[0]), config.data.val_fraction
-    search_id = _digest(origin.identity, method, settings, fraction)
-    kept = config.run_dir / "search" / f"{method.name}-{search_id}.json"
-    checkpoint = config.run_dir / "checkpoints" / f"search-{search_id}"
-    trial = choose_trial(
-        method, lambda trials: train_trials(method, trials, origin.pooled, settings, fraction, checkpoint), kept
-    )
-    _delete_checkpoints(checkpoint)
-    return trial
+    search_id = _digest(origin.identity, material.kind, method, settings, fraction)
+
+    def run(trials: Sequence[Trial], name: str) -> Trained:
+        checkpoint = config.run_dir / "checkpoints" / f"search-{search_id}-{name}"
+        trained = train_trials(method, trials, material, settings, fraction, checkpoint)
+        _delete_checkpoints(checkpoint)
+        return trained
+
+    return choose_trial(method, run, config.run_dir / "search" / f"{method.name}-{search_id}.json")
 
 
 def _train_seed(
-    trial_id: str, method: MethodConfig, trial: Trial, config: Config, origin: Origin, settings: Settings
+    trial_id: str,
+    method: MethodConfig,
+    trial: Trial,
+    config: Config,
+    origin: Origin,
+    material: Material,
+    settings: Settings,
 ) -> None:
-    features, file = origin.pooled.features, config.run_dir / "checkpoints" / trial_id
-    with peak_memory(features.device) as peak:
-        trained = train_trials(method, [trial], origin.pooled, settings, config.data.val_fraction, file)
+    inputs, file = material.inputs, config.run_dir / "checkpoints" / trial_id
+    with peak_memory(inputs.device) as peak:
+        trained = train_trials(method, [trial], material, settings, config.data.val_fraction, file)
     best, costs = trained.candidates[0], origin.costs
-    metrics = asdict(evaluate_split(best.model, features, "test"))
+    metrics = asdict(evaluate_split(best.model, inputs, "test", settings.precision))
     parameters, head = count_params(best.model)
     options = trial.options.model_dump(mode="json")
     row = Row(
@@ -105,7 +129,7 @@ def _train_seed(
         seed=settings.seed,
         dataset=origin.dataset,
         backbone=origin.backbone_name,
-        feature_source=features.kind,
+        feature_source=inputs.kind,
         lr=trial.lr,
         weight_decay=trial.weight_decay,
         epochs=None if trial.lr is None else method.epochs,
@@ -119,7 +143,7 @@ def _train_seed(
         peak_memory_bytes=peak.n_bytes,
         extract_seconds=costs.extract_seconds,
         store_bytes=costs.store_bytes,
-        break_even_epochs=_break_even(costs, trained),
+        break_even_epochs=None if material.images else _break_even(costs, trained),
     )
     card = Card(method=method.name, options=options, metrics=metrics, **dict(origin.facts))
     save_adaptor(adaptor_path(config.run_dir, row), best.model, card)

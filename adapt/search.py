@@ -1,22 +1,24 @@
-"""Choosing lr, weight decay and options on validation data, every point of a grid in one pass over the features."""
+"""Choosing lr, weight decay and options on validation data; a grid over features is trained in one pass over them."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import nn
 
 from adapt.candidate import Candidate
 from adapt.config import MethodConfig, Trial
-from adapt.features import Features, PooledFeatures
+from adapt.features import PooledFeatures
+from adapt.images import ImageBatches
 from adapt.methods import build_model, find_method
-from adapt.objective import Objective, make_objective
+from adapt.objective import make_objective
 from adapt.results import write_atomically
 from adapt.solve import Pooled, readout_of, solve_heads
-from adapt.split import Rows, draw_validation
+from adapt.split import draw_validation
 from adapt.train import Settings, fit
 
 
@@ -29,10 +31,41 @@ class Trained:
     samples_per_second: float
 
 
+@dataclass(frozen=True)
+class Material:
+    """What methods are trained from.
+
+    Args:
+        pooled: pooled features, with the features they were made from.
+        images: what end-to-end methods need beside them; None for the others.
+    """
+
+    pooled: PooledFeatures
+    images: ImageBatches | None = None
+
+    @property
+    def inputs(self) -> Any:
+        """What a model is given: images, or the features themselves."""
+        return self.images or self.pooled.features
+
+    @property
+    def kind(self) -> str:
+        """How results name them."""
+        kind: str = self.inputs.kind
+        return kind
+
+    def new_model(self, name: str, trial: Trial, seed: int) -> nn.Module:
+        """A fresh model whose every draw comes from the seed."""
+        features, backbone = self.pooled.features, self.images.backbone if self.images else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_model(name, features.spec, features.num_classes, trial.options, backbone)
+
+
 def train_trials(
     method: MethodConfig,
     trials: Sequence[Trial],
-    pooled: PooledFeatures,
+    material: Material,
     settings: Settings,
     val_fraction: float,
     checkpoint: Path | None = None,
@@ -40,91 +73,106 @@ def train_trials(
     """Train trials of one method from one seed, all on the same rows.
 
     Args:
-        pooled: pooled features, with the features they were made from.
         checkpoint: where an interrupted pass keeps its state.
     """
-    features = pooled.features
-    labels = features.labels("train")
-    rows, val_rows = draw_validation(labels, val_fraction, settings.seed)
-    objective = make_objective(
-        labels[torch.from_numpy(rows)], features.num_classes, features.multi_label, settings.balance_classes
-    )
+    run = _Pass(method.name, material, settings, val_fraction)
     candidates = [
-        Candidate(seeded_model(method.name, features, trial, settings.seed), trial.lr, trial.weight_decay)
+        Candidate(material.new_model(method.name, trial, settings.seed), trial.lr, trial.weight_decay)
         for trial in trials
     ]
-    what = f"{method.name} seed {settings.seed}" + (f" ({len(trials)} trials)" if len(trials) > 1 else "")
-    seconds: list[float] = []
-    for number, (layers, group) in enumerate(_by_layers(candidates).items()):
-        _standardise(group, pooled, layers[-1], rows)
-        if find_method(method.name).solved:
-            seconds.append(_solve(group, pooled, layers[-1], rows, val_rows, objective, what))
-        else:
-            file = checkpoint.with_suffix(f".{number}.pt") if checkpoint else None
-            seconds.append(fit(group, features, rows, val_rows, settings, objective, file, what))
-    return Trained(candidates, mean(seconds), len(rows) / mean(seconds))
+    seconds = [
+        run.train(group, checkpoint.with_suffix(f".{number}.pt") if checkpoint else None)
+        for number, group in enumerate(_by_layers(candidates))
+    ]
+    return Trained(candidates, mean(seconds), len(run.rows) / mean(seconds))
 
 
-def _by_layers(candidates: Sequence[Candidate]) -> dict[tuple[int, ...], list[Candidate]]:
+def _by_layers(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     groups: dict[tuple[int, ...], list[Candidate]] = {}
     for candidate in candidates:
-        groups.setdefault(candidate.model.layers, []).append(candidate)  # type: ignore[arg-type]
-    return groups
+        groups.setdefault(_layers(candidate), []).append(candidate)
+    return list(groups.values())
 
 
-def _standardise(candidates: Sequence[Candidate], pooled: PooledFeatures, layer: int, rows: Rows) -> None:
-    readouts = [readout_of(candidate).to(pooled.features.device) for candidate in candidates]
-    pooled.require("train", layer, readouts)
-    for readout in readouts:
-        readout.standardise(pooled.whole("train", layer, readout)[torch.from_numpy(rows)])
+def _layers(candidate: Candidate) -> tuple[int, ...]:
+    layers: tuple[int, ...] = candidate.model.layers  # type: ignore[assignment]
+    return layers
 
 
-def _solve(
-    candidates: Sequence[Candidate],
-    pooled: PooledFeatures,
-    layer: int,
-    rows: Rows,
-    val_rows: Rows,
-    objective: Objective,
-    describe: str,
-) -> float:
-    """Seconds an iteration."""
-    labels, seconds = pooled.features.labels("train").to(pooled.features.device), []
-    index, val_index = torch.from_numpy(rows), torch.from_numpy(val_rows)
-    by_pooling: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        by_pooling.setdefault(readout_of(candidate).mode, []).append(candidate)
-    for mode, group in by_pooling.items():
-        values = pooled.whole("train", layer, readout_of(group[0]))
-        data = Pooled(values[index], labels[index], values[val_index], labels[val_index])
-        seconds.append(solve_heads(group, data, objective, f"{describe}, {mode}"))
-    return mean(seconds)
+class _Pass:
+    """The rows and the objective of one seed, and the two ways of training on them."""
+
+    def __init__(self, name: str, material: Material, settings: Settings, val_fraction: float) -> None:
+        self._name, self._material, self._settings = name, material, settings
+        features = material.pooled.features
+        self._labels = features.labels("train")
+        self.rows, self._val_rows = draw_validation(self._labels, val_fraction, settings.seed)
+        trained_on = self._labels[torch.from_numpy(self.rows)]
+        balance = settings.balance_classes
+        self._objective = make_objective(trained_on, features.num_classes, features.multi_label, balance)
+
+    def train(self, group: Sequence[Candidate], checkpoint: Path | None) -> float:
+        """Train candidates that read the same layers; returns the seconds of an epoch, or of an iteration."""
+        what = f"{self._name} seed {self._settings.seed}" + (f" ({len(group)} trials)" if len(group) > 1 else "")
+        self._standardise(group)
+        if find_method(self._name).solved:
+            return self._solve(group, what)
+        return fit(
+            group, self._material.inputs, self.rows, self._val_rows, self._settings, self._objective, checkpoint, what
+        )
+
+    def _standardise(self, group: Sequence[Candidate]) -> None:
+        pooled, layer = self._material.pooled, _layers(group[0])[-1]
+        readouts = [readout_of(candidate).to(pooled.features.device) for candidate in group]
+        pooled.require("train", layer, readouts)
+        for readout in readouts:
+            readout.standardise(pooled.whole("train", layer, readout)[torch.from_numpy(self.rows)])
+
+    def _solve(self, group: Sequence[Candidate], what: str) -> float:
+        pooled, layer = self._material.pooled, _layers(group[0])[-1]
+        labels, rows, val_rows = self._labels.to(pooled.features.device), self.rows, self._val_rows
+        index, val_index = torch.from_numpy(rows), torch.from_numpy(val_rows)
+        by_pooling: dict[str, list[Candidate]] = {}
+        for candidate in group:
+            by_pooling.setdefault(readout_of(candidate).mode, []).append(candidate)
+        seconds = []
+        for mode, candidates in by_pooling.items():
+            values = pooled.whole("train", layer, readout_of(candidates[0]))
+            data = Pooled(values[index], labels[index], values[val_index], labels[val_index])
+            seconds.append(solve_heads(candidates, data, self._objective, f"{what}, {mode}"))
+        return mean(seconds)
 
 
-def seeded_model(name: str, features: Features, trial: Trial, seed: int) -> nn.Module:
-    """A fresh model whose every draw comes from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_model(name, features.spec, features.num_classes, trial.options)
+Run = Callable[[Sequence[Trial], str], Trained]
 
 
-def choose_trial(method: MethodConfig, run: Callable[[Sequence[Trial]], Trained], kept: Path) -> Trial:
-    """The best trial of the grid on validation; its scores are kept in a file and not computed twice."""
+def choose_trial(method: MethodConfig, run: Run, kept: Path) -> Trial:
+    """The best trial of the grid on validation; scores are kept in a file as they come, and not computed twice.
+
+    Args:
+        run: trains some trials; its second argument is a name for the pass.
+    """
     if len(method.trials) == 1:
         return method.trials[0]
+    points: dict[int, dict[str, Any]] = {}
     if kept.exists():
-        return method.trials[int(json.loads(kept.read_text())["chosen"])]
-    candidates = run(method.trials).candidates
-    chosen = max(range(len(candidates)), key=lambda index: candidates[index].rank)
-    points = [
-        {
-            **trial.model_dump(mode="json", serialize_as_any=True),
-            "score": c.score,
-            "loss": c.loss,
-            "epoch": c.best_epoch,
-        }
-        for trial, c in zip(method.trials, candidates, strict=True)
-    ]
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(kept, json.dumps({"method": method.name, "chosen": chosen, "points": points}, indent=1))
-    return method.trials[chosen]
+        points = {int(index): point for index, point in json.loads(kept.read_text())["points"].items()}
+    for todo in _passes(method, points):
+        candidates = run([method.trials[index] for index in todo], str(todo[0])).candidates
+        points |= {index: _point(method.trials[index], c) for index, c in zip(todo, candidates, strict=True)}
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps({"method": method.name, "points": points}, indent=1))
+    return method.trials[max(points, key=lambda index: (points[index]["score"], -points[index]["loss"]))]
+
+
+def _passes(method: MethodConfig, done: dict[int, Any]) -> list[list[int]]:
+    """All trials in one pass, or each in its own where each needs a backbone of its own."""
+    todo = [index for index in range(len(method.trials)) if index not in done]
+    if find_method(method.name).needs == "end_to_end":
+        return [[index] for index in todo]
+    return [todo] if todo else []
+
+
+def _point(trial: Trial, candidate: Candidate) -> dict[str, Any]:
+    outcome = {"score": candidate.score, "loss": candidate.loss, "epoch": candidate.best_epoch}
+    return trial.model_dump(mode="json", serialize_as_any=True) | outcome

@@ -31,6 +31,7 @@ class Tail(Protocol):
         ...
 
 
+@runtime_checkable
 class TrainableBackbone(Protocol):
     """A frozen backbone of which methods may train a copy; `extract.backbone.TimmBackbone` is one."""
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from adapt.candidate import Candidate, all_finite
 from adapt.metrics import Metrics, evaluate
 from adapt.objective import Objective
+from adapt.optimizer import Optimizer, make_optimizer, make_schedule
 from store.errors import JobError
 from store.groups import in_groups
 from store.progress import progress
@@ -44,6 +45,10 @@ class Batches(Protocol):
         """How many samples a forward and backward pass may hold."""
         ...
 
+    def for_epoch(self, seed: int, epoch: int) -> "Batches":
+        """What an epoch of training sees: images may be augmented."""
+        ...
+
     def batches(self, split: str, groups: Sequence[Rows], layers: Sequence[int]) -> Iterator[tuple[Rows, Any]]:
         """(rows, inputs of a model) for every group of rows."""
         ...
@@ -56,10 +61,14 @@ class Settings:
     epochs: int
     batch_size: int
     seed: int
-    optimizer: str = "adamw"
+    optimizer: Optimizer = "adamw"
     warmup: float = 0.1  # share of all steps
     balance_classes: bool = False
-    micro_batch_size: int | None = None  # samples that go through the model together; None: as memory allows
+    precision: str = "float32"  # of autocast
+    head_lr: float | None = None  # None: that of the candidate
+    grad_accumulation: int | None = None  # parts that a batch goes through the model in; None: as memory demands
+    grad_checkpointing: bool = False
+    mixup: float = 0.0  # alpha of its Beta distribution; 0 for none
 
 
 def fit(
@@ -94,7 +103,7 @@ def fit(
         advance(done * len(rows))
         for epoch in range(done, settings.epochs):
             started = time.perf_counter()
-            loop.train_epoch(_epoch_order(rows, settings, epoch), advance)
+            loop.train_epoch(epoch, _epoch_order(rows, settings, epoch), advance)
             seconds += time.perf_counter() - started
             loop.validate(val_rows, epoch)
             loop.save(checkpoint, epoch + 1, seconds)
@@ -105,7 +114,7 @@ def fit(
 
 @torch.no_grad()
 def predict_logits(
-    models: Sequence[nn.Module], features: Batches, split: str, rows: Rows
+    models: Sequence[nn.Module], features: Batches, split: str, rows: Rows, precision: str = "float32"
 ) -> list[Float[Tensor, "rows classes"]]:
     """Logits of several models of one method in one pass, on the CPU."""
     logits: list[list[Tensor]] = [[] for _ in models]
@@ -114,14 +123,21 @@ def predict_logits(
     layers = _layers(models)
     for _, inputs in features.batches(split, in_groups(rows, features.samples_at_once(layers)), layers):
         for model, parts in zip(models, logits, strict=True):
-            parts.append(model(inputs).float().cpu())
+            with autocast(features.device, precision):
+                parts.append(model(inputs).float().cpu())
     return [torch.cat(parts) for parts in logits]
 
 
-def evaluate_split(model: nn.Module, features: Batches, split: str) -> Metrics:
+def evaluate_split(model: nn.Module, features: Batches, split: str, precision: str = "float32") -> Metrics:
     """Metrics on a whole split."""
     labels = features.labels(split)
-    return evaluate(predict_logits([model], features, split, np.arange(len(labels)))[0], labels)
+    return evaluate(predict_logits([model], features, split, np.arange(len(labels)), precision)[0], labels)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision for anything but float32."""
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 class _Loop:
@@ -138,22 +154,26 @@ class _Loop:
         self._candidates, self._features, self._settings = candidates, features, settings
         self._objective, self._labels = objective, features.labels("train")
         self._layers = _layers([candidate.model for candidate in candidates])
-        self._micro = settings.micro_batch_size or features.samples_at_once(self._layers)
+        parts = settings.grad_accumulation
+        self._at_once = math.ceil(settings.batch_size / parts) if parts else features.samples_at_once(self._layers)
         for candidate in candidates:
             candidate.model.to(features.device)
+            if settings.grad_checkpointing:
+                candidate.model.checkpoint_blocks()  # type: ignore[operator]
         steps = settings.epochs * math.ceil(n_rows / settings.batch_size)
         self._optimizers = [_optimizer(candidate, settings) for candidate in candidates]
-        factor = _schedule(steps, settings.warmup)
+        factor = make_schedule(steps, settings.warmup)
         self._schedulers = [torch.optim.lr_scheduler.LambdaLR(opt, factor) for opt in self._optimizers]
         self._rng: Tensor | None = None
         self._saved_at = time.perf_counter()
 
-    def train_epoch(self, batches: Sequence[Rows], advance: Callable[[int], None]) -> None:
+    def train_epoch(self, epoch: int, batches: Sequence[Rows], advance: Callable[[int], None]) -> None:
         """One step a candidate for every batch."""
         for candidate in self._candidates:
             candidate.model.train()
-        parts = [in_groups(rows, self._micro) for rows in batches]
-        inputs = self._features.batches("train", [part for batch in parts for part in batch], self._layers)
+        parts = [in_groups(rows, self._at_once) for rows in batches]
+        features = self._features.for_epoch(self._settings.seed, epoch)
+        inputs = features.batches("train", [part for batch in parts for part in batch], self._layers)
         for rows, batch in zip(batches, parts, strict=True):
             labels = self._labels_of(rows)
             for part, values in islice(inputs, len(batch)):
@@ -165,9 +185,23 @@ class _Loop:
                 scheduler.step()
 
     def _add_gradients(self, inputs: Any, labels: Tensor, whole: Tensor) -> None:
+        share, order = self._draw_mixup(len(labels))
+        if share < 1:
+            inputs = share * inputs + (1 - share) * inputs[order]
         for candidate in self._candidates:
-            loss = self._objective(candidate.model(inputs), labels, whole)
+            with autocast(self._features.device, self._settings.precision):
+                logits = candidate.model(inputs).float()
+            loss = share * self._objective(logits, labels, whole)
+            if share < 1:
+                loss = loss + (1 - share) * self._objective(logits, labels[order], whole)
             loss.backward()  # type: ignore[no-untyped-call]
+
+    def _draw_mixup(self, size: int) -> tuple[float, Tensor]:
+        """The share that every image keeps, and the images that fill it up (Zhang et al., arXiv 1710.09412)."""
+        if not self._settings.mixup:
+            return 1.0, torch.empty(0)
+        alpha = torch.tensor(self._settings.mixup)
+        return float(torch.distributions.Beta(alpha, alpha).sample()), torch.randperm(size).to(self._features.device)
 
     def _labels_of(self, rows: Rows) -> Tensor:
         return self._labels[torch.from_numpy(rows)].to(self._features.device)
@@ -176,7 +210,7 @@ class _Loop:
         """Keep the weights of every candidate that has become better."""
         models = [candidate.model for candidate in self._candidates]
         labels = self._labels[torch.from_numpy(rows)]
-        predicted = predict_logits(models, self._features, "train", rows)
+        predicted = predict_logits(models, self._features, "train", rows, self._settings.precision)
         for candidate, logits in zip(self._candidates, predicted, strict=True):
             if all_finite(logits):  # else a rate too high for this candidate: it keeps its best epoch
                 candidate.consider(self._objective.judge(logits, labels), epoch + 1)
@@ -251,25 +285,6 @@ def _devices(features: Batches) -> list[torch.device]:
 
 
 def _optimizer(candidate: Candidate, settings: Settings) -> torch.optim.Optimizer:
-    """Weight decay reaches matrices only, not biases."""
     assert candidate.lr is not None
-    trained = [tensor for tensor in candidate.model.parameters() if tensor.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [tensor for tensor in trained if tensor.ndim > 1], "weight_decay": candidate.weight_decay},
-        {"params": [tensor for tensor in trained if tensor.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=candidate.lr, momentum=0.9, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, lr=candidate.lr, fused=True)
-
-
-def _schedule(steps: int, warmup: float) -> Callable[[int], float]:
-    """Linear warm-up, then a cosine to zero."""
-    warm = max(1, round(warmup * steps))
-
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    return factor
+    lr, decay = candidate.lr, candidate.weight_decay
+    return make_optimizer(candidate.model, settings.optimizer, lr, decay, settings.head_lr)

@@ -17,7 +17,7 @@ import torch
 from adapt.config import MethodConfig, Trial
 from adapt.features import Features, PooledFeatures, ResidentFeatures, StreamedFeatures
 from adapt.methods import find_method
-from adapt.search import train_trials
+from adapt.search import Material, train_trials
 from adapt.train import Settings
 from store.reader import open_store
 
@@ -62,6 +62,9 @@ class Subset:
     def samples_at_once(self, layers: Any) -> int:
         return self._features.samples_at_once(layers)
 
+    def for_epoch(self, seed: int, epoch: int) -> "Subset":
+        return self
+
     def batches(self, split: str, groups: Any, layers: Any) -> Any:
         batches = self._features.batches(split, [self._rows[group] for group in groups], layers)
         return ((group, tokens) for group, (_, tokens) in zip(groups, batches, strict=True))
@@ -76,7 +79,7 @@ def run_variant(
         parsed = [_trial(name, given) for given in trials]
         method = MethodConfig(name=name, epochs=epochs, batch_size=32, trials=tuple(parsed))
         settings = Settings(epochs, 32, seed)
-        trained = train_trials(method, parsed, pooled, settings, val_fraction=0.5)
+        trained = train_trials(method, parsed, Material(pooled), settings, val_fraction=0.5)
         scores.append([candidate.score for candidate in trained.candidates])
     best = np.mean(scores, axis=0).argmax()
     column = [row[best] for row in scores]

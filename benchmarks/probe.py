@@ -20,7 +20,7 @@ from adapt.candidate import Candidate
 from adapt.config import load_config
 from adapt.features import PooledFeatures, ResidentFeatures, StreamedFeatures
 from adapt.run import settings_of
-from adapt.search import seeded_model, train_trials
+from adapt.search import Material, train_trials
 from adapt.solve import readout_of
 from adapt.split import draw_validation
 from adapt.train import evaluate_split
@@ -69,7 +69,7 @@ def main() -> None:
     rows_out = []
     for seed in config.train.seeds:
         started = time.perf_counter()
-        trained = train_trials(method, method.trials, pooled, settings_of(config, method, seed), fraction)
+        trained = train_trials(method, method.trials, Material(pooled), settings_of(config, method, seed), fraction)
         best, middle = max(trained.candidates, key=lambda candidate: candidate.rank), time.perf_counter()
         ours = evaluate_split(best.model, pooled.features, "test").top1
         rows, val_rows = draw_validation(pooled.features.labels("train"), fraction, seed)

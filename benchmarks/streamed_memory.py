@@ -16,7 +16,7 @@ from adapt.config import MethodConfig, Trial
 from adapt.cost import peak_memory
 from adapt.features import PooledFeatures, StreamedFeatures
 from adapt.losa import LoSAOptions
-from adapt.search import train_trials
+from adapt.search import Material, train_trials
 from adapt.train import Settings
 from store.backend import Folder, store_url
 from store.formats import Encoded
@@ -87,7 +87,7 @@ def main() -> None:
             trial = Trial(options=LoSAOptions(), lr=0.001, weight_decay=0.01)
             method = MethodConfig(name="losa", epochs=1, batch_size=64, trials=(trial,))
             fraction = min(1 - args.samples_trained / num_samples, 0.9)
-            trained = train_trials(method, [trial], PooledFeatures(features), Settings(1, 64, 0), fraction)
+            trained = train_trials(method, [trial], Material(PooledFeatures(features)), Settings(1, 64, 0), fraction)
         print(
             f"store {store.n_bytes() / 2**30:.2f} GiB, {num_samples} samples; batch 64 in parts of "
             f"{features.samples_at_once(store.layers)}, {trained.samples_per_second:.1f} samples a second"

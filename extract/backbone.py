@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from extract.augment import Augment
 from extract.config import BackboneConfig
 from extract.preprocess import Transform, build_transform, data_config, describe, transform_digest
 from extract.tail import Tail, tail_of
@@ -58,6 +59,7 @@ class TimmBackbone:
         config = data_config(model, image_size)
         self.image_size = tuple(config["input_size"])
         self.transform, self.preprocessing = build_transform(config), describe(config)
+        self.augment = Augment(config)
         self.tail: Tail | None = tail_of(model)
 
     def tokens(self, images: Images, layers: Sequence[int]) -> TokensByLayer:

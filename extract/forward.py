@@ -2,9 +2,10 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from store.config import Tokens
 from store.errors import UserError
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+RowTransform = Callable[[Any, int], Float[Tensor, "..."]]
 _AHEAD = 2  # batches decoded while one is in the forward pass
 
 
@@ -78,22 +80,28 @@ class FrozenForward:
         return {layer: reduce_tokens(values.float(), layout, self._tokens) for layer, values in tokens.items()}
 
     def batches(self, split: ImageSplit, groups: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """Decode groups of rows in order, a few groups ahead, on all cores."""
-        pending: deque[list[Future[Tensor | str]]] = deque()
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
-            try:
-                for position, group in enumerate(groups):
-                    for ahead in groups[position + len(pending) : position + 1 + _AHEAD]:
-                        pending.append([pool.submit(self._load, split, row) for row in ahead])
-                    yield _collect(group, [future.result() for future in pending.popleft()])
-            finally:
-                pool.shutdown(cancel_futures=True)
+        """Decode and preprocess groups of rows in order, a few groups ahead."""
+        return decode_batches(split, groups, lambda image, _: torch.as_tensor(self.backbone.transform(image)))
 
-    def _load(self, split: ImageSplit, row: int) -> Float[Tensor, "channels height width"] | str:
+
+def decode_batches(split: ImageSplit, groups: Sequence[Sequence[int]], transform: RowTransform) -> Iterator[Batch]:
+    """Decode groups of rows in order, a few groups ahead, on all cores; `transform` gets an image and its row."""
+    pending: deque[list[Future[Tensor | str]]] = deque()
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
         try:
-            return torch.as_tensor(self.backbone.transform(split[row]))
-        except DecodeError as error:
-            return str(error)
+            for position, group in enumerate(groups):
+                for ahead in groups[position + len(pending) : position + 1 + _AHEAD]:
+                    pending.append([pool.submit(_load, split, row, transform) for row in ahead])
+                yield _collect(group, [future.result() for future in pending.popleft()])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _load(split: ImageSplit, row: int, transform: RowTransform) -> Float[Tensor, "channels height width"] | str:
+    try:
+        return transform(split[row], row)
+    except DecodeError as error:
+        return str(error)
 
 
 def _collect(rows: Sequence[int], loaded: list[Tensor | str]) -> Batch:

@@ -214,7 +214,7 @@ def test_a_damaged_card_is_told(saved: Path, tiny_backbone: TimmBackbone, text: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "lossa"}, "there is no method 'lossa'; legal: linear_probe, losa"),
+        ({"method": "lossa"}, "there is no method 'lossa'; legal: linear_probe, "),
         ({"options": {"rnk": 3}}, "is damaged: rnk: unknown key; legal keys here: "),
         ({"options": {"pool": 3}}, "is damaged: pool: given 3; "),
         ({"layers": [0, 7]}, "is damaged: layers [7] do not exist: this backbone has 3, numbered 0 to 2"),

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapt.config import Config, load_config
+from adapt.methods import METHODS
 from store.config import Every, Last, Pool
 from store.errors import UserError
 
@@ -60,7 +61,7 @@ def test_an_unknown_option_of_a_method_is_named_with_the_legal_ones() -> None:
 
 
 def test_an_unknown_method_is_named_with_the_legal_ones() -> None:
-    assert refuse(methods=["lora"]) == "methods: there is no method 'lora'; legal: linear_probe, losa"
+    assert refuse(methods=["lara"]) == f"methods: there is no method 'lara'; legal: {', '.join(METHODS)}"
 
 
 def test_a_sweep_that_reaches_no_method_is_refused() -> None:

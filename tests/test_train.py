@@ -14,6 +14,7 @@ import adapt.train
 from adapt.candidate import Candidate
 from adapt.objective import Objective, class_weights, make_objective
 from adapt.split import draw_validation
+from adapt.optimizer import make_schedule
 from adapt.train import Settings, evaluate_split, fit, predict_logits
 from store.errors import JobError, UserError
 
@@ -43,6 +44,9 @@ class MadeFeatures:
 
     def samples_at_once(self, layers: Sequence[int]) -> int:
         return self.at_once
+
+    def for_epoch(self, seed: int, epoch: int) -> "MadeFeatures":
+        return self
 
     def batches(
         self, split: str, groups: Sequence[np.ndarray], layers: Sequence[int]
@@ -178,7 +182,7 @@ def test_balanced_weights_give_rare_classes_their_share() -> None:
 
 
 def test_the_schedule_warms_up_and_ends_near_zero() -> None:
-    factor = adapt.train._schedule(100, 0.1)
+    factor = make_schedule(100, 0.1)
     rates = [factor(step) for step in range(100)]
     assert rates[:10] == sorted(rates[:10])
     assert max(rates) == rates[10] == 1.0

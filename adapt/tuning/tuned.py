@@ -50,6 +50,10 @@ class Tuned(nn.Module):
         if self._backbone.tail.attn_pool is not None and self.readout.mode != "backbone":
             self._backbone.tail.attn_pool.requires_grad_(False)  # what is not read does not count as trained
 
+    def checkpoint_blocks(self) -> None:
+        """Compute a block's activations anew in the backward pass instead of keeping them."""
+        self.module.set_grad_checkpointing(True)  # type: ignore[operator]
+
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of preprocessed images."""
         tokens = self._backbone.tokens(images, self.layers)[self.layers[-1]]

@@ -1,0 +1,73 @@
+"""What end-to-end methods train from: preprocessed images, and the backbone that a method changes a copy of."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from PIL import Image
+from torch import Tensor
+
+from extract.backbone import TimmBackbone
+from extract.forward import decode_batches
+from extract.sources import ImageSource
+from store.errors import UserError
+
+Rows = Int[np.ndarray, "_"]
+# Bytes of activations that a forward and backward pass holds at once, and how many values a block keeps a token and
+# channel: its inputs, norms, q, k, v, and the four times wider MLP, twice.
+_BYTES_AT_ONCE = {"cpu": 2**29, "cuda": 2**34}
+_VALUES_KEPT = 18
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """Images by row, in the order of the features that stand beside them.
+
+    Args:
+        rows: split -> row of the source for every row here; samples that the store skipped are left out.
+        view: (seed, epoch) of the augmentation; None for plain evaluation.
+    """
+
+    source: ImageSource
+    backbone: TimmBackbone
+    device: torch.device
+    rows: Mapping[str, Rows]
+    augment: bool = False
+    view: tuple[int, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """How results name it."""
+        return "augmented images" if self.augment else "images"
+
+    def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
+        """See `adapt.features.Features.labels`."""
+        return torch.from_numpy(np.asarray(self.source.splits[split].labels)[self.rows[split]])
+
+    def samples_at_once(self, layers: Sequence[int]) -> int:
+        """See `adapt.features.Features.samples_at_once`."""
+        kept = 4 * _VALUES_KEPT * (max(layers) + 1) * self.backbone.layout.num_tokens * self.backbone.dim
+        return max(1, _BYTES_AT_ONCE.get(self.device.type, _BYTES_AT_ONCE["cpu"]) // kept)
+
+    def for_epoch(self, seed: int, epoch: int) -> "ImageBatches":
+        """The images as an epoch of training sees them."""
+        return replace(self, view=(seed, epoch)) if self.augment else self
+
+    def batches(
+        self, split: str, groups: Sequence[Rows], layers: Sequence[int]
+    ) -> Iterator[tuple[Rows, Float[Tensor, "rows channels height width"]]]:
+        """For every group of rows, in order: (rows, images on the device)."""
+        numbers = [self.rows[split][group].tolist() for group in groups]
+        batches = decode_batches(self.source.splits[split], numbers, self._transform)
+        for rows, batch in zip(groups, batches, strict=True):
+            if batch.failed:
+                raise UserError(f"{next(iter(batch.failed.values()))} (end-to-end training cannot skip samples)")
+            assert batch.images is not None
+            yield rows, batch.images.to(self.device, non_blocking=True)
+
+    def _transform(self, image: Image.Image, row: int) -> Float[Tensor, "channels height width"]:
+        if self.view is None:
+            return torch.as_tensor(self.backbone.transform(image))
+        return self.backbone.augment(image, np.random.default_rng([*self.view, row]))

@@ -97,27 +97,34 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
 
     Arguments and errors are those of `extract`. Returns one row a trained trial, those of earlier calls included.
     """
+    from adapt.distributed import own_run_dir
     from adapt.origin import Inputs
     from adapt.run import train as run_training
 
-    rows = run_training(config, Inputs(config, source, backbone), say)
-    _write_report(config.run_dir)
+    with own_run_dir(config.run_dir) as run_dir:
+        own = config.model_copy(update={"run_dir": run_dir})
+        rows = run_training(own, Inputs(own, source, backbone), say)
+        _write_report(run_dir)
     return rows
 
 
 def run(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
     """The whole job: `extract` what is missing, `train` what is not trained yet, write results and report."""
+    from adapt.distributed import world
     from adapt.run import make_run_dir
 
     make_run_dir(config.run_dir)  # before hours are spent on the store
-    if config.train.feature_source != "online":
+    here = world()
+    if config.train.feature_source != "online" and here.leads:
         _say_extraction(extract(config, source, backbone))
+    here.wait()
     return train(config, source, backbone)
 
 
 def say(message: str) -> None:
-    """One line on standard error: what the job decided or finished."""
-    typer.echo(message, err=True)
+    """One line on standard error: what the job decided or finished; of many processes the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(message, err=True)
 
 
 def _say_extraction(extraction: "Extraction") -> None:
@@ -187,9 +194,12 @@ def _write_report(run_dir: Path) -> None:
 def _print_results(run_dir: Path) -> None:
     from rich.console import Console
 
+    from adapt.distributed import world
     from adapt.report import print_table
     from adapt.results import read_results, summarise
 
+    if not world().leads:
+        return
     print_table(summarise(read_results(run_dir)), Console())
     say(f"results: {run_dir / 'results.json'}, report: {run_dir / 'report.html'}")
 

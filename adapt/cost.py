@@ -1,10 +1,17 @@
 """What a trial costs: peak memory, and when the cache has paid for itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from adapt.features import spec_of_backbone
+from adapt.methods import build_model, find_method
+from extract.backbone import TimmBackbone
+from store.config import Section
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -49,3 +56,21 @@ def break_even_epochs(
     if not forward_seconds or not samples_extracted:
         return None
     return extract_seconds / (forward_seconds / samples_extracted * samples_per_epoch)
+
+
+def inference_gflops(
+    name: str, options: Section, layers: Sequence[int], num_classes: int, backbone: TimmBackbone
+) -> float:
+    """10^9 operations (a multiplication and an addition are two) for one image, backbone included.
+
+    Args:
+        layers: those of the features.
+        backbone: on the meta device, where nothing is computed.
+    """
+    with torch.device("meta"):
+        model: Any = build_model(name, spec_of_backbone(backbone, layers), num_classes, options, backbone).eval()
+        images = torch.zeros(1, *backbone.image_size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            end_to_end = find_method(name).needs == "end_to_end"
+            model(images if end_to_end else backbone.tokens(images, model.layers))
+    return float(counter.get_total_flops()) / 1e9

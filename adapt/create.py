@@ -11,10 +11,9 @@ from torch import nn
 from adapt.explain import explain
 from adapt.features import spec_of_backbone, spec_of_store
 from adapt.methods import METHODS, build_model, count_params, find_method
-from extract.backbone import Backbone, TimmBackbone, load_backbone
+from extract.backbone import Backbone, TimmBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig
 from extract.tail import Tail
-from extract.weights import build_empty
 from store.errors import UserError
 from store.reader import Store
 
@@ -56,7 +55,8 @@ def _untrained(config: BackboneConfig, whole: bool) -> TimmBackbone:
     """A backbone with random weights; without its blocks' memory where only its shapes and its tail are needed."""
     if whole:
         return load_backbone(config)
-    backbone = shape_of(config)
+    assert config.name
+    backbone = empty_backbone(config.name, config.model_kwargs)
     backbone.tail = backbone.tail and _initialise(backbone.tail)
     return backbone
 
@@ -72,16 +72,9 @@ def _initialise(tail: Tail) -> Tail:
     return tail
 
 
-def shape_of(config: BackboneConfig) -> TimmBackbone:
-    """A backbone without weights, on the meta device: depth, width and token layout, even of ViT-g, for free."""
-    assert config.name is not None
-    kwargs = config.model_kwargs | ({"img_size": config.image_size} if config.image_size else {})
-    return TimmBackbone(config.name, kwargs, build_empty(config.name, kwargs), config.image_size)
-
-
 def list_methods(backbone: str, num_classes: int) -> list[dict[str, Any]]:
     """Every method with its default options; `trainable_params` counts without the head, `head_params` the head."""
-    shape = shape_of(BackboneConfig(name=backbone, weights="random"))
+    shape = empty_backbone(backbone, {})
     spec = spec_of_backbone(shape, range(shape.depth))
     listed = []
     for name, method in METHODS.items():

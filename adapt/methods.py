@@ -7,11 +7,23 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from adapt.attentive_probe import AttentiveProbe, AttentiveProbeOptions
+from adapt.ladder import Ladder, LadderOptions
 from adapt.losa import LoSA, LoSAOptions
 from adapt.probes import LinearProbe, LinearProbeOptions
 from adapt.spec import FeatureSpec, TrainableBackbone
+from adapt.transformer_probe import TransformerProbe, TransformerProbeOptions
+from adapt.tuning.adapters import AdapterDropOptions, AdapterOptions, install_adapters
+from adapt.tuning.compacter import CompacterOptions, install_compacter
+from adapt.tuning.intrinsic import IntrinsicOptions, install_intrinsic
+from adapt.tuning.kronecker import KroneckerOptions, install_kronecker
+from adapt.tuning.lepe import install_lepe
+from adapt.tuning.lora import LoRAFixOptions, LoRAOptions, install_lora, install_lora_fix
+from adapt.tuning.prompt import PromptOptions, install_prompts
+from adapt.tuning.rpb import install_rpb
 from adapt.tuning.subsets import train_all, train_attention, train_biases, train_norms
 from adapt.tuning.tuned import Install, Tuned, TunedOptions
+from adapt.tuning.updates import update_tensors
 from store.config import Section
 from store.errors import UserError
 
@@ -39,11 +51,24 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "linear_probe": Method(LinearProbeOptions, LinearProbe, solved=True),
+    "attentive_probe": Method(AttentiveProbeOptions, AttentiveProbe),
     "losa": Method(LoSAOptions, LoSA),
+    "ladder": Method(LadderOptions, Ladder),
+    "transformer_probe": Method(TransformerProbeOptions, TransformerProbe),
     "full": Method(TunedOptions, install=train_all),
     "bitfit": Method(TunedOptions, install=train_biases),
     "layernorm": Method(TunedOptions, install=train_norms),
     "attention": Method(TunedOptions, install=train_attention),
+    "lora": Method(LoRAOptions, install=install_lora),
+    "lora_fix": Method(LoRAFixOptions, install=install_lora_fix),
+    "kronecker": Method(KroneckerOptions, install=install_kronecker),
+    "adapter": Method(AdapterOptions, install=install_adapters),
+    "adapter_drop": Method(AdapterDropOptions, install=install_adapters),
+    "compacter": Method(CompacterOptions, install=install_compacter),
+    "lepe": Method(TunedOptions, install=install_lepe),
+    "rpb": Method(TunedOptions, install=install_rpb),
+    "prompt": Method(PromptOptions, install=install_prompts),
+    "intrinsic": Method(IntrinsicOptions, install=install_intrinsic),
 }
 
 
@@ -72,9 +97,15 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training leaves behind: the trained parameters, and the standardisation that the head stands on."""
+    """What training leaves behind: the trained parameters, the ones of an update that stay as they were drawn (LoRA with
+    A frozen), and the standardisation that the head stands on.
+    """
     buffers = {name: tensor for name, tensor in model.named_buffers() if name.startswith("readout.")}
-    return trainable(model) | {name: tensor for name, tensor in buffers.items() if "tail" not in name}
+    return (
+        trainable(model)
+        | update_tensors(model)
+        | {name: tensor for name, tensor in buffers.items() if "tail" not in name}
+    )
 
 
 def count_params(model: nn.Module) -> tuple[int, int]:

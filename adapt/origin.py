@@ -1,11 +1,12 @@
 """Where a training job's features come from: a store, or the frozen backbone itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import timm
 from jaxtyping import Int
 
 from adapt.adaptor import Facts
@@ -21,7 +22,7 @@ from adapt.features import (
 from adapt.images import ImageBatches
 from adapt.methods import build_model, find_method
 from adapt.spec import FeatureSpec
-from extract.backbone import Backbone, TimmBackbone, digests, load_backbone
+from extract.backbone import Backbone, TimmBackbone, digests, empty_backbone, load_backbone
 from extract.forward import FrozenForward, resolve_device, resolve_precision
 from extract.sources import ImageSource, open_source
 from store.errors import UserError
@@ -52,6 +53,7 @@ class Origin:
     identity: dict[str, Any]  # everything that decides a feature
     dataset: str
     backbone_name: str
+    shape: TimmBackbone | None  # the backbone without its weights; None for a user's own module
     facts: Facts
     costs: Costs
 
@@ -72,6 +74,12 @@ class Origin:
         rows = {split: _source_rows(self.store, split, images.ids) for split, images in source.splits.items()}
         backbone.module.to(features.device)
         return ImageBatches(source, backbone, features.device, rows, augment)
+
+
+def _shape(name: str, model_kwargs: Mapping[str, Any], own: bool) -> TimmBackbone | None:
+    if own or not timm.is_model(name.split(".")[0]):
+        return None
+    return empty_backbone(name, model_kwargs)
 
 
 def _source_rows(store: Store | None, split: str, ids: Sequence[str]) -> Int[np.ndarray, "samples"]:
@@ -140,9 +148,9 @@ def _stored_origin(
     log = store.log
     costs = Costs(log.get("extract_seconds"), log.get("forward_seconds"), samples, store.n_bytes())
     identity = {**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)}
-    return Origin(
-        inputs, store, PooledFeatures(features), identity, store.schema.dataset, provenance.backbone, facts, costs
-    )
+    shape = _shape(provenance.backbone, provenance.model_kwargs, inputs.own_backbone)
+    pooled, dataset = PooledFeatures(features), store.schema.dataset
+    return Origin(inputs, store, pooled, identity, dataset, provenance.backbone, shape, facts, costs)
 
 
 def _online_origin(config: Config, inputs: Inputs) -> Origin:
@@ -163,7 +171,8 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
         **digests(backbone),
     )
     identity = {**facts.model_dump(mode="json"), "data": config.data.model_dump(mode="json")}
-    return Origin(inputs, None, PooledFeatures(features), identity, source.name, backbone.name, facts, Costs())
+    shape = _shape(backbone.name, backbone.model_kwargs, inputs.own_backbone)
+    return Origin(inputs, None, PooledFeatures(features), identity, source.name, backbone.name, shape, facts, Costs())
 
 
 def _require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, ...]:

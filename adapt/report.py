@@ -105,6 +105,7 @@ def columns_of(section: Section) -> list[Column]:
         Column("break\neven\nepochs", lambda s: _number(s.break_even_epochs)),
         *(_metric_column(metric) for metric in others),
         Column("extract\ns", lambda s: _number(s.extract_seconds), brief=False),
+        Column("GFLOPs\n/image", lambda s: _number(s.inference_gflops), brief=False),
         Column("store\nMiB", lambda s: _mebibytes(s.store_bytes), brief=False),
         Column("seeds", lambda s: str(len(s.seeds)), brief=False),
     ]

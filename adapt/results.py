@@ -49,6 +49,7 @@ class Row(BaseModel):
     extract_seconds: float | None = None
     store_bytes: int | None = None
     break_even_epochs: float | None = None
+    inference_gflops: float | None = None  # of one image, backbone included; multiplications and additions
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Summary:
     extract_seconds: float | None
     store_bytes: int | None
     break_even_epochs: float | None
+    inference_gflops: float | None
 
 
 def write_results(run_dir: str | Path, rows: Iterable[Row]) -> None:
@@ -239,6 +241,7 @@ def _summarise_group(rows: list[Row], differing: dict[str, set[str]]) -> Summary
         peak_memory_bytes=_max(row.peak_memory_bytes for row in rows),
         extract_seconds=_mean(row.extract_seconds for row in rows),
         store_bytes=_max(row.store_bytes for row in rows),
+        inference_gflops=rows[0].inference_gflops,
         break_even_epochs=_mean(row.break_even_epochs for row in rows),
     )
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from adapt.adaptor import Card, save_adaptor
 from adapt.config import Config, MethodConfig, Trial
-from adapt.cost import break_even_epochs, peak_memory
+from adapt.cost import break_even_epochs, inference_gflops, peak_memory
 from adapt.methods import count_params, find_method
 from adapt.origin import Costs, Inputs, Origin, Say, open_origin
 from adapt.results import Row, read_results, write_atomically, write_results
@@ -144,6 +144,7 @@ def _train_seed(
         extract_seconds=costs.extract_seconds,
         store_bytes=costs.store_bytes,
         break_even_epochs=None if material.images else _break_even(costs, trained),
+        inference_gflops=_gflops(method.name, trial, origin),
     )
     card = Card(method=method.name, options=options, metrics=metrics, **dict(origin.facts))
     save_adaptor(adaptor_path(config.run_dir, row), best.model, card)
@@ -156,6 +157,13 @@ def _break_even(costs: Costs, trained: Trained) -> float | None:
         return None
     samples_per_epoch = round(trained.samples_per_second * trained.seconds_per_epoch)
     return break_even_epochs(costs.extract_seconds, costs.forward_seconds, costs.samples, samples_per_epoch)
+
+
+def _gflops(name: str, trial: Trial, origin: Origin) -> float | None:
+    backbone, facts = origin.shape, origin.facts
+    if backbone is None or facts.tokens != "all":
+        return None
+    return inference_gflops(name, trial.options, facts.layers, len(facts.classes), backbone)
 
 
 def _delete_checkpoints(file: Path) -> None:

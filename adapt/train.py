@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from adapt.candidate import Candidate, all_finite
+from adapt.distributed import world
 from adapt.metrics import Metrics, evaluate
 from adapt.objective import Objective
 from adapt.optimizer import Optimizer, make_optimizer, make_schedule
@@ -155,7 +156,9 @@ class _Loop:
         self._objective, self._labels = objective, features.labels("train")
         self._layers = _layers([candidate.model for candidate in candidates])
         parts = settings.grad_accumulation
-        self._at_once = math.ceil(settings.batch_size / parts) if parts else features.samples_at_once(self._layers)
+        at_once = math.ceil(settings.batch_size / parts) if parts else features.samples_at_once(self._layers)
+        self._world = world()
+        self._at_once = min(at_once, math.ceil(settings.batch_size / self._world.size))
         for candidate in candidates:
             candidate.model.to(features.device)
             if settings.grad_checkpointing:
@@ -171,15 +174,18 @@ class _Loop:
         """One step a candidate for every batch."""
         for candidate in self._candidates:
             candidate.model.train()
-        parts = [in_groups(rows, self._at_once) for rows in batches]
+        parts = [self._world.share_of(in_groups(rows, self._at_once)) for rows in batches]
         features = self._features.for_epoch(self._settings.seed, epoch)
         inputs = features.batches("train", [part for batch in parts for part in batch], self._layers)
         for rows, batch in zip(batches, parts, strict=True):
             labels = self._labels_of(rows)
             for part, values in islice(inputs, len(batch)):
                 self._add_gradients(values, self._labels_of(part), labels)
-                advance(len(part))
-            for optimizer, scheduler in zip(self._optimizers, self._schedulers, strict=True):
+            advance(len(rows))
+            for candidate, optimizer, scheduler in zip(
+                self._candidates, self._optimizers, self._schedulers, strict=True
+            ):
+                self._world.sum_gradients(p for p in candidate.model.parameters() if p.requires_grad)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 scheduler.step()
@@ -239,7 +245,7 @@ class _Loop:
 
     def restore_rng(self) -> None:
         """Draw dropout from the seed, or from where the interrupted run was."""
-        torch.manual_seed(self._settings.seed)
+        torch.manual_seed(self._settings.seed + self._world.rank)  # dropout differs between processes
         if self._rng is not None:
             torch.set_rng_state(self._rng)
 

@@ -13,7 +13,7 @@ from extract.augment import Augment
 from extract.config import BackboneConfig
 from extract.preprocess import Transform, build_transform, data_config, describe, transform_digest
 from extract.tail import Tail, tail_of
-from extract.weights import load_model, weights_digest
+from extract.weights import build_empty, load_model, weights_digest
 from store.config import Pool, Tokens
 from store.errors import UserError
 from store.layout import TokenLayout
@@ -147,6 +147,12 @@ def _stable_repr(transform: object) -> str:
 def load_backbone(config: BackboneConfig) -> TimmBackbone:
     """Build the backbone that the configuration names, with its weights, on the CPU."""
     return TimmBackbone(*load_model(config), config.image_size)
+
+
+def empty_backbone(name: str, model_kwargs: Mapping[str, Any]) -> TimmBackbone:
+    """A timm backbone without weights, on the meta device: depth, width and token layout, even of ViT-g, for free."""
+    kwargs = dict(model_kwargs)
+    return TimmBackbone(name, kwargs, build_empty(name, kwargs), None)
 
 
 def digests(backbone: Backbone) -> dict[str, str]:

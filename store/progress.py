@@ -1,5 +1,6 @@
 """Progress bars with rate and time left, on a terminal only: quiet wherever output is kept."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,7 @@ def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int]
     """A bar on standard error while the block runs; call the yielded function with the units just done."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    shown = console.is_terminal and os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bars:
         task = bars.add_task(description, total=total, unit=unit)
         yield lambda units: bars.advance(task, units)

@@ -18,7 +18,7 @@ from adapt.config import Config, load_config  # noqa: E402
 from extract.backbone import TimmBackbone, load_backbone  # noqa: E402
 from extract.config import BackboneConfig  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8}
 

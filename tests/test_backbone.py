@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import sidecache as sc
-from adapt.create import shape_of
-from extract.backbone import TappedBackbone, TimmBackbone, digests, load_backbone
+from extract.backbone import TappedBackbone, TimmBackbone, digests, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
 from extract.forward import FrozenForward
 from store.errors import UserError
@@ -22,7 +21,7 @@ from store.layout import TokenLayout
 
 def shape(name: str, **kwargs: Any) -> TimmBackbone:
     """Without weights, on the meta device."""
-    return shape_of(BackboneConfig(name=name, weights="random", model_kwargs=kwargs))
+    return empty_backbone(name, kwargs)
 
 
 def small(name: str, **kwargs: Any) -> TimmBackbone:

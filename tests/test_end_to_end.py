@@ -1,6 +1,7 @@
 """Training through the backbone: the same rows, head and results as from the cache; images augmented by the seed."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,10 +97,10 @@ def test_reduced_tokens_and_foreign_modules_are_refused(tiny_config: MakeConfig)
         sc.run(tiny_config("methods=[bitfit]", f"store.path={tiny_config().run_dir}/own.zarr"), source, tapped)
 
 
-def test_gradient_checkpointing_and_accumulation_change_no_result(tiny_config: MakeConfig) -> None:
+def test_gradient_checkpointing_and_accumulation_change_no_result(tiny_config: MakeConfig, tmp_path: Path) -> None:
     rows = []
     for override in ("train.grad_checkpointing=false", "train.grad_checkpointing=true", "train.grad_accumulation=4"):
-        config = tiny_config("methods=[full]", override, f"run_dir=run-{len(rows)}")
+        config = tiny_config("methods=[full]", override, f"run_dir={tmp_path}/run-{len(rows)}")
         rows.append(sc.run(config)[0])
     assert len({row.trial_id for row in rows}) == 3
     assert [row.val_score for row in rows] == [rows[0].val_score] * 3

@@ -1,4 +1,4 @@
-"""One table of cases over all methods that train from features."""
+"""Two tables of cases over all methods: those that train from features, and those that train end to end."""
 
 import copy
 from typing import Any
@@ -7,14 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adapt.features import spec_of_backbone
 from adapt.losa import Add, LoSA
-from adapt.methods import METHODS, build_model, count_params, trainable
+from adapt.methods import METHODS, build_model, count_params, learned_tensors, trainable
 from adapt.spec import FeatureSpec
+from adapt.tuning.merge import merge, unmerge
+from extract.backbone import TimmBackbone
 from extract.tail import Tail
 from store.errors import UserError
 from store.layout import TokenLayout
 
 CLASSES, DIM, LAYERS = 5, 16, (1, 3, 4)
+MERGEABLE = {"lora", "lora_fix", "kronecker", "intrinsic"}
 
 
 def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4)) -> FeatureSpec:
@@ -35,11 +39,23 @@ def losa_count(rank: int, token_rank: int, layers: int = 3, patches: int = 12) -
     return layers * (channels + tokens)
 
 
+def ladder_count(reduction: int, layers: int = 3) -> int:
+    """A block of 12 s^2 + 13 s and a projection d -> s a layer, a gate for all layers but the first, one s -> d."""
+    side = DIM // reduction
+    return layers * (12 * side**2 + 13 * side + DIM * side + side) + layers - 1 + side * DIM + DIM
+
+
 # method, options, parameters without the head, parameters of the head
 CASES: list[tuple[str, dict[str, Any], int, int]] = [
     ("linear_probe", {"pool": "mean"}, 0, CLASSES * (DIM + 1)),
     ("linear_probe", {"pool": "cls_mean"}, 0, CLASSES * (2 * DIM + 1)),
     ("linear_probe", {"pool": "backbone"}, 0, CLASSES * (DIM + 1)),
+    ("attentive_probe", {}, DIM + 4 * DIM**2, CLASSES * (2 * DIM + 1)),
+    ("attentive_probe", {"num_heads": 2, "pool": "mean"}, DIM + 3 * DIM**2, CLASSES * (DIM + 1)),
+    ("transformer_probe", {}, 12 * DIM**2 + 13 * DIM, CLASSES * (2 * DIM + 1)),
+    ("transformer_probe", {"num_heads": 4, "pool": "cls"}, 12 * DIM**2 + 13 * DIM, CLASSES * (DIM + 1)),
+    ("ladder", {"reduction": 4}, ladder_count(4), CLASSES * (2 * DIM + 1)),
+    ("ladder", {"reduction": 2, "num_heads": 2, "layers": [3, 4]}, ladder_count(2, layers=2), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 4, "token_rank": 2}, losa_count(4, 2), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 4, "token_rank": 0}, losa_count(4, 0), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 0, "norm": "backbone", "pool": "cls"}, losa_count(2, 0), CLASSES * (DIM + 1)),
@@ -49,12 +65,49 @@ CASES: list[tuple[str, dict[str, Any], int, int]] = [
 ]
 
 
+TINY_DIM, TINY_DEPTH, TINY_HEADS, TINY_GRID = 32, 3, 2, (4, 4)  # of the fixture tiny_backbone
+
+
+def adapter_count(bottleneck: int, adapters: int) -> int:
+    """A map down and one up, with their biases."""
+    return adapters * (2 * TINY_DIM * bottleneck + bottleneck + TINY_DIM)
+
+
+BLOCK = 12 * TINY_DIM**2 + 13 * TINY_DIM
+EMBEDDINGS = 3 * 8 * 8 * TINY_DIM + TINY_DIM + TINY_DIM + 17 * TINY_DIM  # patches, class token, positions
+
+# End to end: method, options, parameters without the head.
+TUNED_CASES: list[tuple[str, dict[str, Any], int]] = [
+    ("full", {}, TINY_DEPTH * BLOCK + EMBEDDINGS + 2 * TINY_DIM),
+    ("bitfit", {}, TINY_DEPTH * 11 * TINY_DIM + 2 * TINY_DIM),  # 3 + 1 + 4 + 1 and two norms; patches and final norm
+    ("layernorm", {}, 2 * TINY_DIM * (2 * TINY_DEPTH + 1)),
+    ("attention", {}, TINY_DEPTH * (4 * TINY_DIM**2 + 4 * TINY_DIM)),
+    ("lora", {"rank": 2}, 4 * TINY_DEPTH * TINY_DIM * 2),
+    ("lora", {"rank": 2, "targets": ["q", "k", "v", "proj"]}, 8 * TINY_DEPTH * TINY_DIM * 2),
+    ("lora", {"rank": 1, "targets": ["fc1", "fc2"]}, 2 * TINY_DEPTH * 5 * TINY_DIM),
+    ("lora_fix", {"rank": 2}, 2 * TINY_DEPTH * TINY_DIM * 2),
+    ("kronecker", {"n": 4, "rank": 1}, 4 * TINY_DEPTH * TINY_DIM + 2 * 4**3),
+    ("kronecker", {"n": 4, "slow_rank": 1, "bias": True}, 5 * TINY_DEPTH * TINY_DIM + 2 * 2 * 4**2),
+    ("kronecker", {"n": 4, "targets": ["fc1", "fc2"]}, 2 * TINY_DEPTH * 5 * TINY_DIM + 2 * 4**3),
+    ("adapter", {"bottleneck": 4}, adapter_count(4, 2 * TINY_DEPTH)),
+    ("adapter", {"bottleneck": 4, "places": ["attention"]}, adapter_count(4, TINY_DEPTH)),
+    ("adapter_drop", {"bottleneck": 4}, adapter_count(4, 2)),
+    ("compacter", {"bottleneck": 8, "n": 4}, 4 * TINY_DEPTH * (TINY_DIM + 8) + 4**3 + 2 * TINY_DEPTH * (TINY_DIM + 8)),
+    ("lepe", {}, 10 * TINY_DEPTH * TINY_DIM),
+    ("rpb", {}, TINY_DEPTH * TINY_HEADS * 7 * 7),
+    ("prompt", {"num_prompts": 3}, 3 * TINY_DEPTH * TINY_DIM),
+    ("prompt", {"num_prompts": 3, "deep": False}, 3 * TINY_DIM),
+    ("intrinsic", {"dim": 10}, 10),
+    ("intrinsic", {"dim": 50, "module": "mlp", "block": 1}, 50),
+]
+
+
 def build(method: str, options: dict[str, Any], spec: FeatureSpec | None = None) -> nn.Module:
     return build_model(method, spec or make_spec(), CLASSES, METHODS[method].options.model_validate(options))
 
 
 def test_every_method_has_a_case() -> None:
-    assert {case[0] for case in CASES} == set(METHODS)
+    assert {case[0] for case in [*CASES, *TUNED_CASES]} == set(METHODS)
 
 
 @pytest.mark.parametrize(("method", "options", "params", "head"), CASES)
@@ -102,6 +155,104 @@ class TestEveryMethod:
         model(tokens).sum().backward()
         assert all(not values.requires_grad and values.grad is None for values in tokens.values())
         assert all(torch.equal(values, before[layer]) for layer, values in tokens.items())
+
+
+def tune(method: str, options: dict[str, Any], backbone: TimmBackbone) -> nn.Module:
+    torch.manual_seed(3)
+    spec = spec_of_backbone(backbone, range(backbone.depth))
+    return build_model(method, spec, CLASSES, METHODS[method].options.model_validate(options), backbone)
+
+
+def move(model: nn.Module, images: Tensor, steps: int = 2) -> None:
+    """Gradient steps; the first one only wakes what stands behind a zero."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("method", "options", "params"), TUNED_CASES)
+class TestEveryEndToEndMethod:
+    def test_trains_as_many_parameters_as_its_formula(
+        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
+    ) -> None:
+        assert count_params(tune(method, options, tiny_backbone)) == (params, CLASSES * (2 * TINY_DIM + 1))
+
+    def test_starts_as_the_linear_probe(
+        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
+    ) -> None:
+        """But for prompts: the other tokens attend to them from the start."""
+        images = torch.randn(2, 3, 32, 32)
+        probe = tune("linear_probe", {}, tiny_backbone)
+        with torch.no_grad():
+            expected = probe(tiny_backbone.tokens(images, probe.layers))
+            logits = tune(method, options, tiny_backbone)(images)
+        if method == "prompt":
+            assert not torch.allclose(logits, expected, atol=1e-4)
+        else:
+            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+    def test_moves_every_trained_tensor_and_nothing_else(
+        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
+    ) -> None:
+        model = tune(method, options, tiny_backbone)
+        names = set(trainable(model))
+        frozen = {name: tensor.clone() for name, tensor in model.named_parameters() if name not in names}
+        original = {name: tensor.clone() for name, tensor in tiny_backbone.module.state_dict().items()}
+        move(model, torch.randn(2, 3, 32, 32))
+        # the bias of k shifts all logits of a softmax alike: a part of the bias of qkv has no gradient, never all of it
+        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trainable(model).values())
+        parameters = dict(model.named_parameters())
+        assert all(torch.equal(parameters[name], tensor) for name, tensor in frozen.items())
+        state = tiny_backbone.module.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in original.items()), "the backbone was changed"
+
+    def test_what_is_saved_makes_the_same_model_again(
+        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
+    ) -> None:
+        images, model = torch.randn(2, 3, 32, 32), tune(method, options, tiny_backbone)
+        move(model, images)
+        saved = {name: tensor.detach().clone() for name, tensor in learned_tensors(model).items()}
+        torch.manual_seed(99)
+        fresh = build_model(
+            method,
+            spec_of_backbone(tiny_backbone, range(TINY_DEPTH)),
+            CLASSES,
+            METHODS[method].options.model_validate(options),
+            tiny_backbone,
+        )
+        fresh.load_state_dict(saved, strict=False)
+        torch.testing.assert_close(fresh(images), model(images))
+
+    def test_mixed_precision_stays_close(
+        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
+    ) -> None:
+        images, model = torch.randn(2, 3, 32, 32), tune(method, options, tiny_backbone)
+        move(model, images)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)
+        logits.float().sum().backward()
+        exact = model(images)
+        assert (logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+    def test_merges_where_it_can_and_comes_apart_again(
+        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
+    ) -> None:
+        images, model = torch.randn(2, 3, 32, 32), tune(method, options, tiny_backbone).eval()
+        move(model, images)
+        if method not in MERGEABLE:
+            with pytest.raises(UserError, match="merge"):
+                merge(model.module)
+            return
+        before, weights = model(images), {k: v.clone() for k, v in model.state_dict().items()}
+        plain = merge(model.module)
+        torch.testing.assert_close(model(images), before, rtol=1e-4, atol=1e-5)
+        assert {type(m).__module__.split(".")[0] for m in plain.modules()} <= {"timm", "torch"}
+        assert set(plain.state_dict()) == set(tiny_backbone.module.state_dict())
+        unmerge(model.module)
+        assert torch.equal(model(images), before)
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
 
 
 def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 import adapt.train
 from adapt.candidate import Candidate
 from adapt.objective import Objective, class_weights, make_objective
-from adapt.split import draw_validation
 from adapt.optimizer import make_schedule
+from adapt.split import draw_validation
 from adapt.train import Settings, evaluate_split, fit, predict_logits
 from store.errors import JobError, UserError
 

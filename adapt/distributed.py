@@ -1,0 +1,74 @@
+"""Data-parallel training: `torchrun --nproc-per-node 4 -m sidecache run pipeline.yaml`, one process a GPU.
+
+Every process takes its share of the parts of a batch, the gradients are summed, and all take the same step; since the
+loss of a part is its share of the whole batch's, the sum is the gradient that one process would have had. Batches need
+no common divisor, and a process without a part adds zeros (which DistributedDataParallel would not allow).
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int
+    size: int
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def share_of(self, parts: Sequence[Any]) -> list[Any]:
+        """The parts of a batch that fall to this process."""
+        return list(parts[self.rank :: self.size])
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of all processes, in place."""
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def world() -> World:
+    """The processes that torchrun started; alone without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World(0, 1)
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return World(dist.get_rank(), size)
+
+
+@contextmanager
+def own_run_dir(run_dir: Path) -> Iterator[Path]:
+    """The run directory for the process that leads; for every other one a copy that goes when the work is done."""
+    here = world()
+    with TemporaryDirectory() as scratch:
+        if not here.leads and run_dir.exists():
+            shutil.copytree(run_dir, scratch, dirs_exist_ok=True)
+        here.wait()  # nothing is written before all have their copy
+        yield run_dir if here.leads else Path(scratch)
+        here.wait()

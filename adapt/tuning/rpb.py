@@ -1,0 +1,74 @@
+"""Relative position bias (Swin, arXiv 2103.14030; BEiT, arXiv 2106.08254), a baseline of He et al., arXiv 2203.16329.
+
+    softmax(Q K^T / sqrt(d_h) + B) V            B_ij = table[head, position of j - position of i]
+
+One table (heads, 2 g_h - 1, 2 g_w - 1) a block, zero to begin with; the logits of prefix tokens get no bias. timm's own
+attention runs as it is, and takes B as its mask, which keeps the fused kernel.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapt.tuning.vit import Vit
+from store.errors import UserError
+from store.layout import TokenLayout
+
+_ARGUMENTS = ("attn_mask", "shared_rel_pos_bias")  # what is added to the logits: of timm's ViT and EVA; of its BEiT
+
+
+class RelativePositionBias(nn.Module):
+    """B of one attention.
+
+    `give` is a hook. As a bound method of a module inside the backbone it follows it into a deep copy.
+    """
+
+    def __init__(self, layout: TokenLayout, num_heads: int, argument: str) -> None:
+        super().__init__()
+        self.num_prefix_tokens, (self.height, self.width) = layout.num_prefix_tokens, layout.grid
+        self.argument = argument
+        self.table = nn.Parameter(torch.zeros(num_heads, 2 * self.height - 1, 2 * self.width - 1))
+
+    def forward(self) -> Float[Tensor, "1 heads tokens tokens"]:
+        """B for every pair of tokens."""
+        # A query in row i meets key rows 0 ... h - 1 at table rows h - 1 - i on: a window of the table. So B is all its
+        # windows, last query first, and needs no index, nor the slow gradient of indexing.
+        windows = self.table.unfold(1, self.height, 1).unfold(2, self.width, 1).flip(1, 2)
+        bias = windows.flatten(3).flatten(1, 2)  # (heads, patches, patches)
+        return F.pad(bias, (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))[None]
+
+    def give(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Add B to the arguments of the attention, and to the bias that is among them, if any."""
+        bias, given = self(), kwargs.get(self.argument)
+        return args, kwargs | {self.argument: bias if given is None else bias + given}
+
+
+def install_rpb(vit: Vit) -> None:
+    """Give every attention a relative position bias.
+
+    Raises:
+        UserError: the backbone's attention takes no bias.
+    """
+    for block in vit.blocks:
+        attention, argument = _find_argument(block)
+        bias = RelativePositionBias(vit.layout, attention.num_heads, argument)
+        attention.add_module("rpb", bias)
+        attention.register_forward_pre_hook(bias.give, with_kwargs=True)
+
+
+def _find_argument(block: nn.Module) -> tuple[Any, str]:
+    attention = getattr(block, "attn", None)
+    legal = inspect.signature(attention.forward).parameters if attention is not None else {}
+    for argument in _ARGUMENTS:
+        if argument in legal:
+            return attention, argument
+    raise UserError(
+        f"rpb adds a bias to the logits of the attention, which that of {type(block).__name__} does not take "
+        f"({' or '.join(_ARGUMENTS)}); choose another method, or a vit_*, deit_*, eva* or beit* backbone"
+    )

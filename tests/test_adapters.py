@@ -1,0 +1,208 @@
+"""Bottlenecks behind the sublayers: plain ones, and ones of Kronecker products."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapt.features import spec_of_backbone
+from adapt.methods import count_params, trainable
+from adapt.tuning.adapters import Adapter, AdapterDropOptions, AdapterOptions, install_adapters
+from adapt.tuning.compacter import CompacterOptions, KroneckerLinear, install_compacter
+from adapt.tuning.tuned import Install, Tuned
+from extract.backbone import TimmBackbone, empty_backbone, load_backbone
+from extract.config import BackboneConfig
+from store.errors import UserError
+
+CLASSES, DIM, DEPTH = 5, 32, 3
+TINY = {"embed_dim": DIM, "depth": DEPTH, "num_heads": 2, "patch_size": 8}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {},
+    "deit_tiny_distilled_patch16_224": {"drop_path_rate": 0.2},
+    "vit_small_patch14_reg4_dinov2": {},
+    "vit_base_patch16_siglip_224": {"img_size": (32, 48)},
+    "eva02_tiny_patch14_224": {},
+    "beit_base_patch16_224": {},
+}
+INSTALLS: list[tuple[Install, dict[str, Any]]] = [
+    (install_adapters, {"bottleneck": 8}),
+    (install_adapters, {"bottleneck": 8, "layers": [-1], "places": ["attention"]}),
+    (install_compacter, {"bottleneck": 8}),
+]
+
+
+def load(name: str, **kwargs: Any) -> TimmBackbone:
+    size = None if "img_size" in kwargs else 32
+    return load_backbone(BackboneConfig(name=name, weights="random", image_size=size, model_kwargs=TINY | kwargs))
+
+
+def build(backbone: TimmBackbone, install: Install, **options: Any) -> Tuned:
+    torch.manual_seed(0)
+    return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install, **options)
+
+
+def shake(model: nn.Module) -> None:
+    """Move what is trained away from where it starts."""
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.normal_(std=0.3)
+
+
+def train_two_steps(model: nn.Module, images: Tensor) -> None:
+    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("install", "options"), INSTALLS)
+class TestEveryFamily:
+    def test_starts_as_the_frozen_model_and_moves_every_tensor(
+        self, install: Install, options: dict[str, Any], family: str
+    ) -> None:
+        backbone = load(family, **FAMILIES[family])
+        model, frozen = build(backbone, install, **options).eval(), build(backbone, lambda vit: None).eval()
+        images = torch.randn(2, *backbone.image_size)
+        assert torch.equal(model(images), frozen(images))
+        train_two_steps(model, images)
+        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trainable(model).values())
+        assert not torch.allclose(model(images), frozen(images))
+
+    def test_runs_in_bfloat16_checkpointed_and_copied(
+        self, install: Install, options: dict[str, Any], family: str
+    ) -> None:
+        backbone = load(family, **FAMILIES[family])
+        model = build(backbone, install, **options).eval()
+        shake(model)
+        images = torch.randn(2, *backbone.image_size)
+        logits = model(images)
+        wanted = torch.autograd.grad(logits.square().sum(), list(trainable(model).values()))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (model(images) - logits).norm() < 0.1 * logits.norm()
+        copied = copy.deepcopy(model)
+        copied.module.set_grad_checkpointing(True)
+        copied(images).square().sum().backward()
+        for tensor, gradient in zip(trainable(copied).values(), wanted, strict=True):
+            torch.testing.assert_close(tensor.grad, gradient)
+        shake(copied)
+        assert torch.equal(model(images), logits)
+
+
+def test_adapters_stand_before_both_residuals() -> None:
+    backbone = load("vit_small_patch14_reg4_dinov2", init_values=0.5)
+    model = build(backbone, install_adapters, bottleneck=8)
+    shake(model)
+    frozen, block = backbone.module.blocks[1], model.module.blocks[1]
+    x = torch.randn(2, 21, DIM)
+
+    def adapted(z: Tensor, adapter: Adapter) -> Tensor:
+        hidden = nn.functional.gelu(z @ adapter.down.weight.T + adapter.down.bias)
+        return z + hidden @ adapter.up.weight.T + adapter.up.bias
+
+    middle = x + adapted(frozen.ls1(frozen.attn(frozen.norm1(x))), block.drop_path1[0])
+    wanted = middle + adapted(frozen.ls2(frozen.mlp(frozen.norm2(middle))), block.drop_path2[0])
+    torch.testing.assert_close(block(x), wanted)
+
+
+def test_a_dropped_sublayer_takes_its_adapter_along() -> None:
+    model = build(load("vit_tiny_patch16_224", drop_path_rate=0.2), install_adapters, bottleneck=8)
+    shake(model)
+    block, x = model.module.blocks[-1].train(), torch.randn(2, 17, DIM)
+    block.drop_path1[1].drop_prob = block.drop_path2[1].drop_prob = 1 - 1e-9
+    assert torch.equal(block(x), x)
+
+
+def adapter_count(adapters: int, bottleneck: int, dim: int = DIM) -> int:
+    return adapters * (2 * dim * bottleneck + bottleneck + dim)
+
+
+@pytest.mark.parametrize(
+    ("options", "adapters"),
+    [
+        ({}, 2 * DEPTH),
+        ({"places": ["attention"]}, DEPTH),
+        ({"places": ["mlp"]}, DEPTH),
+        ({"places": ["mlp", "mlp"]}, DEPTH),
+        ({"layers": [-1]}, 2),
+        ({"layers": [0, 2], "places": ["attention"]}, 2),
+    ],
+)
+def test_adapters_are_where_they_are_asked_for(options: dict[str, Any], adapters: int) -> None:
+    model = build(load("vit_tiny_patch16_224"), install_adapters, bottleneck=8, **options)
+    assert sum(isinstance(module, Adapter) for module in model.modules()) == adapters
+    assert count_params(model)[0] == adapter_count(adapters, 8)
+
+
+@pytest.mark.parametrize(
+    ("install", "options", "count"),
+    [
+        (install_adapters, AdapterOptions(), adapter_count(24, 64, 768)),
+        (install_adapters, AdapterDropOptions(), adapter_count(2, 64, 768)),
+        (install_compacter, CompacterOptions(), 4 * 12 * (768 + 64) + 4**3 + 2 * 12 * (64 + 768)),
+        (install_compacter, CompacterOptions(n=8, rank=2), 2 * 4 * 12 * (768 + 64) + 8**3 + 2 * 12 * (64 + 768)),
+    ],
+)
+def test_counts_follow_the_formulas_without_any_memory(install: Install, options: Any, count: int) -> None:
+    backbone = empty_backbone("vit_base_patch16_224", {})
+    with torch.device("meta"):
+        model = build(backbone, install, **options.model_dump())
+    assert count_params(model)[0] == count
+    assert all(tensor.is_meta for tensor in trainable(model).values())
+
+
+def test_adapters_in_the_last_block_ask_no_gradient_of_those_before() -> None:
+    backbone = load("vit_tiny_patch16_224")
+    model = build(backbone, install_adapters, layers=[-1])
+    seen: list[bool] = []
+    for block in model.module.blocks:
+        block.register_forward_hook(lambda block, args, output: seen.append(output.requires_grad))
+    model(torch.randn(2, *backbone.image_size))
+    assert seen == [False, False, True]
+
+
+@pytest.mark.parametrize(("n", "rank"), [(1, 1), (2, 3), (4, 1)])
+def test_a_compacter_weight_is_a_sum_of_kronecker_products(n: int, rank: int) -> None:
+    slow = nn.Parameter(torch.randn(n, n, n))
+    layer = KroneckerLinear(slow, 24, 8, rank)
+    nn.init.normal_(layer.bias)
+    weight = sum(torch.kron(slow[i], layer.s[i] @ layer.t[i].T) for i in range(n))
+    x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(layer(x), x @ weight.T + layer.bias)
+
+
+def test_a_fresh_compacter_keeps_the_scale_of_its_input() -> None:
+    layer = KroneckerLinear(nn.Parameter(4**-0.5 * torch.randn(4, 4, 4)), 768, 64, 1)
+    scale = layer(torch.randn(2, 50, 768)).std()
+    assert 0.3 < scale < 3
+
+
+def test_all_compacters_share_their_slow_factors_in_copies_and_files_too() -> None:
+    backbone = load("vit_tiny_patch16_224")
+    model = build(backbone, install_compacter, bottleneck=8)
+    shake(model)
+    images = torch.randn(2, *backbone.image_size)
+    fresh = build(backbone, install_compacter, bottleneck=8)
+    fresh.load_state_dict({name: tensor.detach() for name, tensor in trainable(model).items()}, strict=False)
+    assert torch.equal(fresh(images), model(images))
+    for one in (model, fresh, copy.deepcopy(model)):
+        assert len({id(module.slow) for module in one.modules() if isinstance(module, KroneckerLinear)}) == 1
+
+
+def test_an_n_that_does_not_divide_the_widths_is_refused_with_those_that_do() -> None:
+    with pytest.raises(UserError, match=r"n \(3\) must divide.*\(32\) and bottleneck \(12\); legal here: \[1, 2, 4\]"):
+        build(load("vit_tiny_patch16_224"), install_compacter, bottleneck=12, n=3)
+
+
+@pytest.mark.parametrize("install", [install_adapters, install_compacter])
+def test_blocks_without_two_residuals_are_refused(install: Install) -> None:
+    with pytest.raises(UserError, match=r"ParallelThingsBlock has no drop_path1; choose another method"):
+        build(load("vit_small_patch16_18x2_224"), install)
+
+
+def test_a_layer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"layers \[3\] do not exist: this backbone has 3, numbered 0 to 2"):
+        build(load("vit_tiny_patch16_224"), install_adapters, layers=[3])

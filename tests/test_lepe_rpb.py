@@ -1,0 +1,284 @@
+"""LePE and relative position bias: timm's attention with hooks, against the attention written out."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapt.features import spec_of_backbone
+from adapt.methods import count_params, trainable
+from adapt.tuning.lepe import LocalEncoding, install_lepe
+from adapt.tuning.rpb import RelativePositionBias, install_rpb
+from adapt.tuning.tuned import Install, Tuned
+from extract.backbone import TimmBackbone, empty_backbone, load_backbone
+from extract.config import BackboneConfig
+from store.errors import UserError
+
+CLASSES, DIM, HEADS = 5, 32, 2
+TINY = {"embed_dim": DIM, "depth": 3, "num_heads": HEADS, "patch_size": 8}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("vit_tiny_patch16_224", {}),
+    ("vit_tiny_patch16_224", {"scale_attn_norm": True, "qk_norm": True}),
+    ("deit_tiny_distilled_patch16_224", {"img_size": (32, 48)}),
+    ("vit_small_patch14_reg4_dinov2", {"init_values": 0.5}),
+    ("vit_base_patch16_siglip_224", {"img_size": (48, 16)}),
+    ("eva02_base_patch14_224", {}),  # separate projections
+    ("eva_giant_patch14_224", {}),  # one projection, whose bias is kept apart
+    ("vit_small_patch16_rope_mixed_224", {"init_values": 0.5}),
+    ("beit_base_patch16_224", {}),
+    ("beit_base_patch16_224", {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),
+]
+INSTALLS = pytest.mark.parametrize("install", [install_lepe, install_rpb])
+
+
+def load(name: str, **kwargs: Any) -> TimmBackbone:
+    """A small backbone in which every tensor matters, its biases too."""
+    size = None if "img_size" in kwargs else 32
+    torch.manual_seed(0)
+    backbone = load_backbone(BackboneConfig(name=name, weights="random", image_size=size, model_kwargs=TINY | kwargs))
+    with torch.no_grad():
+        for parameter in backbone.module.blocks.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return backbone
+
+
+def build(backbone: TimmBackbone, install: Install) -> Tuned:
+    torch.manual_seed(0)
+    return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install).eval()
+
+
+def shake(model: nn.Module) -> None:
+    """Move what is trained away from where it starts."""
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.normal_(std=0.5)
+
+
+def project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, K and V, (batch, tokens, dim) each."""
+    if getattr(attention, "qkv", None) is None:
+        return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+    bias = attention.qkv.bias
+    if getattr(attention, "q_bias", None) is not None:
+        bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
+    return F.linear(x, attention.qkv.weight, bias).chunk(3, dim=-1)
+
+
+def literal_attention(attention: Any, x: Tensor, bias: Tensor, local: Tensor) -> Tensor:
+    """The attention without any trick: `bias` is added to the logits, `local` to the output."""
+    q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in project(attention, x))
+    if hasattr(attention, "q_norm"):
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    weights = (q @ k.transpose(-2, -1) * attention.scale + bias).softmax(dim=-1)
+    output = (weights @ v).transpose(1, 2).flatten(2) + local
+    output = attention.norm(output) if hasattr(attention, "norm") else output
+    return F.linear(output, attention.proj.weight, attention.proj.bias)
+
+
+def literal_convolution(v: Tensor, conv: nn.Conv2d, prefix: int, grid: tuple[int, ...]) -> Tensor:
+    """Every patch: the sum over its neighbours on the grid."""
+    height, width = grid
+    local = torch.zeros_like(v)
+    for row in range(height):
+        for column in range(width):
+            here = prefix + row * width + column
+            local[:, here] = conv.bias
+            for i, j in ((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
+                if 0 <= row + i < height and 0 <= column + j < width:
+                    there = prefix + (row + i) * width + column + j
+                    local[:, here] += conv.weight[:, 0, 1 + i, 1 + j] * v[:, there]
+    return local
+
+
+def literal_bias(table: Tensor, prefix: int, grid: tuple[int, ...]) -> Tensor:
+    """Every pair of patches: the table's entry for the way from one to the other."""
+    height, width = grid
+    bias = torch.zeros(HEADS, prefix + height * width, prefix + height * width)
+    for query in range(height * width):
+        for key in range(height * width):
+            down, right = key // width - query // width, key % width - query % width
+            bias[:, prefix + query, prefix + key] = table[:, down + height - 1, right + width - 1]
+    return bias
+
+
+def own_bias(attention: Any) -> Tensor:
+    """BEiT's own relative position bias."""
+    return torch.zeros(()) if getattr(attention, "window_size", None) is None else attention._get_rel_pos_bias()
+
+
+@pytest.mark.parametrize(("name", "kwargs"), CASES)
+class TestAgainstTheAttentionWrittenOut:
+    def test_lepe(self, name: str, kwargs: dict[str, Any]) -> None:
+        backbone = load(name, **kwargs)
+        model, layout = build(backbone, install_lepe), backbone.layout
+        shake(model)
+        attention, x = model.module.blocks[1].attn, torch.randn(2, layout.num_tokens, DIM)
+        plain = backbone.module.blocks[1].attn
+        v = project(plain, x)[2]
+        local = literal_convolution(v, attention.lepe.conv, layout.num_prefix_tokens, layout.grid)
+        torch.testing.assert_close(attention(x), literal_attention(plain, x, own_bias(plain), local))
+
+    def test_rpb(self, name: str, kwargs: dict[str, Any]) -> None:
+        backbone = load(name, **kwargs)
+        model, layout = build(backbone, install_rpb), backbone.layout
+        shake(model)
+        attention, x = model.module.blocks[1].attn, torch.randn(2, layout.num_tokens, DIM)
+        plain = backbone.module.blocks[1].attn
+        bias = literal_bias(attention.rpb.table, layout.num_prefix_tokens, layout.grid) + own_bias(plain)
+        torch.testing.assert_close(attention(x), literal_attention(plain, x, bias, torch.zeros(())))
+
+
+@INSTALLS
+@pytest.mark.parametrize(("name", "kwargs"), CASES)
+class TestEveryFamily:
+    def test_starts_as_the_frozen_model_and_moves_every_tensor(
+        self, install: Install, name: str, kwargs: dict[str, Any]
+    ) -> None:
+        backbone = load(name, **kwargs)
+        model, frozen = build(backbone, install), build(backbone, lambda vit: None)
+        images = torch.randn(2, *backbone.image_size)
+        torch.testing.assert_close(model(images), frozen(images))
+        optimizer = torch.optim.SGD(trainable(model).values(), lr=0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trainable(model).values())
+        assert not torch.allclose(model(images), frozen(images))
+
+    def test_runs_in_bfloat16_checkpointed_and_copied(
+        self, install: Install, name: str, kwargs: dict[str, Any]
+    ) -> None:
+        backbone = load(name, **kwargs)
+        model = build(backbone, install)
+        shake(model)
+        images = torch.randn(2, *backbone.image_size)
+        logits = model(images)
+        wanted = torch.autograd.grad(logits.square().sum(), list(trainable(model).values()))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (model(images) - logits).norm() < 0.1 * logits.norm()
+        copied = copy.deepcopy(model)
+        copied.module.set_grad_checkpointing(True)
+        copied(images).square().sum().backward()
+        for tensor, gradient in zip(trainable(copied).values(), wanted, strict=True):
+            torch.testing.assert_close(tensor.grad, gradient)
+        shake(copied)
+        assert torch.equal(model(images), logits)
+        assert not torch.allclose(copied(images), logits)
+
+
+@INSTALLS
+def test_the_fused_kernel_still_computes_the_attention(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, calls = F.scaled_dot_product_attention, []
+
+    def spy(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(kwargs)
+        return fused(*args, **kwargs)
+
+    backbone = load("vit_tiny_patch16_224")
+    model = build(backbone, install)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    model(torch.randn(2, *backbone.image_size))
+    assert len(calls) == 3
+
+
+@INSTALLS
+def test_a_model_may_be_cast_to_half_precision(install: Install) -> None:
+    backbone = load("vit_tiny_patch16_224")
+    model = build(backbone, install).bfloat16()
+    shake(model)
+    assert model(torch.randn(2, *backbone.image_size).bfloat16()).isfinite().all()
+
+
+def test_lepe_keeps_no_tensor_between_passes() -> None:
+    backbone = load("eva_giant_patch14_224")
+    model = build(backbone, install_lepe)
+    model.module.set_grad_checkpointing(True)
+    encodings = [module for module in model.modules() if isinstance(module, LocalEncoding)]
+    logits = model(torch.randn(2, *backbone.image_size))
+    assert [encoding._kept for encoding in encodings] == [None] * 3
+    logits.sum().backward()
+    assert [encoding._kept for encoding in encodings] == [None] * 3
+
+
+def test_lepe_neither_reads_nor_writes_prefix_tokens() -> None:
+    backbone = load("vit_small_patch14_reg4_dinov2")
+    encoding = LocalEncoding(backbone.layout, 0, DIM)
+    nn.init.normal_(encoding.conv.weight)
+    nn.init.normal_(encoding.conv.bias)
+    v = torch.randn(2, backbone.layout.num_tokens, DIM)
+    changed = v.clone()
+    changed[:, :5] = torch.randn(2, 5, DIM)
+    assert torch.equal(encoding(v), encoding(changed))
+    assert not encoding(v)[:, :5].any()
+    assert encoding(v)[:, 5:].all()
+
+
+def test_relative_position_bias_gives_none_to_prefix_tokens() -> None:
+    bias = RelativePositionBias(load("vit_small_patch14_reg4_dinov2").layout, HEADS, "attn_mask")
+    nn.init.normal_(bias.table)
+    assert not bias()[..., :5, :].any()
+    assert not bias()[..., :, :5].any()
+    assert bias()[..., 5:, 5:].all()
+
+
+def test_relative_position_bias_adds_to_a_mask_that_is_given() -> None:
+    backbone = load("vit_tiny_patch16_224")
+    model = build(backbone, install_rpb)
+    shake(model)
+    attention, x, mask = model.module.blocks[0].attn, torch.randn(2, 17, DIM), torch.randn(1, 1, 17, 17)
+    bias = literal_bias(attention.rpb.table, 1, (4, 4)) + mask
+    wanted = literal_attention(backbone.module.blocks[0].attn, x, bias, torch.zeros(()))
+    torch.testing.assert_close(attention(x, attn_mask=mask), wanted)
+
+
+@pytest.mark.parametrize(
+    ("install", "kwargs", "count"),
+    [
+        (install_lepe, {}, 92_160),
+        (install_lepe, {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 61_440),
+        (install_rpb, {}, 104_976),
+        (install_rpb, {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 16_224),
+        (install_lepe, {"img_size": (224, 320)}, 92_160),
+        (install_rpb, {"img_size": (224, 320)}, 12 * 12 * 27 * 39),
+    ],
+)
+def test_counts_are_the_published_ones_without_any_memory(install: Install, kwargs: dict[str, Any], count: int) -> None:
+    backbone = empty_backbone("vit_base_patch16_224", kwargs)
+    with torch.device("meta"):
+        model = build(backbone, install)
+    assert count_params(model)[0] == count
+    assert all(tensor.is_meta for tensor in trainable(model).values())
+
+
+@INSTALLS
+def test_what_is_learned_survives_a_state_dict(install: Install) -> None:
+    backbone = load("beit_base_patch16_224")
+    model, fresh = build(backbone, install), build(backbone, install)
+    shake(model)
+    fresh.load_state_dict(model.state_dict())
+    images = torch.randn(2, *backbone.image_size)
+    assert torch.equal(fresh(images), model(images))
+
+
+def test_lepe_refuses_a_v_narrower_than_the_output() -> None:
+    backbone = load("eva02_base_patch14_224")
+    backbone.module.blocks[1].attn.v_proj = nn.Linear(DIM, DIM // 2)
+    with pytest.raises(UserError, match=r"32 wide, a convolution of V, which is 16 wide here \(grouped-query"):
+        build(backbone, install_lepe)
+
+
+@pytest.mark.parametrize(
+    ("install", "name", "message"),
+    [
+        (install_lepe, "vit_small_patch16_18x2_224", "this backbone has no 'v' in its blocks .ParallelThingsBlock"),
+        (install_rpb, "vit_small_patch16_18x2_224", "that of ParallelThingsBlock does not take .attn_mask or shared"),
+        (install_rpb, "vit_relpos_small_patch16_224", "that of RelPosBlock does not take .attn_mask or shared"),
+    ],
+)
+def test_an_attention_that_cannot_be_reached_is_refused(install: Install, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(load(name), install)

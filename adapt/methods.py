@@ -97,8 +97,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training leaves behind: the trained parameters, the ones of an update that stay as they were drawn (LoRA with
-    A frozen), and the standardisation that the head stands on.
+    """What training leaves behind: trained parameters, those of an update that stay as they were drawn (LoRA with A
+    frozen), and the standardisation that the head stands on.
     """
     buffers = {name: tensor for name, tensor in model.named_buffers() if name.startswith("readout.")}
     return (

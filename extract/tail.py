@@ -26,12 +26,14 @@ class Tail(nn.Module):
         fc_norm: nn.Module | None = None,
         pool_type: str = "avg",
         num_prefix_tokens: int = 0,
+        distilled: bool = False,
     ) -> None:
         super().__init__()
         self.norm = norm or nn.Identity()
         self.attn_pool = attn_pool
         self.fc_norm = fc_norm or nn.Identity()
         self.pool_type, self.num_prefix_tokens = pool_type, num_prefix_tokens
+        self.distilled = distilled  # DeiT reads its class token and its distillation token
         self.reads_patches = attn_pool is not None or pool_type != "token"
         self.eval().requires_grad_(False)
 
@@ -43,6 +45,8 @@ class Tail(nn.Module):
         """Pool normalised tokens as the backbone does."""
         if self.attn_pool is not None:
             return self.normalise_pooled(self.attn_pool(tokens))
+        if self.distilled:
+            return tokens[:, :2].mean(dim=1)
         pooled = global_pool_nlc(tokens, pool_type=self.pool_type, num_prefix_tokens=self.num_prefix_tokens)
         return self.normalise_pooled(pooled)
 
@@ -61,7 +65,12 @@ def tail_of(model: nn.Module, shared: bool = False) -> Tail:
     if not shared:
         parts = copy.deepcopy(parts)
     prefix = int(getattr(model, "num_prefix_tokens", 0))
-    return Tail(**parts, pool_type=str(getattr(model, "global_pool", "avg")), num_prefix_tokens=prefix)
+    return Tail(
+        **parts,
+        pool_type=str(getattr(model, "global_pool", "avg")),
+        num_prefix_tokens=prefix,
+        distilled=hasattr(model, "dist_token"),
+    )
 
 
 def tail_from_arrays(name: str, kwargs: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Tail:

@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from adapt.report import Box, chart, headline, place_label, print_table, sections_of, write_report
+from adapt.chart import chart
+from adapt.labels import Box, place_label
+from adapt.report import print_table, write_report
 from adapt.results import Row, summarise
+from adapt.section import headline, sections_of
 from store.errors import UserError
 
 SCRIPT = "<script>alert(1)</script>"

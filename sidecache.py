@@ -110,6 +110,17 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
 
 def run(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
     """The whole job: `extract` what is missing, `train` what is not trained yet, write results and report."""
+    _extract_first(config, source, backbone)
+    return train(config, source, backbone)
+
+
+def say(message: str) -> None:
+    """One line on standard error: what the job decided or finished; of many processes the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(message, err=True)
+
+
+def _extract_first(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> None:
     from adapt.distributed import world
     from adapt.run import make_run_dir
 
@@ -118,13 +129,6 @@ def run(config: "Config", source: "ImageSource | None" = None, backbone: "Backbo
     if config.train.feature_source != "online" and here.leads:
         _say_extraction(extract(config, source, backbone))
     here.wait()
-    return train(config, source, backbone)
-
-
-def say(message: str) -> None:
-    """One line on standard error: what the job decided or finished; of many processes the first one speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(message, err=True)
 
 
 def _say_extraction(extraction: "Extraction") -> None:
@@ -174,6 +178,30 @@ def train_command(config: ConfigPath, overrides: Overrides = None) -> None:
     parsed = _read(config, overrides)
     train(parsed)
     _print_results(parsed.run_dir)
+
+
+@app.command("intrinsic", epilog="Example: sidecache intrinsic pipeline.yaml --dims 16,64,256 --json")
+def intrinsic_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    block: Annotated[int | None, typer.Option(min=0, help="which block; the last one by default")] = None,
+    dims: Annotated[str, typer.Option(metavar="D,D,...", help="dimensions of the subspaces")] = "8,32,128,512",
+    json: AsJson = False,
+) -> None:
+    """Measure the local intrinsic dimension of a block's attention and MLP; `targets: auto` then goes by it."""
+    from adapt.distributed import own_run_dir, world
+    from adapt.intrinsic_dimension import parse_dims, print_measurement
+    from adapt.origin import Inputs
+    from adapt.run import measure_intrinsic_dimension
+
+    parsed, chosen = _read(config, overrides), parse_dims(dims)
+    _extract_first(parsed)
+    with own_run_dir(parsed.run_dir) as run_dir:
+        own = parsed.model_copy(update={"run_dir": run_dir})
+        measurement = measure_intrinsic_dimension(own, Inputs(own), block, chosen, say)
+    if world().leads:
+        _print_json(measurement.document()) if json else print_measurement(measurement)
+        say(f"curves: {parsed.run_dir / 'intrinsic.json'}, figure: {parsed.run_dir / 'intrinsic.svg'}")
 
 
 @app.command("report", epilog="Example: sidecache report runs/digits")

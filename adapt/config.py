@@ -32,6 +32,9 @@ class TrainConfig(Section):
 
     feature_source: Literal["auto", "resident", "streamed", "online"] = "auto"
     epochs: PositiveInt = 30
+    search_epochs: PositiveInt | None = Field(
+        None, description="epochs of a trial of a search, or null for all of them"
+    )
     batch_size: PositiveInt = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Positive = 0.001

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from adapt.adaptor import Card, save_adaptor
 from adapt.config import Config, MethodConfig, Trial
 from adapt.cost import break_even_epochs, inference_gflops, peak_memory
+from adapt.intrinsic_dimension import Measurement, Record, entry_of, measure, resolve_targets
 from adapt.methods import count_params, find_method
 from adapt.origin import Costs, Inputs, Origin, Say, open_origin
 from adapt.results import Row, read_results, write_atomically, write_results
@@ -35,6 +36,15 @@ def train(config: Config, inputs: Inputs, say: Say = lambda _: None) -> list[Row
     for method in config.parsed_methods():
         _train_method(method, config, origin, say)
     return read_results(config.run_dir)
+
+
+def measure_intrinsic_dimension(
+    config: Config, inputs: Inputs, block: int | None, dims: Sequence[int], say: Say = lambda _: None
+) -> Measurement:
+    """Measure the local intrinsic dimension of a block (None: the last one); points that are done are kept."""
+    prepare_run_dir(config)
+    lean = config.model_copy(update={"methods": ["full"]})  # no other features than those of the last layer
+    return _measure(config, open_origin(lean, inputs, say), say, block, dims)
 
 
 def prepare_run_dir(config: Config) -> None:
@@ -74,17 +84,47 @@ def settings_of(config: Config, method: MethodConfig, seed: int) -> Settings:
 
 
 def _train_method(method: MethodConfig, config: Config, origin: Origin, say: Say) -> None:
+    method = resolve_targets(method, lambda: _measure(config, origin, say), say)
     material = _material(method, config, origin)
     trial = _choose(method, config, origin, material)
     if len(method.trials) > 1:
         say(f"{method.name}: chose {_describe(trial)} among {len(method.trials)} on validation")
     for seed in config.train.seeds:
         settings = settings_of(config, method, seed)
-        trial_id = _digest(origin.identity, material.kind, method.name, trial, settings, config.data.val_fraction)
+        trial_id = _trial_id(method, trial, config, origin, material, settings)
         if trial_id in _finished(config.run_dir):
             say(f"{method.name} seed {seed}: done before")
             continue
         _train_seed(trial_id, method, trial, config, origin, material, settings)
+
+
+def _measure(
+    config: Config, origin: Origin, say: Say, block: int | None = None, dims: Sequence[int] | None = None
+) -> Measurement:
+    """Without `dims`: the last measurement of the run directory, which `sidecache intrinsic` may have made."""
+    record, features = Record(config.run_dir, _rows(config.run_dir)), _digest(origin.identity)
+    if dims is None:
+        block, dims = record.asked(features)
+    material = _material(entry_of(config, "full"), config, origin)
+
+    def score(method: MethodConfig, trial: Trial) -> float:
+        settings = settings_of(config, method, config.train.seeds[0])
+        trial_id = _trial_id(method, trial, config, origin, material, settings)
+        checkpoint = config.run_dir / "checkpoints" / f"intrinsic-{trial_id}"
+
+        def train() -> float:
+            trained = train_trials(method, [trial], material, settings, config.data.val_fraction, checkpoint)
+            best = trained.candidates[0].score
+            say(f"{method.name}: {best:.2f} on validation with {_describe(trial)}")
+            return best
+
+        value = record.score(trial_id, method, trial, train)
+        _delete_checkpoints(checkpoint)
+        return value
+
+    measurement = measure(config, material, score, origin.facts.layers[-1] if block is None else block, dims)
+    record.keep(features, measurement)
+    return measurement
 
 
 def _material(method: MethodConfig, config: Config, origin: Origin) -> Material:
@@ -95,6 +135,7 @@ def _material(method: MethodConfig, config: Config, origin: Origin) -> Material:
 def _choose(method: MethodConfig, config: Config, origin: Origin, material: Material) -> Trial:
     """Search with the first seed; the outcome is kept in the run directory."""
     settings, fraction = settings_of(config, method, config.train.seeds[0]), config.data.val_fraction
+    settings = replace(settings, epochs=config.train.search_epochs or settings.epochs)
     search_id = _digest(origin.identity, material.kind, method, settings, fraction)
 
     def run(trials: Sequence[Trial], name: str) -> Trained:
@@ -177,15 +218,23 @@ def adaptor_path(run_dir: Path, row: Row) -> Path:
 
 
 def _finished(run_dir: Path) -> set[str]:
-    if not (run_dir / "results.json").exists():
-        return set()
-    return {row.trial_id for row in read_results(run_dir) if adaptor_path(run_dir, row).exists()}
+    return {row.trial_id for row in _rows(run_dir) if adaptor_path(run_dir, row).exists()}
+
+
+def _rows(run_dir: Path) -> list[Row]:
+    return read_results(run_dir) if (run_dir / "results.json").exists() else []
 
 
 def _describe(trial: Trial) -> str:
     options = ", ".join(f"{name}={value}" for name, value in trial.options.model_dump(mode="json").items())
     rate = "" if trial.lr is None else f"lr={trial.lr:g}, "
     return f"{rate}weight_decay={trial.weight_decay:g}, {options}"
+
+
+def _trial_id(
+    method: MethodConfig, trial: Trial, config: Config, origin: Origin, material: Material, settings: Settings
+) -> str:
+    return _digest(origin.identity, material.kind, method.name, trial, settings, config.data.val_fraction)
 
 
 def _digest(*parts: Any) -> str:

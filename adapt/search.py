@@ -21,6 +21,8 @@ from adapt.solve import Pooled, readout_of, solve_heads
 from adapt.split import draw_validation
 from adapt.train import Settings, fit
 
+_WIDENINGS = 3  # of a grid whose best point lies at its edge
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -144,30 +146,47 @@ class _Pass:
 
 
 Run = Callable[[Sequence[Trial], str], Trained]
+Points = dict[int, dict[str, Any]]  # by the trial's position in the grid: its options, and what validation says of it
 
 
 def choose_trial(method: MethodConfig, run: Run, kept: Path) -> Trial:
-    """The best trial of the grid on validation; scores are kept in a file as they come, and not computed twice.
+    """The best trial of the grid on validation; a best at the edge of its learning rates or weight decays widens it.
 
     Args:
         run: trains some trials; its second argument is a name for the pass.
+        kept: a file that keeps scores as they come, so that none is computed twice.
     """
-    if len(method.trials) == 1:
-        return method.trials[0]
-    points: dict[int, dict[str, Any]] = {}
+    trials = list(method.trials)
+    if len(trials) == 1:
+        return trials[0]
+    points: Points = {}
     if kept.exists():
         points = {int(index): point for index, point in json.loads(kept.read_text())["points"].items()}
-    for todo in _passes(method, points):
-        candidates = run([method.trials[index] for index in todo], str(todo[0])).candidates
-        points |= {index: _point(method.trials[index], c) for index, c in zip(todo, candidates, strict=True)}
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps({"method": method.name, "points": points}, indent=1))
-    return method.trials[max(points, key=lambda index: (points[index]["score"], -points[index]["loss"]))]
+    for _ in range(1 + _WIDENINGS):
+        for todo in _passes(method, [index for index in range(len(trials)) if index not in points]):
+            candidates = run([trials[index] for index in todo], str(todo[0])).candidates
+            points |= {index: _point(trials[index], c) for index, c in zip(todo, candidates, strict=True)}
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept, json.dumps({"method": method.name, "points": points}, indent=1))
+        best = max(range(len(trials)), key=lambda index: (points[index]["score"], -points[index]["loss"]))
+        trials += beyond_the_edge(trials, trials[best])
+    return trials[best]
 
 
-def _passes(method: MethodConfig, done: dict[int, Any]) -> list[list[int]]:
+def beyond_the_edge(trials: Sequence[Trial], best: Trial) -> list[Trial]:
+    """The next steps of a logarithmic grid (of three values and more) where the best has no neighbour on one side."""
+    more = []
+    for axis in ("lr", "weight_decay"):
+        values = sorted({value for trial in trials if (value := getattr(trial, axis))})
+        if len(values) < 3 or getattr(best, axis) not in (values[0], values[-1]):
+            continue
+        edge, inner = (values[0], values[1]) if getattr(best, axis) == values[0] else (values[-1], values[-2])
+        more.append(best.model_copy(update={axis: edge * edge / inner}))
+    return more
+
+
+def _passes(method: MethodConfig, todo: list[int]) -> list[list[int]]:
     """All trials in one pass, or each in its own where each needs a backbone of its own."""
-    todo = [index for index in range(len(method.trials)) if index not in done]
     if find_method(method.name).needs == "end_to_end":
         return [[index] for index in todo]
     return [todo] if todo else []

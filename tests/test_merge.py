@@ -80,8 +80,9 @@ def test_unmerging_restores_the_model_to_the_last_bit(method: str, family: str) 
     assert leftovers(merge(unmerge(merge(model)))) == []
 
 
-def test_a_merged_model_may_be_changed_and_copied_before_it_is_unmerged() -> None:
-    model = disturb(build("kronecker"))
+@methods
+def test_a_merged_model_may_be_changed_and_copied_before_it_is_unmerged(method: str) -> None:
+    model = disturb(build(method))
     before = run(model)
     copied = copy.deepcopy(merge(model))
     with torch.no_grad():
@@ -90,6 +91,13 @@ def test_a_merged_model_may_be_changed_and_copied_before_it_is_unmerged() -> Non
             block.attn.qkv.bias.zero_()
     assert torch.equal(run(unmerge(copied)), before)
     assert torch.equal(run(unmerge(model)), before)
+
+
+def test_training_and_evaluation_are_kept() -> None:
+    model = merge(build("lora").eval())
+    assert not any(module.training for module in model.modules())
+    model.train()
+    assert all(module.training for module in unmerge(model).modules())
 
 
 def test_the_frozen_backbone_is_not_touched() -> None:

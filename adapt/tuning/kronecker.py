@@ -15,7 +15,7 @@ and with slow factors of rank s, dW is a product of (out, n r s) columns a_i (x)
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.tuning.tuned import TunedOptions
-from adapt.tuning.updates import Target, Targets, Update, add_update, as_autocast, frozen_linear
+from adapt.tuning.updates import LEGAL_TARGETS, Target, Targets, Update, add_update, frozen_linear
 from adapt.tuning.vit import Place, Vit
 from store.config import PositiveInt
 from store.errors import UserError
@@ -38,7 +38,7 @@ class KroneckerOptions(TunedOptions):
     slow_rank: PositiveInt | None = Field(None, description="a positive whole number, or null for full slow factors")
     scale: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
     bias: bool = False
-    targets: Targets = ("q", "v")
+    targets: Targets | Literal["auto"] = Field(("q", "v"), description=f"{LEGAL_TARGETS}, or auto within a run")
 
 
 class SlowFactors(nn.Module):
@@ -88,9 +88,8 @@ class KroneckerUpdate(Update):
         """See `Update.forward`."""
         if self.slow.rank is not None:
             return F.linear(F.linear(x, self._down()), self._up(), self.bias_delta())
-        x = as_autocast(x)  # the backward pass runs outside of autocast, and so needs one type from the start
         factors = (self.slow(), self.scale * self.u, self.v)
-        y: Tensor = _Contract.apply(x, *(factor.to(x.dtype) for factor in factors))
+        y: Tensor = _Contract.apply(x, *(factor.to(x.dtype) for factor in factors))  # its own backward has no autocast
         bias = self.bias_delta()
         return y if bias is None else y + bias.to(y.dtype)
 
@@ -159,7 +158,7 @@ def install_kronecker(
     slow_rank: int | None = None,
     scale: float = 1.0,
     bias: bool = False,
-    targets: tuple[Target, ...] = ("q", "v"),
+    targets: tuple[Target, ...] | Literal["auto"] = ("q", "v"),
 ) -> None:
     """Give every target in every block a sum of Kronecker products.
 
@@ -169,11 +168,13 @@ def install_kronecker(
         slow_rank: s, of the slow factors; None for full ones.
         scale: of the update.
         bias: whether a block has a bias, which all its targets add.
-        targets: which linear maps of a block.
+        targets: which linear maps of a block; a run replaces `auto` (`adapt.intrinsic_dimension`).
 
     Raises:
-        UserError: `n` does not divide the widths of the targets; a bias for targets of several widths.
+        UserError: `n` does not divide the widths of the targets; a bias for targets of several widths; `auto`.
     """
+    if isinstance(targets, str):
+        raise UserError(f"targets: auto is measured within a run (`sidecache run`); legal here: {LEGAL_TARGETS}")
     places = {target: vit.places(target) for target in targets}
     _check(n, bias, [place for some in places.values() for place in some])
     device = frozen_linear(places[targets[0]][0]).weight.device

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adapt.tuning.vit import TARGETS, Place
 
 Target = Literal["q", "k", "v", "proj", "fc1", "fc2"]
+LEGAL_TARGETS = f"a list of {', '.join(TARGETS)}, each of them once"
 
 
 def _each_once(targets: tuple[Target, ...]) -> tuple[Target, ...]:
@@ -25,7 +26,7 @@ def _each_once(targets: tuple[Target, ...]) -> tuple[Target, ...]:
 
 Targets = Annotated[
     tuple[Target, ...],
-    Field(min_length=1, strict=False, description=f"a list of {', '.join(TARGETS)}, each of them once"),
+    Field(min_length=1, strict=False, description=LEGAL_TARGETS),
     AfterValidator(_each_once),
 ]
 
@@ -34,7 +35,7 @@ class Update(nn.Module):
     """What a method adds to some rows of a linear map; zero until training moves it."""
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """dW x + db, without dW."""
+        """dW x + db, without dW; under autocast, x has its type already."""
         raise NotImplementedError
 
     def delta(self) -> Float[Tensor, "outputs inputs"]:
@@ -67,7 +68,7 @@ class UpdatedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """The frozen map's output with every update added to its slice."""
-        x = as_autocast(x)  # once for all: each map would make, and keep for the backward pass, a copy of its own
+        x = _as_autocast(x)  # once for all: each map would make, and keep for the backward pass, a copy of its own
         out: Tensor = _AddToSlices.apply(self.base(x), self.slices, *(update(x) for update in self.updates))
         return out
 
@@ -146,7 +147,7 @@ def update_tensors(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: tensor for name, tensor in module.named_parameters() if name.startswith(paths)}
 
 
-def as_autocast(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def _as_autocast(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The input as autocast would hand it to a linear map."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):

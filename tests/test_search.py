@@ -1,0 +1,68 @@
+"""Choosing on validation: what is kept, what is not computed twice, and grids that are too narrow."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from adapt.candidate import Candidate
+from adapt.config import MethodConfig, Trial, load_config
+from adapt.search import Trained, beyond_the_edge, choose_trial
+
+
+def losa(**sweep: list[float]) -> MethodConfig:
+    document = {"backbone": {"weights": "random"}, "methods": [{"name": "losa", "sweep": sweep}]}
+    return load_config(document).parsed_methods()[0]
+
+
+class Judge:
+    """Trains nothing: a trial is the better the nearer it is to a learning rate."""
+
+    def __init__(self, best_lr: float) -> None:
+        self.best_lr, self.passes = best_lr, []
+
+    def __call__(self, trials: Sequence[Trial], name: str) -> Trained:
+        self.passes.append([trial.lr for trial in trials])
+        distance = [max(trial.lr / self.best_lr, self.best_lr / trial.lr) for trial in trials]
+        candidates = [Candidate(nn.Identity(), None, 0.0, score=-d, loss=0.0) for d in distance]
+        return Trained(candidates, 1.0, 1.0)
+
+
+def test_the_best_point_is_chosen_in_one_pass(tmp_path: Path) -> None:
+    judge = Judge(0.01)
+    assert choose_trial(losa(lr=[0.001, 0.01, 0.1]), judge, tmp_path / "search.json").lr == 0.01
+    assert judge.passes == [[0.001, 0.01, 0.1]]
+
+
+@pytest.mark.parametrize(("best_lr", "found"), [(1.0, 1.0), (1e-5, 1e-5), (1e4, 100.0)])
+def test_a_best_at_the_edge_widens_the_grid_a_few_times(tmp_path: Path, best_lr: float, found: float) -> None:
+    judge = Judge(best_lr)
+    chosen = choose_trial(losa(lr=[0.001, 0.01, 0.1]), judge, tmp_path / "search.json")
+    assert chosen.lr == pytest.approx(found)
+    assert all(len(trials) == 1 for trials in judge.passes[1:])
+
+
+def test_what_is_kept_is_not_computed_again(tmp_path: Path) -> None:
+    file, grid = tmp_path / "search.json", losa(lr=[0.001, 0.01, 0.1])
+    first = choose_trial(grid, Judge(1.0), file)
+    judge = Judge(1.0)
+    assert choose_trial(grid, judge, file) == first
+    assert judge.passes == []
+    points = json.loads(file.read_text())["points"]
+    del points["1"], points["3"]
+    file.write_text(json.dumps({"method": "losa", "points": points}))
+    assert choose_trial(grid, judge, file) == first
+    assert judge.passes[0] == [0.01]
+
+
+def test_two_values_and_options_are_not_widened() -> None:
+    for grid in (losa(lr=[0.1, 0.2]), losa(rank=[2, 4, 8]), losa(weight_decay=[0.0, 0.1, 0.2])):
+        assert all(beyond_the_edge(grid.trials, trial) == [] for trial in grid.trials[:1])
+
+
+def test_both_axes_may_be_widened_at_once() -> None:
+    grid = losa(lr=[0.001, 0.01, 0.1], weight_decay=[0.1, 0.2, 0.4])
+    more = beyond_the_edge(grid.trials, grid.trials[-1])
+    assert [(trial.lr, trial.weight_decay) for trial in more] == [(pytest.approx(1.0), 0.4), (0.1, pytest.approx(0.8))]

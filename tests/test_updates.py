@@ -57,7 +57,12 @@ def backbone_of(family: str) -> TimmBackbone:
     name, kwargs = FAMILIES[family]
     size = None if "img_size" in kwargs else 32
     torch.manual_seed(0)
-    return load_backbone(BackboneConfig(name=name, weights="random", image_size=size, model_kwargs=SIZE | kwargs))
+    config = BackboneConfig(name=name, weights="random", image_size=size, model_kwargs=SIZE | kwargs)
+    backbone = load_backbone(config)
+    for name, tensor in backbone.module.named_parameters():
+        if "gamma" in name:
+            nn.init.ones_(tensor)  # layer scales start so small that the blocks would not matter
+    return backbone
 
 
 def build(method: str, family: str = "vit", **more: Any) -> Tuned:

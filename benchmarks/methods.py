@@ -1,0 +1,209 @@
+"""A training step of the weight-update methods: `python benchmarks/methods.py [--model NAME] [--out FILE]`.
+
+LoRA beside peft's, both on q and v of the same model with separate projections (an EVA of the size of --model; peft
+cannot adapt q and v of a fused map), and Kronecker beside LoRA on --model itself, whose qkv is fused. In one process;
+in every round every contestant makes one step (forward, backward, AdamW), in a turning order; times are medians, of
+seconds on the clock and of the processor's (`cpu_seconds`, which other work on the machine disturbs less).
+
+Two figures of memory, each taken in a phase of its own with one model alive: `saved_bytes`, exactly what autograd keeps
+for the backward pass (weights left out), and `peak_bytes`, how far one step rises above the memory before it
+(`adapt.cost.peak_memory`: allocations on a GPU, else the resident memory of the process, which is good to some MB).
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from torch.nn import functional as F
+
+from adapt.cost import peak_memory
+from adapt.features import spec_of_backbone
+from adapt.methods import trainable
+from adapt.tuning.kronecker import install_kronecker
+from adapt.tuning.lora import install_lora
+from adapt.tuning.tuned import Install, Tuned
+from adapt.tuning.vit import Vit
+from extract.backbone import TimmBackbone, empty_backbone, load_backbone
+from extract.config import BackboneConfig
+
+CLASSES, RANK = 10, 4
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64}  # `--small`: does it run at all
+RATIOS = {  # ours / theirs
+    "LoRA / peft's, separate q and v": ("lora, separate", "peft, separate"),
+    "Kronecker / LoRA, fused qkv": ("kronecker, fused", "lora, fused"),
+    "Kronecker of slow rank 1 / LoRA, fused qkv": ("kronecker of slow rank 1, fused", "lora, fused"),
+}
+
+
+def install_peft(vit: Vit) -> None:
+    """peft's LoRA, in the place of ours."""
+    config = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+    inject_adapter_in_model(config, vit.module)
+
+
+def build_contestants(name: str, small: bool) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each model, by its name."""
+    size: dict[str, Any] = dict(SMALL) if small else {}
+    fused = BackboneConfig(name=name, weights="random", model_kwargs=size)
+    shape: Any = empty_backbone(name, size).module
+    separate = BackboneConfig(
+        name="eva02_tiny_patch14_224",
+        weights="random",
+        model_kwargs={
+            "embed_dim": shape.embed_dim,
+            "depth": len(shape.blocks),
+            "num_heads": shape.blocks[0].attn.num_heads,
+            "patch_size": shape.patch_embed.patch_size[0],
+            "img_size": shape.patch_embed.img_size[0],
+            "mlp_ratio": 4,
+            "swiglu_mlp": False,
+            "use_rot_pos_emb": False,
+            "qkv_fused": False,
+        },
+    )
+    return {
+        "lora, separate": lambda: build(load_backbone(separate), install_lora, rank=RANK),
+        "peft, separate": lambda: build(load_backbone(separate), install_peft),
+        "lora, fused": lambda: build(load_backbone(fused), install_lora, rank=RANK),
+        "kronecker, fused": lambda: build(load_backbone(fused), install_kronecker),
+        "kronecker of slow rank 1, fused": lambda: build(load_backbone(fused), install_kronecker, slow_rank=1),
+    }
+
+
+def build(backbone: TimmBackbone, install: Install, **options: Any) -> nn.Module:
+    return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install, **options)
+
+
+class Step:
+    """One training step of a model."""
+
+    def __init__(self, model: nn.Module, batch: int, device: torch.device, precision: torch.dtype | None) -> None:
+        self.model, self.device, self.precision = model.to(device).train(), device, precision
+        size = model.module.patch_embed.img_size
+        self.images = torch.randn(batch, 3, *size, device=device)
+        self.labels = torch.arange(batch, device=device) % CLASSES
+        self.optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-3)
+        self.run()
+
+    def loss(self) -> torch.Tensor:
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            return F.cross_entropy(self.model(self.images).float(), self.labels)
+
+    def run(self) -> tuple[float, float]:
+        """Seconds that it took, and that the processor worked for it."""
+        self.wait()
+        started = time.perf_counter(), time.process_time()
+        self.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.wait()
+        return time.perf_counter() - started[0], time.process_time() - started[1]
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def saved_bytes(step: Step) -> int:
+    """Bytes of the storages that autograd keeps for the backward pass, each counted once; weights left out."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in step.model.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = step.loss()  # alive until all storages are counted: a freed address might be used again
+    n_bytes = sum(found.values())
+    del loss
+    return n_bytes
+
+
+def peak_bytes(step: Step) -> int | None:
+    """How far one step rises above the memory in use before it."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    on_gpu = step.device.type == "cuda"
+    before = torch.cuda.memory_allocated(step.device) if on_gpu else psutil.Process().memory_info().rss
+    with peak_memory(step.device) as peak:
+        step.run()
+    return None if peak.n_bytes is None else peak.n_bytes - before
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Seconds and bytes of each contestant."""
+    device, precision = torch.device(args.device), torch.bfloat16 if args.bfloat16 else None
+    builders = build_contestants(args.model, args.small)
+    figures: dict[str, dict[str, Any]] = {}
+    for name, builder in builders.items():
+        step = Step(builder(), args.batch, device, precision)
+        parameters = sum(tensor.numel() for tensor in trainable(step.model).values())
+        figures[name] = {"parameters": parameters, "saved_bytes": saved_bytes(step), "peak_bytes": peak_bytes(step)}
+        del step
+    steps = {name: Step(builder(), args.batch, device, precision) for name, builder in builders.items()}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    names = list(steps)
+    for turn in range(args.rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            taken[name].append(steps[name].run())
+    for name in steps:
+        for key, values in zip(("seconds", "cpu_seconds"), zip(*taken[name], strict=True), strict=True):
+            figures[name] |= {key: statistics.median(values), f"all_{key}": values}
+    return figures
+
+
+def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    keys = ("seconds", "cpu_seconds", "saved_bytes", "peak_bytes")
+    return {
+        name: {key: figures[ours][key] / figures[theirs][key] if figures[theirs][key] else None for key in keys}
+        for name, (ours, theirs) in RATIOS.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_small_patch16_224", help="a timm model with fused qkv")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each contestant, of which the median is taken")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bfloat16", action="store_true", help="under autocast")
+    parser.add_argument("--small", action="store_true", help="a tiny model, to see that the script runs")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    figures = measure(args)
+    for name, row in figures.items():
+        peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
+        times = f"{1e3 * row['seconds']:.1f} ms ({1e3 * row['cpu_seconds']:.1f} of the processor)"
+        print(f"{name}: {times}, saved {row['saved_bytes'] / 1e6:.1f} MB, peak {peak} MB")
+    for name, row in ratios(figures).items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items() if value is not None))
+    if args.out:
+        versions = {name: version(name) for name in ("torch", "timm", "peft")} | {"python": platform.python_version()}
+        settings = {key: value for key, value in vars(args).items() if key != "out"}
+        document = {"settings": settings, "versions": versions, "figures": figures, "ratios": ratios(figures)}
+        args.out.write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()

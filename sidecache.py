@@ -43,7 +43,9 @@ _HOME = {
     "from_datasets": "extract.datasets",
     "load_adaptor": "adapt.adaptor",
     "load_config": "adapt.config",
+    "merge": "adapt.tuning.merge",
     "open_store": "store.reader",
+    "unmerge": "adapt.tuning.merge",
 }
 __all__ = [
     "Adaptor",
@@ -59,9 +61,11 @@ __all__ = [
     "from_datasets",
     "load_adaptor",
     "load_config",
+    "merge",
     "open_store",
     "run",
     "train",
+    "unmerge",
 ]
 
 

@@ -37,7 +37,7 @@ Add = Literal["before_norm", "after_norm"]
 class LoSAOptions(Section):
     """Options of `losa`; see `LoSA`."""
 
-    rank: PositiveInt = 16
+    rank: PositiveInt = 64
     token_rank: Annotated[int, Field(ge=0)] = 8
     norm: Norm = "layer"
     add: Add = "before_norm"
@@ -96,7 +96,7 @@ class LoSA(nn.Module):
         self,
         spec: FeatureSpec,
         num_classes: int,
-        rank: int = 16,
+        rank: int = 64,
         token_rank: int = 8,
         norm: Norm = "layer",
         add: Add = "before_norm",

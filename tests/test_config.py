@@ -394,7 +394,7 @@ def test_what_is_fixed_and_swept_at_once_is_refused() -> None:
 def test_a_method_may_be_given_twice_with_other_options_only() -> None:
     assert len(load(methods=["losa", {"name": "losa", "rank": 2}]).parsed_methods()) == 2
     assert len(load(methods=["losa", {"name": "losa", "epochs": 2}]).parsed_methods()) == 2
-    for same in ("losa", {"name": "losa", "rank": 16}):
+    for same in ("losa", {"name": "losa", "rank": 64}):
         assert refuse(methods=["losa", same]).startswith("methods: losa is there twice with the same options")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from adapt.config import load_config
+from adapt.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +27,17 @@ def test_examples_parse_wherever_the_data_lie(path: Path, monkeypatch: pytest.Mo
     config = load_config(path)
     assert [method.name for method in config.parsed_methods()] == ["linear_probe", "losa"]
     probe, losa = config.parsed_methods()
-    assert len(probe.trials) >= len(losa.trials) > 1, "the probe is searched no less than LoSA"
+    assert len(probe.trials) == len(losa.trials) == 12, "the budgets are equal"
+    assert {trial.options.pool for method in (probe, losa) for trial in method.trials} == {"auto"}, "so is the head"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "methods").glob("*.yaml")), ids=lambda path: path.name)
+def test_tables_of_all_methods_give_each_the_same_budget(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECACHE_DATA", "/data")
+    methods = load_config(path).parsed_methods()
+    assert {method.name for method in methods} == set(METHODS) - {"intrinsic"}  # a measurement, not a rival
+    assert {len(method.trials) for method in methods} == {15}
+    assert len({(method.epochs, method.batch_size) for method in methods}) == 1
 
 
 def test_the_default_job_parses_and_searches_its_probe_over_twenty_points() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adapt.losa import LoSA
     from adapt.probes import LinearProbe
     from adapt.results import Row
+    from adapt.tuning.merge import merge, unmerge
     from extract.backbone import Backbone, TappedBackbone
     from extract.datasets import from_datasets
     from extract.run import Extraction

@@ -57,7 +57,7 @@ def main() -> None:
     labels, fraction, layer = store.labels("train"), config.data.val_fraction, store.layers[-1]
     decays = sorted({trial.weight_decay for trial in method.trials})
     readouts = {
-        trial.options.pool: readout_of(Candidate(seeded_model(method.name, pooled.features, trial, 0), None, 0.0))
+        trial.options.pool: readout_of(Candidate(Material(pooled).new_model(method.name, trial, 0), None, 0.0))
         for trial in method.trials
     }
     for split in ("train", "test"):

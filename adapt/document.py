@@ -79,16 +79,16 @@ def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all(path):
         raise UserError(f"-o {override}: write it as -o section.key=value, for example -o train.epochs=5")
     value = _parse_yaml(text, f"-o {override}")
-    for part in reversed(path[1:]):
-        value = {part: value}
-    merged: dict[str, Any] = _merge(document, {path[0]: value})
-    return merged
+    replaced: dict[str, Any] = _put(document, path, value)
+    return replaced
 
 
-def _merge(base: Any, over: Any) -> Any:
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over
-    return base | {key: _merge(base.get(key), value) for key, value in over.items()}
+def _put(base: Any, path: list[str], value: Any) -> Any:
+    """A copy in which the value stands at a path, in the place of what was there."""
+    if not path:
+        return value
+    inner = base if isinstance(base, dict) else {}
+    return inner | {path[0]: _put(inner.get(path[0]), path[1:], value)}
 
 
 def _expand(value: Any) -> Any:

@@ -70,7 +70,8 @@ class Origin:
             raise UserError("end-to-end methods need store.tokens: all; their read-out is standardised by those tokens")
         expected = {name: getattr(self.facts, name) for name in ("weights_digest", "preprocessing_digest")}
         found = digests(backbone)
-        refuse_difference({name: (expected[name], found[name]) for name in found if expected[name] != found[name]}, "")
+        different = {name: (expected[name], found[name]) for name in found if expected[name] != found[name]}
+        refuse_difference(different, self.store.url if self.store else "the features")
         rows = {split: _source_rows(self.store, split, images.ids) for split, images in source.splits.items()}
         backbone.module.to(features.device)
         return ImageBatches(source, backbone, features.device, rows, augment)
@@ -86,8 +87,13 @@ def _source_rows(store: Store | None, split: str, ids: Sequence[str]) -> Int[np.
     """The source's row of every row of the features."""
     if store is None:
         return np.arange(len(ids))
-    row_of = {sample: row for row, sample in enumerate(ids)}
-    return np.array([row_of[sample] for sample in store.sample_ids(split)])
+    row_of, stored = {sample: row for row, sample in enumerate(ids)}, store.sample_ids(split)
+    if missing := [sample for sample in stored if sample not in row_of]:
+        raise UserError(
+            f"{len(missing)} samples of {split} in {store.url} are no longer in the source, the first is "
+            f"{missing[0]!r}; end-to-end methods read the images again: put them back, or choose a new store.path and extract anew"
+        )
+    return np.array([row_of[sample] for sample in stored])
 
 
 class Inputs:

@@ -83,6 +83,14 @@ def test_samples_that_the_store_skipped_are_left_out(tiny_config: MakeConfig) ->
     assert sc.open_store(config.store.path).num_samples("train") == 23
 
 
+def test_a_sample_that_went_after_the_extraction_is_named(tiny_config: MakeConfig) -> None:
+    config = tiny_config("methods=[bitfit]")
+    sc.extract(config)
+    (config.data.root / "train" / "blue" / "3.png").unlink()  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"1 samples of train in .* the first is '.*3\.png'; .*put them back"):
+        sc.train(config)
+
+
 def test_reduced_tokens_and_foreign_modules_are_refused(tiny_config: MakeConfig) -> None:
     with pytest.raises(UserError, match=r"end-to-end methods need store\.tokens: all"):
         sc.run(tiny_config("methods=[bitfit]", "store.tokens={pool: 2}"))

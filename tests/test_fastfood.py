@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adapt.features import spec_of_backbone
 from adapt.methods import count_params, learned_tensors, trainable
 from adapt.tuning.fastfood import Fastfood, hadamard
-from adapt.tuning.intrinsic import IntrinsicOptions, Subspace, fold, install_intrinsic
+from adapt.tuning.intrinsic import IntrinsicOptions, Subspace, install_intrinsic
+from adapt.tuning.merge import merge
 from adapt.tuning.tuned import Tuned
 from extract.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig
@@ -172,7 +173,7 @@ def test_on_every_family_it_starts_frozen_moves_and_merges(name: str, kwargs: di
     assert (theta.grad != 0).all()
 
     moved = model(images)
-    fold(model)
+    merge(model)
     torch.testing.assert_close(model(images), moved, rtol=1e-5, atol=1e-5)
     assert list(model.module.state_dict()) == list(backbone.module.state_dict()), "a plain timm model again"
 
@@ -181,7 +182,7 @@ def test_only_the_chosen_module_moves(tiny_backbone: TimmBackbone) -> None:
     model, images = tuned(tiny_backbone, block=1, module="mlp", dim=50), torch.randn(2, 3, 32, 32)
     for _ in range(2):
         step(model, images)
-    fold(model)
+    merge(model)
     plain = tiny_backbone.module.state_dict()
     changed = {name for name, tensor in model.module.state_dict().items() if not torch.equal(tensor, plain[name])}
     assert changed == {f"blocks.1.mlp.{layer}.{part}" for layer in ("fc1", "fc2") for part in ("weight", "bias")}

@@ -100,14 +100,6 @@ def install_intrinsic(
     setattr(chosen, name, Subspace(part, dim, seed))
 
 
-def fold(module: nn.Module) -> nn.Module:
-    """Put plain modules, moved for good, in the place of all subspaces; returns the module itself, changed in place."""
-    for path, child in list(module.named_modules()):
-        if isinstance(child, Subspace):
-            module.set_submodule(path, child.merged())
-    return module
-
-
 def count(module: nn.Module) -> int:
     """How many parameters a module has."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -6,7 +6,7 @@ fused qkv map, and the `rank` hidden values are scaled instead of the output.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -72,28 +72,13 @@ def install_lora(
         dropout: on the input of the update.
         targets: which linear maps of a block.
     """
-    _install(vit, rank, alpha, dropout, targets)
-
-
-def install_lora_fix(
-    vit: Vit,
-    rank: int = 4,
-    alpha: float | None = None,
-    dropout: float = 0.0,
-    targets: tuple[Target, ...] = ("q", "v"),
-) -> None:
-    """As `install_lora`, but the down-projections stay as they were drawn."""
-    for update in _install(vit, rank, alpha, dropout, targets):
-        update.down.requires_grad_(False)
-
-
-def _install(
-    vit: Vit, rank: int, alpha: float | None, dropout: float, targets: tuple[Target, ...]
-) -> list[LowRankUpdate]:
     scale = 1.0 if alpha is None else alpha / rank
-    updates = []
     for place in (place for target in targets for place in vit.places(target)):
-        update = LowRankUpdate(frozen_linear(place), place.stop - place.start, rank, scale, dropout)
-        add_update(place, update)
-        updates.append(update)
-    return updates
+        add_update(place, LowRankUpdate(frozen_linear(place), place.stop - place.start, rank, scale, dropout))
+
+
+def install_lora_fix(vit: Vit, **options: Any) -> None:
+    """As `install_lora`, with its options, but the down-projections stay as they were drawn."""
+    install_lora(vit, **options)
+    for update in (module for module in vit.module.modules() if isinstance(module, LowRankUpdate)):
+        update.down.requires_grad_(False)

@@ -91,7 +91,8 @@ def _source_rows(store: Store | None, split: str, ids: Sequence[str]) -> Int[np.
     if missing := [sample for sample in stored if sample not in row_of]:
         raise UserError(
             f"{len(missing)} samples of {split} in {store.url} are no longer in the source, the first is "
-            f"{missing[0]!r}; end-to-end methods read the images again: put them back, or choose a new store.path and extract anew"
+            f"{missing[0]!r}; end-to-end methods read the images again: put them back, "
+            "or choose a new store.path and extract anew"
         )
     return np.array([row_of[sample] for sample in stored])
 

@@ -171,6 +171,23 @@ def run_command(config: ConfigPath, overrides: Overrides = None) -> None:
     _print_results(parsed.run_dir)
 
 
+@app.command("plan", epilog="Example: sidecache plan pipeline.yaml --budget 20GB --json")
+def plan_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="what the store may take, such as 20GB; says what would fit")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Say what the job would cost, in bytes and seconds on this machine, before anything runs."""
+    from adapt.plan import print_plan
+    from adapt.planner import draw_up_plan, parse_bytes
+
+    plan = draw_up_plan(_read(config, overrides), None if budget is None else parse_bytes(budget))
+    _print_json(plan.document()) if json else print_plan(plan, str(config))
+
+
 @app.command("extract", epilog="Example: sidecache extract pipeline.yaml -o store.dtype=int8")
 def extract_command(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run the frozen backbone over every sample that the store lacks."""

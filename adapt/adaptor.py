@@ -17,7 +17,7 @@ from adapt.methods import build_model, find_method, learned_tensors
 from adapt.results import write_atomically
 from adapt.train import autocast
 from extract.backbone import Backbone, digests, load_backbone
-from extract.config import BackboneConfig, ExtractConfig
+from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward import FrozenForward
 from store.config import Section, Tokens
 from store.errors import UserError
@@ -30,6 +30,7 @@ class Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: BackboneConfig
+    clips: ClipConfig | None = None  # how frames were drawn from videos
     weights_digest: str
     preprocessing_digest: str
     precision: Literal["float32", "bfloat16", "float16"]
@@ -57,14 +58,22 @@ class Adaptor:
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) -> (batch, classes), on the CPU; softmax, or sigmoid for multi-label."""
+        """Images (batch, channels, height, width) or clips -> (batch, classes), on the CPU; see `classify`."""
+        return self.classify(self.logits(images))
+
+    @torch.no_grad()
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (batch, channels, height, width) or clips (batch, frames, channels, ...) -> (batch, classes)."""
         if find_method(self.card.method).needs == "features":
-            logits = self.model(self.forward(images)).float().cpu()
+            logits: torch.Tensor = self.model(self.forward(images))
         else:
             with autocast(self.forward.device, self.card.precision):
-                logits = self.model(images.to(self.forward.device)).float().cpu()
-        probabilities: torch.Tensor = logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
-        return probabilities
+                logits = self.model(images.to(self.forward.device))
+        return logits.float().cpu()
+
+    def classify(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities (batch, classes): softmax, or sigmoid for multi-label."""
+        return logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
 
 
 def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
@@ -90,7 +99,7 @@ def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str
     if not path.is_file():
         raise UserError(f"there is no adaptor {path}; give a .safetensors file that a run wrote below its adaptors/")
     card = _read_card(path)
-    backbone = backbone or load_backbone(card.backbone)
+    backbone = backbone or load_backbone(card.backbone, card.clips)
     found = digests(backbone)
     for name, expected in (
         ("weights_digest", card.weights_digest),

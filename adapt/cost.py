@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adapt.features import spec_of_backbone
 from adapt.methods import build_model, find_method
-from extract.backbone import TimmBackbone
+from extract.backbone import ModelBackbone
 from store.config import Section
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -59,7 +59,7 @@ def break_even_epochs(
 
 
 def inference_gflops(
-    name: str, options: Section, layers: Sequence[int], num_classes: int, backbone: TimmBackbone
+    name: str, options: Section, layers: Sequence[int], num_classes: int, backbone: ModelBackbone
 ) -> float:
     """10^9 operations (a multiplication and an addition are two) for one image, backbone included.
 

@@ -11,7 +11,7 @@ from torch import nn
 from adapt.explain import explain
 from adapt.features import spec_of_backbone, spec_of_store
 from adapt.methods import METHODS, build_model, count_params, find_method
-from extract.backbone import Backbone, TimmBackbone, empty_backbone, load_backbone
+from extract.backbone import Backbone, ModelBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig
 from extract.tail import Tail
 from store.errors import UserError
@@ -51,7 +51,7 @@ def create_model(method: str, backbone: str | Backbone | Store, num_classes: int
     return build_model(method, spec, num_classes, checked, backbone)
 
 
-def _untrained(config: BackboneConfig, whole: bool) -> TimmBackbone:
+def _untrained(config: BackboneConfig, whole: bool) -> ModelBackbone:
     """A backbone with random weights; without its blocks' memory where only its shapes and its tail are needed."""
     if whole:
         return load_backbone(config)

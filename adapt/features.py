@@ -44,6 +44,11 @@ class Features(Protocol):
     multi_label: bool
     device: torch.device
 
+    @property
+    def views(self) -> int:
+        """Consecutive rows that show the same sample."""
+        ...
+
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """Class indices (samples,), or multi-label 0/1 (samples, classes)."""
         ...
@@ -84,7 +89,7 @@ class StreamedFeatures(_Cached):
 
     def __init__(self, store: Store, device: torch.device, layers: Sequence[int] | None = None) -> None:
         store.require_complete()
-        self.store, self.device = store, device
+        self.store, self.device, self.views = store, device, store.schema.views
         self.spec = spec_of_store(store, layers)
         self.num_classes, self.multi_label = len(store.classes), store.schema.multi_label
         self._rms = {layer: torch.from_numpy(rms).to(device) for layer, rms in store.rms.items()}
@@ -118,7 +123,7 @@ class ResidentFeatures(_Cached):
 
     def __init__(self, streamed: StreamedFeatures, layers: Sequence[int]) -> None:
         self._streamed = streamed
-        self.spec, self.device = streamed.spec, streamed.device
+        self.spec, self.device, self.views = streamed.spec, streamed.device, streamed.views
         self.num_classes, self.multi_label = streamed.num_classes, streamed.multi_label
         self._train = self._load(layers)
 
@@ -170,6 +175,7 @@ class OnlineFeatures(_Cached):
         self._source, self._forward, self.device = source, forward, forward.device
         self.spec = spec_of_backbone(forward.backbone, layers or forward.layers, tokens)
         self.num_classes, self.multi_label = len(source.classes), source.multi_label
+        self.views = source.views
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """See `Features.labels`."""
@@ -248,15 +254,18 @@ def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureS
     tail = Tail(norm=nn.LayerNorm(schema.dim, elementwise_affine=False))
     if schema.tail_tensors:
         provenance = schema.provenance
-        tail = tail_from_arrays(provenance.backbone, provenance.model_kwargs, store.tail_arrays())
+        tail = tail_from_arrays(
+            provenance.backbone, provenance.model_kwargs, store.tail_arrays(), schema.prefix_sets
+        )
     chosen = schema.check_layers(tuple(layers or schema.layers))
     return FeatureSpec(chosen, schema.depth, schema.dim, schema.token_layout, tail)
 
 
 def spec_of_backbone(backbone: Backbone, layers: Sequence[int], tokens: Tokens = "all") -> FeatureSpec:
     """What a backbone's tokens look like; a module without a tail of its own is read through a plain LayerNorm."""
-    tail = backbone.tail or Tail(norm=nn.LayerNorm(backbone.dim, elementwise_affine=False))
-    return FeatureSpec(tuple(layers), backbone.depth, backbone.dim, reduced_layout(backbone.layout, tokens), tail)
+    tail, layout = backbone.tail, reduced_layout(backbone.layout, tokens)
+    tail = tail.for_sets(layout.prefix_sets) if tail else Tail(norm=nn.LayerNorm(backbone.dim, elementwise_affine=False))
+    return FeatureSpec(tuple(layers), backbone.depth, backbone.dim, layout, tail)
 
 
 def _tensors(encoded: Encoded) -> tuple[Tensor, Tensor | None]:

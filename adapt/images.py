@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-from PIL import Image
 from torch import Tensor
 
-from extract.backbone import TimmBackbone
-from extract.forward import decode_batches
+from extract.backbone import ModelBackbone
+from extract.forward import decode_batches, preprocess
 from extract.sources import ImageSource
 from store.errors import UserError
 
@@ -31,7 +31,7 @@ class ImageBatches:
     """
 
     source: ImageSource
-    backbone: TimmBackbone
+    backbone: ModelBackbone
     device: torch.device
     rows: Mapping[str, Rows]
     augment: bool = False
@@ -41,6 +41,11 @@ class ImageBatches:
     def kind(self) -> str:
         """How results name it."""
         return "augmented images" if self.augment else "images"
+
+    @property
+    def views(self) -> int:
+        """See `adapt.features.Features.views`."""
+        return self.source.views
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """See `adapt.features.Features.labels`."""
@@ -57,8 +62,8 @@ class ImageBatches:
 
     def batches(
         self, split: str, groups: Sequence[Rows], layers: Sequence[int]
-    ) -> Iterator[tuple[Rows, Float[Tensor, "rows channels height width"]]]:
-        """For every group of rows, in order: (rows, images on the device)."""
+    ) -> Iterator[tuple[Rows, Float[Tensor, "rows ... channels height width"]]]:
+        """For every group of rows, in order: (rows, images or clips on the device)."""
         numbers = [self.rows[split][group].tolist() for group in groups]
         batches = decode_batches(self.source.splits[split], numbers, self._transform)
         for rows, batch in zip(groups, batches, strict=True):
@@ -67,7 +72,8 @@ class ImageBatches:
             assert batch.images is not None
             yield rows, batch.images.to(self.device, non_blocking=True)
 
-    def _transform(self, image: Image.Image, row: int) -> Float[Tensor, "channels height width"]:
+    def _transform(self, picture: Any, row: int) -> Float[Tensor, "..."]:
         if self.view is None:
-            return torch.as_tensor(self.backbone.transform(image))
-        return self.backbone.augment(image, np.random.default_rng([*self.view, row]))
+            return preprocess(self.backbone.transform, picture)
+        seed = [*self.view, row]  # the same draw for every frame of a clip
+        return preprocess(lambda image: self.backbone.augment(image, np.random.default_rng(seed)), picture)

@@ -30,14 +30,15 @@ from adapt.config import Config, MethodConfig, Trial
 from adapt.origin import Say
 from adapt.results import Row, write_atomically
 from adapt.search import Material
-from adapt.tuning.intrinsic import Part, Subspace, count
+from adapt.tuning.intrinsic import Subspace, count
 from adapt.tuning.updates import Target
+from adapt.tuning.vit import Sublayer
 from store.errors import JobError, UserError
 
 DIMS = (8, 32, 128, 512)
 SHARE = 0.9
-TARGETS_OF: dict[Part, tuple[Target, ...]] = {"attention": ("q", "v"), "mlp": ("fc1", "fc2")}
-_COLOURS: dict[Part, str] = {"attention": "#1f5fbf", "mlp": "#c2571a"}
+TARGETS_OF: dict[Sublayer, tuple[Target, ...]] = {"attention": ("q", "v"), "mlp": ("fc1", "fc2")}
+_COLOURS: dict[Sublayer, str] = {"attention": "#1f5fbf", "mlp": "#c2571a"}
 _GREY = "#777777"
 
 Score = Callable[[MethodConfig, Trial], float]
@@ -55,7 +56,7 @@ class Point:
 class Curve:
     """One module of `size` parameters, in subspaces of ascending dimension."""
 
-    module: Part
+    module: Sublayer
     size: int
     points: tuple[Point, ...]
 
@@ -149,7 +150,7 @@ def _with_options(trial: Trial, **options: Any) -> Trial:
     return trial.model_copy(update={"options": trial.options.model_copy(update=options)})
 
 
-def _trials(inside: MethodConfig, module: Part, dim: int, block: int) -> list[Trial]:
+def _trials(inside: MethodConfig, module: Sublayer, dim: int, block: int) -> list[Trial]:
     """The entry's trials, each of them once, in this subspace instead of their own."""
     return list(dict.fromkeys(_with_options(t, module=module, dim=dim, block=block) for t in inside.trials))
 

@@ -47,6 +47,15 @@ def evaluate(logits: Float[Tensor, "samples classes"], labels: Labels) -> Metric
     return _single_label(scores.numpy(), labels.detach().cpu().numpy().astype(np.int64))
 
 
+def average_views(
+    logits: Float[Tensor, "rows classes"], labels: Labels, views: int
+) -> tuple[Float[Tensor, "samples classes"], Labels]:
+    """Logits averaged over the consecutive rows that show the same sample, and the samples' labels."""
+    if views == 1:
+        return logits, labels
+    return logits.reshape(-1, views, logits.shape[1]).mean(dim=1), labels[::views]
+
+
 def _single_label(scores: Float[np.ndarray, "samples classes"], labels: Int64[np.ndarray, "samples"]) -> Metrics:
     n_classes = scores.shape[1]
     rank = _rank_of_label(scores, labels)

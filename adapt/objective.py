@@ -7,7 +7,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapt.metrics import evaluate
+from adapt.metrics import average_views, evaluate
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,12 @@ class Objective:
     Args:
         multi_label: labels are 0/1 for every class instead of one class index.
         weights: of classes (single-label), or of the positives of every class (multi-label).
+        views: consecutive rows that show the same sample; they are judged by their mean logits.
     """
 
     multi_label: bool
     weights: Float[Tensor, "classes"] | None = None
+    views: int = 1
 
     def __call__(
         self,
@@ -37,9 +39,10 @@ class Objective:
         return F.cross_entropy(logits, labels, weights, reduction="sum") / count
 
     def judge(
-        self, logits: Float[Tensor, "samples classes"], labels: Shaped[Tensor, "samples ..."]
+        self, logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."]
     ) -> tuple[float, float]:
         """(score in percent, minus the unweighted loss): what validation compares, the higher the better."""
+        logits, labels = average_views(logits, labels, self.views)
         score = evaluate(logits, labels).score(balance_classes=self.weights is not None)
         return score, -float(Objective(self.multi_label)(logits, labels))
 
@@ -50,10 +53,10 @@ class Objective:
 
 
 def make_objective(
-    labels: Shaped[Tensor, "samples ..."], num_classes: int, multi_label: bool, balance_classes: bool
+    labels: Shaped[Tensor, "samples ..."], num_classes: int, multi_label: bool, balance_classes: bool, views: int = 1
 ) -> Objective:
     """The loss for labels of a training split; balanced, every class weighs as much, however rare it is."""
-    return Objective(multi_label, class_weights(labels, num_classes) if balance_classes else None)
+    return Objective(multi_label, class_weights(labels, num_classes) if balance_classes else None, views)
 
 
 def class_weights(labels: Shaped[Tensor, "samples ..."], num_classes: int) -> Float[Tensor, "classes"]:

@@ -22,9 +22,10 @@ from adapt.features import (
 from adapt.images import ImageBatches
 from adapt.methods import build_model, find_method
 from adapt.spec import FeatureSpec
-from extract.backbone import Backbone, TimmBackbone, digests, empty_backbone, load_backbone
+from extract.backbone import Backbone, ModelBackbone, digests, empty_backbone, load_backbone
 from extract.forward import FrozenForward, resolve_device, resolve_precision
 from extract.sources import ImageSource, open_source
+from extract.vivit_weights import VIVIT
 from store.errors import UserError
 from store.layout import describe_tokens, resolve_layers
 from store.reader import Store, open_store
@@ -53,7 +54,7 @@ class Origin:
     identity: dict[str, Any]  # everything that decides a feature
     dataset: str
     backbone_name: str
-    shape: TimmBackbone | None  # the backbone without its weights; None for a user's own module
+    shape: ModelBackbone | None  # the backbone without its weights; None for a user's own module
     facts: Facts
     costs: Costs
 
@@ -64,8 +65,8 @@ class Origin:
             UserError: the backbone or the samples are not those that the features were made from.
         """
         source, backbone, features = self.inputs.source, self.inputs.backbone, self.pooled.features
-        if not isinstance(backbone, TimmBackbone):
-            raise UserError("end-to-end methods need a timm backbone: a module of your own has no blocks to change")
+        if not isinstance(backbone, ModelBackbone):
+            raise UserError("end-to-end methods need a timm or ViViT backbone: a module of your own has no blocks to change")
         if features.spec.layout != backbone.layout:
             raise UserError("end-to-end methods need store.tokens: all; their read-out is standardised by those tokens")
         expected = {name: getattr(self.facts, name) for name in ("weights_digest", "preprocessing_digest")}
@@ -77,10 +78,10 @@ class Origin:
         return ImageBatches(source, backbone, features.device, rows, augment)
 
 
-def _shape(name: str, model_kwargs: Mapping[str, Any], own: bool) -> TimmBackbone | None:
-    if own or not timm.is_model(name.split(".")[0]):
+def _shape(name: str, model_kwargs: Mapping[str, Any], image_size: Sequence[int], own: bool) -> ModelBackbone | None:
+    if own or not (name == VIVIT or timm.is_model(name.split(".")[0])):
         return None
-    return empty_backbone(name, model_kwargs)
+    return empty_backbone(name, model_kwargs, frames=image_size[0] if len(image_size) == 4 else None)
 
 
 def _source_rows(store: Store | None, split: str, ids: Sequence[str]) -> Int[np.ndarray, "samples"]:
@@ -115,7 +116,7 @@ class Inputs:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen model."""
-        return load_backbone(self._config.backbone)
+        return load_backbone(self._config.backbone, self._config.data.clips)
 
 
 def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
@@ -143,6 +144,7 @@ def _stored_origin(
     provenance = store.schema.provenance
     facts = Facts(
         backbone=config.backbone,
+        clips=config.data.clips,
         weights_digest=provenance.weights_digest,
         preprocessing_digest=provenance.preprocessing_digest,
         precision=provenance.precision,
@@ -155,7 +157,7 @@ def _stored_origin(
     log = store.log
     costs = Costs(log.get("extract_seconds"), log.get("forward_seconds"), samples, store.n_bytes())
     identity = {**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)}
-    shape = _shape(provenance.backbone, provenance.model_kwargs, inputs.own_backbone)
+    shape = _shape(provenance.backbone, provenance.model_kwargs, provenance.image_size, inputs.own_backbone)
     pooled, dataset = PooledFeatures(features), store.schema.dataset
     return Origin(inputs, store, pooled, identity, dataset, provenance.backbone, shape, facts, costs)
 
@@ -170,6 +172,7 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
     features = OnlineFeatures(source, forward, config.store.tokens, stored)
     facts = Facts(
         backbone=config.backbone,
+        clips=config.data.clips,
         precision=resolve_precision(config.extract.precision, forward.device),
         layers=stored,
         tokens=config.store.tokens,
@@ -178,7 +181,7 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
         **digests(backbone),
     )
     identity = {**facts.model_dump(mode="json"), "data": config.data.model_dump(mode="json")}
-    shape = _shape(backbone.name, backbone.model_kwargs, inputs.own_backbone)
+    shape = _shape(backbone.name, backbone.model_kwargs, backbone.image_size, inputs.own_backbone)
     return Origin(inputs, None, PooledFeatures(features), identity, source.name, backbone.name, shape, facts, Costs())
 
 

@@ -1,4 +1,4 @@
-"""A trained adaptor on new images."""
+"""A trained adaptor on new images or videos."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,21 +7,24 @@ from typing import Any
 import torch
 
 from adapt.adaptor import Adaptor
+from extract.forward import preprocess
 from extract.images import decode_rgb
+from extract.samples import Sample
+from extract.video import Video, expand_views
 from store.errors import UserError
 from store.groups import in_groups
 from store.progress import progress
 
 
 def predict(adaptor: Adaptor, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Classify image files.
+    """Classify files: images or, where the adaptor was trained on clips, videos, by the mean logits of their views.
 
     Returns:
         for every file, in order: `file`, `class`, `probability`, and `probabilities` by class (softmax; sigmoid for
         multi-label adaptors).
 
     Raises:
-        UserError: a file is missing or is no image.
+        UserError: a file is missing, or is no image or video.
     """
     results: list[dict[str, Any]] = []
     with progress("predicting", len(files), "images") as advance:
@@ -32,8 +35,10 @@ def predict(adaptor: Adaptor, files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _predict_group(adaptor: Adaptor, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    images = torch.stack([_load(adaptor, file) for file in files])
-    for file, probabilities in zip(files, adaptor.probabilities(images), strict=True):
+    views = [view for file in files for view in _load(adaptor, file)]
+    logits = adaptor.logits(torch.stack(views))
+    logits = logits.reshape(len(files), -1, logits.shape[1]).mean(dim=1)
+    for file, probabilities in zip(files, adaptor.classify(logits), strict=True):
         best = int(probabilities.argmax())
         yield {
             "file": str(file),
@@ -43,9 +48,18 @@ def _predict_group(adaptor: Adaptor, files: Sequence[Path]) -> Iterator[dict[str
         }
 
 
-def _load(adaptor: Adaptor, file: Path) -> torch.Tensor:
+def _load(adaptor: Adaptor, file: Path) -> list[torch.Tensor]:
+    """The views of a file, as the backbone takes them."""
+    transform, clips = adaptor.forward.backbone.transform, adaptor.card.clips
+    if clips:
+        video = Sample(str(_require_readable(file)), (), Video(str(file), clips))
+        return [preprocess(transform, view.content.decode(view.id)) for view in expand_views([video], clips.views)]
+    return [preprocess(transform, decode_rgb(_require_readable(file).read_bytes(), str(file)))]
+
+
+def _require_readable(file: Path) -> Path:
     try:
-        encoded = file.read_bytes()
+        with file.open("rb"):
+            return file
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
-    return torch.as_tensor(adaptor.forward.backbone.transform(decode_rgb(encoded, str(file))))

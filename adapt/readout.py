@@ -19,8 +19,9 @@ class Readout(nn.Module):
     method: without it a linear head converges slowly along the channels that vary least (see `standardise`).
 
     Args:
-        pool: `cls` (class token), `mean` (mean of the patch tokens), `cls_mean` (both, concatenated), `backbone` (as
-            the backbone pools, its attention pool included) or `auto` (`cls_mean`, or the one that is there).
+        pool: `cls` (class token, or the mean of those of all frames), `mean` (mean of the patch tokens), `cls_mean`
+            (both, concatenated), `backbone` (as the backbone pools, its attention pool included) or `auto`
+            (`cls_mean`, or the one that is there).
 
     Raises:
         UserError: the stored tokens do not hold what `pool` needs.
@@ -35,6 +36,7 @@ class Readout(nn.Module):
             legal = [*(["cls"] if prefix else []), *(["mean"] if patches else []), "backbone"]
             raise UserError(f"pool {pool!r} needs tokens that are not there ({spec.layout}); legal: {', '.join(legal)}")
         self.mode, self.num_prefix_tokens, self.tail = pool, prefix, spec.tail
+        self.class_tokens = spec.layout.class_tokens
         self.reads_patches = spec.tail.reads_patches if pool == "backbone" else pool != "cls"
         width = spec.dim * (2 if pool == "cls_mean" else 1)
         self.head = nn.Linear(width, num_classes)
@@ -62,7 +64,7 @@ class Readout(nn.Module):
             return self.tail.pool(tokens)
         parts = []
         if self.mode in ("cls", "cls_mean"):
-            parts.append(self.tail.normalise_pooled(tokens[:, 0]))
+            parts.append(self.tail.normalise_pooled(tokens[:, self.class_tokens].mean(dim=1)))
         if self.mode in ("mean", "cls_mean"):
             parts.append(self.tail.normalise_pooled(tokens[:, self.num_prefix_tokens :].mean(dim=1)))
         return torch.cat(parts, dim=1)

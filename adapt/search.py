@@ -108,10 +108,12 @@ class _Pass:
         self._name, self._material, self._settings = name, material, settings
         features = material.pooled.features
         self._labels = features.labels("train")
-        self.rows, self._val_rows = draw_validation(self._labels, val_fraction, settings.seed)
+        self.rows, self._val_rows = draw_validation(self._labels, val_fraction, settings.seed, features.views)
         trained_on = self._labels[torch.from_numpy(self.rows)]
         balance = settings.balance_classes
-        self._objective = make_objective(trained_on, features.num_classes, features.multi_label, balance)
+        self._objective = make_objective(
+            trained_on, features.num_classes, features.multi_label, balance, features.views
+        )
 
     def train(self, group: Sequence[Candidate], checkpoint: Path | None) -> float:
         """Train candidates that read the same layers; returns the seconds of an epoch, or of an iteration."""

@@ -33,17 +33,21 @@ class Tail(Protocol):
 
 @runtime_checkable
 class TrainableBackbone(Protocol):
-    """A frozen backbone of which methods may train a copy; `extract.backbone.TimmBackbone` is one."""
+    """A frozen backbone of which methods may train a copy; `extract.backbone.ModelBackbone` says which there are.
+
+    `block_layout` is that of the tokens as one block sees them: of one frame, where frames run by themselves.
+    """
 
     module: nn.Module
     layout: TokenLayout
+    block_layout: TokenLayout
     tail: Any
 
     def trainable_copy(self, depth: int) -> "TrainableBackbone":
         """The first `depth` blocks in a module of their own; the tail's norm is that module's."""
         ...
 
-    def tokens(self, images: Float[Tensor, "batch channels height width"], layers: Sequence[int]) -> TokensByLayer:
+    def tokens(self, images: Float[Tensor, "batch ..."], layers: Sequence[int]) -> TokensByLayer:
         """Block outputs of the chosen layers."""
         ...
 

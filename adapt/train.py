@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adapt.candidate import Candidate, all_finite
 from adapt.distributed import world
-from adapt.metrics import Metrics, evaluate
+from adapt.metrics import Metrics, average_views, evaluate
 from adapt.objective import Objective
 from adapt.optimizer import Optimizer, make_optimizer, make_schedule
 from store.errors import JobError
@@ -37,6 +37,11 @@ class Batches(Protocol):
     """What the loop needs of a feature source."""
 
     device: torch.device
+
+    @property
+    def views(self) -> int:
+        """Consecutive rows that show the same sample."""
+        ...
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """Labels by row."""
@@ -130,9 +135,10 @@ def predict_logits(
 
 
 def evaluate_split(model: nn.Module, features: Batches, split: str, precision: str = "float32") -> Metrics:
-    """Metrics on a whole split."""
+    """Metrics on a whole split; the views of a sample count as one, by their mean logits."""
     labels = features.labels(split)
-    return evaluate(predict_logits([model], features, split, np.arange(len(labels)), precision)[0], labels)
+    logits = predict_logits([model], features, split, np.arange(len(labels)), precision)[0]
+    return evaluate(*average_views(logits, labels, features.views))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -1,6 +1,5 @@
-"""A frozen vision transformer as "tokens by layer"."""
+"""What a frozen backbone is, how one is opened by its name, and what of its tokens is kept."""
 
-import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -9,17 +8,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from extract.augment import Augment
-from extract.config import BackboneConfig
-from extract.preprocess import Transform, build_transform, data_config, describe, transform_digest
-from extract.tail import Tail, tail_of
+from extract.config import BackboneConfig, ClipConfig
+from extract.frames import FrameBackbone
+from extract.preprocess import Transform, transform_digest
+from extract.tail import Tail
+from extract.timm_vit import TimmBackbone, TokensByLayer
+from extract.vivit import VivitBackbone
+from extract.vivit_weights import VIVIT, empty_vivit, load_vivit
 from extract.weights import build_empty, load_model, weights_digest
 from store.config import Pool, Tokens
 from store.errors import UserError
-from store.layout import TokenLayout
+from store.layout import TokenLayout, pool_sides
 
-Images = Float[Tensor, "batch channels height width"]
-TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
+__all__ = [
+    "Backbone",
+    "Images",
+    "ModelBackbone",
+    "TappedBackbone",
+    "TimmBackbone",
+    "TokensByLayer",
+    "digests",
+    "empty_backbone",
+    "load_backbone",
+    "reduce_tokens",
+]
+
+Images = Float[Tensor, "batch ..."]  # (batch, channels, height, width), or clips (batch, frames, channels, ...)
+ModelBackbone = TimmBackbone | FrameBackbone | VivitBackbone  # those of which methods may train a copy
 
 
 @runtime_checkable
@@ -40,50 +55,6 @@ class Backbone(Protocol):
     def tokens(self, images: Images, layers: Sequence[int]) -> TokensByLayer:
         """Block outputs of the chosen layers, prefix tokens first; blocks after the last of them are not run."""
         ...
-
-
-class TimmBackbone:
-    """Any timm vision transformer with `forward_intermediates`."""
-
-    def __init__(self, name: str, model_kwargs: dict[str, Any], model: nn.Module, image_size: int | None) -> None:
-        blocks, patch_embed = getattr(model, "blocks", None), getattr(model, "patch_embed", None)
-        grid = getattr(patch_embed, "grid_size", None)
-        if not hasattr(model, "forward_intermediates") or blocks is None or grid is None:
-            raise UserError(
-                f"backbone.name {name!r} is no plain vision transformer (it has no token blocks on a patch grid); "
-                "legal: timm's vit_*, deit_*, eva*, beit* and their kin"
-            )
-        self.name, self.model_kwargs, self.module = name, model_kwargs, model
-        self.depth, self.dim = len(blocks), int(model.embed_dim)  # type: ignore[arg-type]
-        self.layout = TokenLayout(int(getattr(model, "num_prefix_tokens", 0)), tuple(int(side) for side in grid))
-        config = data_config(model, image_size)
-        self.image_size = tuple(config["input_size"])
-        self.transform, self.preprocessing = build_transform(config), describe(config)
-        self.augment = Augment(config)
-        self.tail: Tail | None = tail_of(model)
-
-    def tokens(self, images: Images, layers: Sequence[int]) -> TokensByLayer:
-        """See `Backbone.tokens`."""
-        outputs = self.module.forward_intermediates(  # type: ignore[operator]
-            images,
-            indices=list(layers),
-            return_prefix_tokens=self.layout.num_prefix_tokens > 0,
-            norm=False,
-            stop_early=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        # timm returns ascending layers, and splits prefix tokens off; stored tokens have them in front.
-        joined = [torch.cat([out[1], out[0]], dim=1) if isinstance(out, tuple) else out for out in outputs]
-        return dict(zip(sorted(layers), joined, strict=True))
-
-    def trainable_copy(self, depth: int) -> "TimmBackbone":
-        """The first `depth` blocks in a module of their own, still frozen; the tail's norm is that module's."""
-        copied = copy.copy(self)
-        copied.module = copy.deepcopy(self.module).requires_grad_(False)
-        copied.module.blocks = copied.module.blocks[:depth]  # type: ignore[index]
-        copied.tail = tail_of(copied.module, shared=True)
-        return copied
 
 
 Tap = Callable[[nn.Module, Images], Mapping[int, Float[Tensor, "batch tokens dim"]]]
@@ -144,15 +115,38 @@ def _stable_repr(transform: object) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
-def load_backbone(config: BackboneConfig) -> TimmBackbone:
-    """Build the backbone that the configuration names, with its weights, on the CPU."""
-    return TimmBackbone(*load_model(config), config.image_size)
+def load_backbone(config: BackboneConfig, clips: ClipConfig | None = None) -> ModelBackbone:
+    """Build the backbone that the configuration names, with its weights, on the CPU.
+
+    Args:
+        clips: how videos are sampled; None for images. A timm model is applied to every frame of a clip by itself.
+
+    Raises:
+        UserError: a wrong name or argument; weights of another model; a model that does not take such samples.
+        JobError: the model hub cannot be reached.
+    """
+    if config.name == VIVIT:
+        if clips is None:
+            raise UserError(
+                "backbone.name: vivit takes videos, but the samples are images; set data.source to video_folder or "
+                "video_csv, or name one of timm's vision transformers"
+            )
+        return VivitBackbone(*load_vivit(config, clips.frames))
+    backbone = TimmBackbone(*load_model(config), config.image_size)
+    return FrameBackbone(backbone, clips.frames) if clips else backbone
 
 
-def empty_backbone(name: str, model_kwargs: Mapping[str, Any]) -> TimmBackbone:
-    """A timm backbone without weights, on the meta device: depth, width and token layout, even of ViT-g, for free."""
+def empty_backbone(name: str, model_kwargs: Mapping[str, Any], frames: int | None = None) -> ModelBackbone:
+    """A backbone without weights, on the meta device: depth, width and token layout, even of ViViT-e, for free.
+
+    Args:
+        frames: how many a clip has; None for images, and for a ViViT as many as it takes.
+    """
+    if name == VIVIT:
+        return VivitBackbone(empty_vivit(model_kwargs, frames), {})
     kwargs = dict(model_kwargs)
-    return TimmBackbone(name, kwargs, build_empty(name, kwargs), None)
+    backbone = TimmBackbone(name, kwargs, build_empty(name, kwargs), None)
+    return FrameBackbone(backbone, frames) if frames else backbone
 
 
 def digests(backbone: Backbone) -> dict[str, str]:
@@ -172,11 +166,16 @@ def reduce_tokens(
     if how == "all":
         return tokens
     if how == "cls":
-        return prefix[:, :1]
+        return prefix[:, layout.class_tokens]
     if how == "mean":
         return patches.mean(dim=1, keepdim=True)
     assert isinstance(how, Pool)
-    height, width = layout.grid
-    shape = (len(patches), height // how.pool, how.pool, width // how.pool, how.pool, -1)
-    squares = patches.reshape(shape)
-    return torch.cat([prefix, squares.mean(dim=(2, 4)).flatten(1, 2)], dim=1)
+    batch, _, dim = tokens.shape
+    if (sets := layout.prefix_sets) > 1:
+        kept = (batch, sets // how.time, how.time, layout.num_prefix_tokens // sets, dim)
+        prefix = prefix.reshape(kept).mean(dim=2).flatten(1, 2)
+    parts = pool_sides(layout, how)
+    shape = [n for side, part in zip(layout.grid, parts, strict=True) for n in (side // part, part)]
+    axes = tuple(range(2, 2 + len(shape), 2))  # those within a part
+    pooled = patches.reshape(batch, *shape, dim).mean(dim=axes)
+    return torch.cat([prefix, pooled.flatten(1, -2)], dim=1)

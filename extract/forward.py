@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from extract.backbone import Backbone, Images, TokensByLayer, reduce_tokens
 from extract.config import ExtractConfig
 from extract.images import DecodeError
+from extract.preprocess import Transform
 from extract.sources import ImageSplit
 from store.config import Tokens
 from store.errors import UserError
@@ -44,11 +46,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def resolve_batch_size(batch_size: int | str, device: torch.device) -> int:
-    """`auto` is what fills the device: 128 on a GPU, 16 on a CPU (more only leaves its caches)."""
+def resolve_batch_size(batch_size: int | str, device: torch.device, frames: int = 1) -> int:
+    """`auto` is what fills the device: 128 images on a GPU, 16 on a CPU (more only leaves its caches)."""
     if isinstance(batch_size, int):
         return batch_size
-    return 128 if device.type == "cuda" else 16
+    return max(1, (128 if device.type == "cuda" else 16) // frames)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class FrozenForward:
         self.backbone, self.layers, self._tokens = backbone, tuple(layers), tokens
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
-        self.batch_size = resolve_batch_size(config.batch_size, self.device)
+        frames = backbone.image_size[0] if len(backbone.image_size) == 4 else 1
+        self.batch_size = resolve_batch_size(config.batch_size, self.device, frames)
         backbone.module.to(self.device)
 
     @torch.no_grad()
@@ -81,7 +84,14 @@ class FrozenForward:
 
     def batches(self, split: ImageSplit, groups: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """Decode and preprocess groups of rows in order, a few groups ahead."""
-        return decode_batches(split, groups, lambda image, _: torch.as_tensor(self.backbone.transform(image)))
+        return decode_batches(split, groups, lambda picture, _: preprocess(self.backbone.transform, picture))
+
+
+def preprocess(transform: Transform, sample: Any) -> Tensor:
+    """An image, the stacked frames of a clip, or a sample of a user's own dataset, as the backbone takes it."""
+    if isinstance(sample, tuple) and all(isinstance(frame, Image.Image) for frame in sample):
+        return torch.stack([torch.as_tensor(transform(frame)) for frame in sample])
+    return torch.as_tensor(transform(sample))
 
 
 def decode_batches(split: ImageSplit, groups: Sequence[Sequence[int]], transform: RowTransform) -> Iterator[Batch]:
@@ -97,7 +107,7 @@ def decode_batches(split: ImageSplit, groups: Sequence[Sequence[int]], transform
             pool.shutdown(cancel_futures=True)
 
 
-def _load(split: ImageSplit, row: int, transform: RowTransform) -> Float[Tensor, "channels height width"] | str:
+def _load(split: ImageSplit, row: int, transform: RowTransform) -> Float[Tensor, "..."] | str:
     try:
         return transform(split[row], row)
     except DecodeError as error:

@@ -1,31 +1,37 @@
-"""Samples named by a list: a CSV or Parquet file with the columns `path`, `label` or `labels`, and perhaps `split`."""
+"""Samples named by a list: a CSV or Parquet file with the columns `path`, `label` or `labels`, and perhaps `split`.
+
+`data.label_column` may name another column than `label`. A list of videos may have the columns `start` and `end`, in
+seconds, either of which may be blank: such a sample is a part of the file, and its id ends with `#start-end`.
+"""
 
 import csv
 import importlib
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from extract.config import DataConfig
-from extract.samples import TRAIN, FileSlice, Listing, Sample, choose_test, root_file
+from extract.samples import IMAGES, TRAIN, Listing, Medium, Sample, choose_test, root_file
 from store.errors import UserError
 
 SEPARATOR = "|"
-_KNOWN = ("path", "label", "labels", "split")
+_KNOWN = ("path", "labels", "split")
+_PART = ("start", "end")
 _NEGATIVE = re.compile(r"-\d+")
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for messages, and its cells by column
 
 
-def list_csv(config: DataConfig) -> Listing:
+def list_csv(config: DataConfig, medium: Medium = IMAGES) -> Listing:
     path = root_file(config)
     lines = _csv_lines(path)
     _, header = next(lines, ("", []))
     columns = [name.strip() for name in header]
-    _check_columns(path, columns)
-    return _list_rows(config, path, columns, _csv_rows(columns, lines))
+    _check_columns(path, columns, config.label_column)
+    return _list_rows(config, path, columns, _csv_rows(columns, lines), medium)
 
 
 def list_parquet(config: DataConfig) -> Listing:
@@ -37,14 +43,15 @@ def list_parquet(config: DataConfig) -> Listing:
     try:
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
-            _check_columns(path, columns)
-            cells = file.read(columns=[name for name in _KNOWN if name in columns]).to_pylist()
+            _check_columns(path, columns, config.label_column)
+            known = {*_KNOWN, config.label_column}
+            cells = file.read(columns=[name for name in columns if name in known]).to_pylist()
     except UserError:
         raise
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise UserError(f"{path} cannot be read as a Parquet file: {error}; write it again, or use csv") from error
     rows = ((f"{path}, row {number}", row) for number, row in enumerate(cells, start=1))
-    return _list_rows(config, path, columns, rows)
+    return _list_rows(config, path, columns, rows, IMAGES)
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -72,32 +79,35 @@ def _csv_rows(columns: Sequence[str], lines: Iterable[tuple[str, list[str]]]) ->
         yield place, dict(zip(columns, cells, strict=True))
 
 
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    legal = f"it wants path, then label or labels (several, separated by {SEPARATOR!r}), and optionally split"
+def _check_columns(path: Path, columns: Sequence[str], label: str) -> None:
+    legal = f"it wants path, then {label} or labels (several, separated by {SEPARATOR!r}), and optionally split"
+    if label in (*_KNOWN, *_PART):
+        raise UserError(f"data.label_column is {label!r}, which has a meaning of its own; name the column of the class")
     if not columns:
         raise UserError(f"{path} is empty; {legal}")
     found = f"the columns of {path} are {', '.join(columns)}"
     if len(set(columns)) < len(columns):
         raise UserError(f"{found}: one occurs twice; {legal}")
-    if "path" not in columns or not {"label", "labels"}.intersection(columns):
-        raise UserError(f"{found}; {legal}")
-    if {"label", "labels"}.issubset(columns):
-        raise UserError(f"{found}: both label and labels; keep one of them")
+    if "path" not in columns or not {label, "labels"}.intersection(columns):
+        raise UserError(f"{found}; {legal}. data.label_column names the column of the class")
+    if {label, "labels"}.issubset(columns):
+        raise UserError(f"{found}: both {label} and labels; keep one of them")
 
 
-def _list_rows(config: DataConfig, path: Path, columns: Sequence[str], rows: Iterable[Row]) -> Listing:
+def _list_rows(config: DataConfig, path: Path, columns: Sequence[str], rows: Iterable[Row], medium: Medium) -> Listing:
     multi_label = "labels" in columns
     splits: dict[str, list[Sample]] = {}
     seen: dict[str, str] = {}
     folder = path.parent.resolve()
     for place, cells in rows:
-        sample = _sample(folder, place, cells, multi_label)
+        labels = _several(place, cells["labels"]) if multi_label else (label_text(cells[config.label_column], place),)
+        sample = _sample(folder, place, cells, labels, medium)
         if sample.id in seen:
             raise UserError(f"{place} names {sample.id!r}, as {seen[sample.id]} does already; remove one of the two")
         seen[sample.id] = place
         splits.setdefault(_split(place, cells) if "split" in columns else TRAIN, []).append(sample)
     if not seen:
-        raise UserError(f"{path} lists no samples; add a line for each image")
+        raise UserError(f"{path} lists no samples; add a line for each of the {medium.noun}")
     test = choose_test(splits if "split" in columns else (), config)
     return Listing(
         name=f"{folder.name}-{path.stem}",
@@ -107,17 +117,46 @@ def _list_rows(config: DataConfig, path: Path, columns: Sequence[str], rows: Ite
     )
 
 
-def _sample(folder: Path, place: str, cells: Mapping[str, Any], multi_label: bool) -> Sample:
-    if not multi_label:
-        labels: tuple[str, ...] = (label_text(cells["label"], place),)
-    else:
-        several = cells["labels"]
-        parts = several.split(SEPARATOR) if isinstance(several, str) else several
-        if not isinstance(parts, list) or not parts:
-            raise UserError(f"{place}: labels is {several!r}; it wants one or more labels, separated by {SEPARATOR!r}")
-        labels = tuple(dict.fromkeys(label_text(part, place) for part in parts))
+def _sample(folder: Path, place: str, cells: Mapping[str, Any], labels: tuple[str, ...], medium: Medium) -> Sample:
     file = _inside(folder, place, cells["path"])
-    return Sample(file.relative_to(folder).as_posix(), labels, FileSlice(str(file)))
+    sample_id = file.relative_to(folder).as_posix()
+    if not medium.has_parts:
+        return Sample(sample_id, labels, medium.content(str(file)))
+    start, end = _part(place, cells)
+    if start is not None or end is not None:
+        sample_id += f"#{_short(start)}-{_short(end)}"
+    return Sample(sample_id, labels, medium.content(str(file), start=start, end=end))
+
+
+def _several(place: str, given: Any) -> tuple[str, ...]:
+    parts = given.split(SEPARATOR) if isinstance(given, str) else given
+    if not isinstance(parts, list) or not parts:
+        raise UserError(f"{place}: labels is {given!r}; it wants one or more labels, separated by {SEPARATOR!r}")
+    return tuple(dict.fromkeys(label_text(part, place) for part in parts))
+
+
+def _part(place: str, cells: Mapping[str, str]) -> tuple[float | None, float | None]:
+    """Seconds; None where the column or its cell is missing."""
+    start, end = (_seconds(place, name, cells.get(name, "").strip()) for name in _PART)
+    if end is not None and end <= (start or 0.0):
+        raise UserError(f"{place}: end is {_short(end)}, not after start, {_short(start or 0.0)}; correct the line")
+    return start, end
+
+
+def _seconds(place: str, name: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0.0):
+        raise UserError(f"{place}: {name} is {text!r}; it wants seconds from 0 on, such as 12.5, or nothing")
+    return seconds
+
+
+def _short(seconds: float | None) -> str:
+    return "" if seconds is None else str(seconds).removesuffix(".0")
 
 
 def _inside(folder: Path, place: str, given: Any) -> Path:

@@ -95,6 +95,7 @@ def _wanted_schema(
         precision=forward.precision,
         samples={split: _listing_digest(listing) for split, listing in listings.items()},
         extraction_version=EXTRACTION_VERSION,
+        sampling=source.sampling,
         **digests(backbone),
     )
     return Schema(
@@ -108,7 +109,9 @@ def _wanted_schema(
         dim=backbone.dim,
         num_prefix_tokens=layout.num_prefix_tokens,
         grid=layout.grid,
-        shard_samples=store.shard_samples,
+        prefix_sets=layout.prefix_sets,
+        views=source.views,
+        shard_samples=-(-store.shard_samples // source.views) * source.views,  # no sample across two shards
         compressor=store.compressor,
         provenance=provenance,
         tail_tensors=tuple(backbone.tail.arrays()) if backbone.tail else (),

@@ -1,6 +1,6 @@
 """What every kind of source turns its data into: samples with ids and labels, in a train and perhaps a test list."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from extract.config import DataConfig
-from extract.images import decode_rgb
+from extract.images import ENDINGS, decode_rgb
 from store.errors import JobError, UserError
 
 TRAIN = "train"
@@ -17,11 +17,15 @@ TEST_NAMES = ("test", "val", "validation", "valid")
 KNOWN_SPLITS = frozenset((TRAIN, *TEST_NAMES))
 
 
+Clip = tuple[Image.Image, ...]  # the frames of a video sample, in order
+Picture = Image.Image | Clip
+
+
 @runtime_checkable
 class Content(Protocol):
-    """Where the image of one sample is; read by several threads at once."""
+    """Where the image or clip of one sample is; read by several threads at once."""
 
-    def decode(self, sample_id: str) -> Image.Image: ...
+    def decode(self, sample_id: str) -> Picture: ...
 
     def digest(self, sample_id: str) -> bytes: ...
 
@@ -63,6 +67,26 @@ class FileSlice:
         if self.n_bytes is not None and len(encoded) < self.n_bytes:
             raise JobError(f"sample {sample_id!r}: {self.path} is shorter than when it was listed; start again")
         return encoded
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What the files of a folder or of a list are.
+
+    Attributes:
+        noun: how messages call several.
+        endings: of the files' names.
+        content: from a path to the sample; with `start` and `end`, in seconds, to a part of it.
+        has_parts: whether `content` takes these.
+    """
+
+    noun: str
+    endings: frozenset[str]
+    content: Callable[..., Content]
+    has_parts: bool = False
+
+
+IMAGES = Medium("images", ENDINGS, FileSlice)
 
 
 def content_digest(encoded: bytes) -> bytes:

@@ -7,16 +7,16 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import Image
 from torch.utils.data import Dataset
 
 from extract.config import DataConfig
 from extract.digits import list_digits
 from extract.folders import list_folder
 from extract.listings import list_csv, list_parquet
-from extract.samples import Content, Listing, Sample
+from extract.samples import Content, Listing, Picture, Sample
 from extract.tars import list_tars
 from extract.torchvision_sets import list_torchvision
+from extract.video import expand_views, list_video_csv, list_video_folder, sampling_text
 from store.errors import UserError
 
 Labels = Int64[np.ndarray, "samples"] | UInt8[np.ndarray, "samples classes"]
@@ -28,35 +28,44 @@ LISTERS: dict[str, Callable[[DataConfig], Listing]] = {
     "parquet": list_parquet,
     "tars": list_tars,
     "torchvision": list_torchvision,
+    "video_folder": list_video_folder,
+    "video_csv": list_video_csv,
 }
 
 
 @runtime_checkable
 class ImageSplit(Protocol):
-    """A map-style torch Dataset of upright RGB images; every method may be called by several threads at once."""
+    """A map-style torch Dataset of upright RGB images or clips; several threads may call every method at once."""
 
     ids: Sequence[str]
     labels: Labels
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int) -> Image.Image: ...
+    def __getitem__(self, row: int) -> Picture: ...
 
     def digest(self, row: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A train and a test split over the same classes."""
+    """A train and a test split over the same classes.
+
+    Attributes:
+        views: rows that show the same sample, one after the other.
+        sampling: how these are drawn from a video; empty for images.
+    """
 
     name: str
     classes: tuple[str, ...]
     multi_label: bool
     splits: Mapping[str, ImageSplit]
+    views: int = 1
+    sampling: str = ""
 
 
-class SampleSplit(Dataset[Image.Image]):
-    """The ImageSplit of all sources: ids, labels and, row by row, the place of the image."""
+class SampleSplit(Dataset[Picture]):
+    """The ImageSplit of all sources: ids, labels and, row by row, the place of the image or clip."""
 
     def __init__(self, samples: Sequence[Sample], labels: Labels) -> None:
         self.ids: Sequence[str] = tuple(sample.id for sample in samples)
@@ -66,7 +75,7 @@ class SampleSplit(Dataset[Image.Image]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, row: int) -> Image.Image:
+    def __getitem__(self, row: int) -> Picture:
         """Upright RGB; DecodeError if the sample is damaged."""
         return self._contents[row].decode(self.ids[row])
 
@@ -76,12 +85,14 @@ class SampleSplit(Dataset[Image.Image]):
 
 
 def open_source(config: DataConfig) -> ImageSource:
-    """The samples that `data:` names. Images are read later, one by one; a fault in the listing is a UserError."""
+    """The samples that `data:` names. Pixels are read later, one by one; a fault in the listing is a UserError."""
     listing = LISTERS[config.source.partition(":")[0]](config)
     train, test = listing.train, listing.test
     if test is None:
-        chosen = draw_test(train, config.test_fraction, listing.multi_label)
+        chosen = draw_test(train, config.test_fraction, listing.multi_label, config.split_seed)
         train, test = ([s for s in listing.train if (s.id in chosen) is side] for side in (False, True))
+    if config.clips:
+        train, test = (expand_views(samples, config.clips.views) for samples in (train, test))
     _check_samples(listing.name, train, test)
     classes = listing.classes or order_classes(_labels_of(train))
     _check_classes(listing.name, classes, train, test)
@@ -89,22 +100,23 @@ def open_source(config: DataConfig) -> ImageSource:
         name: SampleSplit(samples, _number_labels(samples, classes, listing.multi_label))
         for name, samples in (("train", train), ("test", test))
     }
-    return ImageSource(listing.name, classes, listing.multi_label, splits)
+    views, sampling = (config.clips.views, sampling_text(config.clips)) if config.clips else (1, "")
+    return ImageSource(listing.name, classes, listing.multi_label, splits, views, sampling)
 
 
-def draw_test(samples: Sequence[Sample], fraction: float, multi_label: bool) -> set[str]:
+def draw_test(samples: Sequence[Sample], fraction: float, multi_label: bool, seed: int = 0) -> set[str]:
     """Ids of the samples that play the test set of a source without one.
 
-    Each class gives the `fraction` of it that comes first in the order of the ids' hashes: neither the order of the
-    samples nor another class matters, and one more sample moves at most one other. Multi-label samples are drawn from
-    the whole in the same way, less those without which a class would have no training sample.
+    Each class gives the `fraction` of it that comes first in the order of the ids' hashes, salted with `seed`: neither
+    the order of the samples nor another class matters, and one more sample moves at most one other. Multi-label samples
+    are drawn from the whole in the same way, less those without which a class would have no training sample.
     """
     groups: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
         groups.setdefault(() if multi_label else sample.labels, []).append(sample)
     chosen: set[str] = set()
     for group in groups.values():
-        ordered = sorted(group, key=lambda sample: (_hash(sample.id), sample.id))
+        ordered = sorted(group, key=lambda sample: (_hash(sample.id, seed), sample.id))
         drawn = ordered[: min(int(len(group) * fraction + 0.5), len(group) - 1)]
         chosen.update(sample.id for sample in drawn)
         if multi_label:
@@ -127,8 +139,9 @@ def _labels_of(samples: Sequence[Sample]) -> set[str]:
     return {label for sample in samples for label in sample.labels}
 
 
-def _hash(sample_id: str) -> bytes:
-    return blake2b(sample_id.encode(errors="surrogateescape"), digest_size=16).digest()
+def _hash(sample_id: str, seed: int) -> bytes:
+    salt = seed.to_bytes(blake2b.SALT_SIZE, "little")  # all zeros is no salt
+    return blake2b(sample_id.encode(errors="surrogateescape"), digest_size=16, salt=salt).digest()
 
 
 def order_classes(names: Collection[str]) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ def _pretrained(recipe: Recipe) -> nn.Module:
 
 def _hub_recipe(config: BackboneConfig) -> Recipe:
     """The architecture behind `hf-hub:ORG/NAME`, so that it can be built again without the hub."""
-    with _reaching_hub(config.weights):
+    with reaching_hub(config.weights):
         _, name, model_args = load_model_config_from_hf(config.weights.removeprefix("hf-hub:"))
     if config.name not in (None, name):
         raise UserError(f"backbone.name is {config.name!r}, but {config.weights} holds a {name!r}; leave the name out")
@@ -147,18 +147,19 @@ def _hub_recipe(config: BackboneConfig) -> Recipe:
 
 
 def _fetch(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    with _reaching_hub(name):
+    with reaching_hub(name):
         model: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
     return model
 
 
 @contextmanager
-def _reaching_hub(what: str) -> Iterator[None]:
+def reaching_hub(what: str, alternatives: str = _ALTERNATIVES) -> Iterator[None]:
+    """Turn what goes wrong on the way to the model hub into a JobError that says what to do without it."""
     try:
         yield
     except Exception as error:  # the hub client raises a dozen unrelated types for "cannot be reached"
         raise JobError(
-            f"the weights of {what!r} could not be fetched from the model hub ({first_line(error)}); {_ALTERNATIVES}"
+            f"the weights of {what!r} could not be fetched from the model hub ({first_line(error)}); {alternatives}"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 Compressor = Literal["zstd", "blosc", "gzip"]
@@ -28,9 +28,19 @@ class Last(Section):
 
 
 class Pool(Section):
-    """Patch tokens averaged over `pool` x `pool` squares of the grid; prefix tokens are kept."""
+    """Patch tokens averaged over `pool` x `pool` squares of the grid and, of videos, over `time` frames.
 
-    pool: Annotated[int, Field(ge=2)]
+    Prefix tokens are kept; where every frame has its own, those of `time` frames are averaged too.
+    """
+
+    pool: PositiveInt = 1
+    time: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _does_something(self) -> "Pool":
+        if self.pool == self.time == 1:
+            raise ValueError("pool or time must be at least 2; `all` keeps every token")
+        return self
 
 
 Layers = Literal["all"] | list[int] | Every | Last
@@ -42,7 +52,7 @@ class StoreConfig(Section):
 
     path: str = "cache.zarr"
     layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
-    tokens: Tokens = Field("all", description="all, cls, mean or {pool: k}")
+    tokens: Tokens = Field("all", description="all, cls, mean, {pool: k}, {time: m} or {pool: k, time: m}")
     dtype: Dtype = "float16"
     compressor: Compressor | None = None
     shard_samples: PositiveInt = 256

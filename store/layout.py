@@ -38,15 +38,30 @@ class Shards:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """The token axis: `num_prefix_tokens` (class token, registers), then the patch grid in row-major order."""
+    """The token axis: `num_prefix_tokens` (class token, registers), then the patch grid in row-major order.
+
+    The grid is (height, width), of videos (time, height, width). Where every frame has prefix tokens of its own, these
+    are `prefix_sets` sets of equal length, frame after frame.
+    """
 
     num_prefix_tokens: int
     grid: tuple[int, ...]
+    prefix_sets: int = 1
 
     @property
     def num_patches(self) -> int:
         """Patch tokens; 0 where the grid is empty."""
         return math.prod(self.grid) if self.grid else 0
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the grid has a time axis."""
+        return len(self.grid) == 3
+
+    @property
+    def class_tokens(self) -> slice:
+        """The first prefix token of every set."""
+        return slice(0, self.num_prefix_tokens, max(1, self.num_prefix_tokens // self.prefix_sets))
 
     @property
     def num_tokens(self) -> int:
@@ -56,11 +71,15 @@ class TokenLayout:
 
 def describe_tokens(tokens: Tokens) -> str:
     """`store.tokens` as the text that provenance keeps."""
-    return tokens if isinstance(tokens, str) else tokens.model_dump_json()
+    return tokens if isinstance(tokens, str) else tokens.model_dump_json(exclude_defaults=True)
 
 
 def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
-    """The layout that `store.tokens` leaves of a backbone's layout."""
+    """The layout that `store.tokens` leaves of a backbone's layout.
+
+    Raises:
+        UserError: the backbone has no class token; the grid, or the number of frames, does not divide.
+    """
     if tokens == "all":
         return layout
     if tokens == "mean":
@@ -69,15 +88,43 @@ def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
         if layout.num_prefix_tokens == 0:
             raise UserError(
                 "store.tokens is 'cls', but this backbone has no class token; legal here: all, mean, {pool: k}"
+                + (", {time: m}" if layout.is_video else "")
             )
-        return TokenLayout(1, ())
+        return TokenLayout(layout.prefix_sets, (), layout.prefix_sets)
     assert isinstance(tokens, Pool)
-    if any(side % tokens.pool for side in layout.grid):
-        legal = [k for k in range(2, max(layout.grid) + 1) if not any(side % k for side in layout.grid)]
+    _require_division(layout, tokens)
+    grid = tuple(side // part for side, part in zip(layout.grid, pool_sides(layout, tokens), strict=True))
+    if layout.prefix_sets == 1:
+        return TokenLayout(layout.num_prefix_tokens, grid)
+    return TokenLayout(layout.num_prefix_tokens // tokens.time, grid, layout.prefix_sets // tokens.time)
+
+
+def pool_sides(layout: TokenLayout, pool: Pool) -> tuple[int, ...]:
+    """How many patches are averaged along every axis of the grid."""
+    return (pool.time, pool.pool, pool.pool) if layout.is_video else (pool.pool,) * len(layout.grid)
+
+
+def _require_division(layout: TokenLayout, tokens: Pool) -> None:
+    if tokens.time > 1 and not layout.is_video:
+        raise UserError(f"store.tokens averages {tokens.time} frames, but the samples are images; leave `time` out")
+    frames, square = (layout.grid[:1], layout.grid[1:]) if layout.is_video else ((), layout.grid)
+    if not _divides(tokens.pool, square):
         raise UserError(
-            f"store.tokens pools by {tokens.pool}, which does not divide the grid {layout.grid}; legal: {legal}"
+            f"store.tokens pools by {tokens.pool}, which does not divide the grid {square}; legal: {_divisors(square)}"
         )
-    return TokenLayout(layout.num_prefix_tokens, tuple(side // tokens.pool for side in layout.grid))
+    if not _divides(tokens.time, frames):
+        raise UserError(
+            f"store.tokens averages {tokens.time} frames, which does not divide the {frames[0]} there are; "
+            f"legal for `time`: {_divisors(frames)}"
+        )
+
+
+def _divides(part: int, sides: tuple[int, ...]) -> bool:
+    return all(side % part == 0 for side in sides)
+
+
+def _divisors(sides: tuple[int, ...]) -> list[int]:
+    return [part for part in range(2, max(sides) + 1) if _divides(part, sides)]
 
 
 def resolve_layers(layers: Layers, depth: int) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ class Provenance(_Frozen):
     precision: str
     samples: dict[str, str]
     extraction_version: int
+    sampling: str = ""  # how frames were drawn from videos
 
     def difference(self, other: "Provenance") -> dict[str, tuple[Any, Any]]:
         """Field -> (here, there), for every field that differs."""
@@ -62,6 +63,8 @@ class Schema(_Frozen):
     dim: int
     num_prefix_tokens: int
     grid: tuple[int, ...]
+    prefix_sets: int = 1
+    views: int = 1  # consecutive rows that show the same sample
     shard_samples: int
     compressor: Compressor | None
     provenance: Provenance
@@ -75,7 +78,7 @@ class Schema(_Frozen):
     @property
     def token_layout(self) -> TokenLayout:
         """Prefix tokens and grid, as stored."""
-        return TokenLayout(self.num_prefix_tokens, self.grid)
+        return TokenLayout(self.num_prefix_tokens, self.grid, self.prefix_sets)
 
     @property
     def bytes_per_sample(self) -> int:

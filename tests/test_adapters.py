@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from end_to_end import CLASSES, DEPTH, DIM, EndToEnd, load, shake
 from torch import Tensor, nn
 
 from adapt.features import spec_of_backbone
@@ -12,12 +13,9 @@ from adapt.methods import count_params, trainable
 from adapt.tuning.adapters import Adapter, AdapterDropOptions, AdapterOptions, install_adapters
 from adapt.tuning.compacter import CompacterOptions, KroneckerLinear, install_compacter
 from adapt.tuning.tuned import Install, Tuned
-from extract.backbone import TimmBackbone, empty_backbone, load_backbone
-from extract.config import BackboneConfig
+from extract.backbone import TimmBackbone, empty_backbone
 from store.errors import UserError
 
-CLASSES, DIM, DEPTH = 5, 32, 3
-TINY = {"embed_dim": DIM, "depth": DEPTH, "num_heads": 2, "patch_size": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {},
     "deit_tiny_distilled_patch16_224": {"drop_path_rate": 0.2},
@@ -26,16 +24,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "eva02_tiny_patch14_224": {},
     "beit_base_patch16_224": {},
 }
-INSTALLS: list[tuple[Install, dict[str, Any]]] = [
-    (install_adapters, {"bottleneck": 8}),
-    (install_adapters, {"bottleneck": 8, "layers": [-1], "places": ["attention"]}),
-    (install_compacter, {"bottleneck": 8}),
-]
-
-
-def load(name: str, **kwargs: Any) -> TimmBackbone:
-    size = None if "img_size" in kwargs else 32
-    return load_backbone(BackboneConfig(name=name, weights="random", image_size=size, model_kwargs=TINY | kwargs))
 
 
 def build(backbone: TimmBackbone, install: Install, **options: Any) -> Tuned:
@@ -43,53 +31,19 @@ def build(backbone: TimmBackbone, install: Install, **options: Any) -> Tuned:
     return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install, **options)
 
 
-def shake(model: nn.Module) -> None:
-    """Move what is trained away from where it starts."""
-    with torch.no_grad():
-        for parameter in trainable(model).values():
-            parameter.normal_(std=0.3)
-
-
-def train_two_steps(model: nn.Module, images: Tensor) -> None:
-    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(images).square().sum().backward()
-        optimizer.step()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("install", "options"), INSTALLS)
-class TestEveryFamily:
-    def test_starts_as_the_frozen_model_and_moves_every_tensor(
-        self, install: Install, options: dict[str, Any], family: str
-    ) -> None:
-        backbone = load(family, **FAMILIES[family])
-        model, frozen = build(backbone, install, **options).eval(), build(backbone, lambda vit: None).eval()
-        images = torch.randn(2, *backbone.image_size)
-        assert torch.equal(model(images), frozen(images))
-        train_two_steps(model, images)
-        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trainable(model).values())
-        assert not torch.allclose(model(images), frozen(images))
-
-    def test_runs_in_bfloat16_checkpointed_and_copied(
-        self, install: Install, options: dict[str, Any], family: str
-    ) -> None:
-        backbone = load(family, **FAMILIES[family])
-        model = build(backbone, install, **options).eval()
-        shake(model)
-        images = torch.randn(2, *backbone.image_size)
-        logits = model(images)
-        wanted = torch.autograd.grad(logits.square().sum(), list(trainable(model).values()))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert (model(images) - logits).norm() < 0.1 * logits.norm()
-        copied = copy.deepcopy(model)
-        copied.module.set_grad_checkpointing(True)
-        copied(images).square().sum().backward()
-        for tensor, gradient in zip(trainable(copied).values(), wanted, strict=True):
-            torch.testing.assert_close(tensor.grad, gradient)
-        shake(copied)
-        assert torch.equal(model(images), logits)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("adapter", {"bottleneck": 8}),
+        ("adapter_drop", {"bottleneck": 8, "places": ["attention"]}),
+        ("compacter", {"bottleneck": 8}),
+    ],
+)
+class TestEveryFamily(EndToEnd):
+    @pytest.fixture
+    def backbone(self, family: str) -> TimmBackbone:
+        return load(family, **FAMILIES[family])
 
 
 def test_adapters_stand_before_both_residuals() -> None:

@@ -25,9 +25,8 @@ def test_examples_parse_wherever_the_data_lie(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SIDECACHE_DATA", "/data")
     monkeypatch.setenv("CIFAR10_FOLDER", "/data/cifar10")
     config = load_config(path)
-    assert [method.name for method in config.parsed_methods()] == ["linear_probe", "losa"]
-    probe, losa = config.parsed_methods()
-    assert len(probe.trials) == len(losa.trials) == 12, "the budgets are equal"
+    assert {"linear_probe", "losa"} <= {method.name for method in config.parsed_methods()}
+    assert {len(method.trials) for method in config.parsed_methods()} == {12}, "the budgets are equal"
     assert {trial.options.pool for method in (probe, losa) for trial in method.trials} == {"auto"}, "so is the head"
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from extract.backbone import reduce_tokens
 from store.config import Every, Last, Pool
 from store.errors import UserError
-from store.layout import Shards, TokenLayout, reduced_layout, resolve_layers
+from store.layout import Shards, TokenLayout, describe_tokens, reduced_layout, resolve_layers
 
 
 @given(st.integers(0, 300), st.integers(1, 40))
@@ -93,6 +93,26 @@ def test_pooling_averages_squares_and_keeps_prefixes() -> None:
         for column in range(3):
             square = grid[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean(dim=(1, 2))
             torch.testing.assert_close(pooled[:, 2 + row * 3 + column], square)
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("all", "all"),
+        (Pool(pool=2), '{"pool":2}'),
+        (Pool(pool=2, time=1), '{"pool":2}'),
+        (Pool(time=4), '{"time":4}'),
+        (Pool(pool=2, time=4), '{"pool":2,"time":4}'),
+    ],
+)
+def test_the_text_by_which_stores_are_compared(how: object, text: str) -> None:
+    assert describe_tokens(how) == text  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sides", [{}, {"pool": 1}, {"pool": 1, "time": 1}])
+def test_a_pool_that_keeps_every_token_is_refused(sides: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="pool or time must be at least 2; `all` keeps every token"):
+        Pool(**sides)
 
 
 def test_a_pool_that_does_not_divide_the_grid_names_those_that_do() -> None:

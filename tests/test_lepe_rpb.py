@@ -1,10 +1,12 @@
 """LePE and relative position bias: timm's attention with hooks, against the attention written out."""
 
-import copy
+from itertools import product
+from operator import add
 from typing import Any
 
 import pytest
 import torch
+from end_to_end import CLASSES, DIM, HEADS, EndToEnd, load, shake
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,12 +15,9 @@ from adapt.methods import count_params, trainable
 from adapt.tuning.lepe import LocalEncoding, install_lepe
 from adapt.tuning.rpb import RelativePositionBias, install_rpb
 from adapt.tuning.tuned import Install, Tuned
-from extract.backbone import TimmBackbone, empty_backbone, load_backbone
-from extract.config import BackboneConfig
+from extract.backbone import TimmBackbone, empty_backbone
 from store.errors import UserError
 
-CLASSES, DIM, HEADS = 5, 32, 2
-TINY = {"embed_dim": DIM, "depth": 3, "num_heads": HEADS, "patch_size": 8}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("vit_tiny_patch16_224", {}),
     ("vit_tiny_patch16_224", {"scale_attn_norm": True, "qk_norm": True}),
@@ -34,27 +33,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 INSTALLS = pytest.mark.parametrize("install", [install_lepe, install_rpb])
 
 
-def load(name: str, **kwargs: Any) -> TimmBackbone:
-    """A small backbone in which every tensor matters, its biases too."""
-    size = None if "img_size" in kwargs else 32
-    torch.manual_seed(0)
-    backbone = load_backbone(BackboneConfig(name=name, weights="random", image_size=size, model_kwargs=TINY | kwargs))
-    with torch.no_grad():
-        for parameter in backbone.module.blocks.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return backbone
-
-
 def build(backbone: TimmBackbone, install: Install) -> Tuned:
     torch.manual_seed(0)
     return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install).eval()
-
-
-def shake(model: nn.Module) -> None:
-    """Move what is trained away from where it starts."""
-    with torch.no_grad():
-        for parameter in trainable(model).values():
-            parameter.normal_(std=0.5)
 
 
 def project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,29 +59,26 @@ def literal_attention(attention: Any, x: Tensor, bias: Tensor, local: Tensor) ->
     return F.linear(output, attention.proj.weight, attention.proj.bias)
 
 
-def literal_convolution(v: Tensor, conv: nn.Conv2d, prefix: int, grid: tuple[int, ...]) -> Tensor:
-    """Every patch: the sum over its neighbours on the grid."""
-    height, width = grid
-    local = torch.zeros_like(v)
-    for row in range(height):
-        for column in range(width):
-            here = prefix + row * width + column
-            local[:, here] = conv.bias
-            for i, j in ((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
-                if 0 <= row + i < height and 0 <= column + j < width:
-                    there = prefix + (row + i) * width + column + j
-                    local[:, here] += conv.weight[:, 0, 1 + i, 1 + j] * v[:, there]
+def literal_convolution(v: Tensor, conv: Any, prefix: int, grid: tuple[int, ...]) -> Tensor:
+    """Every patch: the sum over its neighbours on the grid, and itself."""
+    local, places = torch.zeros_like(v), list(product(*map(range, grid)))
+    for here, place in enumerate(places, start=prefix):
+        local[:, here] = conv.bias
+        for way in product((-1, 0, 1), repeat=len(grid)):
+            neighbour = tuple(map(add, place, way))
+            if neighbour in places:
+                weight = conv.weight[(slice(None), 0, *(1 + step for step in way))]
+                local[:, here] += weight * v[:, prefix + places.index(neighbour)]
     return local
 
 
 def literal_bias(table: Tensor, prefix: int, grid: tuple[int, ...]) -> Tensor:
     """Every pair of patches: the table's entry for the way from one to the other."""
-    height, width = grid
-    bias = torch.zeros(HEADS, prefix + height * width, prefix + height * width)
-    for query in range(height * width):
-        for key in range(height * width):
-            down, right = key // width - query // width, key % width - query % width
-            bias[:, prefix + query, prefix + key] = table[:, down + height - 1, right + width - 1]
+    places = list(product(*map(range, grid)))
+    bias = torch.zeros(len(table), prefix + len(places), prefix + len(places))
+    for (i, query), (j, key) in product(enumerate(places, start=prefix), repeat=2):
+        way = (to - start + side - 1 for start, to, side in zip(query, key, grid, strict=True))
+        bias[:, i, j] = table[(slice(None), *way)]
     return bias
 
 
@@ -131,43 +109,12 @@ class TestAgainstTheAttentionWrittenOut:
         torch.testing.assert_close(attention(x), literal_attention(plain, x, bias, torch.zeros(())))
 
 
-@INSTALLS
 @pytest.mark.parametrize(("name", "kwargs"), CASES)
-class TestEveryFamily:
-    def test_starts_as_the_frozen_model_and_moves_every_tensor(
-        self, install: Install, name: str, kwargs: dict[str, Any]
-    ) -> None:
-        backbone = load(name, **kwargs)
-        model, frozen = build(backbone, install), build(backbone, lambda vit: None)
-        images = torch.randn(2, *backbone.image_size)
-        torch.testing.assert_close(model(images), frozen(images))
-        optimizer = torch.optim.SGD(trainable(model).values(), lr=0.01)
-        for _ in range(2):
-            optimizer.zero_grad()
-            model(images).square().sum().backward()
-            optimizer.step()
-        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trainable(model).values())
-        assert not torch.allclose(model(images), frozen(images))
-
-    def test_runs_in_bfloat16_checkpointed_and_copied(
-        self, install: Install, name: str, kwargs: dict[str, Any]
-    ) -> None:
-        backbone = load(name, **kwargs)
-        model = build(backbone, install)
-        shake(model)
-        images = torch.randn(2, *backbone.image_size)
-        logits = model(images)
-        wanted = torch.autograd.grad(logits.square().sum(), list(trainable(model).values()))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert (model(images) - logits).norm() < 0.1 * logits.norm()
-        copied = copy.deepcopy(model)
-        copied.module.set_grad_checkpointing(True)
-        copied(images).square().sum().backward()
-        for tensor, gradient in zip(trainable(copied).values(), wanted, strict=True):
-            torch.testing.assert_close(tensor.grad, gradient)
-        shake(copied)
-        assert torch.equal(model(images), logits)
-        assert not torch.allclose(copied(images), logits)
+@pytest.mark.parametrize(("method", "options"), [("lepe", {}), ("rpb", {})])
+class TestEveryFamily(EndToEnd):
+    @pytest.fixture
+    def backbone(self, name: str, kwargs: dict[str, Any]) -> TimmBackbone:
+        return load(name, **kwargs)
 
 
 @INSTALLS
@@ -218,7 +165,7 @@ def test_lepe_neither_reads_nor_writes_prefix_tokens() -> None:
 
 
 def test_relative_position_bias_gives_none_to_prefix_tokens() -> None:
-    bias = RelativePositionBias(load("vit_small_patch14_reg4_dinov2").layout, HEADS, "attn_mask")
+    bias = RelativePositionBias(load("vit_small_patch14_reg4_dinov2").layout, HEADS, ("attn_mask",), "attn_mask")
     nn.init.normal_(bias.table)
     assert not bias()[..., :5, :].any()
     assert not bias()[..., :, :5].any()
@@ -252,16 +199,6 @@ def test_counts_are_the_published_ones_without_any_memory(install: Install, kwar
         model = build(backbone, install)
     assert count_params(model)[0] == count
     assert all(tensor.is_meta for tensor in trainable(model).values())
-
-
-@INSTALLS
-def test_what_is_learned_survives_a_state_dict(install: Install) -> None:
-    backbone = load("beit_base_patch16_224")
-    model, fresh = build(backbone, install), build(backbone, install)
-    shake(model)
-    fresh.load_state_dict(model.state_dict())
-    images = torch.randn(2, *backbone.image_size)
-    assert torch.equal(fresh(images), model(images))
 
 
 def test_lepe_refuses_a_v_narrower_than_the_output() -> None:

@@ -5,20 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from end_to_end import CLASSES, EndToEnd, tune
 from torch import Tensor, nn
 
-from adapt.features import spec_of_backbone
 from adapt.losa import Add, LoSA
-from adapt.methods import METHODS, build_model, count_params, learned_tensors, trainable
+from adapt.methods import METHODS, build_model, count_params, trainable
 from adapt.spec import FeatureSpec
-from adapt.tuning.merge import merge, unmerge
 from extract.backbone import TimmBackbone
 from extract.tail import Tail
 from store.errors import UserError
 from store.layout import TokenLayout
 
-CLASSES, DIM, LAYERS = 5, 16, (1, 3, 4)
-MERGEABLE = {"lora", "lora_fix", "kronecker", "intrinsic"}
+DIM, LAYERS = 16, (1, 3, 4)
 
 
 def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4)) -> FeatureSpec:
@@ -157,102 +155,18 @@ class TestEveryMethod:
         assert all(torch.equal(values, before[layer]) for layer, values in tokens.items())
 
 
-def tune(method: str, options: dict[str, Any], backbone: TimmBackbone) -> nn.Module:
-    torch.manual_seed(3)
-    spec = spec_of_backbone(backbone, range(backbone.depth))
-    return build_model(method, spec, CLASSES, METHODS[method].options.model_validate(options), backbone)
-
-
-def move(model: nn.Module, images: Tensor, steps: int = 2) -> None:
-    """Gradient steps; the first one only wakes what stands behind a zero."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model(images).square().sum().backward()
-        optimizer.step()
+@pytest.mark.parametrize(("method", "options"), [case[:2] for case in TUNED_CASES])
+class TestEveryEndToEndMethod(EndToEnd):
+    @pytest.fixture
+    def backbone(self, tiny_backbone: TimmBackbone) -> TimmBackbone:
+        return tiny_backbone
 
 
 @pytest.mark.parametrize(("method", "options", "params"), TUNED_CASES)
-class TestEveryEndToEndMethod:
-    def test_trains_as_many_parameters_as_its_formula(
-        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
-    ) -> None:
-        assert count_params(tune(method, options, tiny_backbone)) == (params, CLASSES * (2 * TINY_DIM + 1))
-
-    def test_starts_as_the_linear_probe(
-        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
-    ) -> None:
-        """But for prompts: the other tokens attend to them from the start."""
-        images = torch.randn(2, 3, 32, 32)
-        probe = tune("linear_probe", {}, tiny_backbone)
-        with torch.no_grad():
-            expected = probe(tiny_backbone.tokens(images, probe.layers))
-            logits = tune(method, options, tiny_backbone)(images)
-        if method == "prompt":
-            assert not torch.allclose(logits, expected, atol=1e-4)
-        else:
-            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-
-    def test_moves_every_trained_tensor_and_nothing_else(
-        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
-    ) -> None:
-        model = tune(method, options, tiny_backbone)
-        names = set(trainable(model))
-        frozen = {name: tensor.clone() for name, tensor in model.named_parameters() if name not in names}
-        original = {name: tensor.clone() for name, tensor in tiny_backbone.module.state_dict().items()}
-        move(model, torch.randn(2, 3, 32, 32))
-        # the bias of k shifts all logits of a softmax alike: a part of the bias of qkv has no gradient, never all of it
-        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trainable(model).values())
-        parameters = dict(model.named_parameters())
-        assert all(torch.equal(parameters[name], tensor) for name, tensor in frozen.items())
-        state = tiny_backbone.module.state_dict()
-        assert all(torch.equal(state[name], tensor) for name, tensor in original.items()), "the backbone was changed"
-
-    def test_what_is_saved_makes_the_same_model_again(
-        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
-    ) -> None:
-        images, model = torch.randn(2, 3, 32, 32), tune(method, options, tiny_backbone)
-        move(model, images)
-        saved = {name: tensor.detach().clone() for name, tensor in learned_tensors(model).items()}
-        torch.manual_seed(99)
-        fresh = build_model(
-            method,
-            spec_of_backbone(tiny_backbone, range(TINY_DEPTH)),
-            CLASSES,
-            METHODS[method].options.model_validate(options),
-            tiny_backbone,
-        )
-        fresh.load_state_dict(saved, strict=False)
-        torch.testing.assert_close(fresh(images), model(images))
-
-    def test_mixed_precision_stays_close(
-        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
-    ) -> None:
-        images, model = torch.randn(2, 3, 32, 32), tune(method, options, tiny_backbone)
-        move(model, images)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(images)
-        logits.float().sum().backward()
-        exact = model(images)
-        assert (logits.float() - exact).abs().max() < 0.1 * exact.abs().max()
-
-    def test_merges_where_it_can_and_comes_apart_again(
-        self, method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
-    ) -> None:
-        images, model = torch.randn(2, 3, 32, 32), tune(method, options, tiny_backbone).eval()
-        move(model, images)
-        if method not in MERGEABLE:
-            with pytest.raises(UserError, match="merge"):
-                merge(model.module)
-            return
-        before, weights = model(images), {k: v.clone() for k, v in model.state_dict().items()}
-        plain = merge(model.module)
-        torch.testing.assert_close(model(images), before, rtol=1e-4, atol=1e-5)
-        assert {type(m).__module__.split(".")[0] for m in plain.modules()} <= {"timm", "torch"}
-        assert set(plain.state_dict()) == set(tiny_backbone.module.state_dict())
-        unmerge(model.module)
-        assert torch.equal(model(images), before)
-        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
+def test_end_to_end_methods_train_as_many_parameters_as_their_formula(
+    method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
+) -> None:
+    assert count_params(tune(method, options, tiny_backbone)) == (params, CLASSES * (2 * TINY_DIM + 1))
 
 
 def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:

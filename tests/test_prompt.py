@@ -1,22 +1,20 @@
 """Prompt tokens, of every block or of the first one on."""
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from end_to_end import CLASSES, DEPTH, DIM, EndToEnd, load
+from torch import Tensor
 
 from adapt.features import spec_of_backbone
 from adapt.methods import count_params, trainable
 from adapt.tuning.prompt import PromptOptions, install_prompts
 from adapt.tuning.tuned import Tuned
-from extract.backbone import TimmBackbone, empty_backbone, load_backbone
-from extract.config import BackboneConfig
+from extract.backbone import TimmBackbone, empty_backbone
 from store.errors import UserError
 
-CLASSES, DIM, DEPTH, PROMPTS = 5, 32, 3, 4
-TINY = {"embed_dim": DIM, "depth": DEPTH, "num_heads": 2, "patch_size": 8}
+PROMPTS = 4
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("vit_tiny_patch16_224", {}),
     ("vit_tiny_patch16_224", {"depth": 1}),
@@ -32,12 +30,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 DEEP = pytest.mark.parametrize("deep", [True, False], ids=["deep", "shallow"])
 
 
-def load(name: str, **kwargs: Any) -> TimmBackbone:
-    size = None if "img_size" in kwargs else 32
-    torch.manual_seed(0)
-    return load_backbone(BackboneConfig(name=name, weights="random", image_size=size, model_kwargs=TINY | kwargs))
-
-
 def build(backbone: TimmBackbone, deep: bool, num_prompts: int = PROMPTS) -> Tuned:
     torch.manual_seed(0)
     spec = spec_of_backbone(backbone, range(backbone.depth))
@@ -49,43 +41,14 @@ def embed(module: Any, images: Tensor) -> Tensor:
     return module.norm_pre(module._pos_embed(module.patch_embed(images)))
 
 
-@DEEP
 @pytest.mark.parametrize(("name", "kwargs"), CASES)
-class TestEveryFamily:
-    def test_gives_the_tokens_of_the_frozen_model_and_moves_every_tensor(
-        self, name: str, kwargs: dict[str, Any], deep: bool
-    ) -> None:
-        backbone = load(name, **kwargs)
-        model = build(backbone, deep)
-        images = torch.randn(2, *backbone.image_size)
-        last = backbone.depth - 1
-        tokens, frozen = model._backbone.tokens(images, [last])[last], backbone.tokens(images, [last])[last]
-        assert tokens.shape == frozen.shape
-        assert not torch.equal(tokens, frozen)
-        optimizer = torch.optim.SGD(trainable(model).values(), lr=0.01)
-        for _ in range(2):
-            optimizer.zero_grad()
-            model(images).square().sum().backward()
-            optimizer.step()
-        assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in trainable(model).values())
-
-    def test_runs_in_bfloat16_checkpointed_and_copied(self, name: str, kwargs: dict[str, Any], deep: bool) -> None:
-        backbone = load(name, **kwargs)
-        model = build(backbone, deep)
-        images = torch.randn(2, *backbone.image_size)
-        logits = model(images)
-        wanted = torch.autograd.grad(logits.square().sum(), list(trainable(model).values()))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert (model(images) - logits).norm() < 0.1 * logits.norm()
-        copied = copy.deepcopy(model)
-        copied.module.set_grad_checkpointing(True)
-        copied(images).square().sum().backward()
-        for tensor, gradient in zip(trainable(copied).values(), wanted, strict=True):
-            torch.testing.assert_close(tensor.grad, gradient)
-        for tensor in trainable(copied).values():
-            nn.init.normal_(tensor, std=3)
-        assert torch.equal(model(images), logits)
-        assert not torch.equal(copied(images), logits)
+@pytest.mark.parametrize(
+    ("method", "options"), [("prompt", {"num_prompts": PROMPTS, "deep": deep}) for deep in (True, False)]
+)
+class TestEveryFamily(EndToEnd):
+    @pytest.fixture
+    def backbone(self, name: str, kwargs: dict[str, Any]) -> TimmBackbone:
+        return load(name, **kwargs)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224", "vit_base_patch16_clip_224"])
@@ -137,26 +100,6 @@ def test_prompts_start_as_uniform_as_the_paper_says() -> None:
     for block in model.module.blocks:
         assert 0.95 * bound < block.prompts.tokens.abs().max() <= bound
         assert abs(block.prompts.tokens.std() - bound / 3**0.5) < 0.05 * bound
-
-
-@DEEP
-def test_what_is_learned_survives_a_state_dict(deep: bool) -> None:
-    backbone = load("eva02_tiny_patch14_224")
-    model, fresh = build(backbone, deep), build(backbone, deep)
-    for tensor in trainable(model).values():
-        nn.init.normal_(tensor)
-    fresh.load_state_dict(model.state_dict())
-    images = torch.randn(2, *backbone.image_size)
-    assert torch.equal(fresh(images), model(images))
-
-
-@DEEP
-def test_the_backbone_itself_stays_as_it_is(deep: bool) -> None:
-    backbone = load("eva02_tiny_patch14_224")
-    images = torch.randn(2, *backbone.image_size)
-    before = backbone.tokens(images, [2])[2]
-    build(backbone, deep)(images)
-    assert torch.equal(backbone.tokens(images, [2])[2], before)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class MadeFeatures:
     """Tokens whose class shows in one patch: a probe on the mean finds it hard, LoSA does not."""
 
     kind = "made"
-    at_once = 32
+    at_once, views = 32, 1
 
     def __init__(self, total: int = 60, multi_label: bool = False) -> None:
         draw = torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ from adapt.tuning.kronecker import KroneckerOptions, install_kronecker
 from adapt.tuning.lora import LoRAFixOptions, LoRAOptions, install_lora, install_lora_fix
 from adapt.tuning.tuned import Install, Tuned
 from adapt.tuning.updates import Update, UpdatedLinear, add_update, update_tensors
-from adapt.tuning.vit import TARGETS, Place, Vit
+from adapt.tuning.vit import TARGETS, Place, Vit, find_place
 from extract.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig
 from store.errors import UserError
@@ -254,3 +254,17 @@ def test_targets_come_as_a_list_and_are_checked(options: Any) -> None:
 def test_a_target_that_the_backbone_lacks_is_refused() -> None:
     with pytest.raises(UserError, match="this backbone has no 'fc1' in its blocks"):
         build("lora", "eva, gates apart", targets=("fc1",))
+
+
+def test_a_fused_map_of_unequal_thirds_is_refused() -> None:
+    block = copy.deepcopy(backbone_of("vit").module.blocks[0])
+    block.attn.qkv = nn.Linear(32, 32 + 2 * 16)
+    with pytest.raises(UserError, match=r"64 wide, not three times the 32 of the attention's output \(grouped-query"):
+        find_place(block, "v")
+
+
+def test_narrower_k_and_v_of_their_own_are_updated_at_their_width() -> None:
+    block = copy.deepcopy(backbone_of("eva, separate").module.blocks[0])
+    block.attn.v_proj = nn.Linear(32, 16)
+    place = find_place(block, "v")
+    assert (place.linear, place.start, place.stop) == (block.attn.v_proj, 0, 16)

@@ -9,7 +9,7 @@ the up-projection starts at zero, and the norms stay frozen (Houlsby et al. trai
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from jaxtyping import Float
 from pydantic import Field
@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.tuning.tuned import TunedOptions
-from adapt.tuning.vit import Vit
+from adapt.tuning.vit import Sublayer, Vit
 from store.config import Layers, PositiveInt
 from store.errors import UserError
 from store.layout import resolve_layers
 
-Sublayer = Literal["attention", "mlp"]
 Places = Annotated[list[Sublayer], Field(min_length=1)]
-_LAST_STEP: dict[Sublayer, str] = {"attention": "drop_path1", "mlp": "drop_path2"}  # before the residual is added
+# An adapter stands before what drops a sublayer's output in timm's blocks, and behind the last map of it in ViViT's,
+# which drop both outputs by one module.
+_DROP: dict[Sublayer, str] = {"attention": "drop_path1", "mlp": "drop_path2"}
+_MAP: dict[Sublayer, str] = {"attention": "attention.o_proj", "mlp": "mlp.fc2"}
 
 
 class AdapterOptions(TunedOptions):
@@ -83,11 +85,16 @@ def install_adapters(
 
 
 def insert_adapters(block: nn.Module, places: Sequence[Sublayer], make: Callable[[], Adapter]) -> None:
-    """Put an adapter before the last step of every chosen sublayer: what drops a sublayer drops its adapter too."""
-    for name in (name for place, name in _LAST_STEP.items() if place in places):
-        if not isinstance(getattr(block, name, None), nn.Module):
+    """Put an adapter on the output of every chosen sublayer: what drops that drops its adapter too."""
+    modules = dict(block.named_modules())
+    for place in (place for place in _DROP if place in places):
+        if _DROP[place] in modules:
+            block.set_submodule(_DROP[place], nn.Sequential(make(), modules[_DROP[place]]))
+        elif _MAP["attention"] in modules:
+            block.set_submodule(_MAP[place], nn.Sequential(modules[_MAP[place]], make()))
+        else:
             raise UserError(
                 f"an adapter goes where a block adds the output of its attention or MLP, and {type(block).__name__} "
-                f"has no {name}; choose another method, or a backbone of sequential blocks (vit_*, deit_*, eva*, beit*)"
+                f"has no {_DROP[place]}; choose another method, or a backbone of sequential blocks (vit_*, deit_*, "
+                "eva*, beit*, ViViT)"
             )
-        setattr(block, name, nn.Sequential(make(), getattr(block, name)))

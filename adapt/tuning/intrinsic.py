@@ -9,22 +9,18 @@ the last is the default, since it lies next to what the classifier reads.
 """
 
 import copy
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from adapt.tuning.fastfood import Fastfood
 from adapt.tuning.tuned import TunedOptions
-from adapt.tuning.vit import Vit
+from adapt.tuning.vit import Sublayer, Vit, sublayer_name
 from store.config import PositiveInt
 from store.errors import UserError
-
-Part = Literal["attention", "mlp"]
-_NAMES = {"attention": "attn", "mlp": "mlp"}  # in timm's blocks
 
 
 class IntrinsicOptions(TunedOptions):
@@ -32,7 +28,7 @@ class IntrinsicOptions(TunedOptions):
 
     dim: PositiveInt = 100
     block: Annotated[int, Field(ge=0)] | None = None
-    module: Part = "attention"
+    module: Sublayer = "attention"
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -46,10 +42,9 @@ class Subspace(nn.Module):
         self.project = Fastfood(dim, count(module), seed, device)
         self.theta = nn.Parameter(torch.zeros(dim, device=device))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, "..."]:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward."""
-        output: Tensor = functional_call(self.module, self._moved(), args, kwargs)
-        return output
+        return functional_call(self.module, self._moved(), args, kwargs)
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
@@ -69,7 +64,7 @@ class Subspace(nn.Module):
 
 
 def install_intrinsic(
-    vit: Vit, dim: int = 100, block: int | None = None, module: Part = "attention", seed: int = 0
+    vit: Vit, dim: int = 100, block: int | None = None, module: Sublayer = "attention", seed: int = 0
 ) -> None:
     """Train one module of one block in a random subspace.
 
@@ -87,7 +82,7 @@ def install_intrinsic(
     index = len(blocks) - 1 if block is None else block
     if not 0 <= index < len(blocks):
         raise UserError(f"block {block} does not exist; legal: 0 to {len(blocks) - 1}, or null for the last")
-    chosen, name = blocks[index], _NAMES[module]
+    chosen, name = blocks[index], sublayer_name(blocks[index], module)
     if not hasattr(chosen, name):
         raise UserError(
             f"this backbone's blocks ({type(chosen).__name__}) have no {module} of their own; choose another method"

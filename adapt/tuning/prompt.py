@@ -4,8 +4,8 @@
     shallow:  x   = block_L(... block_1([prefix, P, patches]))
 
 with P (num_prompts, d). As in the paper, prompts stand behind the prefix tokens, have no position, and start uniform in
-+-sqrt(6 / (3 patch_h patch_w + d)). They draw attention from the first step on: alone among the methods, this one does
-not start as the frozen model.
++-sqrt(6 / (3 patch_h patch_w + d)), with the frames of a patch of ViViT as one more factor. They draw attention from
+the first step on: alone among the methods, this one does not start as the frozen model.
 """
 
 import math
@@ -64,8 +64,7 @@ def install_prompts(vit: Vit, num_prompts: int = 10, deep: bool = True) -> None:
         UserError: the attention counts on a fixed number of tokens.
     """
     _refuse_relative_positions(vit.module)
-    height, width = vit.module.patch_embed.patch_size  # type: ignore[union-attr, misc]
-    bound = math.sqrt(6 / (3 * height * width + vit.dim))
+    bound = math.sqrt(6 / (3 * math.prod(vit.patch_size) + vit.dim))
     blocks = vit.blocks
     _shift_rotary(blocks, num_prompts)
     for first, last in zip(blocks, blocks, strict=True) if deep else [(blocks[0], blocks[-1])]:

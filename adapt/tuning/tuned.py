@@ -1,10 +1,12 @@
 """A backbone that a method trains, under the read-out that every method has."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from adapt.readout import Pool, Readout
 from adapt.spec import FeatureSpec, TrainableBackbone
@@ -46,16 +48,18 @@ class Tuned(nn.Module):
         self.layers = spec.layers[-1:]
         self._backbone = backbone.trainable_copy(self.layers[-1] + 1)
         self.module, self.readout.tail = self._backbone.module, self._backbone.tail
-        install(Vit(self.module, backbone.layout, spec.dim), **options)
+        self._vit = Vit(self.module, backbone.block_layout, spec.dim)
+        install(self._vit, **options)
         if self._backbone.tail.attn_pool is not None and self.readout.mode != "backbone":
             self._backbone.tail.attn_pool.requires_grad_(False)  # what is not read does not count as trained
 
     def checkpoint_blocks(self) -> None:
         """Compute a block's activations anew in the backward pass instead of keeping them."""
-        self.module.set_grad_checkpointing(True)  # type: ignore[operator]
+        for block in self._vit.blocks:  # not by timm's switch: that of transformers has a new name every few releases
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits of preprocessed images."""
+    def forward(self, images: Float[Tensor, "batch ... channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of preprocessed images or clips."""
         tokens = self._backbone.tokens(images, self.layers)[self.layers[-1]]
         logits: Tensor = self.readout(self.readout.normalise(tokens))
         return logits

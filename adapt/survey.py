@@ -1,0 +1,160 @@
+"""What is known of a job before anything of it runs: samples, shapes, what is stored already, and the room for more."""
+
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from adapt.config import Config, MethodConfig
+from adapt.features import spec_of_backbone
+from adapt.intrinsic_dimension import entry_of
+from adapt.methods import build_model, find_method
+from adapt.origin import Inputs, _needed_layers, _require_match
+from adapt.spec import FeatureSpec
+from extract.run import EXTRACTION_VERSION
+from extract.shape import backbone_shape
+from extract.sources import ImageSource, open_source
+from store.backend import Folder, local_path, store_url
+from store.config import StoreConfig
+from store.errors import JobError, UserError
+from store.layout import describe_tokens, reduced_layout, resolve_layers
+from store.reader import Store, open_store
+from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
+from store.writer import open_schema
+
+_CLASSES = 100  # of samples that are not here
+
+
+class Survey:
+    """The facts of a configuration. What is missing, or stands in the way of the job, is a line of `notes`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.notes = config, list[str]()
+        self.shape = backbone_shape(config.backbone, config.data.clips)
+        self.source, self.store = self._open_source(), self._open_store()
+        self._note_weights()
+        self.schema, self.spec = self.schema_of(config.store), self.spec_of(config.store)
+
+    @cached_property
+    def rows(self) -> dict[str, int] | None:
+        """Rows of the store by split: samples, or views of samples. None where neither source nor store tells."""
+        if self.source:
+            return {name: len(split) for name, split in self.source.splits.items()}
+        return {name: info.num_samples for name, info in self.store.schema.splits.items()} if self.store else None
+
+    @cached_property
+    def rows_to_extract(self) -> int | None:
+        """Rows of the shards that are not committed."""
+        if self.store is None:
+            return None if self.rows is None else sum(self.rows.values())
+        stored = self.store.schema
+        missing = {split: self.store.missing_shards(split) for split in stored.splits}
+        return sum(len(stored.shards(split).rows(shard)) for split, shards in missing.items() for shard in shards)
+
+    @cached_property
+    def free_bytes(self) -> int | None:
+        """Room on the disk of the store; None where the store is not local."""
+        path = local_path(store_url(self.config.store.path))
+        existing = next((parent for parent in (path, *path.parents) if parent.exists()), None) if path else None
+        return shutil.disk_usage(existing).free if existing else None
+
+    @cached_property
+    def stepwise(self) -> MethodConfig:
+        """The method whose steps stand for those on features: LoSA, or the first such method of the job."""
+        names = [method.name for method in self.config.parsed_methods()]
+        cached = [n for n in names if find_method(n).needs == "features" and not find_method(n).solved]
+        return entry_of(self.config, cached[0] if cached and "losa" not in cached else "losa")
+
+    @cached_property
+    def end_to_end(self) -> MethodConfig | None:
+        """The first method of the job that trains through the backbone, and does not wait for a measurement first."""
+        found = (m for m in self.config.parsed_methods() if find_method(m.name).needs == "end_to_end")
+        return next((m for m in found if getattr(m.trials[0].options, "targets", None) != "auto"), None)
+
+    @cached_property
+    def needed_layers(self) -> tuple[int, ...]:
+        """Layers that the methods of the job read."""
+        with torch.device("meta"):
+            return _needed_layers(self.config, self.spec, len(self.schema.classes))
+
+    def schema_of(self, store: StoreConfig) -> Schema:
+        """What such a store would say of itself, but for the digests."""
+        shape, source, layout = self.shape, self.source, reduced_layout(self.shape.layout, store.tokens)
+        provenance = Provenance(
+            backbone=shape.name,
+            model_kwargs=shape.model_kwargs,
+            weights_digest="",
+            image_size=shape.image_size,
+            preprocessing=shape.preprocessing,
+            preprocessing_digest="",
+            tokens=describe_tokens(store.tokens),
+            dtype=store.dtype,
+            precision="",
+            samples={},
+            extraction_version=EXTRACTION_VERSION,
+        )
+        return Schema(
+            format_version=FORMAT_VERSION,
+            dataset=source.name if source else "",
+            classes=source.classes if source else tuple(map(str, range(_CLASSES))),
+            multi_label=bool(source and source.multi_label),
+            splits={name: SplitInfo(num_samples=n) for name, n in (self.rows or {}).items()},
+            depth=shape.depth,
+            layers=resolve_layers(store.layers, shape.depth),
+            dim=shape.dim,
+            num_prefix_tokens=layout.num_prefix_tokens,
+            grid=layout.grid,
+            prefix_sets=layout.prefix_sets,
+            views=self.config.data.clips.views if self.config.data.clips else 1,
+            shard_samples=store.shard_samples,
+            compressor=store.compressor,
+            provenance=provenance,
+            tail_tensors=(),
+        )
+
+    def spec_of(self, store: StoreConfig) -> FeatureSpec:
+        """The features of such a store."""
+        return spec_of_backbone(self.shape, resolve_layers(store.layers, self.shape.depth), store.tokens)
+
+    def works(self, store: StoreConfig) -> bool:
+        """Whether the methods of the job can train from such a store."""
+        spec = self.spec_of(store)
+        try:
+            for method in self.config.parsed_methods():
+                if find_method(method.name).needs == "features":
+                    with torch.device("meta"):
+                        build_model(method.name, spec, len(self.schema.classes), method.trials[0].options)
+                elif store.tokens != "all":
+                    return False  # the read-out of such a method is standardised by all tokens
+        except UserError:
+            return False
+        return True
+
+    def _open_source(self) -> ImageSource | None:
+        try:
+            return open_source(self.config.data)
+        except (UserError, JobError) as error:
+            self.notes.append(
+                f"the samples cannot be listed, so neither their number nor the time to decode them counts: {error}"
+            )
+            return None
+
+    def _open_store(self) -> Store | None:
+        """What is there already; None where there is nothing, or nothing that this job can go on with."""
+        folder = Folder(store_url(self.config.store.path))
+        try:
+            if open_schema(folder) is None:
+                return None
+            store = open_store(self.config.store.path)
+            _require_match(store, self.config, Inputs(self.config))
+        except (UserError, JobError) as error:
+            self.notes.append(str(error))
+            return None
+        return store
+
+    def _note_weights(self) -> None:
+        weights = self.config.backbone.weights
+        here = weights in ("pretrained", "random") or weights.startswith("hf-hub:") or Path(weights).exists()
+        if not here:
+            self.notes.append(f"backbone.weights {weights!r} is not there: the job will not start without it")

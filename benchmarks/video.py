@@ -1,0 +1,152 @@
+"""Extraction of clips beside a plain loop: `python benchmarks/video.py FOLDER [--weights FILE] [--memory 1000]`.
+
+FOLDER holds real clips, anywhere below it. In every round the same clips go through (a) a loop as one writes it: decord
+decodes the frames, the backbone's transform and forward pass follow, nothing is written; (b) `sidecache extract`, into
+a new store, checksums and durable commits included. In one process, in turning order; the figure is clips a second, the
+median over the rounds. `--memory N` extracts N clips once more and prints the highest memory of the process and its
+decoding workers in each quarter of the job.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import decord
+import psutil
+import torch
+from PIL import Image
+
+from extract.backbone import load_backbone
+from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
+from extract.run import extract_tokens
+from extract.sources import open_source
+from store.config import StoreConfig
+
+MODEL = "vit_tiny_patch16_224"
+
+
+def lay_out(clips: Sequence[Path], root: Path) -> None:
+    """A folder source of links to the clips, all but two of them in its training split, of two classes."""
+    for number, clip in enumerate(clips):
+        folder = root / ("test" if number < 2 else "train") / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:05d}{clip.suffix}").symlink_to(clip)
+
+
+def plain_loop(clips: Sequence[Path], backbone: Any, frames: int) -> None:
+    """What a script does."""
+    with torch.inference_mode():
+        for clip in clips:
+            reader = decord.VideoReader(str(clip))
+            indices = [int((j + 0.5) / frames * len(reader)) for j in range(frames)]
+            images = [Image.fromarray(frame) for frame in reader.get_batch(indices).asnumpy()]
+            backbone.module.forward_features(torch.stack([backbone.transform(image) for image in images]))
+
+
+def extract(root: Path, backbone: Any, frames: int) -> None:
+    """The whole job, into a store that is thrown away."""
+    data = DataConfig(source="video_folder", root=root, video=ClipConfig(frames=frames))
+    store = root.parent / "cache.zarr"
+    extract_tokens(open_source(data), backbone, data, StoreConfig(path=str(store), layers=[-1]), ExtractConfig())
+    shutil.rmtree(store)
+
+
+@contextmanager
+def watched_memory(marks: list[tuple[float, int]]) -> Iterator[None]:
+    """Note (seconds, bytes in use by this process and its children) ten times a second."""
+    done, started, me = threading.Event(), time.perf_counter(), psutil.Process()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            total = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            marks.append((time.perf_counter() - started, total))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def quarters(marks: Sequence[tuple[float, int]]) -> list[int]:
+    """The highest memory in MiB of each quarter of the time."""
+    end = marks[-1][0]
+    parts = [[used for at, used in marks if k * end / 4 <= at <= (k + 1) * end / 4] for k in range(4)]
+    return [max(part) // 2**20 for part in parts]
+
+
+def seconds_of(job: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    job()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--weights", default="random", help="a checkpoint of vit_tiny_patch16_224")
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", type=int, default=0, help="clips to extract once more, watching the memory")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    args = parser.parse_args()
+    found = sorted(args.folder.resolve().rglob("*.mp4"))
+    backbone = load_backbone(BackboneConfig(name=MODEL, weights=args.weights), ClipConfig(frames=args.frames))
+    image_backbone = load_backbone(BackboneConfig(name=MODEL, weights=args.weights))
+    clips = found[:: max(1, len(found) // args.clips)][: args.clips]
+    seconds: dict[str, list[float]] = {"plain": [], "sidecache": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / "clips"
+        lay_out(clips, root)
+        contestants = {
+            "plain": lambda: plain_loop(clips, image_backbone, args.frames),
+            "sidecache": lambda: extract(root, backbone, args.frames),
+        }
+        for number in range(args.rounds):
+            for name in list(contestants)[:: 1 if number % 2 else -1]:
+                seconds[name].append(seconds_of(contestants[name]))
+    rates = {name: len(clips) / statistics.median(values) for name, values in seconds.items()}
+    figures: dict[str, Any] = {
+        "clips": len(clips),
+        "frames": args.frames,
+        "rounds": args.rounds,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "timm", "av", "decord", "tensorstore")},
+        "clips_per_second": rates,
+        "sidecache / plain": rates["sidecache"] / rates["plain"],
+    }
+    if args.memory:
+        with tempfile.TemporaryDirectory() as scratch:
+            root, marks = Path(scratch) / "clips", list[tuple[float, int]]()
+            lay_out([found[number % len(found)] for number in range(args.memory)], root)
+            with watched_memory(marks):
+                extract(root, backbone, args.frames)
+            figures |= {"memory_clips": args.memory, "memory_mib_by_quarter": quarters(marks)}
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""timm's vision transformers as "tokens by layer"."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from extract.augment import Augment
+from extract.preprocess import build_transform, data_config, describe
+from extract.tail import Tail, tail_of
+from store.errors import UserError
+from store.layout import TokenLayout
+
+TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
+
+
+class TimmBackbone:
+    """Any timm vision transformer with `forward_intermediates`."""
+
+    def __init__(self, name: str, model_kwargs: dict[str, Any], model: nn.Module, image_size: int | None) -> None:
+        blocks, patch_embed = getattr(model, "blocks", None), getattr(model, "patch_embed", None)
+        grid = getattr(patch_embed, "grid_size", None)
+        if not hasattr(model, "forward_intermediates") or blocks is None or grid is None:
+            raise UserError(
+                f"backbone.name {name!r} is no plain vision transformer (it has no token blocks on a patch grid); "
+                "legal: timm's vit_*, deit_*, eva*, beit* and their kin"
+            )
+        self.name, self.model_kwargs, self.module = name, model_kwargs, model
+        self.depth, self.dim = len(blocks), int(model.embed_dim)  # type: ignore[arg-type]
+        self.layout = TokenLayout(int(getattr(model, "num_prefix_tokens", 0)), tuple(int(side) for side in grid))
+        self.block_layout = self.layout
+        config = data_config(model, image_size)
+        self.image_size = tuple(config["input_size"])
+        self.transform, self.preprocessing = build_transform(config), describe(config)
+        self.augment = Augment(config)
+        self.tail: Tail | None = tail_of(model)
+
+    def tokens(self, images: Float[Tensor, "batch channels height width"], layers: Sequence[int]) -> TokensByLayer:
+        """See `extract.backbone.Backbone.tokens`."""
+        outputs = self.module.forward_intermediates(  # type: ignore[operator]
+            images,
+            indices=list(layers),
+            return_prefix_tokens=self.layout.num_prefix_tokens > 0,
+            norm=False,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        # timm returns ascending layers, and splits prefix tokens off; stored tokens have them in front.
+        joined = [torch.cat([out[1], out[0]], dim=1) if isinstance(out, tuple) else out for out in outputs]
+        return dict(zip(sorted(layers), joined, strict=True))
+
+    def trainable_copy(self, depth: int) -> "TimmBackbone":
+        """The first `depth` blocks in a module of their own, still frozen; the tail's norm is that module's."""
+        copied = copy.copy(self)
+        copied.module = copy.deepcopy(self.module).requires_grad_(False)
+        copied.module.blocks = copied.module.blocks[:depth]  # type: ignore[index]
+        copied.tail = tail_of(copied.module, shared=True)
+        return copied

@@ -1,0 +1,60 @@
+"""Videos whose class is the direction of a movement, and so in nothing but the order of their frames.
+
+Every clip of one class is, frame for frame, a clip of the opposite class backwards: no frame, and no set of frames,
+tells the two apart.
+"""
+
+import math
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw
+
+OPPOSITES = {"right": "left", "clockwise": "counter"}  # what is drawn, and what it is called backwards
+FRAMES, SIDE = 8, 64
+Frames = list[Image.Image]
+
+
+def draw_clip(motion: str, draw: np.random.Generator) -> Frames:
+    """A bright disc that leaves at the right and comes in again at the left, or goes round a circle clockwise."""
+    colour, background = draw.integers(200, 256, 3), draw.integers(0, 40, 3)
+    start, speed, radius = draw.uniform(0, 1), draw.uniform(0.1, 0.15), draw.uniform(9, 11)
+    height, orbit = draw.uniform(0.25, 0.75) * SIDE, draw.uniform(14, 20)
+    frames = []
+    for turn in start + speed * np.arange(FRAMES):
+        place = turn % 1 * SIDE, height
+        if motion == "clockwise":  # the y axis points down
+            place = SIDE / 2 + orbit * math.cos(2 * math.pi * turn), SIDE / 2 + orbit * math.sin(2 * math.pi * turn)
+        frames.append(_disc(*place, radius, tuple(colour.tolist()), tuple(background.tolist())))
+    return frames
+
+
+def _disc(x: float, y: float, radius: float, colour: tuple[int, ...], background: tuple[int, ...]) -> Image.Image:
+    image = Image.new("RGB", (SIDE, SIDE), background)
+    for centre in (x - SIDE, x, x + SIDE):  # what leaves on one side is seen on the other
+        ImageDraw.Draw(image).ellipse((centre - radius, y - radius, centre + radius, y + radius), fill=colour)
+    return image
+
+
+def write_clip(path: Path, frames: Frames) -> None:
+    """An H.264 file that loses no more than yuv420p does: traces of the frames before would tell their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAMES, options={"qp": "0", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode(None))
+
+
+def write_videos(root: Path, train: int, test: int) -> Path:
+    """root/<split>/<class>/<number>.mp4, `train` and `test` of every class; the same number is the same frames."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for number in range(count):
+            for motion, backwards in OPPOSITES.items():
+                frames = draw_clip(motion, draw)
+                write_clip(root / split / motion / f"{number:03}.mp4", frames)
+                write_clip(root / split / backwards / f"{number:03}.mp4", frames[::-1])
+    return root

@@ -1,0 +1,93 @@
+"""Real video files, made with PyAV's encoders, whose frames all differ; and ways to spoil them."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+RATE = 25
+
+
+def drawn(count: int, width: int = 64, height: int = 48) -> Iterator[av.VideoFrame]:
+    """Frames with texture, a bar that moves and a shade that changes; every frame is another."""
+    noise = np.random.default_rng(0).integers(0, 60, (height, width, 3))
+    for number in range(count):
+        pixels = noise + np.array([number * 3 % 150, 40, 150 - number * 3 % 150])
+        pixels[:, (number * 3) % width] = 255
+        yield av.VideoFrame.from_ndarray(np.roll(pixels, number, axis=0).astype(np.uint8), format="rgb24")
+
+
+def write_video(
+    path: Path,
+    count: int = 40,
+    codec: str = "libx264",
+    size: tuple[int, int] = (64, 48),
+    pixels: str = "yuv420p",
+    ticks: Sequence[int] | None = None,
+    rate: int = RATE,
+    b_frames: int | None = None,
+    file_options: dict[str, str] | None = None,
+    setup: Callable[[Any], None] = lambda stream: None,
+    **options: str,
+) -> Path:
+    """A file in the container of its ending; `ticks` are the frames' times in units of 1 / `rate` seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"threads": "1", **options}
+    with av.open(str(path), "w", options=file_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = *size, pixels
+        if b_frames is not None:
+            stream.codec_context.max_b_frames = b_frames
+        setup(stream)
+        for number, frame in enumerate(drawn(count, *size)):
+            frame.pts, frame.time_base = ticks[number] if ticks else number, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def copy_packets(source: Path, target: Path, change: Callable[[int, bytes], bytes | None], times: int = 1) -> Path:
+    """The same packets, `times` over, in another file; `change` gives each one's bytes, None to leave it out."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        packets = [packet for packet in given.demux(video=0) if packet.size]
+        length = sum(packet.duration for packet in packets)
+        for turn in range(times):
+            for place, packet in enumerate(packets):
+                if (data := change(place, bytes(packet))) is not None:
+                    copy = av.Packet(data)
+                    copy.stream, copy.time_base, copy.is_keyframe = stream, packet.time_base, packet.is_keyframe
+                    copy.pts, copy.duration = packet.pts + turn * length, packet.duration
+                    copy.dts = None if packet.dts is None else packet.dts + turn * length
+                    made.mux(copy)
+    return target
+
+
+def write_endless(path: Path, small: Path) -> Path:
+    """A healthy file of 200,000 tiny frames: longer to decode than any time limit here, and soon written."""
+    write_video(small, 500, size=(16, 16), b_frames=0, preset="ultrafast", tune="zerolatency")
+    return copy_packets(small, path, lambda place, data: data, times=400)
+
+
+def all_frames(path: Path) -> list[np.ndarray]:
+    """Every frame as plain PyAV gives it, from the first to the last: (height, width, 3)."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def media_bytes(content: bytes) -> tuple[int, int]:
+    """Where the data of an MP4 file begin and end."""
+    start = content.index(b"mdat") + 4
+    return start, start - 8 + int.from_bytes(content[start - 8 : start - 4], "big")
+
+
+def spoiled(content: bytes, n_bytes: int, draw: random.Random) -> bytes:
+    """The file with that many of its data's bytes changed."""
+    damaged, (start, end) = bytearray(content), media_bytes(content)
+    for place in draw.sample(range(start, end), n_bytes):
+        damaged[place] ^= draw.randrange(1, 256)
+    return bytes(damaged)

@@ -237,12 +237,10 @@ class Choice:
     reason: str
 
 
-def choose_source(wanted: str, store: Store, layers: Sequence[int], device: torch.device) -> Choice:
-    """Resolve `train.feature_source: auto` from the size of the training split and the memory that is free."""
+def choose_source(wanted: str, needed: int, device: torch.device) -> Choice:
+    """Resolve `train.feature_source: auto` from the bytes that training needs and the memory that is free."""
     if wanted != "auto":
         return Choice(wanted, "as asked for")
-    share = len(layers) / len(store.layers)
-    needed = int(store.schema.bytes_per_sample * share * store.num_samples("train"))
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     sizes = f"{needed / 2**20:,.0f} MiB of features, {free / 2**20:,.0f} MiB of memory free"
     return Choice("resident" if needed <= _SHARE_OF_MEMORY * free else "streamed", sizes)
@@ -254,9 +252,7 @@ def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureS
     tail = Tail(norm=nn.LayerNorm(schema.dim, elementwise_affine=False))
     if schema.tail_tensors:
         provenance = schema.provenance
-        tail = tail_from_arrays(
-            provenance.backbone, provenance.model_kwargs, store.tail_arrays(), schema.prefix_sets
-        )
+        tail = tail_from_arrays(provenance.backbone, provenance.model_kwargs, store.tail_arrays(), schema.prefix_sets)
     chosen = schema.check_layers(tuple(layers or schema.layers))
     return FeatureSpec(chosen, schema.depth, schema.dim, schema.token_layout, tail)
 
@@ -264,7 +260,9 @@ def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureS
 def spec_of_backbone(backbone: Backbone, layers: Sequence[int], tokens: Tokens = "all") -> FeatureSpec:
     """What a backbone's tokens look like; a module without a tail of its own is read through a plain LayerNorm."""
     tail, layout = backbone.tail, reduced_layout(backbone.layout, tokens)
-    tail = tail.for_sets(layout.prefix_sets) if tail else Tail(norm=nn.LayerNorm(backbone.dim, elementwise_affine=False))
+    tail = (
+        tail.for_sets(layout.prefix_sets) if tail else Tail(norm=nn.LayerNorm(backbone.dim, elementwise_affine=False))
+    )
     return FeatureSpec(tuple(layers), backbone.depth, backbone.dim, layout, tail)
 
 

@@ -38,9 +38,7 @@ class Objective:
             return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="sum") / count
         return F.cross_entropy(logits, labels, weights, reduction="sum") / count
 
-    def judge(
-        self, logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."]
-    ) -> tuple[float, float]:
+    def judge(self, logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."]) -> tuple[float, float]:
         """(score in percent, minus the unweighted loss): what validation compares, the higher the better."""
         logits, labels = average_views(logits, labels, self.views)
         score = evaluate(logits, labels).score(balance_classes=self.weights is not None)

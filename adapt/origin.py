@@ -66,7 +66,9 @@ class Origin:
         """
         source, backbone, features = self.inputs.source, self.inputs.backbone, self.pooled.features
         if not isinstance(backbone, ModelBackbone):
-            raise UserError("end-to-end methods need a timm or ViViT backbone: a module of your own has no blocks to change")
+            raise UserError(
+                "end-to-end methods need a timm or ViViT backbone: a module of your own has no blocks to change"
+            )
         if features.spec.layout != backbone.layout:
             raise UserError("end-to-end methods need store.tokens: all; their read-out is standardised by those tokens")
         expected = {name: getattr(self.facts, name) for name in ("weights_digest", "preprocessing_digest")}
@@ -129,10 +131,11 @@ def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
     if config.train.feature_source == "online":
         return _online_origin(config, inputs)
     store = open_store(config.store.path)
-    layers = _require_match(store, config, inputs)
+    layers = require_match(store, config, inputs)
     streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
-    needed = _needed_layers(config, streamed.spec, len(store.classes))
-    choice = choose_source(config.train.feature_source, store, needed, streamed.device)
+    needed = needed_layers(config, streamed.spec, len(store.classes))
+    n_bytes = store.schema.bytes_of(store.num_samples("train"), needed)
+    choice = choose_source(config.train.feature_source, n_bytes, streamed.device)
     say(f"features: {choice.kind} ({choice.reason})")
     features = ResidentFeatures(streamed, needed) if choice.kind == "resident" else streamed
     return _stored_origin(config, inputs, store, features)
@@ -166,7 +169,7 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
     source, backbone = inputs.source, inputs.backbone
     stored = resolve_layers(config.store.layers, backbone.depth)
     spec = spec_of_backbone(backbone, stored, config.store.tokens)
-    layers = _needed_layers(config, spec, len(source.classes))
+    layers = needed_layers(config, spec, len(source.classes))
     extract_config = config.extract.model_copy(update={"device": config.train.device})
     forward = FrozenForward(backbone, layers, config.store.tokens, extract_config)
     features = OnlineFeatures(source, forward, config.store.tokens, stored)
@@ -185,7 +188,7 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
     return Origin(inputs, None, PooledFeatures(features), identity, source.name, backbone.name, shape, facts, Costs())
 
 
-def _require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, ...]:
+def require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, ...]:
     """Refuse a store that the configuration does not describe, as far as can be told without loading the backbone.
 
     Returns the layers that the configuration chooses among the stored ones.
@@ -206,7 +209,7 @@ def _require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, .
     return layers
 
 
-def _needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[int, ...]:
+def needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[int, ...]:
     """Layers that any trial of any method reads; end-to-end methods standardise their read-out by the last one."""
     needed = set(spec.layers[-1:])
     for method in config.parsed_methods():

@@ -3,19 +3,17 @@
 import os
 from collections.abc import Mapping
 
-import psutil
-import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from adapt.calibration import Planned, Speeds, calibrate
 from adapt.config import Config
 from adapt.cost import break_even_epochs
-from adapt.features import _SHARE_OF_MEMORY, Choice
+from adapt.features import Choice, choose_source
 from adapt.plan import Plan
 from adapt.proposals import Proposal, propose
 from adapt.survey import Survey
 from extract.forward import resolve_device
-from extract.run import _CALIBRATION_SAMPLES
+from extract.run import CALIBRATION_SAMPLES
 from store.errors import UserError
 
 _BYTES = TypeAdapter(ByteSize)
@@ -113,7 +111,7 @@ def _extract_seconds(job: Survey, seconds: Mapping[str, float]) -> float | None:
     """Of the rows that are missing; a new int8 store looks at some samples of the training split before it starts."""
     rows = job.rows_to_extract
     if rows is not None and job.rows and job.store is None and job.schema.dtype == "int8":
-        rows += min(_CALIBRATION_SAMPLES, job.rows["train"])
+        rows += min(CALIBRATION_SAMPLES, job.rows["train"])
     return _times(seconds.get("extract"), rows)
 
 
@@ -126,15 +124,11 @@ def _break_even(extract: float | None, epoch: Mapping[str, float | None], source
 
 def _choose(job: Survey) -> Choice:
     """What `train.feature_source` will come to; see `adapt.features.choose_source`."""
-    wanted, schema, device = job.config.train.feature_source, job.schema, resolve_device(job.config.train.device)
-    if wanted != "auto":
-        return Choice(wanted, "as asked for")
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if job.rows is None:
+    wanted = job.config.train.feature_source
+    if wanted == "auto" and job.rows is None:
         return Choice("auto", "the number of samples is not known")
-    needed = len(job.needed_layers) * schema.bytes_per_sample // len(schema.layers) * job.rows["train"]
-    sizes = f"{needed / 2**20:,.0f} MiB of features, {free / 2**20:,.0f} MiB of memory free"
-    return Choice("resident" if needed <= _SHARE_OF_MEMORY * free else "streamed", sizes)
+    n_bytes = job.schema.bytes_of(job.rows["train"], job.needed) if job.rows else 0
+    return choose_source(wanted, n_bytes, resolve_device(job.config.train.device))
 
 
 def _proposals(job: Survey, budget: int | None) -> list[Proposal]:

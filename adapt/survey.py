@@ -1,6 +1,5 @@
 """What is known of a job before anything of it runs: samples, shapes, what is stored already, and the room for more."""
 
-import shutil
 from functools import cached_property
 from pathlib import Path
 
@@ -10,17 +9,18 @@ from adapt.config import Config, MethodConfig
 from adapt.features import spec_of_backbone
 from adapt.intrinsic_dimension import entry_of
 from adapt.methods import build_model, find_method
-from adapt.origin import Inputs, _needed_layers, _require_match
+from adapt.origin import Inputs, needed_layers, require_match
 from adapt.spec import FeatureSpec
 from extract.run import EXTRACTION_VERSION
 from extract.shape import backbone_shape
 from extract.sources import ImageSource, open_source
-from store.backend import Folder, local_path, store_url
+from store.backend import Folder, store_url
 from store.config import StoreConfig
 from store.errors import JobError, UserError
 from store.layout import describe_tokens, reduced_layout, resolve_layers
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
+from store.space import free_bytes
 from store.writer import open_schema
 
 _CLASSES = 100  # of samples that are not here
@@ -55,9 +55,7 @@ class Survey:
     @cached_property
     def free_bytes(self) -> int | None:
         """Room on the disk of the store; None where the store is not local."""
-        path = local_path(store_url(self.config.store.path))
-        existing = next((parent for parent in (path, *path.parents) if parent.exists()), None) if path else None
-        return shutil.disk_usage(existing).free if existing else None
+        return free_bytes(store_url(self.config.store.path))
 
     @cached_property
     def stepwise(self) -> MethodConfig:
@@ -73,10 +71,10 @@ class Survey:
         return next((m for m in found if getattr(m.trials[0].options, "targets", None) != "auto"), None)
 
     @cached_property
-    def needed_layers(self) -> tuple[int, ...]:
+    def needed(self) -> tuple[int, ...]:
         """Layers that the methods of the job read."""
         with torch.device("meta"):
-            return _needed_layers(self.config, self.spec, len(self.schema.classes))
+            return needed_layers(self.config, self.spec, len(self.schema.classes))
 
     def schema_of(self, store: StoreConfig) -> Schema:
         """What such a store would say of itself, but for the digests."""
@@ -147,7 +145,7 @@ class Survey:
             if open_schema(folder) is None:
                 return None
             store = open_store(self.config.store.path)
-            _require_match(store, self.config, Inputs(self.config))
+            require_match(store, self.config, Inputs(self.config))
         except (UserError, JobError) as error:
             self.notes.append(str(error))
             return None

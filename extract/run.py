@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ from extract.backbone import Backbone, TokensByLayer, digests
 from extract.config import DataConfig, ExtractConfig
 from extract.forward import Batch, FrozenForward
 from extract.sources import ImageSource, ImageSplit
-from store.backend import Folder, local_path, store_url
+from store.backend import Folder, store_url
 from store.config import Dtype, StoreConfig
 from store.errors import JobError, UserError
 from store.formats import Encoded, NotStorableError, channel_rms, encode
@@ -24,10 +23,11 @@ from store.layout import describe_tokens, reduced_layout, resolve_layers
 from store.progress import progress
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo, require_same
+from store.space import free_bytes
 from store.writer import SKIPPED, STORED, Listing, StoreWriter, create_store, holds_samples, open_schema, read_rms
 
 EXTRACTION_VERSION = 1  # raise by hand whenever our own code changes a stored value
-_CALIBRATION_SAMPLES = 256
+CALIBRATION_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _open_or_create(
 def _calibrate(split: ImageSplit, forward: FrozenForward, data: DataConfig) -> dict[int, np.ndarray]:
     """Per-channel RMS of every layer from 256 training samples, drawn by a fixed hash of their ids."""
     order = sorted(range(len(split)), key=lambda row: hashlib.blake2b(split.ids[row].encode()).digest())
-    rows = sorted(order[:_CALIBRATION_SAMPLES])
+    rows = sorted(order[:CALIBRATION_SAMPLES])
     squares: dict[int, list[np.ndarray]] = {layer: [] for layer in forward.layers}  # (dim,) of every sample
     with progress("calibrating int8", len(rows), "samples") as advance:
         for batch in forward.batches(split, in_groups(rows, forward.batch_size)):
@@ -169,14 +169,9 @@ def _report_failures(batch: Batch, split: ImageSplit, skip: bool) -> dict[str, s
 
 def _require_space(folder: Folder, schema: Schema, missing: Mapping[str, Sequence[int]]) -> None:
     """Refuse a job that cannot fit, before it starts."""
-    path = local_path(folder.url)
     rows = sum(len(schema.shards(split).rows(shard)) for split, shards in missing.items() for shard in shards)
-    n_bytes = rows * schema.bytes_per_sample
-    if path is None or schema.compressor is not None:
-        return
-    existing = next((parent for parent in (path, *path.parents) if parent.exists()), None)
-    free = shutil.disk_usage(existing).free if existing else 0
-    if n_bytes > free:
+    n_bytes, free = rows * schema.bytes_per_sample, free_bytes(folder.url)
+    if free is not None and schema.compressor is None and n_bytes > free:
         raise JobError(
             f"{rows:,} samples need {n_bytes / 2**30:,.1f} GiB at {folder.place}, {free / 2**30:,.1f} GiB are free; "
             "store fewer layers (store.layers), fewer tokens (store.tokens) or one byte a value (store.dtype: int8)"

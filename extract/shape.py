@@ -7,8 +7,7 @@ from typing import Any
 from extract.backbone import ModelBackbone, empty_backbone
 from extract.config import BackboneConfig, ClipConfig
 from extract.vivit_weights import VIVIT, architecture
-from extract.weights import _hub_recipe, _local_recipe, _require_name, _with_size
-from store.errors import UserError
+from extract.weights import recipe_of
 
 
 def backbone_shape(config: BackboneConfig, clips: ClipConfig | None = None) -> ModelBackbone:
@@ -26,14 +25,10 @@ def backbone_shape(config: BackboneConfig, clips: ClipConfig | None = None) -> M
 
 
 def _name_and_kwargs(config: BackboneConfig) -> tuple[str, dict[str, Any]]:
-    if config.name is None and config.weights.startswith("hf-hub:"):
-        recipe = _hub_recipe(config)
-    elif Path(config.weights).exists():
-        recipe = _local_recipe(config, Path(config.weights))
-    elif config.name is None and config.weights not in ("pretrained", "random"):
-        raise UserError(f"backbone.weights {config.weights!r} is not here, and no backbone.name says what it holds")
-    else:
-        return _require_name(config), _with_size(config, config.model_kwargs)
+    named = config.weights in ("pretrained", "random")
+    if config.name and not named and not Path(config.weights).exists():
+        config = config.model_copy(update={"weights": "random"})
+    recipe = recipe_of(config)
     return recipe.name, recipe.kwargs
 
 

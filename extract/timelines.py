@@ -49,6 +49,10 @@ class Timeline:
         """Mean frames a second."""
         return len(self.ticks) / self.seconds
 
+    def seconds_at(self, index: int) -> Fraction:
+        """When a frame begins, after the first."""
+        return (self.ticks[index] - self.ticks[0]) * self.tick
+
     def runs(self, wanted: Sequence[int]) -> list[Run]:
         """The packets to decode for the frames of these indices, in order and apart."""
         if self.counted:

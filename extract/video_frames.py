@@ -96,7 +96,7 @@ def _decode_runs(path: str, timeline: Timeline, wanted: Sequence[int], runs: Seq
                 frames = _allocate(len(wanted), image) if frames is None else frames
                 frames[rows.pop(index)] = _same_size(image, frames)
     if frames is None or rows:
-        raise BadVideoError(f"the decoder gave no frame for {float(timeline.ticks[min(rows)] * timeline.tick):g} s")
+        raise BadVideoError(f"the decoder gave no frame for {float(timeline.seconds_at(min(rows))):g} s")
     return frames
 
 

@@ -55,19 +55,26 @@ def load_model(config: BackboneConfig) -> tuple[str, dict[str, Any], nn.Module]:
         UserError: unknown name, a file that is missing, damaged or of another model.
         JobError: the model hub cannot be reached.
     """
+    recipe = recipe_of(config)
     if config.weights.startswith("hf-hub:"):
-        recipe = _hub_recipe(config)
         build_empty(recipe.name, recipe.kwargs)  # a wrong argument is the user's mistake, not the hub's
         model = _fetch(config.weights, recipe.kwargs)
     elif config.weights in ("pretrained", "random"):
-        recipe = Recipe(_require_name(config), _with_size(config, config.model_kwargs))
         model = _pretrained(recipe) if config.weights == "pretrained" else _random(recipe)
     else:
-        recipe = _local_recipe(config, Path(config.weights))
         model = _from_file(recipe)
     if hasattr(model, "reset_classifier"):
         model.reset_classifier(0)  # type: ignore[operator]
     return recipe.name, recipe.kwargs, model.eval().requires_grad_(False)
+
+
+def recipe_of(config: BackboneConfig) -> Recipe:
+    """What a configuration names; nothing is built or loaded yet. Errors are those of `load_model`."""
+    if config.weights.startswith("hf-hub:"):
+        return _hub_recipe(config)
+    if config.weights in ("pretrained", "random"):
+        return Recipe(_require_name(config), _with_size(config, config.model_kwargs))
+    return _local_recipe(config, Path(config.weights))
 
 
 def build_empty(name: str, kwargs: dict[str, Any]) -> nn.Module:

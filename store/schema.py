@@ -1,6 +1,6 @@
 """What a store says of itself: the attributes of its root group."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pydantic
@@ -84,6 +84,10 @@ class Schema(_Frozen):
     def bytes_per_sample(self) -> int:
         """Stored bytes of one sample over all layers, before compression."""
         return len(self.layers) * self.token_layout.num_tokens * bytes_per_token(self.dtype, self.dim)
+
+    def bytes_of(self, rows: int, layers: Sequence[int]) -> int:
+        """Stored bytes of some layers of so many rows, before compression."""
+        return rows * self.bytes_per_sample * len(layers) // len(self.layers)
 
     def shards(self, split: str) -> Shards:
         """How the rows of a split fall into shards."""

@@ -20,7 +20,7 @@ from adapt.config import Config
 from store.errors import JobError
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("run", "extract", "train", "report", "inspect", "methods", "predict", "intrinsic")
+COMMANDS = ("run", "plan", "extract", "train", "report", "inspect", "methods", "predict", "intrinsic")
 
 
 @pytest.fixture

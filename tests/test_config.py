@@ -65,7 +65,9 @@ def test_an_unknown_method_is_named_with_the_legal_ones() -> None:
 
 
 def test_a_sweep_that_reaches_no_method_is_refused() -> None:
-    assert "no method of `methods:` has an option 'rnk'; legal: add, dropout, factorised, layers, lr" in refuse(sweep={"rnk": [8]})
+    assert "no method of `methods:` has an option 'rnk'; legal: add, dropout, factorised, layers, lr" in refuse(
+        sweep={"rnk": [8]}
+    )
     assert "no method of `methods:` has an option 'rank'" in refuse(methods=["linear_probe"], sweep={"rank": [8]})
 
 
@@ -105,7 +107,11 @@ def test_a_section_that_is_none_says_what_belongs_there(given: Any) -> None:
         ("train", {"warmup": 1.0}, "train.warmup: given 1.0; input should be less than 1"),
         ("data", {"val_fraction": 0.0}, "data.val_fraction: given 0.0; input should be greater than 0"),
         ("data", {"val_fraction": float("nan")}, "data.val_fraction: given nan"),
-        ("data", {"source": "imagenet"}, "legal: digits, folder, csv, parquet, tars, torchvision:NAME, video_folder or video_csv"),
+        (
+            "data",
+            {"source": "imagenet"},
+            "legal: digits, folder, csv, parquet, tars, torchvision:NAME, video_folder or video_csv",
+        ),
         ("data", {"on_error": "ignore"}, "data.on_error: given 'ignore'; input should be 'fail' or 'skip'"),
         ("data", {"root": 5}, "data.root: given 5; legal: a path"),
         ("data", {"root": "a\0b"}, "data.root: given 'a\\x00b'; legal: a path"),
@@ -148,7 +154,9 @@ def test_illegal_layers_give_one_message(layers: Any) -> None:
 
 @pytest.mark.parametrize("tokens", ["patches", 3, {"pool": 1}, {"pool": "x"}, [2]])
 def test_illegal_tokens_give_one_message(tokens: Any) -> None:
-    expected = f"store.tokens: given {tokens!r}; legal: all, cls, mean, {{pool: k}}, {{time: m}} or {{pool: k, time: m}}"
+    expected = (
+        f"store.tokens: given {tokens!r}; legal: all, cls, mean, {{pool: k}}, {{time: m}} or {{pool: k, time: m}}"
+    )
     assert refuse(store={"tokens": tokens}) == expected
 
 

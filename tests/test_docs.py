@@ -24,10 +24,10 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_examples_parse_wherever_the_data_lie(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECACHE_DATA", "/data")
     monkeypatch.setenv("CIFAR10_FOLDER", "/data/cifar10")
-    config = load_config(path)
-    assert {"linear_probe", "losa"} <= {method.name for method in config.parsed_methods()}
-    assert {len(method.trials) for method in config.parsed_methods()} == {12}, "the budgets are equal"
-    assert {trial.options.pool for method in (probe, losa) for trial in method.trials} == {"auto"}, "so is the head"
+    methods = load_config(path).parsed_methods()
+    assert {"linear_probe", "losa"} <= {method.name for method in methods}
+    assert {len(method.trials) for method in methods} == {12}, "the budgets are equal"
+    assert {trial.options.pool for method in methods for trial in method.trials} == {"auto"}, "so is the head"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "methods").glob("*.yaml")), ids=lambda path: path.name)

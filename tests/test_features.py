@@ -89,13 +89,12 @@ def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) 
         torch.testing.assert_close(pooled.whole("train", 2, readout), expected)
 
 
-def test_the_choice_of_a_source_follows_from_sizes(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = sc.extract(tiny_config()).store
-    assert choose_source("auto", store, store.layers, CPU).kind == "resident"
-    assert choose_source("streamed", store, store.layers, CPU).reason == "as asked for"
+def test_the_choice_of_a_source_follows_from_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = type("Memory", (), {"available": 1000})
     monkeypatch.setattr("adapt.features.psutil.virtual_memory", lambda: memory)
-    assert choose_source("auto", store, store.layers, CPU).kind == "streamed"
+    assert choose_source("auto", 500, CPU).kind == "resident"
+    assert choose_source("auto", 501, CPU).kind == "streamed"
+    assert choose_source("streamed", 500, CPU).reason == "as asked for"
 
 
 def test_an_unfinished_store_is_not_trained_from(tiny_config: MakeConfig) -> None:

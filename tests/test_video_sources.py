@@ -11,14 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import TINY
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from video_files import write_video
 
-from extract.config import ClipConfig, DataConfig
+from extract.backbone import load_backbone
+from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
 from extract.containers import ENDINGS
 from extract.images import DecodeError
+from extract.run import extract_tokens
 from extract.sources import ImageSource, open_source
+from store.config import StoreConfig
 from store.errors import JobError, UserError
 
 
@@ -249,6 +253,26 @@ def test_a_video_that_went_away_is_a_failure_and_no_damaged_sample(put: Any) -> 
         split[0]
     with pytest.raises(JobError, match=r"sample 'train/a/1\.mp4' cannot be read"):
         split.digest(0)
+
+
+def test_all_views_of_a_damaged_video_are_skipped_and_reported(put: Any) -> None:
+    root = put(*FOLDERS)
+    (root / "train/b/1.mp4").write_bytes((root / "train/b/1.mp4").read_bytes()[:-2000])
+    clips = ClipConfig(frames=2, clips=2)
+    data = DataConfig(source="video_folder", root=root, video=clips, on_error="skip")
+    backbone = load_backbone(
+        BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY), clips
+    )
+    config = ExtractConfig(precision="float32", device="cpu")
+    store = extract_tokens(open_source(data), backbone, data, StoreConfig(path=str(root / "c.zarr")), config).store
+    assert store.schema.views == 2
+    assert sorted(store.skipped("train")) == ["train/b/1.mp4#0", "train/b/1.mp4#1"]
+    (reason,) = set(store.skipped("train").values())
+    assert "sample 'train/b/1.mp4' cannot be decoded: it is damaged" in reason
+    assert store.skipped("test") == {}
+    failing = data.model_copy(update={"on_error": "fail"})
+    with pytest.raises(UserError, match=r"sample 'train/b/1\.mp4' cannot be decoded"):
+        extract_tokens(open_source(failing), backbone, failing, StoreConfig(path=str(root / "d.zarr")), config)
 
 
 def test_real_videos_are_listed_alike_by_folder_and_by_list(real_data: Path) -> None:

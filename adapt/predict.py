@@ -10,7 +10,7 @@ from adapt.adaptor import Adaptor
 from extract.forward import preprocess
 from extract.images import decode_rgb
 from extract.samples import Sample
-from extract.video import Video, expand_views
+from extract.video.samples import Video, expand_views
 from store.errors import UserError
 from store.groups import in_groups
 from store.progress import progress

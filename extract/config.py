@@ -52,7 +52,7 @@ class DataConfig(Section):
     test_fraction: Fraction = 0.25
     val_fraction: Fraction = 0.2
     on_error: Literal["fail", "skip"] = "fail"
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     label_column: str = "label"
     video: ClipConfig | None = None
     views: Literal[1] = Field(1, description="1 (augmented views are not available yet)")

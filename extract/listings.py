@@ -124,8 +124,9 @@ def _sample(folder: Path, place: str, cells: Mapping[str, Any], labels: tuple[st
         return Sample(sample_id, labels, medium.content(str(file)))
     start, end = _part(place, cells)
     if start is not None or end is not None:
-        sample_id += f"#{_short(start)}-{_short(end)}"
-    return Sample(sample_id, labels, medium.content(str(file), start=start, end=end))
+        part = f"{sample_id}#{_short(start)}-{_short(end)}"
+        return Sample(part, labels, medium.content(str(file), start=start, end=end), part_of=sample_id)
+    return Sample(sample_id, labels, medium.content(str(file)))
 
 
 def _several(place: str, given: Any) -> tuple[str, ...]:

@@ -101,6 +101,12 @@ class Sample:
     id: str
     labels: tuple[str, ...]
     content: Content
+    part_of: str | None = None  # the id of the file that other samples may be parts of, too
+
+    @property
+    def file(self) -> str:
+        """What no drawn split divides."""
+        return self.part_of or self.id
 
 
 @dataclass(frozen=True)

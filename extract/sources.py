@@ -16,7 +16,7 @@ from extract.listings import list_csv, list_parquet
 from extract.samples import Content, Listing, Picture, Sample
 from extract.tars import list_tars
 from extract.torchvision_sets import list_torchvision
-from extract.video import expand_views, list_video_csv, list_video_folder, sampling_text
+from extract.video.samples import expand_views, list_video_csv, list_video_folder, sampling_text
 from store.errors import UserError
 
 Labels = Int64[np.ndarray, "samples"] | UInt8[np.ndarray, "samples classes"]
@@ -109,15 +109,18 @@ def draw_test(samples: Sequence[Sample], fraction: float, multi_label: bool, see
 
     Each class gives the `fraction` of it that comes first in the order of the ids' hashes, salted with `seed`: neither
     the order of the samples nor another class matters, and one more sample moves at most one other. Multi-label samples
-    are drawn from the whole in the same way, less those without which a class would have no training sample.
+    are drawn from the whole in the same way, less those without which a class would have no training sample. Parts of
+    one file stay on one side, as far as they are of one class.
     """
     groups: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
         groups.setdefault(() if multi_label else sample.labels, []).append(sample)
     chosen: set[str] = set()
     for group in groups.values():
-        ordered = sorted(group, key=lambda sample: (_hash(sample.id, seed), sample.id))
-        drawn = ordered[: min(int(len(group) * fraction + 0.5), len(group) - 1)]
+        ordered = sorted(group, key=lambda sample: (_hash(sample.file, seed), sample.id))
+        wanted = min(int(len(group) * fraction + 0.5), len(group) - 1)
+        cuts = [0, *(k for k in range(1, len(group)) if ordered[k - 1].file != ordered[k].file)]
+        drawn = ordered[: min(cuts, key=lambda k: (abs(k - wanted), -k))]
         chosen.update(sample.id for sample in drawn)
         if multi_label:
             chosen -= _last_holders(drawn, ordered[len(drawn) :])

@@ -189,7 +189,12 @@ def test_a_huge_value_is_cut_in_the_message() -> None:
     ("key", "default", "other", "message"),
     [
         ("data.views", "1", "4", "data.views: given 4; legal: 1 (augmented views are not available yet)"),
-        ("extract.workers", "1", "2", "extract.workers: given 2; legal: 1 (several workers are not available yet)"),
+        (
+            "extract.workers",
+            "1",
+            "2",
+            "extract.workers: given 2; legal: 1 (several workers are not available yet)",
+        ),
         ("extract.scheduler", "null", "tcp://a:1", "legal: null (dask schedulers are not available yet)"),
     ],
 )

@@ -18,10 +18,11 @@ from video_files import write_video
 
 from extract.backbone import load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
-from extract.containers import ENDINGS
 from extract.images import DecodeError
 from extract.run import extract_tokens
-from extract.sources import ImageSource, open_source
+from extract.samples import Encoded, Sample
+from extract.sources import ImageSource, draw_test, open_source
+from extract.video.containers import ENDINGS
 from store.config import StoreConfig
 from store.errors import JobError, UserError
 
@@ -284,3 +285,12 @@ def test_real_videos_are_listed_alike_by_folder_and_by_list(real_data: Path) -> 
     found = open_at("video_folder", root)
     assert {i for split in ids(listed).values() for i in split} == {i for split in ids(found).values() for i in split}
     assert [frame.size for frame in listed.splits["test"][0]] == [(640, 512)] * 4
+
+
+def test_parts_of_a_file_are_drawn_together() -> None:
+    samples = [
+        Sample(f"{file}#{part}", ("a",), Encoded(b""), part_of=str(file)) for file in range(10) for part in range(3)
+    ]
+    chosen = draw_test(samples, 0.4, multi_label=False)
+    assert len(chosen) == 12
+    assert len({sample_id.partition("#")[0] for sample_id in chosen}) == 4

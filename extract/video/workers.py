@@ -29,7 +29,7 @@ _PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path[:] = {path!r}
-from extract.video_worker import serve
+from extract.video.worker import serve
 serve()
 """
 

@@ -15,9 +15,9 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from extract.clips import Sampling
-from extract.containers import BadVideoError
-from extract.video_frames import read_frames
+from extract.video.clips import Sampling
+from extract.video.containers import BadVideoError
+from extract.video.decoding import read_frames
 
 READY = b"ready\n"
 _GRACE = 10.0  # seconds after the time limit, at which a worker ends itself: its parent, which should have, is gone

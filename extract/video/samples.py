@@ -22,14 +22,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from extract.clips import VERSION, Sampling, crop_boxes
 from extract.config import ClipConfig, DataConfig
-from extract.containers import ENDINGS
 from extract.folders import list_folder
 from extract.images import DecodeError, undecodable
 from extract.listings import list_csv
 from extract.samples import Clip, Listing, Medium, Sample
-from extract.workers import WorkerError, Workers
+from extract.video.clips import VERSION, Sampling, crop_boxes
+from extract.video.containers import ENDINGS
+from extract.video.workers import WorkerError, Workers
 from store.errors import JobError, UserError
 
 _KEPT = 4  # videos whose frames are in memory, beside those that are being decoded

@@ -10,7 +10,7 @@ from av import Packet, VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from extract.containers import BadVideoError
+from extract.video.containers import BadVideoError
 
 
 class Run(NamedTuple):

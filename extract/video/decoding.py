@@ -25,9 +25,9 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
-from extract.clips import Sampling, frame_at
-from extract.containers import FORMATS, BadVideoError, check_whole
-from extract.timelines import Run, Timeline, read_timeline
+from extract.video.clips import Sampling, frame_at
+from extract.video.containers import FORMATS, BadVideoError, check_whole
+from extract.video.timelines import Run, Timeline, read_timeline
 
 av.logging.set_level(av.logging.ERROR)  # PyAV is deaf by default
 

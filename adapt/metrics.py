@@ -48,8 +48,8 @@ def evaluate(logits: Float[Tensor, "samples classes"], labels: Labels) -> Metric
 
 
 def average_views(
-    logits: Float[Tensor, "rows classes"], labels: Labels, views: int
-) -> tuple[Float[Tensor, "samples classes"], Labels]:
+    logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."], views: int
+) -> tuple[Float[Tensor, "samples classes"], Shaped[Tensor, "samples ..."]]:
     """Logits averaged over the consecutive rows that show the same sample, and the samples' labels."""
     if views == 1:
         return logits, labels

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 import sidecache as sc
-from adapt import calibration, planner
-from adapt.calibration import Speeds, decode_seconds, forward_seconds
 from adapt.config import Config, load_config
 from adapt.origin import Inputs
-from adapt.plan import Plan, print_plan
-from adapt.planner import draw_up_plan, parse_bytes
-from adapt.proposals import propose
+from adapt.planning import calibration, planner
+from adapt.planning.calibration import Speeds, decode_seconds, forward_seconds
+from adapt.planning.plan import Plan, print_plan
+from adapt.planning.planner import draw_up_plan, parse_bytes
+from adapt.planning.proposals import propose
+from adapt.planning.survey import Survey
 from adapt.run import extract
-from adapt.survey import Survey
 from extract.backbone import empty_backbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.shape import backbone_shape

@@ -167,7 +167,9 @@ def test_damaged_videos_end_no_job_and_are_named(config: Callable[..., Config], 
     ]
     assert len(reasons) == 4 * 2, "every view of them"
     said = " ".join(reasons.values())
-    assert [word for word in ("damaged", "moov atom not found", "no bytes", "longer than 3 s") if word not in said] == [], said
+    assert [
+        word for word in ("damaged", "moov atom not found", "no bytes", "longer than 3 s") if word not in said
+    ] == [], said
     after = _stored(store)
     assert before.keys() == after.keys()
     for sample, values in before.items():

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from adapt.calibration import Planned, Speeds, calibrate
 from adapt.config import Config
 from adapt.cost import break_even_epochs
 from adapt.features import Choice, choose_source
-from adapt.plan import Plan
-from adapt.proposals import Proposal, propose
-from adapt.survey import Survey
+from adapt.planning.calibration import Planned, Speeds, calibrate
+from adapt.planning.plan import Plan
+from adapt.planning.proposals import Proposal, propose
+from adapt.planning.survey import Survey
 from extract.forward import resolve_device
 from extract.run import CALIBRATION_SAMPLES
 from store.errors import UserError

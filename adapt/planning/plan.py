@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from adapt.proposals import Proposal
+from adapt.planning.proposals import Proposal
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from extract.sources import ImageSource
     from store.errors import JobError, UserError
     from store.reader import Store, open_store
+    from store.verify import Report
 
 __version__ = "0.1.0"
 
@@ -264,6 +265,40 @@ def inspect_command(
 
     description = describe_store(open_store(store))
     _print_json(description) if json else print_store(description)
+
+
+@app.command("verify", epilog="Example: sidecache verify runs/digits/cache.zarr --repair pipeline.yaml")
+def verify_command(
+    store: Annotated[str, typer.Argument(help="a store's folder or URL")],
+    repair: Annotated[
+        Path | None, typer.Option(metavar="PIPELINE.YAML", help="extract damaged shards anew, as this job does")
+    ] = None,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Read every byte of a store and list what is damaged; exit status 1 if anything is."""
+    from store.errors import JobError
+    from store.verify import print_report, verify_store
+
+    report = verify_store(store)
+    if repair and report.damaged:
+        _repair(store, _read(repair, overrides), report)
+        report = verify_store(store)
+    _print_json(report.document()) if json else print_report(report)
+    if not report.ok:
+        raise JobError(f"{store} is damaged; `--repair PIPELINE.YAML` extracts damaged shards anew, and nothing else")
+
+
+def _repair(store: str, config: "Config", report: "Report") -> None:
+    from store.backend import store_url
+    from store.errors import UserError
+    from store.verify import damaged_shards
+    from store.writer import unmark_shards
+
+    if store_url(config.store.path) != store_url(store):
+        raise UserError(f"that job makes the store {config.store.path}, not {store}; give the job that made this one")
+    unmark_shards(store, damaged_shards(report))
+    _say_extraction(extract(config))
 
 
 @app.command("methods", epilog="Example: sidecache methods --backbone vit_base_patch16_224 --num-classes 10 --json")

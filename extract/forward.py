@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from extract.config import ExtractConfig
 from extract.images import DecodeError
 from extract.preprocess import Transform
 from extract.sources import ImageSplit
+from extract.threads import thread_pool
 from store.config import Tokens
 from store.errors import UserError
 
@@ -97,14 +98,11 @@ def preprocess(transform: Transform, sample: Any) -> Tensor:
 def decode_batches(split: ImageSplit, groups: Sequence[Sequence[int]], transform: RowTransform) -> Iterator[Batch]:
     """Decode groups of rows in order, a few groups ahead, on all cores; `transform` gets an image and its row."""
     pending: deque[list[Future[Tensor | str]]] = deque()
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
-        try:
-            for position, group in enumerate(groups):
-                for ahead in groups[position + len(pending) : position + 1 + _AHEAD]:
-                    pending.append([pool.submit(_load, split, row, transform) for row in ahead])
-                yield _collect(group, [future.result() for future in pending.popleft()])
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with thread_pool(os.cpu_count(), "decode") as pool:
+        for position, group in enumerate(groups):
+            for ahead in groups[position + len(pending) : position + 1 + _AHEAD]:
+                pending.append([pool.submit(_load, split, row, transform) for row in ahead])
+            yield _collect(group, [future.result() for future in pending.popleft()])
 
 
 def _load(split: ImageSplit, row: int, transform: RowTransform) -> Float[Tensor, "..."] | str:

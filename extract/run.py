@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,14 @@ from extract.backbone import Backbone, TokensByLayer, digests
 from extract.config import DataConfig, ExtractConfig
 from extract.forward import Batch, FrozenForward
 from extract.sources import ImageSource, ImageSplit
+from extract.threads import thread_pool
 from store.backend import Folder, store_url
 from store.config import Dtype, StoreConfig
 from store.errors import JobError, UserError
 from store.formats import Encoded, NotStorableError, channel_rms, encode
 from store.groups import in_groups
 from store.layout import describe_tokens, reduced_layout, resolve_layers
+from store.lock import hold
 from store.progress import progress
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo, require_same
@@ -47,24 +49,35 @@ def extract_tokens(
 
     Raises:
         UserError: the store there was made from something else; a sample cannot be decoded (`on_error: fail`).
-        JobError: a value cannot be stored, the disk refuses or is too small.
+        JobError: a value cannot be stored, the disk refuses or is too small, another job is at work on the store.
     """
     started = time.perf_counter()
     forward = FrozenForward(backbone, resolve_layers(store.layers, backbone.depth), store.tokens, config)
     listings = {name: _list_split(name, split) for name, split in source.splits.items()}
     folder = Folder(store_url(store.path))
-    schema = _open_or_create(folder, source, forward, listings, data, store)
-    writer = StoreWriter(folder, schema)
-    missing = {split: writer.missing_shards(split) for split in schema.splits}
-    if any(missing.values()):
-        _require_space(folder, schema, missing)
-    job = _Job(source, forward, schema, folder, writer, data.on_error == "skip")
-    samples = job.run(missing, started)
-    return Extraction(open_store(store.path), sum(map(len, missing.values())), samples, time.perf_counter() - started)
+    wanted = _wanted_schema(source, forward, listings, store)
+    n_shards = n_samples = 0
+    if not _is_complete(folder, wanted):  # which a store on a read-only disk may be
+        with hold(folder) as lock:
+            schema = _open_or_create(folder, wanted, source, forward, listings, data)
+            writer = StoreWriter(folder, schema, lock)
+            missing = {split: writer.missing_shards(split) for split in schema.splits}
+            _require_space(folder, schema, missing)
+            job = _Job(source, forward, schema, folder, writer, data.on_error == "skip")
+            n_shards, n_samples = sum(map(len, missing.values())), job.run(missing, started)
+    return Extraction(open_store(store.path), n_shards, n_samples, time.perf_counter() - started)
+
+
+def _is_complete(folder: Folder, wanted: Schema) -> bool:
+    stored = open_schema(folder)
+    if stored is None or not holds_samples(folder, stored):
+        return False
+    require_same(stored, wanted, folder.place)
+    return not any(StoreWriter(folder, stored).missing_shards(split) for split in stored.splits)
 
 
 def _list_split(name: str, split: ImageSplit) -> Listing:
-    with progress(f"checking {name}", len(split), "samples") as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with progress(f"checking {name}", len(split), "samples") as advance, thread_pool(os.cpu_count(), "digest") as pool:
         digested = []
         for digest in pool.map(split.digest, range(len(split))):
             digested.append(np.frombuffer(digest, np.uint8))
@@ -120,13 +133,12 @@ def _wanted_schema(
 
 def _open_or_create(
     folder: Folder,
+    wanted: Schema,
     source: ImageSource,
     forward: FrozenForward,
     listings: Mapping[str, Listing],
     data: DataConfig,
-    store: StoreConfig,
 ) -> Schema:
-    wanted = _wanted_schema(source, forward, listings, store)
     stored = open_schema(folder)
     if stored is not None and holds_samples(folder, stored):
         require_same(stored, wanted, folder.place)
@@ -206,7 +218,7 @@ class _Job:
     def run(self, missing: Mapping[str, Sequence[int]], started: float) -> int:
         """Extract and commit all missing shards; returns the number of samples written."""
         written, lap = 0, started
-        with ThreadPoolExecutor(1, thread_name_prefix="commit") as pool:
+        with thread_pool(1, "commit") as pool:
             commit: Future[None] | None = None
             for split, shards in missing.items():
                 total = sum(len(self._schema.shards(split).rows(shard)) for shard in shards)

@@ -3,11 +3,14 @@
 tensorstore syncs file and folder before a write returns. It is told to store chunks of zeros and to refuse to read
 chunks that are missing, so that nothing ever reads as zeros that was not written as such. Chunks carry crc32c; every
 zarr.json carries a checksum of itself among its attributes, which this module checks before it believes a word of it.
+The zarr.json of an array in one chunk carries a digest of its name and content besides, so that a file in another
+array's place is found out, though its own checksum fits.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,11 @@ _REMEDIES = {  # what tensorstore says -> what to do
     "nsupported URL scheme": "legal are a folder, file://, s3://, gs:// and memory://",
 }
 
+CONTENT = "content"  # the attribute that binds a one-chunk array's metadata to its file
+LOCK = "_log/lock"  # outlives `clear`
+_SHAPE_FIELDS = ("shape", "data_type", "chunk_grid")
+_CRC32C_BYTES = 4
+
 
 def store_url(path: str | Path) -> str:
     """A folder or URL as a URL that ends in a slash.
@@ -58,6 +66,12 @@ def store_url(path: str | Path) -> str:
 def local_path(url: str) -> Path | None:
     """The folder behind a file:// URL, else None."""
     return Path(unquote(url.removeprefix("file://"))) if url.startswith("file://") else None
+
+
+class AccessError(JobError):
+    """A read or write that failed; `reason` is what tensorstore says of it."""
+
+    reason = ""
 
 
 class Folder:
@@ -84,7 +98,7 @@ class Folder:
             return None
         try:
             document = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JobError(f"{self.place}{key} is damaged: {error}; {_NEEDS_REPLACING}") from error
         return document if isinstance(document, dict) else {}
 
@@ -112,8 +126,19 @@ class Folder:
 
     def read_bytes(self, key: str) -> bytes | None:
         """One key whole, or None where it is missing."""
+        return self.read_stamped(key)[0]
+
+    def read_stamped(self, key: str) -> tuple[bytes | None, bytes]:
+        """One key, or None where it is missing, and its generation: what `write_if` compares."""
         found = _checked(lambda: self._documents.read(key).result(), f"read {self.place}{key}")
-        return bytes(found.value) if found.state == "value" else None
+        return bytes(found.value) if found.state == "value" else None, found.stamp.generation
+
+    def write_if(self, key: str, content: bytes | None, generation: bytes) -> bytes | None:
+        """Write or delete one key if it still is of that generation; the new generation, or None where it is not."""
+        stamp = _checked(
+            lambda: self._documents.write(key, content, if_equal=generation).result(), f"write {self.place}{key}"
+        )
+        return stamp.generation or None
 
     def write_group(self, name: str, attributes: dict[str, Any]) -> None:
         """A Zarr v3 group's metadata; the root is the empty name."""
@@ -131,16 +156,43 @@ class Folder:
         below = ts.KvStore.KeyRange(f"{name}/", f"{name}0")  # 0 is the character that follows the slash
         return bool(_checked(lambda: self._documents.list(below).result(), f"list {self.place}{name}"))
 
-    def clear(self) -> None:
-        """Delete everything, the root group first: from then on there is no store."""
-        for keys in (ts.KvStore.KeyRange("zarr.json", "zarr.json0"), ts.KvStore.KeyRange()):
-            _checked(lambda keys=keys: self._documents.delete_range(keys).result(), f"clear {self.place}")
+    def keys(self) -> list[str]:
+        """Every key; in a local folder every file, what tensorstore leaves behind when it is killed included."""
+        folder = local_path(self.url)
+        if folder is not None:
+            found = (f"{place}/{name}" for place, _, names in os.walk(folder) for name in names)
+            return sorted(os.fsencode(file[len(str(folder)) + 1 :]).decode(errors="replace") for file in found)
+        listed = _checked(lambda: self._documents.list().result(), f"list {self.place}")
+        return sorted(key.decode(errors="replace") for key in listed)
 
-    def open_array(self, name: str, missing_reads_as_zero: bool = False) -> ts.TensorStore:
-        """An array for reading and writing; reading what was never written fails, unless told otherwise."""
-        document = self.read_node(name)
-        if document is None:
-            raise JobError(f"{self.place}{_node_key(name)} is missing; {_NEEDS_REPLACING}")
+    def remove(self, name: str) -> None:
+        """Delete all that lies below `name`."""
+        self._remove(ts.KvStore.KeyRange(f"{name}/", f"{name}0"))
+
+    def clear(self) -> None:
+        """Delete everything but the lock, the root group first: from then on there is no store."""
+        self._remove(ts.KvStore.KeyRange("zarr.json", "zarr.json0"))
+        self._remove(ts.KvStore.KeyRange("", f"{LOCK}/"))
+        self._remove(ts.KvStore.KeyRange(f"{LOCK}0", ""))
+
+    def _remove(self, keys: ts.KvStore.KeyRange) -> None:
+        _checked(lambda: self._documents.delete_range(keys).result(), f"delete from {self.place}")
+
+    def open_array(
+        self, name: str, expected: Mapping[str, Any] | None = None, missing_reads_as_zero: bool = False
+    ) -> ts.TensorStore:
+        """An array for reading and writing; reading what was never written fails, unless told otherwise.
+
+        `expected` is the metadata that the array should have: those of another shape, type or grid are refused before
+        anything is allocated.
+        """
+        document = self._require_array(name)
+        wrong = [field for field in _SHAPE_FIELDS if expected and document.get(field) != expected[field]]
+        if expected and wrong:
+            raise JobError(
+                f"{self.place}{_node_key(name)} is not that of this array: its {wrong[0]} is "
+                f"{document.get(wrong[0])!r}, should be {expected[wrong[0]]!r}; {_NEEDS_REPLACING}"
+            )
         spec = {
             "driver": "zarr3",
             "kvstore": f"{self.url}{name}/",
@@ -158,39 +210,57 @@ class Folder:
     def create_array(self, name: str, metadata: dict[str, Any]) -> ts.TensorStore:
         """A new array; metadata that lie there already are replaced."""
         self.write_node(name, metadata)
-        return self.open_array(name)
+        return self.open_array(name, metadata)
 
     def write_array(self, name: str, values: np.ndarray, dimension_names: Sequence[str]) -> None:
         """A small array in one chunk."""
         metadata = array_metadata(values.shape, values.shape, str(values.dtype), dimension_names, chunk_codecs(None))
-        array = self.create_array(name, metadata)
-        if values.size:
-            wait([array.write(values)], f"write {self.place}{name}")
+        self._write_whole(name, metadata, values.astype(values.dtype.newbyteorder("<")).tobytes())
 
     def read_array(self, name: str) -> np.ndarray:
         """A small array whole."""
-        array = self.open_array(name)
-        if 0 in array.shape:
-            return np.zeros(array.shape, array.dtype.numpy_dtype)
-        return np.asarray(wait([array.read()], f"read {self.place}{name}")[0])
+        document, content = self._read_whole(name)
+        stored = np.frombuffer(content, np.dtype(document["data_type"]).newbyteorder("<"))
+        return stored.astype(document["data_type"]).reshape(document["shape"])
 
     def write_strings(self, name: str, values: Sequence[str], dimension: str) -> None:
         """Strings as Zarr's `string` type (tensorstore has none), in one chunk with a checksum."""
         codecs = [{"name": "vlen-utf8"}, CRC32C]
-        encoded = numcodecs.VLenUTF8().encode(np.array(values, dtype=object))
-        self.write_bytes(f"{name}/c/0", bytes(numcodecs.CRC32C(location="end").encode(encoded)))
-        self.write_node(name, array_metadata([len(values)], [len(values)], "string", [dimension], codecs))
+        metadata = array_metadata([len(values)], [len(values)], "string", [dimension], codecs)
+        self._write_whole(name, metadata, bytes(numcodecs.VLenUTF8().encode(np.array(values, dtype=object))))
 
     def read_strings(self, name: str) -> list[str]:
         """The inverse of `write_strings`."""
-        document, content = self.read_node(name), self.read_bytes(f"{name}/c/0")
-        if document is None or content is None:
-            raise JobError(f"{self.place}{name} is missing; {_NEEDS_REPLACING}")
-        try:
-            checked = numcodecs.CRC32C(location="end").decode(content)
-            return [str(text) for text in numcodecs.VLenUTF8().decode(checked)]
-        except (RuntimeError, ValueError) as error:
-            raise JobError(f"{self.place}{name} is damaged: {error}; {_NEEDS_REPLACING}") from error
+        document, content = self._read_whole(name)
+        return [str(text) for text in numcodecs.VLenUTF8().decode(content)] if document["shape"][0] else []
+
+    def _write_whole(self, name: str, metadata: dict[str, Any], content: bytes) -> None:
+        stored = b""
+        if 0 not in metadata["shape"]:
+            stored = bytes(numcodecs.CRC32C(location="end").encode(content))
+            self.write_bytes(f"{name}/{_only_chunk(metadata)}", stored)
+        self.write_node(name, {**metadata, "attributes": {CONTENT: _content_digest(name, metadata, stored)}})
+
+    def _read_whole(self, name: str) -> tuple[dict[str, Any], bytes]:
+        """Metadata and content of an array in one chunk, which the digest, read first, vouches for together."""
+        document = self._require_array(name)
+        key = f"{name}/{_only_chunk(document)}"
+        stored = b"" if 0 in document["shape"] else self.read_bytes(key)
+        if stored is None:
+            raise JobError(f"{self.place}{key} is missing; {_NEEDS_REPLACING}")
+        if document["attributes"].get(CONTENT) != _content_digest(name, document, stored):
+            raise JobError(
+                f"{self.place}{key} is damaged, or another array's: its content is not what {_node_key(name)} says; "
+                + _NEEDS_REPLACING
+            )
+        return document, stored[:-_CRC32C_BYTES]
+
+    def _require_array(self, name: str) -> dict[str, Any]:
+        document = self.read_node(name)
+        if document is None or not isinstance(document.get("shape"), list):
+            what = "missing" if document is None else "that of no array"
+            raise JobError(f"{self.place}{_node_key(name)} is {what}; {_NEEDS_REPLACING}")
+        return document
 
 
 def wait(futures: Sequence[Any], doing: str) -> list[Any]:
@@ -227,11 +297,24 @@ def _node_key(name: str) -> str:
     return f"{name}/zarr.json" if name else "zarr.json"
 
 
+def _only_chunk(metadata: Mapping[str, Any]) -> str:
+    return "/".join(["c", *("0" for _ in metadata["shape"])])
+
+
+def _content_digest(name: str, metadata: Mapping[str, Any], stored: bytes) -> str:
+    """Of an array's name, shape, type and file."""
+    digest = hashlib.blake2b(json.dumps([name, metadata["shape"], metadata.get("data_type")]).encode(), digest_size=8)
+    digest.update(stored)
+    return digest.hexdigest()
+
+
 def _checked(call: Any, doing: str) -> Any:
     check_process()
     try:
         return call()
-    except (ValueError, OSError) as error:  # tensorstore reports I/O failures as ValueError, some also as OSError
+    except (ValueError, OSError, OverflowError) as error:  # what tensorstore reports a failure as
         reason = str(error).split(" [", maxsplit=1)[0].split("[tensorstore_spec", maxsplit=1)[0].strip()
         remedy = next((f"; {what}" for sign, what in _REMEDIES.items() if sign in reason), "")
-        raise JobError(f"cannot {doing}: {reason}{remedy}") from error
+        failure = AccessError(f"cannot {doing}: {reason}{remedy}")
+        failure.reason = reason
+        raise failure from error

@@ -1,5 +1,6 @@
 """Rows x layers out of a store, through tensorstore."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,9 @@ from store.backend import Folder, check_process, local_path, store_url, wait
 from store.errors import JobError, UserError
 from store.formats import Encoded, decode_numpy
 from store.schema import Schema
-from store.writer import LOG, MISSING, SKIPPED, layer_name, read_rms, read_status, require_store, scale_name
+from store.writer import LOG, MISSING, SKIPPED, layer_arrays, read_rms, read_status, require_store, shard_arrays
+
+_SHARD_OF_FILE = re.compile(r"/c/(\d+)[/\"]")  # in the name of the file that tensorstore complains of
 
 Rows = Sequence[int] | Integer[np.ndarray, "rows"] | slice
 
@@ -24,11 +27,20 @@ class Pending:
     """Reads under way; `result` waits for them."""
 
     _futures: Mapping[int, list[Any]]
-    _doing: str
+    _split: str
+    _place: str
 
     def result(self) -> dict[int, Encoded]:
         """Layer -> stored values (rows, tokens, dim) and, for int8, scales (rows, tokens)."""
-        return {layer: Encoded(*wait(futures, self._doing)) for layer, futures in self._futures.items()}
+        return {layer: Encoded(*self._wait(layer)) for layer in self._futures}
+
+    def _wait(self, layer: int) -> list[Any]:
+        try:
+            return wait(self._futures[layer], f"read layer {layer} of {self._place}{self._split}")
+        except JobError as error:
+            shards = _SHARD_OF_FILE.findall(str(error))
+            place = f"shard {shards[-1]} of {self._split}: " if shards else ""
+            raise JobError(f"{place}{error}; `sidecache verify` lists all that is damaged") from error
 
 
 class Store:
@@ -43,7 +55,7 @@ class Store:
         self._folder = Folder(self.url)
         self.schema: Schema = require_store(self._folder)
         self._arrays: dict[str, ts.TensorStore] = {}
-        self._status = {split: read_status(self._folder, split) for split in self.schema.splits}
+        self._status = {split: read_status(self._folder, self.schema, split) for split in self.schema.splits}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         """A worker process opens the store anew."""
@@ -145,9 +157,9 @@ class Store:
         stored = self._stored_rows(split, rows)
         chosen = stored if stored.size else slice(0, 0)  # an empty list of indices would ask for chunk 0
         wanted = self.schema.check_layers(list(self.layers if layers is None else layers))
-        names = {k: [layer_name(k)] + ([scale_name(k)] if self.schema.dtype == "int8" else []) for k in wanted}
+        names = {k: layer_arrays(self.schema, k) for k in wanted}
         futures = {k: [self._array(split, name)[chosen].read() for name in names[k]] for k in wanted}
-        return Pending(futures, f"read {self._folder.place}{split}")
+        return Pending(futures, split, self._folder.place)
 
     def dataset(self, split: str, layers: Sequence[int] | None = None) -> "StoreDataset":
         """A map-style dataset for `torch.utils.data.DataLoader`: `({layer: (tokens, dim)}, label)`."""
@@ -181,7 +193,7 @@ class Store:
     def _array(self, split: str, name: str) -> ts.TensorStore:
         key = f"{split}/{name}"
         if key not in self._arrays:
-            self._arrays[key] = self._folder.open_array(key)
+            self._arrays[key] = self._folder.open_array(key, shard_arrays(self.schema, split)[name])
         return self._arrays[key]
 
 

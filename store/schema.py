@@ -11,7 +11,7 @@ from store.errors import UserError
 from store.formats import bytes_per_token
 from store.layout import Shards, TokenLayout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class _Frozen(BaseModel):

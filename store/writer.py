@@ -3,23 +3,31 @@
 Order is the protocol. Creation writes everything that is known before the first forward pass and the root group last:
 a folder without root attributes is no store yet. A shard writes its layers, waits until they are durable, and then its
 rows of `status`: a shard counts from that moment on, and a crash at any instant leaves it either whole or missing.
+
+The checksum of a chunk says that it is whole, not whose it is. So `shard_digest` keeps a CRC-32 of every layer of a
+shard, over the rows' status, values and scales: `verify` compares it and finds files that were exchanged. Reading rows
+does not: it would need the whole shard.
 """
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorstore as ts
 from jaxtyping import Float32, Shaped, UInt8
 
-from store.backend import Folder, wait
+from store.backend import Folder, store_url, wait
 from store.errors import JobError
 from store.formats import INT8_ENCODING, STORED_DTYPE, Encoded
+from store.lock import Lock, hold
 from store.metadata import array_metadata, chunk_codecs, sharded
 from store.schema import Schema, require_version
 
 MISSING, STORED, SKIPPED = 0, 1, 2
-LOG = "_log"
+LOG, STATUS, DIGEST = "_log", "status", "shard_digest"
 
 
 @dataclass(frozen=True)
@@ -82,50 +90,73 @@ def _refuse_old_marks(folder: Folder, schema: Schema) -> None:
 
 
 def _create_split(folder: Folder, schema: Schema, split: str, listing: Listing) -> None:
-    n, shard = schema.splits[split].num_samples, schema.shard_samples
-    layout, dtype = schema.token_layout, schema.dtype
-    row = (layout.num_tokens, schema.dim)
-    attributes = {"encoding": {"bfloat16": "bfloat16", "int8": INT8_ENCODING}.get(dtype, dtype)}
-    codecs = sharded((1, *row), schema.compressor, np.dtype(STORED_DTYPE[dtype]).itemsize)
-    for layer in schema.layers:
-        metadata = array_metadata(
-            (n, *row), (shard, *row), STORED_DTYPE[dtype], ["sample", "token", "dim"], codecs, attributes
-        )
-        folder.create_array(f"{split}/{layer_name(layer)}", metadata)
-        if dtype == "int8":
-            scale = array_metadata(
-                (n, row[0]), (shard, row[0]), "float32", ["sample", "token"], sharded((1, row[0]), None)
-            )
-            folder.create_array(f"{split}/{scale_name(layer)}", scale)
+    for name, metadata in shard_arrays(schema, split).items():
+        folder.create_array(f"{split}/{name}", metadata)
     folder.write_array(f"{split}/label", listing.labels, ["sample", "class"][: listing.labels.ndim])
     folder.write_array(f"{split}/sample_digest", listing.digests, ["sample", "byte"])
     folder.write_strings(f"{split}/sample_id", listing.ids, "sample")
-    status = array_metadata((n,), (shard,), "uint8", ["sample"], chunk_codecs(None))
-    folder.create_array(f"{split}/status", status)
 
 
-def read_status(folder: Folder, split: str) -> UInt8[np.ndarray, "samples"]:
+def shard_arrays(schema: Schema, split: str) -> dict[str, dict[str, Any]]:
+    """Name -> metadata of a split's arrays that are written shard by shard, one file a shard."""
+    n, shard = schema.splits[split].num_samples, schema.shard_samples
+    dtype, row = schema.dtype, (schema.token_layout.num_tokens, schema.dim)
+    attributes = {"encoding": {"bfloat16": "bfloat16", "int8": INT8_ENCODING}.get(dtype, dtype)}
+    codecs = sharded((1, *row), schema.compressor, np.dtype(STORED_DTYPE[dtype]).itemsize)
+    axes = ["sample", "token", "dim"]
+    values = array_metadata((n, *row), (shard, *row), STORED_DTYPE[dtype], axes, codecs, attributes)
+    scale = array_metadata((n, row[0]), (shard, row[0]), "float32", axes[:2], sharded((1, row[0]), None))
+    arrays = {layer_name(layer): values for layer in schema.layers}
+    if dtype == "int8":
+        arrays |= {scale_name(layer): scale for layer in schema.layers}
+    arrays[STATUS] = array_metadata((n,), (shard,), "uint8", ["sample"], chunk_codecs(None))
+    shape = (len(schema.shards(split)), len(schema.layers))
+    arrays[DIGEST] = array_metadata(shape, (1, shape[1]), "uint32", ["shard", "layer"], chunk_codecs(None))
+    return arrays
+
+
+def layer_arrays(schema: Schema, layer: int) -> list[str]:
+    """The arrays that hold a layer: its values and, for int8, their scales."""
+    return [layer_name(layer)] + ([scale_name(layer)] if schema.dtype == "int8" else [])
+
+
+def shard_file(name: str, metadata: Mapping[str, Any], shard: int) -> str:
+    """The key of one shard of an array that `shard_arrays` names, below its split."""
+    return "/".join([name, "c", str(shard), *("0" for _ in metadata["shape"][1:])])
+
+
+def layer_digest(encoded: Encoded, status: UInt8[np.ndarray, "rows"]) -> int:
+    """CRC-32 of one layer of a shard, and of which of its rows are stored."""
+    crc = 0
+    for part in (status, encoded.values, encoded.scale):
+        if part is not None:
+            crc = zlib.crc32(np.ascontiguousarray(part).view(np.uint8), crc)  # lets other threads run meanwhile
+    return crc
+
+
+def read_status(folder: Folder, schema: Schema, split: str) -> UInt8[np.ndarray, "samples"]:
     """MISSING, STORED or SKIPPED for every row of a split; a mark that was never written reads as MISSING."""
-    status = folder.open_array(f"{split}/status", missing_reads_as_zero=True)
+    expected = shard_arrays(schema, split)[STATUS]
+    status = folder.open_array(f"{split}/{STATUS}", expected, missing_reads_as_zero=True)
     if not status.shape[0]:
         return np.zeros(0, np.uint8)
-    return np.asarray(wait([status.read()], f"read {folder.place}{split}/status")[0])
+    return np.asarray(wait([status.read()], f"read {folder.place}{split}/{STATUS}")[0])
 
 
 def holds_samples(folder: Folder, schema: Schema) -> bool:
     """Whether any shard of a store is committed."""
-    return any((read_status(folder, split) != MISSING).any() for split in schema.splits)
+    return any((read_status(folder, schema, split) != MISSING).any() for split in schema.splits)
 
 
 class StoreWriter:
-    """Commits shards to a store that exists."""
+    """Commits shards to a store that exists; under a lock, only while that is still held."""
 
-    def __init__(self, folder: Folder, schema: Schema) -> None:
-        self._folder, self._schema = folder, schema
+    def __init__(self, folder: Folder, schema: Schema, lock: Lock | None = None) -> None:
+        self._folder, self._schema, self._lock = folder, schema, lock
 
     def missing_shards(self, split: str) -> list[int]:
         """Shards that carry no commit mark."""
-        status, shards = read_status(self._folder, split), self._schema.shards(split)
+        status, shards = read_status(self._folder, self._schema, split), self._schema.shards(split)
         return [shard for shard in shards if status[shards.rows(shard).start] == MISSING]
 
     def commit(self, split: str, shard: int, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"]) -> None:
@@ -136,22 +167,50 @@ class StoreWriter:
             status: STORED or SKIPPED for every row of the shard.
 
         Raises:
-            JobError: the disk refused; the shard stays missing and the store as it was.
+            JobError: the disk refused, or another job took the store over; the shard stays missing and the store as it
+                was.
             ValueError: layers, shapes or dtypes are not those of the shard.
         """
         rows = self._schema.shards(split).rows(shard)
         self._check_shard(tokens, status, len(rows))
+        self._check_lock()
         writes = []
-        for layer, encoded in tokens.items():
-            arrays = {layer_name(layer): encoded.values}
-            if encoded.scale is not None:
-                arrays[scale_name(layer)] = encoded.scale
-            for name, values in arrays.items():
-                target = self._folder.open_array(f"{split}/{name}")[rows.start : rows.stop]
+        for layer in self._schema.layers:
+            parts = [part for part in (tokens[layer].values, tokens[layer].scale) if part is not None]
+            for name, values in zip(layer_arrays(self._schema, layer), parts, strict=True):
+                target = self._open(split, name)[rows.start : rows.stop]
                 writes.append(target.write(values, can_reference_source_data_indefinitely=True))
+        digests = np.array([layer_digest(tokens[layer], status) for layer in self._schema.layers], np.uint32)
+        writes.append(self._open(split, DIGEST)[shard].write(digests))
         wait(writes, f"write shard {shard} of {split} to {self._folder.place}")
-        mark = self._folder.open_array(f"{split}/status")[rows.start : rows.stop]
+        self._check_lock()
+        self._mark(split, shard, status)
+
+    def unmark(self, split: str, shards: Iterable[int]) -> None:
+        """Make shards missing, so that the extraction replaces them: first the marks, then the files go.
+
+        The files must go: a damaged one would stop the write that is to replace it, where that has to read it first.
+
+        Raises:
+            JobError: the disk refused, or another job took the store over; some of the shards may be missing already.
+        """
+        for shard in shards:
+            self._check_lock()
+            self._mark(split, shard, np.full(len(self._schema.shards(split).rows(shard)), MISSING, np.uint8))
+            for name in set(shard_arrays(self._schema, split)) - {STATUS}:
+                self._folder.remove(f"{split}/{name}/c/{shard}")
+
+    def _mark(self, split: str, shard: int, status: UInt8[np.ndarray, "rows"]) -> None:
+        rows = self._schema.shards(split).rows(shard)
+        mark = self._open(split, STATUS)[rows.start : rows.stop]
         wait([mark.write(status)], f"commit shard {shard} of {split} to {self._folder.place}")
+
+    def _open(self, split: str, name: str) -> ts.TensorStore:
+        return self._folder.open_array(f"{split}/{name}", shard_arrays(self._schema, split)[name])
+
+    def _check_lock(self) -> None:
+        if self._lock:
+            self._lock.check()
 
     def _check_shard(self, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"], n_rows: int) -> None:
         """tensorstore would broadcast a wrong shape and convert a wrong dtype in silence."""
@@ -168,6 +227,7 @@ class StoreWriter:
 
     def add_to_log(self, seconds: Mapping[str, float], skipped: Mapping[str, str]) -> None:
         """Add up time spent by name, and samples skipped (id -> reason); outside every comparison of bytes."""
+        self._check_lock()
         log = self.read_log()
         log |= {name: log.get(name, 0.0) + spent for name, spent in seconds.items()}
         log["skipped"] = {**log.get("skipped", {}), **skipped}
@@ -210,3 +270,12 @@ def read_rms(folder: Folder, schema: Schema) -> dict[int, Float32[np.ndarray, "d
     if schema.dtype != "int8":
         return {}
     return {layer: folder.read_array(f"rms/{layer_name(layer)}") for layer in schema.layers}
+
+
+def unmark_shards(path: str | Path, shards: Mapping[str, Iterable[int]]) -> None:
+    """Make shards of a store missing, for the next extraction to replace; see `StoreWriter.unmark`."""
+    folder = Folder(store_url(path))
+    with hold(folder) as lock:
+        writer = StoreWriter(folder, require_store(folder), lock)
+        for split, numbers in shards.items():
+            writer.unmark(split, numbers)

@@ -13,14 +13,17 @@ import torch
 import yaml
 from conftest import TINY
 from PIL import Image
+from small_store import contents
 
 import sidecache as sc
 from adapt.adaptor import load_adaptor
 from adapt.config import Config
+from store.backend import Folder, store_url
 from store.errors import JobError
+from store.lock import hold
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("run", "plan", "extract", "train", "report", "inspect", "methods", "predict", "intrinsic")
+COMMANDS = ("run", "plan", "verify", "extract", "train", "report", "inspect", "methods", "predict", "intrinsic")
 
 
 @pytest.fixture
@@ -264,6 +267,39 @@ def test_an_incomplete_store_is_told(command: Command, job: Path) -> None:
     status, _, err = command("train", job / "pipeline.yaml", "-o", "store.path=part.zarr", "-o", "run_dir=part")
     assert status == 1
     assert "lacks 1 of 5 shards of train; finish it with `sidecache extract`" in err
+
+
+def test_damaged_shards_are_listed_and_extracted_anew(command: Command, job: Path) -> None:
+    store = job / "cache.zarr"
+    before = contents(store)
+    file = store / "train" / "layer_01" / "c" / "2" / "0" / "0"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    status, out, _ = command("verify", store, "--json")
+    (damage,) = json.loads(out)["damaged"]
+    assert (status, damage["split"], damage["layer"], damage["shard"], damage["rows"]) == (1, "train", 1, 2, [10, 15])
+    status, _, err = command("train", job / "pipeline.yaml", "-o", "train.seeds=[7]")
+    assert status == 1
+    assert "shard 2 of train" in err
+    other = ("-o", f"store.path={job / 'other.zarr'}")
+    status, _, err = command("verify", store, "--repair", job / "pipeline.yaml", *other)
+    assert status == 2
+    assert "give the job that made this one" in err
+    status, out, err = command("verify", store, "--repair", job / "pipeline.yaml")
+    assert status == 0
+    assert "sound; complete" in out
+    assert "extracted 5 samples" in err
+    assert contents(store) == before
+
+
+def test_a_second_job_on_a_store_is_refused(command: Command, job: Path) -> None:
+    path = job / "held.zarr"
+    with hold(Folder(store_url(path))):
+        status, _, err = command("extract", job / "pipeline.yaml", "-o", f"store.path={path}")
+    assert status == 1
+    assert "is in use by" in err
+    assert command("extract", job / "pipeline.yaml", "-o", f"store.path={path}")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["inspect", "train"])

@@ -21,6 +21,7 @@ from store.config import Compressor, Dtype
 from store.errors import JobError, UserError
 from store.inspect import describe_store
 from store.reader import Store, open_store
+from store.schema import FORMAT_VERSION
 
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16", "int8")
 COMPRESSORS: tuple[Compressor | None, ...] = (None, "zstd", "gzip", "blosc")
@@ -226,9 +227,9 @@ def test_some_other_json_is_no_store(tmp_path: Path, content: str) -> None:
 def test_a_newer_format_is_refused(store: Store) -> None:
     root = Path(store.url.removeprefix("file://")) / "zarr.json"
     document = json.loads(root.read_text())
-    document["attributes"]["format_version"] = 2
+    document["attributes"]["format_version"] = FORMAT_VERSION + 1
     root.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"is a store of format 2, this sidecache reads and writes 1; install the"):
+    with pytest.raises(UserError, match=r"is a store of format 3, this sidecache reads and writes 2; install the"):
         open_store(store.url)
 
 

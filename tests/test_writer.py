@@ -209,6 +209,7 @@ CHANGED: dict[str, Any] = {
     "precision": "bfloat16",
     "samples": {"train": "56ef", "test": "ffff"},
     "extraction_version": 2,
+    "sampling": '{"frames": 8}',
 }
 
 

@@ -101,7 +101,7 @@ def test_reduced_tokens_and_foreign_modules_are_refused(tiny_config: MakeConfig)
     tapped = TappedBackbone(torch.nn.Flatten(2), tap, torch.zeros(3, 8, 8), grid=(8, 8))
     split = [(torch.randn(3, 8, 8), row % 3) for row in range(12)]
     source = from_datasets({"train": split, "test": split}, ["a", "b", "c"])
-    with pytest.raises(UserError, match="end-to-end methods need a timm backbone"):
+    with pytest.raises(UserError, match="end-to-end methods need a timm or ViViT backbone"):
         sc.run(tiny_config("methods=[bitfit]", f"store.path={tiny_config().run_dir}/own.zarr"), source, tapped)
 
 

@@ -147,7 +147,7 @@ def test_cached_and_online_training_of_clips_give_the_same_weights(
 def test_damaged_videos_end_no_job_and_are_named(config: Callable[..., Config], videos: Path, tmp_path: Path) -> None:
     """A corrupt, a truncated, an endless and an empty file: the rest is stored as it is without them."""
     job = config(
-        "frame by frame", data={"on_error": "skip", "video": {"frames": FRAMES, "clips": 2, "time_limit": 3.0}}
+        "frame by frame", data={"on_error": "skip", "video": {"frames": FRAMES, "clips": 2, "time_limit": 1.0}}
     )
     before = _stored(sc.extract(job).store)
     train = videos / "train" / "wide"
@@ -168,7 +168,7 @@ def test_damaged_videos_end_no_job_and_are_named(config: Callable[..., Config], 
     assert len(reasons) == 4 * 2, "every view of them"
     said = " ".join(reasons.values())
     assert [
-        word for word in ("damaged", "moov atom not found", "no bytes", "longer than 3 s") if word not in said
+        word for word in ("damaged", "moov atom not found", "no bytes", "longer than 1 s") if word not in said
     ] == [], said
     after = _stored(store)
     assert before.keys() == after.keys()

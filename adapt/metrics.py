@@ -47,13 +47,9 @@ def evaluate(logits: Float[Tensor, "samples classes"], labels: Labels) -> Metric
     return _single_label(scores.numpy(), labels.detach().cpu().numpy().astype(np.int64))
 
 
-def average_views(
-    logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."], views: int
-) -> tuple[Float[Tensor, "samples classes"], Shaped[Tensor, "samples ..."]]:
-    """Logits averaged over the consecutive rows that show the same sample, and the samples' labels."""
-    if views == 1:
-        return logits, labels
-    return logits.reshape(-1, views, logits.shape[1]).mean(dim=1), labels[::views]
+def average_views(logits: Float[Tensor, "rows classes"], views: int) -> Float[Tensor, "samples classes"]:
+    """Logits averaged over the consecutive rows that show the same sample."""
+    return logits if views == 1 else logits.reshape(-1, views, logits.shape[1]).mean(dim=1)
 
 
 def _single_label(scores: Float[np.ndarray, "samples classes"], labels: Int64[np.ndarray, "samples"]) -> Metrics:

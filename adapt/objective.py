@@ -40,7 +40,7 @@ class Objective:
 
     def judge(self, logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."]) -> tuple[float, float]:
         """(score in percent, minus the unweighted loss): what validation compares, the higher the better."""
-        logits, labels = average_views(logits, labels, self.views)
+        logits, labels = average_views(logits, self.views), labels[:: self.views]
         score = evaluate(logits, labels).score(balance_classes=self.weights is not None)
         return score, -float(Objective(self.multi_label)(logits, labels))
 

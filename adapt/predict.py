@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from adapt.adaptor import Adaptor
+from adapt.metrics import average_views
 from extract.forward import preprocess
 from extract.images import decode_rgb
 from extract.samples import Sample
@@ -36,8 +37,7 @@ def predict(adaptor: Adaptor, files: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _predict_group(adaptor: Adaptor, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     views = [view for file in files for view in _load(adaptor, file)]
-    logits = adaptor.logits(torch.stack(views))
-    logits = logits.reshape(len(files), -1, logits.shape[1]).mean(dim=1)
+    logits = average_views(adaptor.logits(torch.stack(views)), len(views) // len(files))
     for file, probabilities in zip(files, adaptor.classify(logits), strict=True):
         best = int(probabilities.argmax())
         yield {

@@ -138,7 +138,7 @@ def evaluate_split(model: nn.Module, features: Batches, split: str, precision: s
     """Metrics on a whole split; the views of a sample count as one, by their mean logits."""
     labels = features.labels(split)
     logits = predict_logits([model], features, split, np.arange(len(labels)), precision)[0]
-    return evaluate(*average_views(logits, labels, features.views))
+    return evaluate(average_views(logits, features.views), labels[:: features.views])
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -97,6 +98,33 @@ def _wanted_schema(
     source: ImageSource, forward: FrozenForward, listings: Mapping[str, Listing], store: StoreConfig
 ) -> Schema:
     backbone = forward.backbone
+    facts = {
+        "samples": {split: _listing_digest(listing) for split, listing in listings.items()},
+        "precision": forward.precision,
+        "sampling": source.sampling,
+        **digests(backbone),
+    }
+    rows = {split: len(listing.ids) for split, listing in listings.items()}
+    schema = schema_for(backbone, store, source.name, source.classes, source.multi_label, rows, source.views, facts)
+    return schema.model_copy(update={"tail_tensors": tuple(backbone.tail.arrays()) if backbone.tail else ()})
+
+
+def schema_for(
+    backbone: Backbone,
+    store: StoreConfig,
+    dataset: str,
+    classes: tuple[str, ...],
+    multi_label: bool,
+    rows: Mapping[str, int],
+    views: int,
+    facts: Mapping[str, Any],
+) -> Schema:
+    """What a store of a backbone's tokens says of itself, but for the backbone's tail.
+
+    Args:
+        rows: of every split.
+        facts: what the provenance says beside names and shapes: digests, samples, precision, sampling.
+    """
     layout = reduced_layout(backbone.layout, store.tokens)
     provenance = Provenance(
         backbone=backbone.name,
@@ -105,29 +133,26 @@ def _wanted_schema(
         preprocessing=backbone.preprocessing,
         tokens=describe_tokens(store.tokens),
         dtype=store.dtype,
-        precision=forward.precision,
-        samples={split: _listing_digest(listing) for split, listing in listings.items()},
         extraction_version=EXTRACTION_VERSION,
-        sampling=source.sampling,
-        **digests(backbone),
+        **facts,
     )
     return Schema(
         format_version=FORMAT_VERSION,
-        dataset=source.name,
-        classes=source.classes,
-        multi_label=source.multi_label,
-        splits={split: SplitInfo(num_samples=len(listing.ids)) for split, listing in listings.items()},
+        dataset=dataset,
+        classes=classes,
+        multi_label=multi_label,
+        splits={split: SplitInfo(num_samples=n) for split, n in rows.items()},
         depth=backbone.depth,
-        layers=forward.layers,
+        layers=resolve_layers(store.layers, backbone.depth),
         dim=backbone.dim,
         num_prefix_tokens=layout.num_prefix_tokens,
         grid=layout.grid,
         prefix_sets=layout.prefix_sets,
-        views=source.views,
-        shard_samples=-(-store.shard_samples // source.views) * source.views,  # no sample across two shards
+        views=views,
+        shard_samples=-(-store.shard_samples // views) * views,  # no sample across two shards
         compressor=store.compressor,
         provenance=provenance,
-        tail_tensors=tuple(backbone.tail.arrays()) if backbone.tail else (),
+        tail_tensors=(),
     )
 
 

@@ -11,15 +11,15 @@ from adapt.intrinsic_dimension import entry_of
 from adapt.methods import build_model, find_method
 from adapt.origin import Inputs, needed_layers, require_match
 from adapt.spec import FeatureSpec
-from extract.run import EXTRACTION_VERSION
+from extract.run import schema_for
 from extract.shape import backbone_shape
 from extract.sources import ImageSource, open_source
 from store.backend import Folder, store_url
 from store.config import StoreConfig
 from store.errors import JobError, UserError
-from store.layout import describe_tokens, reduced_layout, resolve_layers
+from store.layout import resolve_layers
 from store.reader import Store, open_store
-from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
+from store.schema import Schema
 from store.space import free_bytes
 from store.writer import open_schema
 
@@ -78,37 +78,17 @@ class Survey:
 
     def schema_of(self, store: StoreConfig) -> Schema:
         """What such a store would say of itself, but for the digests."""
-        shape, source, layout = self.shape, self.source, reduced_layout(self.shape.layout, store.tokens)
-        provenance = Provenance(
-            backbone=shape.name,
-            model_kwargs=shape.model_kwargs,
-            weights_digest="",
-            image_size=shape.image_size,
-            preprocessing=shape.preprocessing,
-            preprocessing_digest="",
-            tokens=describe_tokens(store.tokens),
-            dtype=store.dtype,
-            precision="",
-            samples={},
-            extraction_version=EXTRACTION_VERSION,
-        )
-        return Schema(
-            format_version=FORMAT_VERSION,
-            dataset=source.name if source else "",
-            classes=source.classes if source else tuple(map(str, range(_CLASSES))),
-            multi_label=bool(source and source.multi_label),
-            splits={name: SplitInfo(num_samples=n) for name, n in (self.rows or {}).items()},
-            depth=shape.depth,
-            layers=resolve_layers(store.layers, shape.depth),
-            dim=shape.dim,
-            num_prefix_tokens=layout.num_prefix_tokens,
-            grid=layout.grid,
-            prefix_sets=layout.prefix_sets,
-            views=self.config.data.clips.views if self.config.data.clips else 1,
-            shard_samples=store.shard_samples,
-            compressor=store.compressor,
-            provenance=provenance,
-            tail_tensors=(),
+        source, clips = self.source, self.config.data.clips
+        unknown = {"weights_digest": "", "preprocessing_digest": "", "precision": "", "samples": {}}
+        return schema_for(
+            self.shape,
+            store,
+            source.name if source else "",
+            source.classes if source else tuple(map(str, range(_CLASSES))),
+            bool(source and source.multi_label),
+            self.rows or {},
+            clips.views if clips else 1,
+            unknown,
         )
 
     def spec_of(self, store: StoreConfig) -> FeatureSpec:

@@ -130,7 +130,7 @@ def layer_digest(encoded: Encoded, status: UInt8[np.ndarray, "rows"]) -> int:
     crc = 0
     for part in (status, encoded.values, encoded.scale):
         if part is not None:
-            crc = zlib.crc32(np.ascontiguousarray(part).view(np.uint8), crc)  # lets other threads run meanwhile
+            crc = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data, crc)  # lets other threads run meanwhile
     return crc
 
 

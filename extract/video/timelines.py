@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from av import Packet, VideoFrame
 from av.container import InputContainer
@@ -99,7 +99,10 @@ def read_timeline(container: InputContainer, stream: VideoStream, stop: Fraction
     Raises:
         BadVideoError: there are no frames, a packet is corrupt, or packets of the container's index are missing.
     """
-    tick = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+    clock: Any = stream.time_base  # a Fraction or None up to PyAV 18, a class of its own since
+    if clock is None:
+        raise BadVideoError("its stream does not say in what unit its times are")
+    tick = Fraction(clock.numerator, clock.denominator)
     reader = _Stamps(counted=container.format.name == "avi", hides=stream.codec_context.name in ("vp8", "libvpx"))
     cut = reader.read(container.demux(stream), None if stop is None else stop / tick)
     if cut is None and len(reader.stamps) < len(stream.index_entries):

@@ -42,7 +42,7 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> None:
     header, frames = _decode(request)
     answers.write(json.dumps(header).encode() + b"\n")
     if frames is not None:
-        answers.write(memoryview(frames).cast("B"))
+        answers.write(frames.data.cast("B"))
     answers.flush()
 
 
@@ -62,5 +62,6 @@ def _reason(error: Exception) -> str:
         return "it needs more memory than there is"
     if isinstance(error, BadVideoError) or not isinstance(error, av.FFmpegError):
         return str(error) or type(error).__name__
-    said = f" ({error.log[2].strip()})" if error.log else ""
+    log: Any = error.log  # (level, name, message); the stub of PyAV 18 says otherwise
+    said = f" ({log[2].strip()})" if log else ""
     return f"{error.strerror or type(error).__name__}{said}"

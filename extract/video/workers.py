@@ -157,7 +157,7 @@ def _exchange(process: "subprocess.Popen[bytes]", request: bytes) -> Answer:
     if "shape" not in header:
         return Answer(header, None)
     frames = np.empty(header["shape"], np.uint8)
-    if process.stdout.readinto(memoryview(frames).cast("B")) < frames.nbytes:  # type: ignore[attr-defined]
+    if process.stdout.readinto(frames.data.cast("B")) < frames.nbytes:  # type: ignore[attr-defined]
         raise _died(process)
     return Answer(header, frames)
 

@@ -26,7 +26,8 @@ from store.errors import UserError
 
 def extract(config: Config, inputs: Inputs) -> Extraction:
     """Bring the store of a configuration to completion."""
-    return extract_tokens(inputs.source, inputs.backbone, config.data, config.store, config.extract)
+    recipe = None if inputs.own_backbone else config.backbone
+    return extract_tokens(inputs.source, inputs.backbone, config.data, config.store, config.extract, recipe)
 
 
 def train(config: Config, inputs: Inputs, say: Say = lambda _: None) -> list[Row]:

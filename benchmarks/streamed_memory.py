@@ -18,11 +18,12 @@ from adapt.features import PooledFeatures, StreamedFeatures
 from adapt.losa import LoSAOptions
 from adapt.search import Material, train_trials
 from adapt.train import Settings
+from store.arrays import STORED
 from store.backend import Folder, store_url
 from store.formats import Encoded
 from store.reader import open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
-from store.writer import STORED, Listing, StoreWriter, create_store
+from store.writer import Listing, StoreWriter, create_store
 
 LAYERS, TOKENS, DIM, SHARD = 12, 197, 768, 64
 

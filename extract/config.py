@@ -79,10 +79,22 @@ class BackboneConfig(Section):
 
 
 class ExtractConfig(Section):
-    """How the extraction job runs; nothing here but `precision` changes a value."""
+    """How the extraction job runs; nothing here but `precision` changes a value.
+
+    `workers` is the number of processes on this machine; with a `scheduler`, of workers to wait for before the start.
+    `shard_seconds` is how long one of them may take for a shard before it counts as hung; `auto` is ten times as long
+    as the slowest so far, and at least ten minutes.
+    """
 
     batch_size: PositiveInt | Literal["auto"] = Field("auto", description="auto or a positive whole number")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
-    workers: Literal[1] = Field(1, description="1 (several workers are not available yet)")
-    scheduler: None = Field(None, description="null (dask schedulers are not available yet)")
+    workers: PositiveInt = 1
+    scheduler: str | None = Field(
+        None,
+        pattern=r"^(tcp|tls|ws|wss|ucx)://.+",
+        description="null or the address of a dask scheduler, such as tcp://10.0.0.1:8786",
+    )
+    shard_seconds: Literal["auto"] | Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = Field(
+        "auto", description="auto or a positive number of seconds"
+    )

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
 from threading import Lock as Mutex
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import psutil
 
@@ -34,6 +34,15 @@ BEAT_SECONDS, PATIENCE_SECONDS = 10.0, 60.0
 _KEY = f"{LOCK}/zarr.json"
 _POLLS_A_BEAT = 5
 _START_TOLERANCE = 2.0  # seconds by which the operating system's answers on a process' start may differ
+
+
+@runtime_checkable
+class Guard(Protocol):
+    """What tells a writer whether it still may write."""
+
+    def check(self) -> None:
+        """Raise JobError where the store is another job's by now."""
+        ...
 
 
 @contextmanager
@@ -70,10 +79,15 @@ class Lock:
         self._owner: dict[str, Any] = _this_process()
         self._beats, self._generation, self._mutex, self._released = 0, b"", Mutex(), False
 
+    @property
+    def id(self) -> str:
+        """Names this owner among all others; workers give it to their `Watch`."""
+        return str(self._owner["id"])
+
     def acquire(self) -> None:
         """Take the lock where it is free or its owner is dead."""
         while True:
-            owner, self._generation = self._read()
+            owner, self._generation = _read(self._folder)
             if owner is not None and self._lives(owner):
                 raise JobError(
                     f"{self._folder.place} is in use by {_describe(owner)}; wait until that job ends, or stop it, "
@@ -93,7 +107,7 @@ class Lock:
                 raise JobError(f"this job has given {self._folder.place} back; it writes nothing more")
             if self._write():
                 return
-            owner, generation = self._read()
+            owner, generation = _read(self._folder)
             if owner is not None and owner.get("id") == self._owner["id"]:  # written, though the answer was lost
                 self._generation = generation
                 return
@@ -129,21 +143,10 @@ class Lock:
         deadline = time.monotonic() + self._patience_seconds
         while time.monotonic() < deadline:
             time.sleep(self._beat_seconds / _POLLS_A_BEAT)
-            now, generation = self._read()
+            now, generation = _read(self._folder)
             if generation != self._generation:
                 return now is not None
         return False
-
-    def _read(self) -> tuple[dict[str, Any] | None, bytes]:
-        """The owner, empty where it cannot be made out and None where the lock is free; and the lock's generation."""
-        content, generation = self._folder.read_stamped(_KEY)
-        if content is None:
-            return None, generation
-        try:
-            owner = json.loads(content)["attributes"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            owner = {}
-        return owner if isinstance(owner, dict) else {}, generation
 
     def _write(self) -> bool:
         """Write the lock if it is as it was last seen."""
@@ -157,10 +160,42 @@ class Lock:
         return generation is not None
 
 
+class Watch:
+    """A store's lock, seen from a worker of the job that holds it: it only looks."""
+
+    def __init__(self, folder: Folder, owner_id: str) -> None:
+        self._folder, self._owner_id = folder, owner_id
+
+    def check(self) -> None:
+        """Make sure that the lock is still our job's.
+
+        Raises:
+            JobError: the job ended, or another took the store over; or the disk refuses.
+        """
+        owner, _ = _read(self._folder)
+        if owner is None or owner.get("id") != self._owner_id:
+            now = "nobody" if owner is None else _describe(owner)
+            raise JobError(
+                f"the job that this worker belongs to has lost {self._folder.place} to {now}; it writes nothing"
+            )
+
+
 def read_owner(folder: Folder) -> str | None:
     """Who holds a store, in words; None where nobody does."""
     attributes = folder.read_group(LOCK)
     return None if attributes is None else _describe(attributes)
+
+
+def _read(folder: Folder) -> tuple[dict[str, Any] | None, bytes]:
+    """The owner, empty where it cannot be made out and None where the lock is free; and the lock's generation."""
+    content, generation = folder.read_stamped(_KEY)
+    if content is None:
+        return None, generation
+    try:
+        owner = json.loads(content)["attributes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        owner = {}
+    return owner if isinstance(owner, dict) else {}, generation
 
 
 def _this_process() -> dict[str, Any]:

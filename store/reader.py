@@ -11,11 +11,11 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Float32, Int, Integer, Shaped
 
+from store.arrays import LOG, MISSING, SKIPPED, layer_arrays, read_rms, read_status, require_store, shard_arrays
 from store.backend import Folder, check_process, local_path, store_url, wait
 from store.errors import JobError, UserError
 from store.formats import Encoded, decode_numpy
 from store.schema import Schema
-from store.writer import LOG, MISSING, SKIPPED, layer_arrays, read_rms, read_status, require_store, shard_arrays
 
 _SHARD_OF_FILE = re.compile(r"/c/(\d+)[/\"]")  # in the name of the file that tensorstore complains of
 

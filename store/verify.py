@@ -18,13 +18,7 @@ import tensorstore as ts
 from jaxtyping import UInt8, UInt32
 from rich.console import Console
 
-from store.backend import LOCK, AccessError, Folder, store_url, wait
-from store.errors import JobError, UserError
-from store.formats import Encoded
-from store.lock import read_owner
-from store.progress import progress
-from store.schema import Schema
-from store.writer import (
+from store.arrays import (
     DIGEST,
     LOG,
     MISSING,
@@ -38,6 +32,12 @@ from store.writer import (
     shard_arrays,
     shard_file,
 )
+from store.backend import LOCK, AccessError, Folder, store_url, wait
+from store.errors import JobError, UserError
+from store.formats import Encoded
+from store.lock import read_owner
+from store.progress import progress
+from store.schema import Schema
 
 _WHOLE_ARRAY = re.compile(r"(.+)/(zarr\.json|c(/0)*)")
 

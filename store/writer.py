@@ -9,7 +9,6 @@ shard, over the rows' status, values and scales: `verify` compares it and finds 
 does not: it would need the whole shard.
 """
 
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,23 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Float32, Shaped, UInt8
 
+from store.arrays import (
+    DIGEST,
+    LOG,
+    MISSING,
+    STATUS,
+    layer_arrays,
+    layer_digest,
+    layer_name,
+    read_status,
+    require_store,
+    shard_arrays,
+)
 from store.backend import Folder, store_url, wait
 from store.errors import JobError
-from store.formats import INT8_ENCODING, STORED_DTYPE, Encoded
-from store.lock import Lock, hold
-from store.metadata import array_metadata, chunk_codecs, sharded
-from store.schema import Schema, require_version
-
-MISSING, STORED, SKIPPED = 0, 1, 2
-LOG, STATUS, DIGEST = "_log", "status", "shard_digest"
+from store.formats import STORED_DTYPE, Encoded
+from store.lock import Guard, hold
+from store.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,6 @@ class Listing:
     ids: tuple[str, ...]
     labels: Shaped[np.ndarray, "samples ..."]
     digests: UInt8[np.ndarray, "samples 16"]
-
-
-def layer_name(layer: int) -> str:
-    """`layer_03`: two digits, so that names sort as layers do."""
-    return f"layer_{layer:02d}"
-
-
-def scale_name(layer: int) -> str:
-    """`scale_03`: the int8 scale of every token of a layer."""
-    return f"scale_{layer:02d}"
 
 
 def create_store(
@@ -97,61 +94,10 @@ def _create_split(folder: Folder, schema: Schema, split: str, listing: Listing) 
     folder.write_strings(f"{split}/sample_id", listing.ids, "sample")
 
 
-def shard_arrays(schema: Schema, split: str) -> dict[str, dict[str, Any]]:
-    """Name -> metadata of a split's arrays that are written shard by shard, one file a shard."""
-    n, shard = schema.splits[split].num_samples, schema.shard_samples
-    dtype, row = schema.dtype, (schema.token_layout.num_tokens, schema.dim)
-    attributes = {"encoding": {"bfloat16": "bfloat16", "int8": INT8_ENCODING}.get(dtype, dtype)}
-    codecs = sharded((1, *row), schema.compressor, np.dtype(STORED_DTYPE[dtype]).itemsize)
-    axes = ["sample", "token", "dim"]
-    values = array_metadata((n, *row), (shard, *row), STORED_DTYPE[dtype], axes, codecs, attributes)
-    scale = array_metadata((n, row[0]), (shard, row[0]), "float32", axes[:2], sharded((1, row[0]), None))
-    arrays = {layer_name(layer): values for layer in schema.layers}
-    if dtype == "int8":
-        arrays |= {scale_name(layer): scale for layer in schema.layers}
-    arrays[STATUS] = array_metadata((n,), (shard,), "uint8", ["sample"], chunk_codecs(None))
-    shape = (len(schema.shards(split)), len(schema.layers))
-    arrays[DIGEST] = array_metadata(shape, (1, shape[1]), "uint32", ["shard", "layer"], chunk_codecs(None))
-    return arrays
-
-
-def layer_arrays(schema: Schema, layer: int) -> list[str]:
-    """The arrays that hold a layer: its values and, for int8, their scales."""
-    return [layer_name(layer)] + ([scale_name(layer)] if schema.dtype == "int8" else [])
-
-
-def shard_file(name: str, metadata: Mapping[str, Any], shard: int) -> str:
-    """The key of one shard of an array that `shard_arrays` names, below its split."""
-    return "/".join([name, "c", str(shard), *("0" for _ in metadata["shape"][1:])])
-
-
-def layer_digest(encoded: Encoded, status: UInt8[np.ndarray, "rows"]) -> int:
-    """CRC-32 of one layer of a shard, and of which of its rows are stored."""
-    crc = 0
-    for part in (status, encoded.values, encoded.scale):
-        if part is not None:
-            crc = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data, crc)  # lets other threads run meanwhile
-    return crc
-
-
-def read_status(folder: Folder, schema: Schema, split: str) -> UInt8[np.ndarray, "samples"]:
-    """MISSING, STORED or SKIPPED for every row of a split; a mark that was never written reads as MISSING."""
-    expected = shard_arrays(schema, split)[STATUS]
-    status = folder.open_array(f"{split}/{STATUS}", expected, missing_reads_as_zero=True)
-    if not status.shape[0]:
-        return np.zeros(0, np.uint8)
-    return np.asarray(wait([status.read()], f"read {folder.place}{split}/{STATUS}")[0])
-
-
-def holds_samples(folder: Folder, schema: Schema) -> bool:
-    """Whether any shard of a store is committed."""
-    return any((read_status(folder, schema, split) != MISSING).any() for split in schema.splits)
-
-
 class StoreWriter:
     """Commits shards to a store that exists; under a lock, only while that is still held."""
 
-    def __init__(self, folder: Folder, schema: Schema, lock: Lock | None = None) -> None:
+    def __init__(self, folder: Folder, schema: Schema, lock: Guard | None = None) -> None:
         self._folder, self._schema, self._lock = folder, schema, lock
 
     def missing_shards(self, split: str) -> list[int]:
@@ -160,7 +106,12 @@ class StoreWriter:
         return [shard for shard in shards if status[shards.rows(shard).start] == MISSING]
 
     def commit(self, split: str, shard: int, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"]) -> None:
-        """Make one shard durable, then mark it.
+        """Make one shard durable, then mark it; arguments and errors are those of `write` and `mark`."""
+        self.write(split, shard, tokens, status)
+        self.mark(split, shard, status)
+
+    def write(self, split: str, shard: int, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"]) -> None:
+        """Make one shard's values durable; until it is marked it counts as missing.
 
         Args:
             tokens: layer -> encoded rows of the shard (rows, tokens, dim), zeros in skipped rows; every layer.
@@ -183,8 +134,30 @@ class StoreWriter:
         digests = np.array([layer_digest(tokens[layer], status) for layer in self._schema.layers], np.uint32)
         writes.append(self._open(split, DIGEST)[shard].write(digests))
         wait(writes, f"write shard {shard} of {split} to {self._folder.place}")
+
+    def mark(self, split: str, shard: int, status: UInt8[np.ndarray, "rows"]) -> None:
+        """Commit a shard whose values are durable, or with MISSING take its mark back.
+
+        Raises:
+            JobError: the disk refused, or another job took the store over.
+        """
         self._check_lock()
-        self._mark(split, shard, status)
+        rows = self._schema.shards(split).rows(shard)
+        target = self._open(split, STATUS)[rows.start : rows.stop]
+        wait([target.write(status)], f"commit shard {shard} of {split} to {self._folder.place}")
+
+    def log_and_mark(
+        self,
+        split: str,
+        shard: int,
+        status: UInt8[np.ndarray, "rows"],
+        seconds: float,
+        forward_seconds: float,
+        skipped: Mapping[str, str],
+    ) -> None:
+        """Commit a shard whose values are durable. The log goes first: a crash in between must lose no reason."""
+        self.add_to_log({"extract_seconds": seconds, "forward_seconds": forward_seconds}, skipped)
+        self.mark(split, shard, status)
 
     def unmark(self, split: str, shards: Iterable[int]) -> None:
         """Make shards missing, so that the extraction replaces them: first the marks, then the files go.
@@ -195,15 +168,9 @@ class StoreWriter:
             JobError: the disk refused, or another job took the store over; some of the shards may be missing already.
         """
         for shard in shards:
-            self._check_lock()
-            self._mark(split, shard, np.full(len(self._schema.shards(split).rows(shard)), MISSING, np.uint8))
+            self.mark(split, shard, np.full(len(self._schema.shards(split).rows(shard)), MISSING, np.uint8))
             for name in set(shard_arrays(self._schema, split)) - {STATUS}:
                 self._folder.remove(f"{split}/{name}/c/{shard}")
-
-    def _mark(self, split: str, shard: int, status: UInt8[np.ndarray, "rows"]) -> None:
-        rows = self._schema.shards(split).rows(shard)
-        mark = self._open(split, STATUS)[rows.start : rows.stop]
-        wait([mark.write(status)], f"commit shard {shard} of {split} to {self._folder.place}")
 
     def _open(self, split: str, name: str) -> ts.TensorStore:
         return self._folder.open_array(f"{split}/{name}", shard_arrays(self._schema, split)[name])
@@ -236,40 +203,6 @@ class StoreWriter:
     def read_log(self) -> dict[str, Any]:
         """The attributes of the `_log` group."""
         return self._folder.read_group(LOG) or {}
-
-
-def open_schema(folder: Folder) -> Schema | None:
-    """The schema of the store in a folder, or None where there is no store yet.
-
-    Raises:
-        UserError: what lies there is no store, or one of another format.
-        JobError: the store's own description is damaged.
-    """
-    document = folder.read_json("zarr.json")
-    if document is None:
-        return None
-    require_version(document.get("attributes"), folder.place)  # before the checksum: another format may have none
-    attributes = folder.read_group("")
-    return None if attributes is None else Schema.parse(attributes, folder.place)
-
-
-def require_store(folder: Folder) -> Schema:
-    """The schema of a store that must exist.
-
-    Raises:
-        JobError: there is no store.
-    """
-    schema = open_schema(folder)
-    if schema is None:
-        raise JobError(f"there is no store at {folder.place}; make one with `sidecache extract`")
-    return schema
-
-
-def read_rms(folder: Folder, schema: Schema) -> dict[int, Float32[np.ndarray, "dim"]]:
-    """The per-channel RMS of every layer, int8 stores only; else empty."""
-    if schema.dtype != "int8":
-        return {}
-    return {layer: folder.read_array(f"rms/{layer_name(layer)}") for layer in schema.layers}
 
 
 def unmark_shards(path: str | Path, shards: Mapping[str, Iterable[int]]) -> None:

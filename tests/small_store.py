@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from store.arrays import SKIPPED, STORED, open_schema, read_rms
 from store.backend import Folder, store_url
 from store.formats import Encoded, decode_numpy, encode
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
-from store.writer import SKIPPED, STORED, Listing, StoreWriter, create_store, open_schema, read_rms
+from store.writer import Listing, StoreWriter, create_store
 
 SIZES = {"train": 5, "test": 2}
 LAYERS, TOKENS, DIM, SHARD = (0, 2), 5, 4, 2

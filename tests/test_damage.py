@@ -11,9 +11,9 @@ import pytest
 import small_store
 from small_store import SIZES
 
+from store.arrays import open_schema
 from store.errors import JobError, UserError
 from store.reader import open_store
-from store.writer import open_schema
 
 LOCATIONS = 5  # bytes flipped in each file: the first, the last, and some between
 

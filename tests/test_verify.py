@@ -13,11 +13,12 @@ import torch
 from small_store import LAYERS, contents, expected
 
 from adapt.features import ResidentFeatures, StreamedFeatures
+from store.arrays import require_store
 from store.errors import JobError
 from store.metadata import array_metadata, chunk_codecs
 from store.reader import open_store
 from store.verify import Damage, Report, damaged_shards, print_report, verify_store
-from store.writer import StoreWriter, require_store
+from store.writer import StoreWriter
 
 CPU = torch.device("cpu")
 

@@ -14,11 +14,11 @@ import small_store
 from small_store import contents
 
 from store import backend
+from store.arrays import STORED
 from store.errors import JobError, UserError
 from store.formats import Encoded
 from store.reader import open_store
 from store.schema import Provenance, require_same
-from store.writer import STORED
 
 
 class Crash(BaseException):

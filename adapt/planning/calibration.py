@@ -29,12 +29,13 @@ from extract.backbone import ModelBackbone
 from extract.config import ExtractConfig
 from extract.forward import FrozenForward, preprocess, resolve_device
 from extract.images import DecodeError
-from extract.run import encode_layers
+from extract.shard import encode_layers
 from extract.sources import ImageSplit
+from store.arrays import STORED
 from store.backend import Folder, local_path, store_url
 from store.reader import open_store
 from store.schema import Schema, SplitInfo
-from store.writer import STORED, Listing, StoreWriter, create_store
+from store.writer import Listing, StoreWriter, create_store
 
 _SECONDS = 0.5  # that a measurement goes on; a call that takes longer is enough
 _BYTES = {"cpu": 2**25, "cuda": 2**29}  # of the small store

@@ -13,7 +13,7 @@ from adapt.planning.plan import Plan
 from adapt.planning.proposals import Proposal, propose
 from adapt.planning.survey import Survey
 from extract.forward import resolve_device
-from extract.run import CALIBRATION_SAMPLES
+from extract.opening import CALIBRATION_SAMPLES
 from store.errors import UserError
 
 _BYTES = TypeAdapter(ByteSize)

@@ -11,9 +11,10 @@ from adapt.intrinsic_dimension import entry_of
 from adapt.methods import build_model, find_method
 from adapt.origin import Inputs, needed_layers, require_match
 from adapt.spec import FeatureSpec
-from extract.run import schema_for
+from extract.describe import schema_for
 from extract.shape import backbone_shape
 from extract.sources import ImageSource, open_source
+from store.arrays import open_schema
 from store.backend import Folder, store_url
 from store.config import StoreConfig
 from store.errors import JobError, UserError
@@ -21,7 +22,6 @@ from store.layout import resolve_layers
 from store.reader import Store, open_store
 from store.schema import Schema
 from store.space import free_bytes
-from store.writer import open_schema
 
 _CLASSES = 100  # of samples that are not here
 

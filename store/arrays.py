@@ -1,0 +1,112 @@
+"""What a store is made of: its arrays by name, and what can be read of it before any token is."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from store.backend import Folder, wait
+from store.errors import JobError
+from store.formats import INT8_ENCODING, STORED_DTYPE, Encoded
+from store.metadata import array_metadata, chunk_codecs, sharded
+from store.schema import Schema, require_version
+
+MISSING, STORED, SKIPPED = 0, 1, 2
+LOG, STATUS, DIGEST = "_log", "status", "shard_digest"
+
+
+def layer_name(layer: int) -> str:
+    """`layer_03`: two digits, so that names sort as layers do."""
+    return f"layer_{layer:02d}"
+
+
+def scale_name(layer: int) -> str:
+    """`scale_03`: the int8 scale of every token of a layer."""
+    return f"scale_{layer:02d}"
+
+
+def shard_arrays(schema: Schema, split: str) -> dict[str, dict[str, Any]]:
+    """Name -> metadata of a split's arrays that are written shard by shard, one file a shard."""
+    n, shard = schema.splits[split].num_samples, schema.shard_samples
+    dtype, row = schema.dtype, (schema.token_layout.num_tokens, schema.dim)
+    attributes = {"encoding": {"bfloat16": "bfloat16", "int8": INT8_ENCODING}.get(dtype, dtype)}
+    codecs = sharded((1, *row), schema.compressor, np.dtype(STORED_DTYPE[dtype]).itemsize)
+    axes = ["sample", "token", "dim"]
+    values = array_metadata((n, *row), (shard, *row), STORED_DTYPE[dtype], axes, codecs, attributes)
+    scale = array_metadata((n, row[0]), (shard, row[0]), "float32", axes[:2], sharded((1, row[0]), None))
+    arrays = {layer_name(layer): values for layer in schema.layers}
+    if dtype == "int8":
+        arrays |= {scale_name(layer): scale for layer in schema.layers}
+    arrays[STATUS] = array_metadata((n,), (shard,), "uint8", ["sample"], chunk_codecs(None))
+    shape = (len(schema.shards(split)), len(schema.layers))
+    arrays[DIGEST] = array_metadata(shape, (1, shape[1]), "uint32", ["shard", "layer"], chunk_codecs(None))
+    return arrays
+
+
+def layer_arrays(schema: Schema, layer: int) -> list[str]:
+    """The arrays that hold a layer: its values and, for int8, their scales."""
+    return [layer_name(layer)] + ([scale_name(layer)] if schema.dtype == "int8" else [])
+
+
+def shard_file(name: str, metadata: Mapping[str, Any], shard: int) -> str:
+    """The key of one shard of an array that `shard_arrays` names, below its split."""
+    return "/".join([name, "c", str(shard), *("0" for _ in metadata["shape"][1:])])
+
+
+def layer_digest(encoded: Encoded, status: UInt8[np.ndarray, "rows"]) -> int:
+    """CRC-32 of one layer of a shard, and of which of its rows are stored."""
+    crc = 0
+    for part in (status, encoded.values, encoded.scale):
+        if part is not None:
+            crc = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data, crc)  # lets other threads run meanwhile
+    return crc
+
+
+def read_status(folder: Folder, schema: Schema, split: str) -> UInt8[np.ndarray, "samples"]:
+    """MISSING, STORED or SKIPPED for every row of a split; a mark that was never written reads as MISSING."""
+    expected = shard_arrays(schema, split)[STATUS]
+    status = folder.open_array(f"{split}/{STATUS}", expected, missing_reads_as_zero=True)
+    if not status.shape[0]:
+        return np.zeros(0, np.uint8)
+    return np.asarray(wait([status.read()], f"read {folder.place}{split}/{STATUS}")[0])
+
+
+def holds_samples(folder: Folder, schema: Schema) -> bool:
+    """Whether any shard of a store is committed."""
+    return any((read_status(folder, schema, split) != MISSING).any() for split in schema.splits)
+
+
+def open_schema(folder: Folder) -> Schema | None:
+    """The schema of the store in a folder, or None where there is no store yet.
+
+    Raises:
+        UserError: what lies there is no store, or one of another format.
+        JobError: the store's own description is damaged.
+    """
+    document = folder.read_json("zarr.json")
+    if document is None:
+        return None
+    require_version(document.get("attributes"), folder.place)  # before the checksum: another format may have none
+    attributes = folder.read_group("")
+    return None if attributes is None else Schema.parse(attributes, folder.place)
+
+
+def require_store(folder: Folder) -> Schema:
+    """The schema of a store that must exist.
+
+    Raises:
+        JobError: there is no store.
+    """
+    schema = open_schema(folder)
+    if schema is None:
+        raise JobError(f"there is no store at {folder.place}; make one with `sidecache extract`")
+    return schema
+
+
+def read_rms(folder: Folder, schema: Schema) -> dict[int, Float32[np.ndarray, "dim"]]:
+    """The per-channel RMS of every layer, int8 stores only; else empty."""
+    if schema.dtype != "int8":
+        return {}
+    return {layer: folder.read_array(f"rms/{layer_name(layer)}") for layer in schema.layers}

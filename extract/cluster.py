@@ -64,6 +64,7 @@ def _connect(config: ExtractConfig) -> Iterator[Client]:
                 "`dask scheduler`, or set extract.workers alone"
             ) from error
         with client:
+            client.wait_for_workers(config.workers)
             yield client
         return
     silent = {"distributed.worker.daemon": True, "distributed.scheduler.allowed-failures": RETRIES}

@@ -1,13 +1,16 @@
 """Many workers: the store is that of one, byte for byte, whatever happens to them."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from conftest import TINY
-from distributed import LocalCluster
+from distributed import LocalCluster, Security
 from small_store import contents
 from trapped_source import Trap, lay_traps
 
@@ -145,6 +148,27 @@ def test_a_scheduler_that_does_not_answer_is_named(
     monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
     with pytest.raises(UserError, match=r"no dask scheduler answers at extract\.scheduler 'tcp://127\.0\.0\.1:9'"):
         extract(open_source(data), data, tmp_path / "c.zarr", scheduler="tcp://127.0.0.1:9")
+
+
+def test_a_scheduler_with_tls_is_reached_with_the_files_of_dask_s_configuration(
+    data: DataConfig, serial: dict[str, bytes], tmp_path: Path
+) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not here: it makes the certificate")
+    certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-out", certificate]
+    subprocess.run([*make, "-keyout", key], check=True, capture_output=True)
+    tls = {"distributed.comm.require-encryption": True, "distributed.comm.tls.ca-file": certificate}
+    for role in ("scheduler", "worker", "client"):
+        tls |= {f"distributed.comm.tls.{role}.cert": certificate, f"distributed.comm.tls.{role}.key": key}
+    here = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with (
+        dask.config.set(tls),
+        LocalCluster(n_workers=1, threads_per_worker=1, protocol="tls://", security=Security(), **here) as cluster,
+    ):
+        assert cluster.scheduler_address.startswith("tls://")
+        extract(open_source(data), data, tmp_path / "c.zarr", scheduler=cluster.scheduler_address)
+    assert contents(tmp_path / "c.zarr") == serial
 
 
 def test_local_workers_and_their_scheduler_listen_on_loopback_alone() -> None:

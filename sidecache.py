@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adapt.adaptor import Adaptor, load_adaptor
     from adapt.config import Config, load_config
     from adapt.create import create_model
+    from adapt.extraction import OnChanged
     from adapt.losa import LoSA
     from adapt.probes import LinearProbe
     from adapt.results import Row
@@ -77,25 +78,32 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
-def extract(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "Extraction":
+def extract(
+    config: "Config",
+    source: "ImageSource | None" = None,
+    backbone: "Backbone | None" = None,
+    on_changed: "OnChanged" = "fail",
+) -> "Extraction":
     """Bring the token store of a configuration to completion; a whole store is left as it is.
 
     Args:
         config: from `load_config`.
         source: your own samples instead of `data:`; see `from_datasets`.
         backbone: your own frozen module instead of `backbone:`; see `TappedBackbone`.
+        on_changed: `fail`, or `new-store`: where samples that the store holds are gone or changed, extract to one
+            beside it.
 
     Returns:
-        the open store (`.store`), and what this call wrote.
+        the open store (`.store`), where it is (`.path`), and what this call wrote.
 
     Raises:
         UserError: the store there was made from something else, a sample cannot be decoded.
         JobError: a value cannot be stored, the disk refuses.
     """
+    from adapt.extraction import extract as run_extraction
     from adapt.origin import Inputs
-    from adapt.run import extract as run_extraction
 
-    return run_extraction(config, Inputs(config, source, backbone))
+    return run_extraction(config, Inputs(config, source, backbone), on_changed)
 
 
 def train(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
@@ -114,10 +122,14 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
     return rows
 
 
-def run(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
+def run(
+    config: "Config",
+    source: "ImageSource | None" = None,
+    backbone: "Backbone | None" = None,
+    on_changed: "OnChanged" = "fail",
+) -> "list[Row]":
     """The whole job: `extract` what is missing, `train` what is not trained yet, write results and report."""
-    _extract_first(config, source, backbone)
-    return train(config, source, backbone)
+    return train(_extract_first(config, source, backbone, on_changed), source, backbone)
 
 
 def say(message: str) -> None:
@@ -126,20 +138,35 @@ def say(message: str) -> None:
         typer.echo(message, err=True)
 
 
-def _extract_first(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> None:
+def _extract_first(
+    config: "Config",
+    source: "ImageSource | None" = None,
+    backbone: "Backbone | None" = None,
+    on_changed: "OnChanged" = "fail",
+) -> "Config":
+    """The configuration with the store that was extracted to."""
     from adapt.distributed import world
+    from adapt.extraction import at_store
     from adapt.run import make_run_dir
 
     make_run_dir(config.run_dir)  # before hours are spent on the store
-    here = world()
+    here, path = world(), config.store.path
     if config.train.feature_source != "online" and here.leads:
-        _say_extraction(extract(config, source, backbone))
-    here.wait()
+        extraction = extract(config, source, backbone, on_changed)
+        _say_extraction(extraction, config)
+        path = extraction.path
+    return at_store(config, here.tell(path))
 
 
-def _say_extraction(extraction: "Extraction") -> None:
+def _say_extraction(extraction: "Extraction", config: "Config") -> None:
+    if extraction.path != config.store.path:
+        say(
+            f"samples have changed: {config.store.path} is left as it is, {extraction.path} takes its place; to train "
+            f"from that one later, set store.path={extraction.path}"
+        )
     if extraction.shards_written:
-        say(f"extracted {extraction.samples_written:,} samples in {extraction.seconds:.1f} s")
+        again = f"; {extraction.retries} shards were begun again" if extraction.retries else ""
+        say(f"extracted {extraction.samples_written:,} samples in {extraction.seconds:.1f} s{again}")
     else:
         say(f"nothing to extract: {extraction.store.url} is complete")
 
@@ -155,6 +182,10 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="the j
 Overrides = Annotated[
     list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="override a field; may be repeated")
 ]
+OnChangedOption = Annotated[
+    Literal["fail", "new-store"],
+    typer.Option(help="if samples in the store are gone or changed: refuse, or extract to a store beside it"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 
 
@@ -165,10 +196,10 @@ def _read(path: Path, overrides: list[str] | None) -> "Config":
 
 
 @app.command("run", epilog="Example: sidecache run pipeline.yaml -o train.epochs=5")
-def run_command(config: ConfigPath, overrides: Overrides = None) -> None:
+def run_command(config: ConfigPath, overrides: Overrides = None, on_changed: OnChangedOption = "fail") -> None:
     """Extract what is missing, train, and report: the whole job."""
     parsed = _read(config, overrides)
-    run(parsed)
+    run(parsed, on_changed=on_changed)
     _print_results(parsed.run_dir)
 
 
@@ -189,10 +220,24 @@ def plan_command(
     _print_json(plan.document()) if json else print_plan(plan, str(config))
 
 
-@app.command("extract", epilog="Example: sidecache extract pipeline.yaml -o store.dtype=int8")
-def extract_command(config: ConfigPath, overrides: Overrides = None) -> None:
+@app.command("extract", epilog="Example: sidecache extract pipeline.yaml --workers 4")
+def extract_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(help="processes on this machine, one a GPU; same as -o extract.workers=")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="of a dask cluster; same as -o extract.scheduler="),
+    ] = None,
+    on_changed: OnChangedOption = "fail",
+) -> None:
     """Run the frozen backbone over every sample that the store lacks."""
-    _say_extraction(extract(_read(config, overrides)))
+    given = {"extract.workers": workers, "extract.scheduler": scheduler}
+    more = [f"{key}={value}" for key, value in given.items() if value is not None]
+    parsed = _read(config, [*(overrides or []), *more])
+    _say_extraction(extract(parsed, on_changed=on_changed), parsed)
 
 
 @app.command("train", epilog="Example: sidecache train pipeline.yaml -o train.seeds=[0]")
@@ -298,7 +343,7 @@ def _repair(store: str, config: "Config", report: "Report") -> None:
     if store_url(config.store.path) != store_url(store):
         raise UserError(f"that job makes the store {config.store.path}, not {store}; give the job that made this one")
     unmark_shards(store, damaged_shards(report))
-    _say_extraction(extract(config))
+    _say_extraction(extract(config), config)
 
 
 @app.command("methods", epilog="Example: sidecache methods --backbone vit_base_patch16_224 --num-classes 10 --json")
@@ -385,7 +430,9 @@ def main() -> None:
 
 
 def _fail(reason: object, status: int) -> NoReturn:
-    say(f"sidecache: {reason}")
+    from adapt.visible import visible
+
+    say(f"sidecache: {visible(str(reason))}")
     sys.exit(status)
 
 

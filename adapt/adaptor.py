@@ -1,13 +1,19 @@
-"""Trained adaptors on disk: safetensors of the trained tensors, with a JSON card beside them."""
+"""Trained adaptors on disk: safetensors of the trained tensors, with a JSON card beside them.
+
+Neither is trusted. The card names the backbone, as a configuration does: what it names is loaded (a local file, or
+weights of the model hub), unless the caller gives the backbone.
+"""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -19,9 +25,14 @@ from adapt.train import autocast
 from extract.backbone import Backbone, digests, load_backbone
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward import FrozenForward
+from extract.weights import first_line
 from store.config import Section, Tokens
 from store.errors import UserError
 from store.layout import resolve_layers
+
+_MOST_CARD_BYTES = 16 << 20
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Facts(BaseModel):
@@ -122,34 +133,52 @@ def _build_model(path: Path, card: Card, backbone: Backbone) -> nn.Module:
         resolve_layers(list(card.layers), backbone.depth)
         options = kind.model_validate(card.options)
         spec = spec_of_backbone(backbone, card.layers, card.tokens)
-        return build_model(card.method, spec, len(card.classes), options, backbone)
-    except (ValidationError, UserError) as error:
-        reason = explain(error, kind) if isinstance(error, ValidationError) else error
+        with torch.device("meta"):  # shapes alone, before a card may claim memory
+            planned = build_model(card.method, spec, len(card.classes), options, backbone)
+    except (ValidationError, UserError, RuntimeError, MemoryError) as error:  # torch's own for too many values
+        reason = explain(error, kind) if isinstance(error, ValidationError) else first_line(error)
         raise UserError(f"{path.with_suffix('.json')}, the card of an adaptor, is damaged: {reason}") from error
+    _require_shapes(path, {name: tuple(tensor.shape) for name, tensor in learned_tensors(planned).items()})
+    return build_model(card.method, spec, len(card.classes), options, backbone)
 
 
 def _read_card(path: Path) -> Card:
     file = path.with_suffix(".json")
     try:
+        if file.stat().st_size > _MOST_CARD_BYTES:
+            raise UserError(f"{file} is no adaptor's card: it is larger than {_MOST_CARD_BYTES >> 20} MiB")
         return Card.model_validate(json.loads(file.read_text(encoding="utf-8")), strict=False)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {file}, the card of an adaptor: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{file} is no adaptor's card: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON: {error}") from error
 
 
+def _require_shapes(path: Path, wanted: Shapes) -> None:
+    with _reading(path), safe_open(path, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if wanted != found:
+        differing = sorted(set(wanted.items()) ^ set(found.items()))[:2]
+        raise UserError(f"{path} does not hold the tensors that its card describes: {differing}")
+
+
 def _load_tensors(path: Path, model: nn.Module) -> None:
-    try:
+    with _reading(path):
         saved = load_file(path)
+    for name, tensor in learned_tensors(model).items():
+        if saved[name].dtype != tensor.dtype or not saved[name].isfinite().all():
+            raise UserError(f"{path} is damaged: {name} does not hold finite numbers of type {tensor.dtype}")
+    model.load_state_dict(saved, strict=False)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the adaptor {path}: {error}") from error
-    wanted = learned_tensors(model)
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
-    if shapes != found:
-        differing = sorted(set(shapes.items()) ^ set(found.items()))[:2]
-        raise UserError(f"{path} does not hold the tensors that its card describes: {differing}")
-    model.load_state_dict(saved, strict=False)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from adapt.labels import POINTS_A_CHARACTER, POINTS_A_LINE, Box, place_label
 from adapt.results import Summary
 from adapt.section import METRIC_NAMES, Section, headline
+from adapt.visible import visible
 
 # Colours that stand for CSS variables of the page, so that one drawing serves light and dark mode.
 TEXT, ACCENT, RULE, MUTED = "#010203", "#040506", "#070809", "#0a0b0c"
@@ -25,7 +26,7 @@ def chart(section: Section) -> Markup:
     known = [s for s in section.summaries if section.stat(s)]
     if not known:
         return Markup("")
-    salt = f"{section.dataset} {section.backbone}"  # the same rows give the same bytes
+    salt = visible(f"{section.dataset} {section.backbone}")  # the same rows give the same bytes
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser's fonts have it
@@ -34,7 +35,9 @@ def chart(section: Section) -> Markup:
         _draw(axes, section, known)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(buffer.getvalue(), f"{METRIC_NAMES[section.metric]} against trained parameters. {headline(section)}")
+    return _inline(
+        buffer.getvalue(), f"{METRIC_NAMES[section.metric]} against trained parameters. {visible(headline(section))}"
+    )
 
 
 def _draw(axes: Axes, section: Section, known: list[Summary]) -> None:
@@ -78,7 +81,7 @@ def _marker_box(axes: Axes, x: float, y: float, spread: float) -> Box:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(visible(text).split())
     return text if len(text) <= 32 else f"{text[:31]}…"
 
 

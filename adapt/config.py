@@ -1,6 +1,7 @@
 """pipeline.yaml, parsed once into frozen, checked objects."""
 
 import itertools
+import math
 import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from store.errors import UserError
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+_MOST_METHODS, _MOST_TRIALS = 1_000, 10_000  # a slip of the pen such as a sweep over six options stops here
 _TRIAL_KEYS = ("lr", "weight_decay")
 _PACE_KEYS = ("epochs", "batch_size")
 # of an entry of `methods:`, beside the options of the method itself
@@ -88,7 +90,10 @@ class Config(Section):
     extract: ExtractConfig = ExtractConfig()
     train: TrainConfig = TrainConfig()
     methods: list[str | dict[str, Any]] = Field(
-        ["linear_probe", "losa"], min_length=1, description="a list of method names or of {name: NAME, option: value}"
+        ["linear_probe", "losa"],
+        min_length=1,
+        max_length=_MOST_METHODS,
+        description="a list of method names or of {name: NAME, option: value}, at most " + f"{_MOST_METHODS:,}",
     )
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="{option: [values]}, every combination of which is tried"
@@ -97,6 +102,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_methods(self) -> "Config":
         methods = self.parsed_methods()
+        if (n_trials := sum(len(method.trials) for method in methods)) > _MOST_TRIALS:
+            raise UserError(f"methods: there are {n_trials:,} trials in all; legal: at most {_MOST_TRIALS:,}")
         for position, method in enumerate(methods):
             if method in methods[:position]:
                 raise UserError(f"methods: {method.name} is there twice with the same options; remove or change one")
@@ -141,6 +148,8 @@ def _parse_method(entry: str | dict[str, Any], train: TrainConfig, sweep: Mappin
     grid = _grid(name, given, own, sweep)
     _refuse_pace(name, {*given, *grid})
     pace: dict[str, Any] = {key: given.pop(key, getattr(train, key)) for key in _PACE_KEYS}
+    if (n_points := math.prod(map(len, grid.values()))) > _MOST_TRIALS:
+        raise UserError(f"methods: {name}: its sweep has {n_points:,} combinations; legal: at most {_MOST_TRIALS:,}")
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     trials = tuple(_trial(name, given | point, train) for point in points)
     try:

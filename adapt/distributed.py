@@ -44,6 +44,13 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
 
+    def tell(self, value: Any) -> Any:
+        """What the process that leads says; the others wait for it."""
+        told = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(told, src=0)
+        return told[0]
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:

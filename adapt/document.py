@@ -8,13 +8,34 @@ from typing import Any
 
 import yaml
 
+from adapt.explain import show
 from store.errors import UserError
 
+_MOST_BYTES = 256 << 10  # PyYAML takes seconds for each megabyte
+_MOST_VALUES = 100_000
+_LONGEST_NUMBER = 64  # characters; PyYAML's reading of 1:30:00 as seconds is quadratic
+_LONGEST_MESSAGE = 300
 _MERGE = "tag:yaml.org,2002:merge"  # the key `<<`, which SafeLoader resolves by itself
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number and refuses a key given twice."""
+    """Safe YAML that reads 1e-3 as a number and refuses a key given twice, a huge number and aliases that multiply."""
+
+    def compose_document(self) -> yaml.Node | None:
+        node = super().compose_document()
+        if node and _count_values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"with its aliases written out it holds more than {_MOST_VALUES:,} values")
+        return node
+
+
+def _count_values(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values from a node down, an alias as often as it is used."""
+    if id(node) not in counted:
+        counted[id(node)] = 0  # met again below itself; refused when it is constructed
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        inner = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in pairs for part in pair]
+        counted[id(node)] = 1 + sum(_count_values(part, counted) for part in inner)
+    return counted[id(node)]
 
 
 _Loader.add_implicit_resolver(
@@ -23,16 +44,25 @@ _Loader.add_implicit_resolver(
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
-    for key in keys:
+    seen: set[str] = set()
+    for key in (loader.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE):
         if not isinstance(key, str):
-            raise yaml.YAMLError(f"the key {key!r} is no text{node.start_mark}")
-        if keys.count(key) > 1:
-            raise yaml.YAMLError(f"the key {key!r} is given twice{node.start_mark}")
+            raise yaml.YAMLError(f"the key {show(key)} is no text{node.start_mark}")
+        if key in seen:
+            raise yaml.YAMLError(f"the key {show(key)} is given twice{node.start_mark}")
+        seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    number = 0 if len(node.value) > _LONGEST_NUMBER else yaml.SafeLoader.construct_yaml_int(loader, node)
+    if len(node.value) > _LONGEST_NUMBER or abs(number) >= 2**64:
+        raise yaml.YAMLError(f"the number {show(node.value)} has more than 64 bits{node.start_mark}")
+    return number
+
+
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def read_document(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -53,9 +83,12 @@ def read_document(source: str | Path | Mapping[str, Any], overrides: Sequence[st
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        with path.expanduser().open("rb") as file:
+            text = _limited(path, file.read(_MOST_BYTES + 1)).decode("utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UserError:
+        raise
     except (ValueError, RuntimeError) as error:  # no UTF-8, a NUL in the path, no home folder of that user
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise UserError(f"cannot read {path}: {reason}") from error
@@ -66,19 +99,29 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
+def _limited(path: Path, content: bytes) -> bytes:
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"{path} is larger than {_MOST_BYTES >> 10} KiB, the limit of a configuration; make it smaller")
+    return content
+
+
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
     except Exception as error:  # for texts such as `!!int ""` PyYAML fails in many ways of its own
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where} is not valid YAML: {_cut(' '.join(str(error).split()))}") from error
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - 3]}..."
 
 
 def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path):
-        raise UserError(f"-o {override}: write it as -o section.key=value, for example -o train.epochs=5")
-    value = _parse_yaml(text, f"-o {override}")
+        raise UserError(f"-o {_cut(override)}: write it as -o section.key=value, for example -o train.epochs=5")
+    value = _parse_yaml(text, f"-o {_cut(override)}")
     replaced: dict[str, Any] = _put(document, path, value)
     return replaced
 
@@ -102,7 +145,14 @@ def _expand(value: Any) -> Any:
 
     def substitute(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise UserError(f"{value!r}: the environment variable {match[1]} is not set; set it, or write the path out")
+            raise UserError(
+                f"{show(value)}: the environment variable {match[1]} is not set; set it, or write the path out"
+            )
         return os.environ[match[1]]
 
-    return re.sub(r"\$\{(\w+)\}", substitute, value)
+    text = re.sub(r"\$\{(\w+)\}", substitute, value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{show(text)} cannot be written as UTF-8; leave such characters out") from error
+    return text

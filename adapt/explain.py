@@ -6,13 +6,16 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from adapt.visible import visible
+
 _LONGEST_VALUE = 100
+_MOST_MISTAKES = 20
 
 Key = tuple[int | str, ...]
 
 
 def explain(error: ValidationError, model: type[BaseModel], more_keys: Sequence[str] = ()) -> str:
-    """Every mistake on a line of its own: the key, what was given, what is legal.
+    """The mistakes, each on a line of its own: the key, what was given, what is legal.
 
     Args:
         more_keys: keys that are legal beside those of the model, because the caller took them out before.
@@ -21,8 +24,16 @@ def explain(error: ValidationError, model: type[BaseModel], more_keys: Sequence[
     for detail in error.errors():
         key, section, field = _locate(detail["loc"], model)
         if key not in by_key:  # pydantic reports every branch of a union; the first will do
-            by_key[key] = _explain_one(".".join(map(str, key)), detail, section, field, more_keys)
-    return "\n".join(by_key.values())
+            by_key[key] = _explain_one(_name(key), detail, section, field, more_keys)
+    lines = list(by_key.values())
+    more = [f"and {len(lines) - _MOST_MISTAKES} more mistakes"] if len(lines) > _MOST_MISTAKES else []
+    return "\n".join(lines[:_MOST_MISTAKES] + more)
+
+
+def _name(key: Key) -> str:
+    """`section.key`, on one line."""
+    name = visible(".".join(map(str, key))).replace("\n", "\\n")
+    return name if len(name) <= _LONGEST_VALUE else name[: _LONGEST_VALUE - 3] + "..."
 
 
 def _locate(loc: Key, model: type[BaseModel]) -> tuple[Key, type[BaseModel], FieldInfo | None]:

@@ -106,8 +106,11 @@ class StreamedFeatures(_Cached):
         for position, rows in enumerate(groups):
             for ahead in groups[position + len(pending) : position + 1 + _PREFETCH]:
                 pending.append(self.store.fetch(split, ahead, layers))
-            encoded = pending.popleft().result()
-            yield rows, {layer: self.decode(layer, *_tensors(part)) for layer, part in encoded.items()}
+            # Nothing refers to the stored values once they are decoded: a later batch is read into their memory.
+            yield (
+                rows,
+                {layer: self.decode(layer, *_tensors(part)) for layer, part in pending.popleft().result().items()},
+            )
 
     def decode(self, layer: int, values: Tensor, scale: Tensor | None) -> Tensor:
         """Stored values of a layer to float32 on the device."""

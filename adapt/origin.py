@@ -1,6 +1,7 @@
 """Where a training job's features come from: a store, or the frozen backbone itself."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,9 +25,11 @@ from adapt.methods import build_model, find_method
 from adapt.spec import FeatureSpec
 from extract.backbone import Backbone, ModelBackbone, digests, empty_backbone, load_backbone
 from extract.forward import FrozenForward, resolve_device, resolve_precision
-from extract.sources import ImageSource, open_source
+from extract.sources import ImageSource, drawn_text, open_source
 from extract.vivit_weights import VIVIT
+from store.backend import Folder, store_url
 from store.errors import UserError
+from store.growth import read_known
 from store.layout import describe_tokens, resolve_layers
 from store.reader import Store, open_store
 from store.schema import refuse_difference
@@ -104,16 +107,23 @@ class Inputs:
     """The source and backbone of a configuration, opened when first needed; a user's own can be given instead."""
 
     def __init__(self, config: Config, source: ImageSource | None = None, backbone: Backbone | None = None) -> None:
-        self._config, self.own_backbone = config, backbone is not None
-        if source is not None:
-            self.source = source
+        self._config, self._own_source, self.own_backbone = config, source, backbone is not None
         if backbone is not None:
             self.backbone = backbone
 
     @cached_property
     def source(self) -> ImageSource:
-        """The samples."""
-        return open_source(self._config.data)
+        """The samples; of a test split that is drawn, those that the store holds on the side where it holds them."""
+        if self._own_source is not None:
+            return self._own_source
+        return open_source(self._config.data, read_known(Folder(store_url(self._config.store.path))))
+
+    def at(self, config: Config) -> "Inputs":
+        """The same for another store."""
+        inputs = copy(self)
+        inputs._config = config
+        inputs.__dict__.pop("source", None)
+        return inputs
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -202,6 +212,8 @@ def require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, ..
         size, name = config.backbone.image_size, config.backbone.name
         pairs["backbone.name"] = (provenance.backbone, name or provenance.backbone)
         pairs["backbone.image_size"] = (provenance.image_size[-1], size or provenance.image_size[-1])
+    if provenance.drawn:
+        pairs["data, how the test split is drawn"] = (provenance.drawn, drawn_text(config.data))
     different = {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
     if not set(layers) <= set(store.layers):
         different["store.layers"] = (list(store.layers), list(layers))

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +16,7 @@ from rich.text import Text
 from adapt.chart import chart
 from adapt.results import Metric, Row, Stat, Summary, differing_options, label, summarise, write_atomically
 from adapt.section import METRIC_NAMES, UNKNOWN, Section, headline, percent, sections_of
+from adapt.visible import visible
 from store.errors import UserError
 
 
@@ -73,22 +76,34 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
         console.print("no results yet")
     for section in sections_of(summaries):
         columns = [column for column in columns_of(section) if column.brief]
-        table = Table(title=Text(f"{section.dataset} · {section.backbone}"), box=box.SIMPLE, padding=0)
+        table = Table(title=_text(f"{section.dataset} · {section.backbone}"), box=box.SIMPLE, padding=0)
         table.add_column("method", overflow="fold")
         for column in columns:
             table.add_column(column.header, justify="right", no_wrap=True)
-        for summary in section.summaries:  # Text, not str: a user's [brackets] are no markup
+        for summary in section.summaries:
             style = "bold" if summary == section.best else ""
-            table.add_row(Text(summary.label), *(Text(c.cell(summary)) for c in columns), style=style)
+            table.add_row(_text(summary.label), *(Text(c.cell(summary)) for c in columns), style=style)
         console.print(table)
-        console.print(Text(headline(section)))
+        console.print(_text(headline(section)))
+
+
+def _text(foreign: str) -> Text:
+    """Text, not str: a user's [brackets] are no markup."""
+    return Text(visible(foreign))
+
+
+def _shown(value: Any) -> Any:
+    """What the template prints, before it is escaped; the chart has seen to itself."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | None = None) -> Path:
     """`report.html` in the run directory; `config_text` is the resolved configuration, as YAML."""
     if not rows:
         raise UserError(f"no results to report in {run_dir}: run `sidecache run` first")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(files("adapt").joinpath("report.html.j2").read_text(encoding="utf-8"))
     shown = differing_options(rows)
     page = template.render(

@@ -20,14 +20,7 @@ from adapt.results import Row, read_results, write_atomically, write_results
 from adapt.search import Material, Trained, choose_trial, train_trials
 from adapt.train import Settings, evaluate_split
 from extract.forward import resolve_device, resolve_precision
-from extract.run import Extraction, extract_tokens
 from store.errors import UserError
-
-
-def extract(config: Config, inputs: Inputs) -> Extraction:
-    """Bring the store of a configuration to completion."""
-    recipe = None if inputs.own_backbone else config.backbone
-    return extract_tokens(inputs.source, inputs.backbone, config.data, config.store, config.extract, recipe)
 
 
 def train(config: Config, inputs: Inputs, say: Say = lambda _: None) -> list[Row]:

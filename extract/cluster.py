@@ -29,7 +29,7 @@ from store.writer import StoreWriter
 RETRIES = 3  # of a shard, whatever ended it
 _IN_FLIGHT = 256  # shards handed out at a time
 _LOOK_SECONDS = 0.5
-_CONNECT_SECONDS, _RESTART_SECONDS = 30, 60
+_CONNECT_SECONDS, _RESTART_SECONDS, _START_SECONDS = 30, 60, 600
 _SLOWEST_FACTOR, _AT_LEAST_SECONDS, _AT_FIRST_SECONDS = 10, 600.0, 3600.0
 
 Shard = tuple[str, int]
@@ -67,9 +67,16 @@ def _connect(config: ExtractConfig) -> Iterator[Client]:
             client.wait_for_workers(config.workers)
             yield client
         return
-    silent = {"distributed.worker.daemon": True, "distributed.scheduler.allowed-failures": RETRIES}
+    settings = {
+        "distributed.worker.daemon": True,
+        "distributed.scheduler.allowed-failures": RETRIES,
+        # Dask gives up for good on a worker that takes 15 s to start again, and with the last one the job would wait
+        # for ever; torch alone may take longer to load.
+        "distributed.deploy.lost-worker-timeout": f"{_START_SECONDS} s",
+        "distributed.scheduler.no-workers-timeout": f"{_START_SECONDS} s",
+    }
     with (
-        dask.config.set(silent),
+        dask.config.set(settings),
         LocalCluster(
             n_workers=config.workers,
             threads_per_worker=1,

@@ -47,6 +47,7 @@ def wanted_schema(
         "samples": {split: _listing_digest(listing) for split, listing in listings.items()},
         "precision": forward.precision,
         "sampling": source.sampling,
+        "drawn": source.drawn,
         **digests(backbone),
     }
     rows = {split: len(listing.ids) for split, listing in listings.items()}
@@ -68,7 +69,7 @@ def schema_for(
 
     Args:
         rows: of every split.
-        facts: what the provenance says beside names and shapes: digests, samples, precision, sampling.
+        facts: what the provenance says beside names and shapes: digests, samples, precision, sampling, drawn.
     """
     layout = reduced_layout(backbone.layout, store.tokens)
     provenance = Provenance(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from store.errors import UserError
 
@@ -23,6 +24,8 @@ _WANTED = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "MPO", "PPM"
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
 
+_MOST_SCANS = 100  # an encoder writes ten or twenty; a few bytes more cost another pass over all pixels
+_TILE_SIDES = (322, 323)  # TIFF tags
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,9 +80,20 @@ def undecodable(sample_id: str, error: Exception) -> DecodeError:
 def _open(encoded: bytes) -> Image.Image:
     with _quiet_pillow():
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        _check_effort(image, encoded)
         if image.format == "TIFF":
             image.load()  # a TIFF reads the rest of its tags, and warns of them, only here
     return image
+
+
+def _check_effort(image: Image.Image, encoded: bytes) -> None:
+    """Pillow has limits for pixels and texts, but not for these."""
+    if "progressive" in image.info and (n_scans := encoded.count(b"\xff\xda")) > _MOST_SCANS:
+        raise ValueError(f"it has {n_scans} scans, where {_MOST_SCANS} are legal; save it anew")
+    if isinstance(image, TiffImageFile):
+        width, length = (image.tag_v2.get(side, 0) for side in _TILE_SIDES)
+        if Image.MAX_IMAGE_PIXELS and width * length > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError
 
 
 def _orientation(image: Image.Image) -> int:
@@ -104,10 +118,10 @@ def _convert(image: Image.Image) -> Image.Image:
 
 def _from_wide_grey(image: Image.Image) -> Image.Image:
     """Modes I;16 and I (which holds 16 bits too, in some formats): 65535 becomes 255."""
-    grey = np.asarray(image).astype(np.int64)  # (height, width)
+    grey = np.asarray(image)  # (height, width), uint16 or int32
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"its grey values {grey.min()} to {grey.max()} exceed 16 bits; save it with 8 or 16 bits")
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def _reason(error: Exception) -> str:

@@ -8,9 +8,11 @@ import csv
 import importlib
 import io
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from extract.config import DataConfig
@@ -18,6 +20,8 @@ from extract.samples import IMAGES, TRAIN, Listing, Medium, Sample, choose_test,
 from store.errors import UserError
 
 SEPARATOR = "|"
+LONGEST_PATH, LONGEST_LABEL = 4096, 1000  # characters
+_ROWS_AT_ONCE = 1024
 _KNOWN = ("path", "labels", "split")
 _PART = ("start", "end")
 _NEGATIVE = re.compile(r"-\d+")
@@ -44,14 +48,22 @@ def list_parquet(config: DataConfig) -> Listing:
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
             _check_columns(path, columns, config.label_column)
-            known = {*_KNOWN, config.label_column}
-            cells = file.read(columns=[name for name in columns if name in known]).to_pylist()
+            return _list_rows(config, path, columns, _parquet_rows(path, file, config.label_column), IMAGES)
     except UserError:
         raise
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise UserError(f"{path} cannot be read as a Parquet file: {error}; write it again, or use csv") from error
-    rows = ((f"{path}, row {number}", row) for number, row in enumerate(cells, start=1))
-    return _list_rows(config, path, columns, rows, IMAGES)
+
+
+def _parquet_rows(path: Path, file: Any, label: str) -> Iterator[Row]:
+    """Row by row: a file of a few kilobytes may claim a billion of them, and the first that is at fault ends it."""
+    known = {*_KNOWN, label}.intersection(file.schema_arrow.names)
+    number = 0
+    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=sorted(known)):
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        for row in range(batch.num_rows):
+            number += 1
+            yield f"{path}, row {number}", {name: column[row].as_py() for name, column in columns.items()}
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -132,7 +144,7 @@ def _sample(folder: Path, place: str, cells: Mapping[str, Any], labels: tuple[st
 def _several(place: str, given: Any) -> tuple[str, ...]:
     parts = given.split(SEPARATOR) if isinstance(given, str) else given
     if not isinstance(parts, list) or not parts:
-        raise UserError(f"{place}: labels is {given!r}; it wants one or more labels, separated by {SEPARATOR!r}")
+        raise UserError(f"{place}: labels is {brief(given)}; it wants one or more labels, separated by {SEPARATOR!r}")
     return tuple(dict.fromkeys(label_text(part, place) for part in parts))
 
 
@@ -152,7 +164,7 @@ def _seconds(place: str, name: str, text: str) -> float | None:
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0.0):
-        raise UserError(f"{place}: {name} is {text!r}; it wants seconds from 0 on, such as 12.5, or nothing")
+        raise UserError(f"{place}: {name} is {brief(text)}; it wants seconds from 0 on, such as 12.5, or nothing")
     return seconds
 
 
@@ -163,20 +175,27 @@ def _short(seconds: float | None) -> str:
 def _inside(folder: Path, place: str, given: Any) -> Path:
     """The file that a cell names, which must lie in the list's folder once `..` and links are followed."""
     if not isinstance(given, str) or not given or "\0" in given:
-        raise UserError(f"{place}: path is {given!r}; it wants a file, relative to {folder}")
+        raise UserError(f"{place}: path is {brief(given)}; it wants a file, relative to {folder}")
+    if len(given) > LONGEST_PATH:
+        raise UserError(f"{place}: path has {len(given):,} characters; legal: at most {LONGEST_PATH:,}")
     file = folder / given
-    if not file.resolve().is_relative_to(folder):
+    if not _follow(file).is_relative_to(folder):
         raise UserError(f"{place}: the path {given!r} leads out of the list's folder {folder}; move the file into it")
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
         raise UserError(f"{place}: the file {given!r} does not exist in {folder}; correct the path or remove the line")
     # One spelling for each file. A link keeps its own name where the path is plain.
-    return file.resolve() if Path(given).is_absolute() or ".." in file.parts else file
+    return _follow(file) if Path(given).is_absolute() or ".." in file.parts else file
+
+
+def _follow(file: Path) -> Path:
+    """Without `..` and links; unlike Path.resolve, links in a circle are no error, for is_file then says no."""
+    return Path(os.path.realpath(file))
 
 
 def _split(place: str, cells: Mapping[str, Any]) -> str:
     split = cells["split"]
-    if not isinstance(split, str) or not split.strip():
-        raise UserError(f"{place}: split is {split!r}; it wants a name such as train or test")
+    if not isinstance(split, str) or not 0 < len(split.strip()) <= LONGEST_LABEL:
+        raise UserError(f"{place}: split is {brief(split)}; it wants a name such as train or test")
     return split.strip()
 
 
@@ -184,10 +203,12 @@ def label_text(given: Any, place: str) -> str:
     """A label as text; `place` begins the message if it is none."""
     text = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
     if not isinstance(text, str):
-        raise UserError(f"{place}: the label is {given!r}; a label is text or an integer from 0 on")
+        raise UserError(f"{place}: the label is {brief(given)}; a label is text or an integer from 0 on")
     text = text.strip()
     if not text:
         raise UserError(f"{place}: the label is empty; give one, or remove the sample")
+    if len(text) > LONGEST_LABEL:
+        raise UserError(f"{place}: the label has {len(text):,} characters; legal: at most {LONGEST_LABEL:,}")
     if _NEGATIVE.fullmatch(text):
         raise UserError(f"{place}: the label is {text}; integer labels start at 0, remove samples without a class")
     return text

@@ -1,4 +1,4 @@
-"""Opens the store of a job, or creates it."""
+"""Opens the store of a job, or creates it, or lets it grow."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,19 @@ from extract.config import DataConfig
 from extract.forward import FrozenForward
 from extract.shard import encode_layers, report_failures
 from extract.sources import ImageSource, ImageSplit
-from store.arrays import holds_samples, open_schema
+from store.added_layers import begin_layers, read_added
+from store.arrays import LOG, holds_samples, open_schema
 from store.backend import Folder
+from store.changes import require_growth
 from store.errors import JobError
 from store.formats import channel_rms
 from store.groups import in_groups
+from store.growth import Known, finish_growth, grow
+from store.lock import Guard
 from store.progress import progress
 from store.schema import Schema, require_same
 from store.space import free_bytes
-from store.writer import Listing, create_store
+from store.writer import Listing, StoreWriter, create_store
 
 CALIBRATION_SAMPLES = 256
 
@@ -29,11 +33,24 @@ def open_or_create(
     forward: FrozenForward,
     listings: Mapping[str, Listing],
     data: DataConfig,
+    lock: Guard,
+    known: Known | None,
 ) -> Schema:
+    """The schema of a store that holds, or lacks as shards, all of the wanted samples; of layers those that it had.
+
+    Args:
+        known: what the samples were put in order by.
+
+    Raises:
+        OtherStoreError: the store was made from something else.
+        JobError: another job has changed it meanwhile; there is no room; the disk refuses.
+    """
+    finish_growth(folder, lock)
     stored = open_schema(folder)
-    if stored is not None and holds_samples(folder, stored):
-        require_same(stored, wanted, folder.place)
-        return stored
+    if stored != (known and known.schema):
+        raise JobError(f"another job has changed {folder.place} in the meantime; run the same command again")
+    if stored is not None and _was_begun(folder, stored):
+        return _with_new_samples(folder, stored, wanted, listings, lock)
     if stored == wanted:
         return wanted
     if stored is not None:  # left by a job that failed before its first shard: there is nothing in it to lose
@@ -43,6 +60,59 @@ def open_or_create(
     tail = forward.backbone.tail.arrays() if forward.backbone.tail else {}
     create_store(folder, wanted, listings, rms, tail)
     return wanted
+
+
+def _was_begun(folder: Folder, stored: Schema) -> bool:
+    """Whether a shard was ever committed; growth or repair may have taken back all marks of a small store."""
+    return holds_samples(folder, stored) or (folder.read_group(LOG) or {}).get("extract_seconds", 0.0) > 0
+
+
+def holds_all_samples(folder: Folder, stored: Schema, wanted: Schema) -> bool:
+    """Whether no sample is new, or other than it was.
+
+    Raises:
+        OtherStoreError: the store was made in another way.
+    """
+    require_same(stored, wanted, folder.place)
+    return (stored.provenance.samples, stored.classes) == (wanted.provenance.samples, wanted.classes)
+
+
+def _with_new_samples(
+    folder: Folder, stored: Schema, wanted: Schema, listings: Mapping[str, Listing], lock: Guard
+) -> Schema:
+    if holds_all_samples(folder, stored, wanted):
+        return stored
+    require_growth(folder, stored, wanted, listings)
+    provenance = stored.provenance.model_copy(update={"samples": wanted.provenance.samples})
+    target = stored.model_copy(update={"splits": wanted.splits, "provenance": provenance})
+    lacking, writer = dict[str, list[int]](), StoreWriter(folder, stored)
+    for split, info in stored.splits.items():
+        grown = info.num_samples != target.splits[split].num_samples
+        first_new = info.num_samples // stored.shard_samples if grown else len(stored.shards(split))
+        missing = [shard for shard in writer.missing_shards(split) if shard < first_new]
+        lacking[split] = [*missing, *range(first_new, len(target.shards(split)))]
+    require_space(folder, target, lacking)
+    grow(folder, target, lock, listings)
+    return target
+
+
+def open_layers(
+    folder: Folder, stored: Schema, split: ImageSplit, forward: FrozenForward, data: DataConfig, lock: Guard
+) -> Schema:
+    """The schema of the layers that are added to a store that is complete: those of `forward`.
+
+    Args:
+        split: the training samples, by which int8 is calibrated, for these layers alone.
+
+    Raises:
+        JobError: there is no room; the disk refuses.
+    """
+    added = stored.model_copy(update={"layers": forward.layers})
+    if read_added(folder) != added:
+        require_space(folder, added, {split: list(added.shards(split)) for split in added.splits})
+        rms = _calibrate(split, forward, data) if added.dtype == "int8" else {}
+        begin_layers(folder, stored, added, rms, lock)
+    return added
 
 
 def _calibrate(split: ImageSplit, forward: FrozenForward, data: DataConfig) -> dict[int, np.ndarray]:

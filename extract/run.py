@@ -9,18 +9,21 @@ from extract.backbone import Backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.describe import list_split, wanted_schema
 from extract.forward import FrozenForward
-from extract.opening import open_or_create, require_space
+from extract.opening import holds_all_samples, open_layers, open_or_create, require_space
+from extract.ordering import in_store_order
 from extract.shard import ExtractedShard, ShardExtractor
 from extract.sources import ImageSource
 from extract.threads import thread_pool
-from store.arrays import STORED, holds_samples, open_schema, read_rms
+from store.added_layers import MARKS_OF_ADDED, finish_layers
+from store.arrays import NEXT, STORED, holds_samples, open_schema, read_rms
 from store.backend import Folder, store_url
 from store.config import StoreConfig
+from store.growth import read_known
 from store.layout import resolve_layers
-from store.lock import hold
+from store.lock import Lock, hold
 from store.progress import progress
 from store.reader import Store, open_store
-from store.schema import Schema, require_same
+from store.schema import Schema
 from store.writer import StoreWriter
 
 Missing = Mapping[str, Sequence[int]]  # split -> shards
@@ -28,9 +31,16 @@ Missing = Mapping[str, Sequence[int]]  # split -> shards
 
 @dataclass(frozen=True)
 class Extraction:
-    """What one run of the job did. `retries`: how many shards were begun again, because a worker was lost or failed."""
+    """What one run of the job did.
+
+    Attributes:
+        path: where the store is, as given.
+        samples_written: counted again for layers that are added.
+        retries: how many shards were begun again, because a worker was lost or failed.
+    """
 
     store: Store
+    path: str
     shards_written: int
     samples_written: int
     seconds: float
@@ -47,45 +57,102 @@ def extract_tokens(
 ) -> Extraction:
     """Bring a store to completion: only its missing shards are extracted, none where it is whole.
 
+    Samples and layers that it does not know are added to it (docs/growing.md).
+
     Args:
         recipe: what the backbone was loaded from, for workers to load it too; without it they are sent the backbone.
 
     Raises:
+        ChangedError: samples that the store holds are gone or changed.
         UserError: the store there was made from something else; a sample cannot be decoded (`on_error: fail`).
         JobError: a value cannot be stored, the disk refuses or is too small, another job is at work on the store.
     """
     started = time.perf_counter()
-    forward = FrozenForward(backbone, resolve_layers(store.layers, backbone.depth), store.tokens, config)
-    listings = {name: list_split(name, split) for name, split in source.splits.items()}
     folder = Folder(store_url(store.path))
+    known = read_known(folder)
+    source = in_store_order(source, known.ids if known else {})
+    listings = {name: list_split(name, split) for name, split in source.splits.items()}
+    forward = FrozenForward(backbone, resolve_layers(store.layers, backbone.depth), store.tokens, config)
     wanted = wanted_schema(source, forward, listings, store)
-    n_shards = n_samples = retries = 0
-    if not _is_complete(folder, wanted):  # which a store on a read-only disk may be
+    done = _Done()
+    if not _is_complete(folder, wanted):
         with hold(folder) as lock:
-            schema = open_or_create(folder, wanted, source, forward, listings, data)
-            writer = StoreWriter(folder, schema, lock)
-            missing = {split: writer.missing_shards(split) for split in schema.splits}
-            require_space(folder, schema, missing)
-            n_shards, skip = sum(map(len, missing.values())), data.on_error == "skip"
-            if config.workers > 1 or config.scheduler:
-                from extract.cluster import run_on_cluster  # half a second that other jobs need not wait
-                from extract.worker import Work
-
-                splits, tokens, clips = dict(source.splits), store.tokens, data.clips
-                work = Work(store.path, schema, splits, skip, lock.id, config, tokens, recipe, clips, backbone)
-                n_samples, retries = run_on_cluster(work, missing, writer, started)
-            else:
-                extractor = ShardExtractor(source.splits, forward, schema, read_rms(folder, schema), skip)
-                n_samples = _run_here(extractor, missing, writer, schema, started)
-    return Extraction(open_store(store.path), n_shards, n_samples, time.perf_counter() - started, retries)
+            schema = open_or_create(folder, wanted, source, forward, listings, data, lock, known)
+            job = _Job(folder, source, backbone, data, store, config, recipe, lock)
+            done += job.fill(schema, started)
+            if lacking := set(wanted.layers).difference(schema.layers):
+                done += job.add_layers(schema, sorted(lacking))
+    seconds = time.perf_counter() - started
+    return Extraction(open_store(store.path), store.path, done.shards, done.samples, seconds, done.retries)
 
 
 def _is_complete(folder: Folder, wanted: Schema) -> bool:
     stored = open_schema(folder)
-    if stored is None or not holds_samples(folder, stored):
+    if stored is None or folder.read_group(NEXT) is not None or not holds_samples(folder, stored):
         return False
-    require_same(stored, wanted, folder.place)
+    if not holds_all_samples(folder, stored, wanted) or not set(wanted.layers) <= set(stored.layers):
+        return False
     return not any(StoreWriter(folder, stored).missing_shards(split) for split in stored.splits)
+
+
+@dataclass(frozen=True)
+class _Done:
+    shards: int = 0
+    samples: int = 0
+    retries: int = 0
+
+    def __add__(self, other: "_Done") -> "_Done":
+        return _Done(self.shards + other.shards, self.samples + other.samples, self.retries + other.retries)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What does not change while a store is filled; `source` is in the order of the store."""
+
+    folder: Folder
+    source: ImageSource
+    backbone: Backbone
+    data: DataConfig
+    store: StoreConfig
+    config: ExtractConfig
+    recipe: BackboneConfig | None
+    lock: Lock
+
+    def fill(self, schema: Schema, started: float, marks: str = "") -> _Done:
+        """Extract and commit the missing shards of a store, or of the layers whose marks are at `marks`."""
+        writer = StoreWriter(self.folder, schema, self.lock, marks)
+        missing = {split: writer.missing_shards(split) for split in schema.splits}
+        n_shards = sum(map(len, missing.values()))
+        if not n_shards:
+            return _Done()
+        if not marks:
+            require_space(self.folder, schema, missing)
+        if self.config.workers > 1 or self.config.scheduler:
+            return _Done(n_shards, *self._on_cluster(schema, missing, writer, started, marks))
+        forward = FrozenForward(self.backbone, schema.layers, self.store.tokens, self.config)
+        rms, skip = read_rms(self.folder, schema), self.data.on_error == "skip"
+        extractor = ShardExtractor(self.source.splits, forward, schema, rms, skip)
+        return _Done(n_shards, _run_here(extractor, missing, writer, schema, started))
+
+    def add_layers(self, schema: Schema, layers: Sequence[int]) -> _Done:
+        """Extract layers that a complete store lacks, and make them part of it."""
+        started = time.perf_counter()
+        forward = FrozenForward(self.backbone, layers, self.store.tokens, self.config)
+        added = open_layers(self.folder, schema, self.source.splits["train"], forward, self.data, self.lock)
+        done = self.fill(added, started, MARKS_OF_ADDED)
+        finish_layers(self.folder, schema, added, self.lock)
+        return done
+
+    def _on_cluster(
+        self, schema: Schema, missing: Missing, writer: StoreWriter, started: float, marks: str
+    ) -> tuple[int, int]:
+        from extract.cluster import run_on_cluster  # half a second that other jobs need not wait
+        from extract.worker import Work
+
+        splits, tokens, clips = dict(self.source.splits), self.store.tokens, self.data.clips
+        skip, owner, path = self.data.on_error == "skip", self.lock.id, self.store.path
+        work = Work(path, schema, splits, skip, owner, self.config, tokens, self.recipe, clips, self.backbone, marks)
+        return run_on_cluster(work, missing, writer, started)
 
 
 def _run_here(extractor: ShardExtractor, missing: Missing, writer: StoreWriter, schema: Schema, started: float) -> int:

@@ -1,5 +1,6 @@
 """What every kind of source turns its data into: samples with ids and labels, in a train and perhaps a test list."""
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -9,9 +10,10 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from extract.config import DataConfig
-from extract.images import ENDINGS, decode_rgb
+from extract.images import ENDINGS, decode_rgb, undecodable
 from store.errors import JobError, UserError
 
+MOST_ENCODED_BYTES = 1 << 30  # of an image; Pillow's limit of pixels lets none be larger, not even uncompressed
 TRAIN = "train"
 TEST_NAMES = ("test", "val", "validation", "valid")
 KNOWN_SPLITS = frozenset((TRAIN, *TEST_NAMES))
@@ -60,8 +62,11 @@ class FileSlice:
     def _read(self, sample_id: str) -> bytes:
         try:
             with Path(self.path).open("rb") as file:
+                n_bytes = os.fstat(file.fileno()).st_size if self.n_bytes is None else self.n_bytes
+                if n_bytes > MOST_ENCODED_BYTES:
+                    raise undecodable(sample_id, ValueError(f"it has {n_bytes:,} bytes, more than 1 GiB"))
                 file.seek(self.offset)
-                encoded = file.read(-1 if self.n_bytes is None else self.n_bytes)
+                encoded = file.read(n_bytes)
         except OSError as error:  # the listing found it, so this is the disk's fault and no sample to skip
             raise JobError(f"sample {sample_id!r} cannot be read from {self.path}: {error}") from error
         if self.n_bytes is not None and len(encoded) < self.n_bytes:

@@ -1,5 +1,6 @@
 """Where samples come from: `open_source` turns the `data:` section into a train and a test split."""
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from extract.tars import list_tars
 from extract.torchvision_sets import list_torchvision
 from extract.video.samples import expand_views, list_video_csv, list_video_folder, sampling_text
 from store.errors import UserError
+from store.growth import Known
 
 Labels = Int64[np.ndarray, "samples"] | UInt8[np.ndarray, "samples classes"]
 
@@ -54,6 +56,7 @@ class ImageSource:
     Attributes:
         views: rows that show the same sample, one after the other.
         sampling: how these are drawn from a video; empty for images.
+        drawn: how the test split was, in words; empty where the source has one.
     """
 
     name: str
@@ -62,6 +65,7 @@ class ImageSource:
     splits: Mapping[str, ImageSplit]
     views: int = 1
     sampling: str = ""
+    drawn: str = ""
 
 
 class SampleSplit(Dataset[Picture]):
@@ -84,12 +88,17 @@ class SampleSplit(Dataset[Picture]):
         return self._contents[row].digest(self.ids[row])
 
 
-def open_source(config: DataConfig) -> ImageSource:
-    """The samples that `data:` names. Pixels are read later, one by one; a fault in the listing is a UserError."""
+def open_source(config: DataConfig, known: Known | None = None) -> ImageSource:
+    """The samples that `data:` names. Pixels are read later, one by one; a fault in the listing is a UserError.
+
+    Args:
+        known: what a store holds; where the test split is drawn, samples that it knows keep their side.
+    """
     listing = LISTERS[config.source.partition(":")[0]](config)
-    train, test = listing.train, listing.test
+    train, test, drawn = listing.train, listing.test, ""
     if test is None:
-        chosen = draw_test(train, config.test_fraction, listing.multi_label, config.split_seed)
+        drawn, sides = drawn_text(config), _known_sides(listing, known)
+        chosen = draw_test(train, config.test_fraction, listing.multi_label, config.split_seed, sides)
         train, test = ([s for s in listing.train if (s.id in chosen) is side] for side in (False, True))
     if config.clips:
         train, test = (expand_views(samples, config.clips.views) for samples in (train, test))
@@ -101,30 +110,67 @@ def open_source(config: DataConfig) -> ImageSource:
         for name, samples in (("train", train), ("test", test))
     }
     views, sampling = (config.clips.views, sampling_text(config.clips)) if config.clips else (1, "")
-    return ImageSource(listing.name, classes, listing.multi_label, splits, views, sampling)
+    return ImageSource(listing.name, classes, listing.multi_label, splits, views, sampling, drawn)
 
 
-def draw_test(samples: Sequence[Sample], fraction: float, multi_label: bool, seed: int = 0) -> set[str]:
+def drawn_text(config: DataConfig) -> str:
+    """All that decides how a test split is drawn, beside the samples."""
+    return json.dumps({"test_fraction": config.test_fraction, "split_seed": config.split_seed})
+
+
+def _known_sides(listing: Listing, known: Known | None) -> dict[str, str]:
+    """Id -> split of the samples that a store of this data set holds."""
+    if known is None or known.schema.dataset != listing.name:
+        return {}
+    held = {row: split for split, rows in known.ids.items() for row in rows}
+    first_view = "#0" if known.schema.views > 1 else ""
+    return {s.id: held[s.id + first_view] for s in listing.train if s.id + first_view in held}
+
+
+def draw_test(
+    samples: Sequence[Sample],
+    fraction: float,
+    multi_label: bool,
+    seed: int = 0,
+    sides: Mapping[str, str] | None = None,
+) -> set[str]:
     """Ids of the samples that play the test set of a source without one.
 
     Each class gives the `fraction` of it that comes first in the order of the ids' hashes, salted with `seed`: neither
     the order of the samples nor another class matters, and one more sample moves at most one other. Multi-label samples
     are drawn from the whole in the same way, less those without which a class would have no training sample. Parts of
     one file stay on one side, as far as they are of one class.
+
+    Args:
+        sides: id -> `train` or `test` of samples that keep their side, as do parts of their files. Of the others each
+            class gives what its fraction of all then lacks.
     """
     groups: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
         groups.setdefault(() if multi_label else sample.labels, []).append(sample)
     chosen: set[str] = set()
     for group in groups.values():
-        ordered = sorted(group, key=lambda sample: (_hash(sample.file, seed), sample.id))
-        wanted = min(int(len(group) * fraction + 0.5), len(group) - 1)
-        cuts = [0, *(k for k in range(1, len(group)) if ordered[k - 1].file != ordered[k].file)]
+        old_test, old_train, free = _on_sides(group, sides or {})
+        ordered = sorted(free, key=lambda sample: (_hash(sample.file, seed), sample.id))
+        wanted = min(int(len(group) * fraction + 0.5), len(group) - 1) - len(old_test)
+        cuts = [0, *(k for k in range(1, len(free)) if ordered[k - 1].file != ordered[k].file)]
+        if old_train:  # else one must be left for training
+            cuts.append(len(free))
         drawn = ordered[: min(cuts, key=lambda k: (abs(k - wanted), -k))]
-        chosen.update(sample.id for sample in drawn)
+        chosen.update(sample.id for sample in (*old_test, *drawn))
         if multi_label:
-            chosen -= _last_holders(drawn, ordered[len(drawn) :])
+            chosen -= _last_holders(drawn, [*old_train, *ordered[len(drawn) :]])
     return chosen
+
+
+def _on_sides(group: Sequence[Sample], sides: Mapping[str, str]) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    """Samples of one class that stay in test, that stay in train, and that are free."""
+    side_of_file = {sample.file: sides[sample.id] for sample in group if sample.id in sides}
+    side = [sides.get(sample.id, side_of_file.get(sample.file)) for sample in group]
+    test, train, free = (
+        [sample for sample, own in zip(group, side, strict=True) if own == wanted] for wanted in ("test", "train", None)
+    )
+    return test, train, free
 
 
 def _last_holders(drawn: Sequence[Sample], kept: Sequence[Sample]) -> set[str]:

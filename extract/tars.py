@@ -1,15 +1,16 @@
 """WebDataset shards: uncompressed tars whose members, grouped by name, are an image and its label.
 
 Headers are scanned once; images are read later at their offset, in any order. A member's key is its name up to the
-first dot of its last part, as in webdataset's `base_plus_ext`.
+first dot of its last part, as in webdataset's `base_plus_ext`. Nothing is ever unpacked, so no name leads anywhere.
 """
 
+import io
 import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from extract.config import DataConfig
 from extract.images import ENDINGS
@@ -17,6 +18,10 @@ from extract.listings import label_text
 from extract.samples import KNOWN_SPLITS, TRAIN, FileSlice, Listing, Sample, choose_test, given_root
 from store.errors import UserError
 
+_MOST_HEADER_BYTES = 64 << 10  # of a long name or of pax records
+_MOST_RECORDS = 1_000
+_MOST_LABEL_BYTES = 1 << 20
+_DIGITS = re.compile(rb"\d{64}")  # no number of a header is as long, and tarfile's search for numbers is quadratic
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _NUMBERS = re.compile(r"[-_.]?\d+([-_.]?of[-_.]?\d+)?$")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -25,7 +30,30 @@ _IMAGE_KINDS = frozenset(ending[1:] for ending in ENDINGS)
 
 _WANTED = "a sample is an image such as 000.jpg with its label in 000.cls, or in 000.json under the key label"
 
-Group = dict[str, tarfile.TarInfo]  # the members of one sample by kind: "jpg", "cls", ...
+
+class Span(NamedTuple):
+    """Where a member's content lies in its shard, in bytes; all that is kept of a header."""
+
+    offset: int
+    n_bytes: int
+
+
+Group = dict[str, Span]  # the members of one sample by kind: "jpg", "cls", ...
+
+
+class _Shard(io.BufferedReader):
+    """A file from which tarfile reads headers only, so that one of them cannot claim gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes, where {_MOST_HEADER_BYTES:,} are legal")
+        content = super().read(size)
+        if _DIGITS.search(content):
+            raise tarfile.ReadError("a header with a number of 64 digits or more")
+        return content
 
 
 def list_tars(config: DataConfig) -> Listing:
@@ -95,12 +123,28 @@ def _list_shard(path: Path) -> list[Sample]:
         if file.read(6).startswith(_COMPRESSED):
             raise _compressed(path)
     try:
-        with tarfile.open(path, "r:", encoding="utf-8") as tar:
-            groups = _group(path, tar)
+        with _Shard(path) as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+            groups = _group(path, _members(tar))
             _check_end(path, tar)
-            return [sample for key, group in groups.items() for sample in _samples(path, tar, key, group)]
-    except (tarfile.TarError, OSError) as error:
+        return [sample for key, group in groups.items() for sample in _samples(path, key, group)]
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
+        # tarfile has no error of its own for pax records that are no numbers, or for a chain of headers
         raise UserError(f"{path} cannot be read as a tar: {error}; write or fetch it again") from error
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """One by one; tarfile would keep all of them, each with a copy of the archive's pax records."""
+    end = 0
+    while member := tar.next():
+        tar.members.clear()  # type: ignore[attr-defined]
+        if member.size < 0 or member.offset_data < end:
+            raise tarfile.ReadError(f"the member {member.name!r} begins before the one in front of it ends")
+        if len(member.pax_headers) > _MOST_RECORDS:
+            raise tarfile.ReadError(f"{len(member.pax_headers)} pax records, where {_MOST_RECORDS:,} are legal")
+        end = member.offset_data + member.size
+        yield member
 
 
 def _check_end(path: Path, tar: tarfile.TarFile) -> None:
@@ -122,7 +166,7 @@ def _group(path: Path, members: Iterable[tarfile.TarInfo]) -> dict[str, Group]:
         key, kind = match[1], match[2].lower()
         if kind in groups.setdefault(key, {}):
             raise UserError(f"{path} holds {name!r} twice; write the shard again with unique names")
-        groups[key][kind] = member
+        groups[key][kind] = Span(member.offset_data, member.size)
     return groups
 
 
@@ -138,7 +182,7 @@ def _safe_files(path: Path, members: Iterable[tarfile.TarInfo]) -> Iterator[tupl
         yield member, name.as_posix()
 
 
-def _samples(path: Path, tar: tarfile.TarFile, key: str, group: Group) -> Iterator[Sample]:
+def _samples(path: Path, key: str, group: Group) -> Iterator[Sample]:
     """The group's sample; nothing for a group without image and class, such as a README."""
     kinds = sorted(_IMAGE_KINDS.intersection(group))
     if not kinds and "cls" not in group:
@@ -147,20 +191,24 @@ def _samples(path: Path, tar: tarfile.TarFile, key: str, group: Group) -> Iterat
         raise UserError(f"the sample {key!r} of {path} has {len(kinds)} images ({', '.join(group)}); {_WANTED}")
     place = f"the sample {key!r} of {path}"
     image = group[kinds[0]]
-    label = label_text(_label(tar, group, place), place)
-    yield Sample(key, (label,), FileSlice(str(path), image.offset_data, image.size))
+    label = label_text(_label(path, group, place), place)
+    yield Sample(key, (label,), FileSlice(str(path), *image))
 
 
-def _label(tar: tarfile.TarFile, group: Group, place: str) -> Any:
+def _label(path: Path, group: Group, place: str) -> Any:
     kind = "cls" if "cls" in group else "json"
     if kind not in group:
         raise UserError(f"{place} has no label; {_WANTED}. Plain images in class folders: unpack, use source folder")
-    file = tar.extractfile(group[kind])
-    assert file is not None, "links and folders were refused before"
+    offset, n_bytes = group[kind]
+    if n_bytes > _MOST_LABEL_BYTES:
+        raise UserError(f"{place} has a .{kind} of {n_bytes:,} bytes; legal: at most {_MOST_LABEL_BYTES:,}")
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read(n_bytes)
     try:
-        text = file.read().decode()
+        text = content.decode()
         return text if kind == "cls" else json.loads(text)["label"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{place} has no label that can be read in its .{kind} ({error!r}); {_WANTED}") from error
 
 

@@ -1,23 +1,23 @@
-"""Frozen weights: found, loaded strictly, and digested. Torch files load as tensors only, never as objects."""
+"""Frozen weights: found, loaded strictly, and digested."""
 
 import difflib
 import hashlib
 import importlib
-import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 import timm
 import torch
-from timm.models import load_model_config_from_hf, load_state_dict
+from timm.models import load_model_config_from_hf
 from torch import nn
 
+from extract.checkpoint import load_npz, read_tensors
 from extract.config import BackboneConfig
+from extract.hub_folder import read_hub_folder
 from store.errors import JobError, UserError
 
 _ALTERNATIVES = (
@@ -32,6 +32,7 @@ _OURS = {
     "in_chans": "images have three channels",
     "features_only": "tokens are tapped from the whole model",
 }
+_MOST = 16_384  # for a whole number of model_kwargs: a depth of a billion would be built block by block
 _FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 
 
@@ -125,9 +126,28 @@ def _require_known(recipe: Recipe) -> None:
         )
     if taken := [name for name in recipe.kwargs if name in _OURS]:
         raise UserError(f"backbone.model_kwargs may not hold {taken[0]!r}: {_OURS[taken[0]]}")
+    for key, value in recipe.kwargs.items():
+        if isinstance(value, int) and value > _MOST:
+            raise UserError(f"backbone.model_kwargs.{key} is {value:,}; legal: at most {_MOST:,}")
+
+
+def _require_room(recipe: Recipe) -> None:
+    """Before anything is allocated: the model fits into memory and, at a byte a value, into the file it comes from."""
+    n_values = sum(tensor.numel() for tensor in build_empty(recipe.name, recipe.kwargs).parameters())
+    if (wanted := 4 * n_values) > (free := psutil.virtual_memory().available):
+        raise UserError(
+            f"{recipe.name!r} with model_kwargs {recipe.kwargs} takes {wanted / 1e9:,.1f} GB of memory, of which "
+            f"{free / 1e9:,.1f} GB are free; give a smaller one"
+        )
+    if recipe.file and n_values > (n_bytes := recipe.file.stat().st_size):
+        raise UserError(
+            f"backbone.weights {recipe.file} does not load into {recipe.name!r}: the model has {n_values:,} values, "
+            f"the file {n_bytes:,} bytes; check backbone.name, image_size and model_kwargs"
+        )
 
 
 def _random(recipe: Recipe) -> nn.Module:
+    _require_room(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _create(recipe)
@@ -192,31 +212,25 @@ def _local_recipe(config: BackboneConfig, path: Path) -> Recipe:
 
 
 def _folder_recipe(config: BackboneConfig, folder: Path) -> Recipe:
-    """timm's hub format: config.json beside model.safetensors."""
-    try:
-        card = json.loads((folder / "config.json").read_text())
-        name, model_args = str(card["architecture"]), dict(card.get("model_args", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"backbone.weights {folder}: no readable config.json with an architecture ({error})") from error
-    if config.name not in (None, name):
-        raise UserError(f"backbone.name is {config.name!r}, but {folder} holds a {name!r}; leave the name out")
-    file = next((folder / f for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).exists()), None)
-    if file is None:
-        raise UserError(f"backbone.weights {folder}: neither model.safetensors nor pytorch_model.bin is there")
-    return Recipe(
-        name, _with_size(config, _plain_args(model_args) | config.model_kwargs), file, card.get("pretrained_cfg")
-    )
+    card = read_hub_folder(folder)
+    if config.name not in (None, card.architecture):
+        raise UserError(
+            f"backbone.name is {config.name!r}, but {folder} holds a {card.architecture!r}; leave the name out"
+        )
+    kwargs = _with_size(config, _plain_args(card.model_args) | config.model_kwargs)
+    return Recipe(card.architecture, kwargs, card.weights, card.pretrained_cfg)
 
 
 def _from_file(recipe: Recipe) -> nn.Module:
     assert recipe.file is not None
+    _require_room(recipe)
     overlay = {"pretrained_cfg_overlay": recipe.pretrained_cfg} if recipe.pretrained_cfg else {}
     model = _create(recipe, num_classes=0, **overlay)
     try:
         if recipe.file.suffix == ".npz":
-            _load_npz(recipe.file, model)
+            load_npz(recipe.file, model)
             return model
-        state = load_state_dict(str(recipe.file), weights_only=True)
+        state = read_tensors(recipe.file)
         filter_keys = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
         state = filter_keys(state, model) if filter_keys else state
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -232,18 +246,3 @@ def _from_file(recipe: Recipe) -> nn.Module:
             f"missing {missing[:3]}, unexpected {unexpected[:3]}; check backbone.name, image_size and model_kwargs"
         )
     return model
-
-
-def _load_npz(file: Path, model: nn.Module) -> None:
-    """The JAX layout, which timm reads tensor by tensor: none may be left out, and no block left over."""
-    for tensor in model.parameters():
-        tensor.detach().fill_(torch.nan)
-    model.load_pretrained(str(file))  # type: ignore[operator]
-    if unset := [name for name, tensor in model.named_parameters() if tensor.isnan().any()]:
-        raise ValueError(f"it does not set {unset[:3]}")
-    with np.load(file) as arrays:
-        numbers = {match[1] for name in arrays.files if (match := re.search(r"encoderblock_(\d+)/", name))}
-        stacked = [name for name in arrays.files if "encoderblock/" in name]
-        n_blocks = len(arrays[stacked[0]]) if stacked else len(numbers)
-    if n_blocks != len(model.blocks):  # type: ignore[arg-type]
-        raise ValueError(f"it has {n_blocks} blocks, the model {len(model.blocks)}")  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from store.schema import Schema, require_version
 
 MISSING, STORED, SKIPPED = 0, 1, 2
 LOG, STATUS, DIGEST = "_log", "status", "shard_digest"
+NEXT, ADDED = f"{LOG}/next", f"{LOG}/added"  # a growth that is decided; layers under way (growth.py, added_layers.py)
+MARKS = frozenset((STATUS, DIGEST))
 
 
 def layer_name(layer: int) -> str:
@@ -64,13 +66,16 @@ def layer_digest(encoded: Encoded, status: UInt8[np.ndarray, "rows"]) -> int:
     return crc
 
 
-def read_status(folder: Folder, schema: Schema, split: str) -> UInt8[np.ndarray, "samples"]:
-    """MISSING, STORED or SKIPPED for every row of a split; a mark that was never written reads as MISSING."""
-    expected = shard_arrays(schema, split)[STATUS]
-    status = folder.open_array(f"{split}/{STATUS}", expected, missing_reads_as_zero=True)
+def read_status(folder: Folder, schema: Schema, split: str, marks: str = "") -> UInt8[np.ndarray, "samples"]:
+    """MISSING, STORED or SKIPPED for every row of a split; a mark that was never written reads as MISSING.
+
+    `marks` is where the marks of layers under way lie.
+    """
+    name, expected = f"{marks}{split}/{STATUS}", shard_arrays(schema, split)[STATUS]
+    status = folder.open_array(name, expected, missing_reads_as_zero=True)
     if not status.shape[0]:
         return np.zeros(0, np.uint8)
-    return np.asarray(wait([status.read()], f"read {folder.place}{split}/{STATUS}")[0])
+    return np.asarray(wait([status.read()], f"read {folder.place}{name}")[0])
 
 
 def holds_samples(folder: Folder, schema: Schema) -> bool:
@@ -97,12 +102,22 @@ def require_store(folder: Folder) -> Schema:
     """The schema of a store that must exist.
 
     Raises:
-        JobError: there is no store.
+        JobError: there is no store, or its growth was interrupted.
     """
     schema = open_schema(folder)
     if schema is None:
         raise JobError(f"there is no store at {folder.place}; make one with `sidecache extract`")
+    refuse_half_grown(folder)
     return schema
+
+
+def refuse_half_grown(folder: Folder) -> None:
+    """Raise JobError while a store's description and its arrays may disagree: a moment, unless the job was killed."""
+    if folder.read_group(NEXT):
+        raise JobError(
+            f"the growth of {folder.place} was interrupted, or is under way; run the same `sidecache extract` again, "
+            "which finishes it"
+        )
 
 
 def read_rms(folder: Folder, schema: Schema) -> dict[int, Float32[np.ndarray, "dim"]]:

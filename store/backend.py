@@ -1,4 +1,4 @@
-"""Arrays and groups through tensorstore, on a local folder or any URL it knows (s3://, gs://, memory://).
+"""Arrays and groups through tensorstore, in a local folder or in an object store.
 
 tensorstore syncs file and folder before a write returns. It is told to store chunks of zeros and to refuse to read
 chunks that are missing, so that nothing ever reads as zeros that was not written as such. Chunks carry crc32c; every
@@ -12,66 +12,23 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numcodecs
 import numpy as np
 import tensorstore as ts
 
+from store.address import array_members, kvstore_spec, new_context
+from store.address import local_path as local_path
+from store.address import store_url as store_url
 from store.errors import JobError, UserError
+from store.failures import NEEDS_REPLACING, failure
 from store.metadata import CHECKSUM, CRC32C, array_metadata, chunk_codecs, document_checksum
-
-_NEEDS_ROOM = "make room, then run the same command again: what is committed is kept"
-_NEEDS_ACCESS = "choose another store.path, or make this one writable"
-_NEEDS_REPLACING = "delete the store, or choose a new store.path, and run `sidecache extract` again"
-_REMEDIES = {  # what tensorstore says -> what to do
-    "No space left on device": _NEEDS_ROOM,
-    "Disk quota exceeded": _NEEDS_ROOM,
-    "File too large": _NEEDS_ROOM,
-    "Read-only file system": _NEEDS_ACCESS,
-    "Permission denied": _NEEDS_ACCESS,
-    "Operation not permitted": _NEEDS_ACCESS,
-    "Not a directory": _NEEDS_ACCESS,
-    "Is a directory": _NEEDS_ACCESS,
-    "is missing": _NEEDS_REPLACING,
-    "DATA_LOSS": _NEEDS_REPLACING,
-    "ecod": _NEEDS_REPLACING,  # decode, decoding
-    "checksum": _NEEDS_REPLACING,
-    "nsupported URL scheme": "legal are a folder, file://, s3://, gs:// and memory://",
-}
 
 CONTENT = "content"  # the attribute that binds a one-chunk array's metadata to its file
 LOCK = "_log/lock"  # outlives `clear`
 _SHAPE_FIELDS = ("shape", "data_type", "chunk_grid")
 _CRC32C_BYTES = 4
-
-
-def store_url(path: str | Path) -> str:
-    """A folder or URL as a URL that ends in a slash.
-
-    Raises:
-        UserError: the path is empty.
-    """
-    text = str(path)
-    if not text.strip():
-        raise UserError("store.path is empty; give a folder, or a URL such as s3://bucket/cache.zarr")
-    url = text if "://" in text else Path(text).expanduser().absolute().as_uri()
-    scheme, rest = url.split("://", maxsplit=1)
-    rest = rest.rstrip("/")
-    return f"{scheme}://{rest}/" if rest or scheme == "file" else f"{scheme}://"
-
-
-def local_path(url: str) -> Path | None:
-    """The folder behind a file:// URL, else None."""
-    return Path(unquote(url.removeprefix("file://"))) if url.startswith("file://") else None
-
-
-class AccessError(JobError):
-    """A read or write that failed; `reason` is what tensorstore says of it."""
-
-    reason = ""
 
 
 class Folder:
@@ -85,7 +42,10 @@ class Folder:
         self.url = url
         folder = local_path(url)
         self.place = url if folder is None else f"{folder}/"
-        self._documents = _checked(lambda: ts.KvStore.open(url, context=_context()).result(), f"open {self.place}")
+        self._spec = kvstore_spec(url)
+        self._documents = _checked(
+            lambda: ts.KvStore.open(self._spec, context=_context()).result(), f"open {self.place}"
+        )
 
     def write_json(self, key: str, document: dict[str, Any]) -> None:
         """Write a document whole; it is durable when this returns."""
@@ -99,7 +59,7 @@ class Folder:
         try:
             document = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise JobError(f"{self.place}{key} is damaged: {error}; {_NEEDS_REPLACING}") from error
+            raise JobError(f"{self.place}{key} is damaged: {error}; {NEEDS_REPLACING}") from error
         return document if isinstance(document, dict) else {}
 
     def write_node(self, name: str, document: dict[str, Any]) -> None:
@@ -116,7 +76,7 @@ class Folder:
         if not isinstance(attributes, dict) or attributes.get(CHECKSUM) != document_checksum(document):
             raise JobError(
                 f"{self.place}{_node_key(name)} was damaged, or edited by hand: its checksum does not fit; "
-                + _NEEDS_REPLACING
+                + NEEDS_REPLACING
             )
         return document
 
@@ -138,6 +98,8 @@ class Folder:
         stamp = _checked(
             lambda: self._documents.write(key, content, if_equal=generation).result(), f"write {self.place}{key}"
         )
+        if not stamp.generation:
+            self.has_keys(LOCK)  # raises where there is no bucket, to which S3 gives the same answer
         return stamp.generation or None
 
     def write_group(self, name: str, attributes: dict[str, Any]) -> None:
@@ -191,14 +153,15 @@ class Folder:
         if expected and wrong:
             raise JobError(
                 f"{self.place}{_node_key(name)} is not that of this array: its {wrong[0]} is "
-                f"{document.get(wrong[0])!r}, should be {expected[wrong[0]]!r}; {_NEEDS_REPLACING}"
+                f"{document.get(wrong[0])!r}, should be {expected[wrong[0]]!r}; {NEEDS_REPLACING}"
             )
         spec = {
             "driver": "zarr3",
-            "kvstore": f"{self.url}{name}/",
+            "kvstore": {**self._spec, "path": f"{self._spec['path']}{name}/"},
             "metadata": document,
             "store_data_equal_to_fill_value": True,
             "fill_missing_data_reads": missing_reads_as_zero,
+            **array_members(self.url),
         }
         # What was just read and checked is taken at its word: tensorstore does not read it a second time.
         array: ts.TensorStore = _checked(
@@ -247,11 +210,11 @@ class Folder:
         key = f"{name}/{_only_chunk(document)}"
         stored = b"" if 0 in document["shape"] else self.read_bytes(key)
         if stored is None:
-            raise JobError(f"{self.place}{key} is missing; {_NEEDS_REPLACING}")
+            raise JobError(f"{self.place}{key} is missing; {NEEDS_REPLACING}")
         if document["attributes"].get(CONTENT) != _content_digest(name, document, stored):
             raise JobError(
                 f"{self.place}{key} is damaged, or another array's: its content is not what {_node_key(name)} says; "
-                + _NEEDS_REPLACING
+                + NEEDS_REPLACING
             )
         return document, stored[:-_CRC32C_BYTES]
 
@@ -259,7 +222,7 @@ class Folder:
         document = self.read_node(name)
         if document is None or not isinstance(document.get("shape"), list):
             what = "missing" if document is None else "that of no array"
-            raise JobError(f"{self.place}{_node_key(name)} is {what}; {_NEEDS_REPLACING}")
+            raise JobError(f"{self.place}{_node_key(name)} is {what}; {NEEDS_REPLACING}")
         return document
 
 
@@ -290,7 +253,7 @@ def _owner() -> int:
 @cache
 def _context() -> ts.Context:
     """One for all: memory:// lives in it, and limits on concurrent reads hold for all arrays together."""
-    return ts.Context()
+    return new_context()
 
 
 def _node_key(name: str) -> str:
@@ -312,9 +275,5 @@ def _checked(call: Any, doing: str) -> Any:
     check_process()
     try:
         return call()
-    except (ValueError, OSError, OverflowError) as error:  # what tensorstore reports a failure as
-        reason = str(error).split(" [", maxsplit=1)[0].split("[tensorstore_spec", maxsplit=1)[0].strip()
-        remedy = next((f"; {what}" for sign, what in _REMEDIES.items() if sign in reason), "")
-        failure = AccessError(f"cannot {doing}: {reason}{remedy}")
-        failure.reason = reason
-        raise failure from error
+    except (ValueError, OSError, OverflowError, NotImplementedError) as error:  # what tensorstore reports a failure as
+        raise failure(error, doing) from error

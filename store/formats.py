@@ -97,7 +97,14 @@ def decode(values: Any, scale: Any = None, rms: Any = None) -> Any:
     (..., tokens) and `rms` (dim,), both float32, for int8; None for the other formats.
     """
     wide = values.astype(np.float32) if isinstance(values, np.ndarray) else values.float()
-    return wide if scale is None else wide * (abs(wide) + KNEE) * scale[..., None] * rms
+    if scale is None:
+        return wide
+    decoded = abs(wide)
+    decoded += KNEE  # in place from here on: getting memory for new arrays takes longer than the arithmetic
+    decoded *= wide
+    decoded *= scale[..., None]
+    decoded *= rms
+    return decoded
 
 
 def decode_numpy(encoded: Encoded, dtype: Dtype, rms: Float32[np.ndarray, "dim"] | None) -> Float[np.ndarray, "..."]:

@@ -88,6 +88,8 @@ class Lock:
         """Take the lock where it is free or its owner is dead."""
         while True:
             owner, self._generation = _read(self._folder)
+            if owner is not None and owner.get("id") == self.id:  # written, though the answer was lost
+                return
             if owner is not None and self._lives(owner):
                 raise JobError(
                     f"{self._folder.place} is in use by {_describe(owner)}; wait until that job ends, or stop it, "
@@ -108,7 +110,7 @@ class Lock:
             if self._write():
                 return
             owner, generation = _read(self._folder)
-            if owner is not None and owner.get("id") == self._owner["id"]:  # written, though the answer was lost
+            if owner is not None and owner.get("id") == self.id:  # written, though the answer was lost
                 self._generation = generation
                 return
         raise JobError(

@@ -1,4 +1,4 @@
-"""Rows x layers out of a store, through tensorstore."""
+"""Rows x layers out of a store."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 from jaxtyping import Float32, Int, Integer, Shaped
 
-from store.arrays import LOG, MISSING, SKIPPED, layer_arrays, read_rms, read_status, require_store, shard_arrays
+from store.arrays import LOG, MISSING, SKIPPED, read_rms, read_status, require_store
 from store.backend import Folder, check_process, local_path, store_url, wait
 from store.errors import JobError, UserError
 from store.formats import Encoded, decode_numpy
+from store.layer import Layer
 from store.schema import Schema
 
 _SHARD_OF_FILE = re.compile(r"/c/(\d+)[/\"]")  # in the name of the file that tensorstore complains of
@@ -26,7 +26,7 @@ Rows = Sequence[int] | Integer[np.ndarray, "rows"] | slice
 class Pending:
     """Reads under way; `result` waits for them."""
 
-    _futures: Mapping[int, list[Any]]
+    _futures: Mapping[int, Any]  # by layer
     _split: str
     _place: str
 
@@ -36,7 +36,8 @@ class Pending:
 
     def _wait(self, layer: int) -> list[Any]:
         try:
-            return wait(self._futures[layer], f"read layer {layer} of {self._place}{self._split}")
+            parts: list[Any] = wait([self._futures[layer]], f"read layer {layer} of {self._place}{self._split}")[0]
+            return parts
         except JobError as error:
             shards = _SHARD_OF_FILE.findall(str(error))
             place = f"shard {shards[-1]} of {self._split}: " if shards else ""
@@ -54,7 +55,7 @@ class Store:
         self.url = store_url(path)
         self._folder = Folder(self.url)
         self.schema: Schema = require_store(self._folder)
-        self._arrays: dict[str, ts.TensorStore] = {}
+        self._opened: dict[tuple[str, int], Layer] = {}
         self._status = {split: read_status(self._folder, self.schema, split) for split in self.schema.splits}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
@@ -155,11 +156,9 @@ class Store:
         """Start reading, and return at once; arguments and errors as of `read`, for stored values not yet decoded."""
         check_process()
         stored = self._stored_rows(split, rows)
-        chosen = stored if stored.size else slice(0, 0)  # an empty list of indices would ask for chunk 0
         wanted = self.schema.check_layers(list(self.layers if layers is None else layers))
-        names = {k: layer_arrays(self.schema, k) for k in wanted}
-        futures = {k: [self._array(split, name)[chosen].read() for name in names[k]] for k in wanted}
-        return Pending(futures, split, self._folder.place)
+        opened = {layer: self._layer(split, layer) for layer in wanted}
+        return Pending({k: layer.fetch(stored) for k, layer in opened.items()}, split, self._folder.place)
 
     def dataset(self, split: str, layers: Sequence[int] | None = None) -> "StoreDataset":
         """A map-style dataset for `torch.utils.data.DataLoader`: `({layer: (tokens, dim)}, label)`."""
@@ -171,6 +170,11 @@ class Store:
         if folder is None:
             return self.schema.bytes_per_sample * sum(info.num_samples for info in self.schema.splits.values())
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+    def _layer(self, split: str, layer: int) -> Layer:
+        if (split, layer) not in self._opened:
+            self._opened[split, layer] = Layer(self._folder, self.schema, split, layer)
+        return self._opened[split, layer]
 
     def _check_split(self, split: str) -> None:
         self.schema.shards(split)
@@ -189,12 +193,6 @@ class Store:
                 f"shard {shard} of {split} in {self._folder.place} is not extracted yet; run `sidecache extract`"
             )
         return stored
-
-    def _array(self, split: str, name: str) -> ts.TensorStore:
-        key = f"{split}/{name}"
-        if key not in self._arrays:
-            self._arrays[key] = self._folder.open_array(key, shard_arrays(self.schema, split)[name])
-        return self._arrays[key]
 
 
 def _indices(rows: Sequence[int] | Integer[np.ndarray, "rows"], total: int, split: str) -> Integer[np.ndarray, "rows"]:

@@ -7,7 +7,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from store.config import Compressor, Dtype
-from store.errors import UserError
+from store.errors import OtherStoreError, UserError
 from store.formats import bytes_per_token
 from store.layout import Shards, TokenLayout
 
@@ -33,6 +33,7 @@ class Provenance(_Frozen):
     samples: dict[str, str]
     extraction_version: int
     sampling: str = ""  # how frames were drawn from videos
+    drawn: str = ""  # how the test split was, where the source has none
 
     def difference(self, other: "Provenance") -> dict[str, tuple[Any, Any]]:
         """Field -> (here, there), for every field that differs."""
@@ -138,27 +139,25 @@ def require_version(attributes: Any, where: str) -> None:
 
 
 def require_same(stored: Schema, wanted: Schema, where: str) -> None:
-    """Refuse a store that was made from something else, naming every field that differs; it may hold more layers.
+    """Refuse a store that was made in another way, naming every field that differs.
+
+    Samples and classes are compared apart (changes.py), since more of the former may come; so may layers.
 
     Raises:
-        UserError: provenance, classes, kind of labels or layers differ.
+        OtherStoreError: provenance or kind of labels differ.
     """
     different = {f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()}
-    different |= {
-        name: (getattr(stored, name), getattr(wanted, name))
-        for name in ("classes", "multi_label")
-        if getattr(stored, name) != getattr(wanted, name)
-    }
-    if not set(wanted.layers) <= set(stored.layers):
-        different["layers"] = (stored.layers, wanted.layers)
+    different.pop("provenance.samples", None)
+    if stored.multi_label != wanted.multi_label:
+        different["multi_label"] = (stored.multi_label, wanted.multi_label)
     refuse_difference(different, where)
 
 
 def refuse_difference(different: Mapping[str, tuple[Any, Any]], where: str) -> None:
-    """Raise UserError where any field -> (stored, wanted) is given, naming them all."""
+    """Raise OtherStoreError where any field -> (stored, wanted) is given, naming them all."""
     if different:
         lines = "".join(f"\n  {name}: stored {here!r}, wanted {there!r}" for name, (here, there) in different.items())
-        raise UserError(
+        raise OtherStoreError(
             f"the store {where} was made from something else:{lines}\n"
             "Undo that change, or choose another store.path (a store is never overwritten)."
         )

@@ -2,7 +2,7 @@
 
 import shutil
 
-from store.backend import local_path
+from store.address import local_path
 
 
 def free_bytes(url: str) -> int | None:

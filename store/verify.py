@@ -18,6 +18,7 @@ import tensorstore as ts
 from jaxtyping import UInt8, UInt32
 from rich.console import Console
 
+from store.added_layers import names_of_added
 from store.arrays import (
     DIGEST,
     LOG,
@@ -29,11 +30,13 @@ from store.arrays import (
     layer_digest,
     layer_name,
     open_schema,
+    refuse_half_grown,
     shard_arrays,
     shard_file,
 )
-from store.backend import LOCK, AccessError, Folder, store_url, wait
+from store.backend import LOCK, Folder, store_url, wait
 from store.errors import JobError, UserError
+from store.failures import AccessError, OutageError
 from store.formats import Encoded
 from store.lock import read_owner
 from store.progress import progress
@@ -89,13 +92,14 @@ def verify_store(path: str | Path) -> Report:
     """Read all of a store and report everything that is wrong with it.
 
     Raises:
-        JobError: there is nothing at all, or it cannot be reached.
+        JobError: there is nothing at all, or it cannot be reached; or its growth was interrupted.
         UserError: the path is empty.
     """
     folder = Folder(store_url(path))
     keys = folder.keys()
     if not keys:
         raise JobError(f"there is no store at {folder.place}; make one with `sidecache extract`")
+    refuse_half_grown(folder)
     report = Report(folder.place)
     for key in keys:
         if key.rpartition("/")[2] == "zarr.json" and key != f"{LOCK}/zarr.json":
@@ -135,6 +139,8 @@ def _attempt(report: Report, call: Callable[..., Any], *given: Any) -> Any:
     """What the call returns; where it fails None, and a fault, which is listed once."""
     try:
         return call(*given)
+    except OutageError:
+        raise
     except (JobError, UserError) as error:
         if str(error) not in report.faults:
             report.faults.append(str(error))
@@ -260,7 +266,11 @@ class _Check:
         return values
 
     def _strays(self) -> None:
-        for key in sorted(set(self._keys) - self._known):
+        under_way = tuple(f"{name}/" for name in _attempt(self._report, names_of_added, self._folder) or ())
+        strays = set(self._keys) - self._known
+        if added := {key for key in strays if key.startswith(under_way)}:
+            self._note(f"{len(added)} files are of layers that are being added; they are no part of the store yet")
+        for key in sorted(strays - added):
             whole = _WHOLE_ARRAY.fullmatch(key)
             if key == f"{LOCK}/zarr.json":
                 owner = _attempt(self._report, read_owner, self._folder)

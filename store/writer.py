@@ -21,6 +21,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from store.arrays import (
     DIGEST,
     LOG,
+    MARKS,
     MISSING,
     STATUS,
     layer_arrays,
@@ -89,20 +90,34 @@ def _refuse_old_marks(folder: Folder, schema: Schema) -> None:
 def _create_split(folder: Folder, schema: Schema, split: str, listing: Listing) -> None:
     for name, metadata in shard_arrays(schema, split).items():
         folder.create_array(f"{split}/{name}", metadata)
-    folder.write_array(f"{split}/label", listing.labels, ["sample", "class"][: listing.labels.ndim])
-    folder.write_array(f"{split}/sample_digest", listing.digests, ["sample", "byte"])
-    folder.write_strings(f"{split}/sample_id", listing.ids, "sample")
+    write_listing(folder, split, listing)
+
+
+def write_listing(folder: Folder, group: str, listing: Listing) -> None:
+    """What is known of a split's samples, below its group."""
+    folder.write_array(f"{group}/label", listing.labels, ["sample", "class"][: listing.labels.ndim])
+    folder.write_array(f"{group}/sample_digest", listing.digests, ["sample", "byte"])
+    folder.write_strings(f"{group}/sample_id", listing.ids, "sample")
+
+
+def read_listing(folder: Folder, group: str) -> Listing:
+    """The inverse of `write_listing`."""
+    ids = tuple(folder.read_strings(f"{group}/sample_id"))
+    return Listing(ids, folder.read_array(f"{group}/label"), folder.read_array(f"{group}/sample_digest"))
 
 
 class StoreWriter:
-    """Commits shards to a store that exists; under a lock, only while that is still held."""
+    """Commits shards to a store that exists; under a lock, only while that is still held.
 
-    def __init__(self, folder: Folder, schema: Schema, lock: Guard | None = None) -> None:
-        self._folder, self._schema, self._lock = folder, schema, lock
+    `marks` is where marks and digests of layers under way go; those of the store itself lie beside its values.
+    """
+
+    def __init__(self, folder: Folder, schema: Schema, lock: Guard | None = None, marks: str = "") -> None:
+        self._folder, self._schema, self._lock, self._marks = folder, schema, lock, marks
 
     def missing_shards(self, split: str) -> list[int]:
         """Shards that carry no commit mark."""
-        status, shards = read_status(self._folder, self._schema, split), self._schema.shards(split)
+        status, shards = read_status(self._folder, self._schema, split, self._marks), self._schema.shards(split)
         return [shard for shard in shards if status[shards.rows(shard).start] == MISSING]
 
     def commit(self, split: str, shard: int, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"]) -> None:
@@ -173,7 +188,8 @@ class StoreWriter:
                 self._folder.remove(f"{split}/{name}/c/{shard}")
 
     def _open(self, split: str, name: str) -> ts.TensorStore:
-        return self._folder.open_array(f"{split}/{name}", shard_arrays(self._schema, split)[name])
+        place = self._marks if name in MARKS else ""
+        return self._folder.open_array(f"{place}{split}/{name}", shard_arrays(self._schema, split)[name])
 
     def _check_lock(self) -> None:
         if self._lock:

@@ -239,19 +239,15 @@ def test_a_layer_that_is_not_stored(attempt: Attempt, tmp_path: Path) -> None:
         ("store.dtype=float16", "provenance.dtype"),
         ("store.tokens=cls", "provenance.tokens"),
         ("extract.precision=bfloat16", "provenance.precision"),
-        ("data.root=renamed", "provenance.samples"),
     ],
 )
 def test_a_store_of_something_else(
-    attempt: Attempt, image_folder: Path, tiny_backbone: TimmBackbone, tmp_path: Path, override: str, field: str
+    attempt: Attempt, tiny_backbone: TimmBackbone, tmp_path: Path, override: str, field: str
 ) -> None:
     if field == "provenance.weights_digest":
         weights_with(tiny_backbone, tmp_path / "other.safetensors", 0.5)
     if field == "provenance.preprocessing_digest":
         save_hub_folder(tiny_backbone.module, tmp_path / "folder", mean=[0.1, 0.2, 0.3])
-    if field == "provenance.samples":
-        shutil.copytree(image_folder, tmp_path / "renamed")
-        (tmp_path / "renamed/train/red/0.png").rename(tmp_path / "renamed/train/red/99.png")
     assert attempt(command="extract")[0] == 0
     before = content_of(tmp_path / "cache.zarr")
     status, err = attempt(override)
@@ -263,12 +259,24 @@ def test_a_store_of_something_else(
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+def test_a_store_of_samples_that_are_gone(attempt: Attempt, image_folder: Path, tmp_path: Path) -> None:
+    assert attempt(command="extract")[0] == 0
+    before = content_of(tmp_path / "cache.zarr")
+    shutil.copytree(image_folder, tmp_path / "renamed")
+    (tmp_path / "renamed/train/red/0.png").rename(tmp_path / "renamed/train/red/99.png")
+    status, err = attempt("data.root=renamed")
+    assert status == 2
+    assert "cache.zarr/ holds:\n  train: 1 ('train/red/0.png') gone\nOnly new samples of its classes" in err
+    assert content_of(tmp_path / "cache.zarr") == before
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_a_store_without_the_layers_that_are_wanted(attempt: Attempt, tmp_path: Path) -> None:
     assert attempt("store.layers=[1, 2]", command="extract")[0] == 0
     before = content_of(tmp_path / "cache.zarr")
-    status, err = attempt()
+    status, err = attempt(command="train")
     assert status == 2
-    assert "\n  layers: stored (1, 2), wanted (0, 1, 2)" in err
+    assert "\n  store.layers: stored [1, 2], wanted [0, 1, 2]" in err
     assert content_of(tmp_path / "cache.zarr") == before
 
 
@@ -290,7 +298,7 @@ def test_an_image_that_was_replaced_by_another_of_the_same_size(
     assert file.stat().st_size == size
     status, err = attempt()
     assert status == 2
-    assert "\n  provenance.samples: stored {'test': '" in err or "\n  provenance.samples: stored {'train': '" in err
+    assert "cache.zarr/ holds:\n  train: 1 ('train/red/5.bmp') changed\n" in err
 
 
 # Places

@@ -132,7 +132,7 @@ def test_a_wrong_command_line_is_told_by_the_parser(command: Command, arguments:
 def test_every_failure_has_its_exit_status(
     command: Command, job: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, message: str
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(sc, "run", fail)
@@ -142,7 +142,7 @@ def test_every_failure_has_its_exit_status(
 
 
 def test_a_defect_of_ours_is_not_hidden(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(sc, "run", fail)

@@ -65,6 +65,26 @@ def test_one_worker_killed_and_one_hung_cost_their_shards_alone(
     assert verify_store(tmp_path / "c.zarr").ok
 
 
+def test_workers_that_are_slow_to_start_again_are_waited_for(
+    data: DataConfig, serial: dict[str, bytes], tmp_path: Path
+) -> None:
+    source = lay_traps(open_source(data), {1: Trap("die", 1, tmp_path / "a"), 3: Trap("die", 1, tmp_path / "b")})
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "100 ms"}):  # of dask's own accord it is 15 s
+        assert extract(source, data, tmp_path / "c.zarr", workers=2).retries == 2
+    assert contents(tmp_path / "c.zarr") == serial
+
+
+def test_without_a_worker_that_starts_the_job_ends(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from extract import cluster
+
+    monkeypatch.setattr(cluster, "_START_SECONDS", 1)
+    source = lay_traps(open_source(data), {1: Trap("die", 1, tmp_path / "a"), 3: Trap("die", 1, tmp_path / "b")})
+    with pytest.raises(JobError, match=r"shard \d+ of (train|test) failed: NoWorkerError"):
+        extract(source, data, tmp_path / "c.zarr", workers=2)
+
+
 def test_a_shard_that_ends_every_worker_ends_the_job_and_the_rest_is_kept(
     data: DataConfig, serial: dict[str, bytes], tmp_path: Path
 ) -> None:

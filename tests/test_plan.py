@@ -15,6 +15,7 @@ import torch
 
 import sidecache as sc
 from adapt.config import Config, load_config
+from adapt.extraction import extract
 from adapt.origin import Inputs
 from adapt.planning import calibration, planner
 from adapt.planning.calibration import Speeds, decode_seconds, forward_seconds
@@ -22,7 +23,6 @@ from adapt.planning.plan import Plan, print_plan
 from adapt.planning.planner import draw_up_plan, parse_bytes
 from adapt.planning.proposals import propose
 from adapt.planning.survey import Survey
-from adapt.run import extract
 from extract.backbone import empty_backbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.shape import backbone_shape

@@ -24,9 +24,10 @@ from store.reader import open_store
 ROOT = Path(__file__).parent.parent
 
 
-def run_worker(images: Path, stores: Path, dtype: str) -> Any:
+def run_worker(images: Path, stores: Path, dtype: str, *more: Path) -> Any:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("resume_worker.py")), str(images), str(stores), dtype]
+    command += map(str, more)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -48,6 +49,22 @@ def test_a_killed_extraction_resumes_to_the_same_bytes(image_folder: Path, tmp_p
         assert not list(store.rglob("*.__lock")), trial
         partial += 0 < trial["committed"] < found["total"]
     assert partial >= 1, found
+
+
+@pytest.mark.slow
+def test_a_killed_growth_resumes_to_the_same_bytes(image_folder: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more/train/blue"
+    more.mkdir(parents=True)
+    for name in ("!", "3b", "z"):  # a 25th image for the last shard of two, which was full, and two beyond
+        (more / f"{name}.png").write_bytes((image_folder / "train/blue/3.png").read_bytes())
+    found = run_worker(image_folder, tmp_path, "int8", tmp_path / "more")
+    assert (found["status"], found["total"]) == (0, 2 + 14 + 6), "two new shards of one layer, then two layers of all"
+    whole = contents(tmp_path / "whole.zarr")
+    for trial in found["trials"]:
+        assert trial["resumed"] == 0, trial
+        assert contents(Path(trial["store"])) == whole, trial
+        assert [file.name for file in (Path(trial["store"]) / "_log").iterdir()] == ["zarr.json"], trial
+    assert any(0 < trial["written"] < found["total"] for trial in found["trials"]), found
 
 
 def extract(

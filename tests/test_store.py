@@ -213,7 +213,7 @@ def test_what_is_no_store_is_said_to_be_none(tmp_path: Path) -> None:
     zarr.create_group(tmp_path / "other.zarr")
     with pytest.raises(UserError, match=r"other\.zarr/ holds something that is no token store"):
         open_store(tmp_path / "other.zarr")
-    with pytest.raises(JobError, match=r"unsupported URL scheme.*; legal are a folder, file://, s3://, gs://"):
+    with pytest.raises(UserError, match=r"unsupported URL scheme.*; legal are a folder, file://, s3://, gs://"):
         open_store("ftp://x/y")
 
 

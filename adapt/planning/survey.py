@@ -45,12 +45,20 @@ class Survey:
 
     @cached_property
     def rows_to_extract(self) -> int | None:
-        """Rows of the shards that are not committed."""
-        if self.store is None:
+        """Rows of the shards that are not committed, or that new samples fill up or begin."""
+        if self.store is None or self.rows is None:
             return None if self.rows is None else sum(self.rows.values())
-        stored = self.store.schema
-        missing = {split: self.store.missing_shards(split) for split in stored.splits}
-        return sum(len(stored.shards(split).rows(shard)) for split, shards in missing.items() for shard in shards)
+        return sum(self._rows_to_extract(self.store, split, rows) for split, rows in self.rows.items())
+
+    @staticmethod
+    def _rows_to_extract(store: Store, split: str, rows: int) -> int:
+        shards, missing = store.schema.shards(split), store.missing_shards(split)
+        kept = shards.num_samples
+        if rows > kept:
+            kept -= kept % shards.shard_samples
+        return max(0, rows - kept) + sum(
+            len(shards.rows(shard)) for shard in missing if shards.rows(shard).start < kept
+        )
 
     @cached_property
     def free_bytes(self) -> int | None:

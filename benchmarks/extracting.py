@@ -1,0 +1,155 @@
+"""Extraction beside loops that write nothing: `python benchmarks/extracting.py examples/rsscn7.yaml --out FILE`.
+
+In every round the same images go through (a) `sidecache extract` into a new store: digests of all files, checksums,
+encoding and durable commits included; (b) the same decoding and forward pass, whose tokens are dropped; (c) a bare timm
+loop as one writes it: a DataLoader of two workers, timm's transform, `forward_features`. In one process, in turning
+order; the figure is images a second, the median over the rounds. Then shards of the same store are written by
+`StoreWriter` and, the same bytes, as one raw file each, both durable before the clock stops.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+
+from adapt.config import Config, load_config
+from benchmarks.record import add_record_options, machine, save
+from extract.backbone import Backbone, load_backbone
+from extract.forward import FrozenForward
+from extract.run import extract_tokens
+from extract.sources import ImageSource, open_source
+from store.arrays import open_schema, read_rms
+from store.backend import Folder, store_url
+from store.formats import Encoded, encode
+from store.groups import in_groups
+from store.layout import resolve_layers
+from store.writer import StoreWriter
+
+WORKERS = 2  # of the bare loop's DataLoader
+
+
+class Pixels(Dataset[torch.Tensor]):
+    """A split's images as the backbone takes them."""
+
+    def __init__(self, split: Any, transform: Any) -> None:
+        self._split, self._transform = split, transform
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return torch.as_tensor(self._transform(self._split[row]))
+
+
+def extract(config: Config, source: ImageSource, backbone: Backbone, store: Path) -> None:
+    stored = config.store.model_copy(update={"path": str(store)})
+    extract_tokens(source, backbone, config.data, stored, config.extract)
+
+
+def forward_only(config: Config, source: ImageSource, backbone: Backbone) -> None:
+    layers = resolve_layers(config.store.layers, backbone.depth)
+    forward = FrozenForward(backbone, layers, config.store.tokens, config.extract)
+    for split in source.splits.values():
+        for batch in forward.batches(split, in_groups(range(len(split)), forward.batch_size)):
+            assert batch.images is not None
+            for values in forward(batch.images).values():
+                values.cpu()
+
+
+def bare_loop(source: ImageSource, backbone: Backbone, batch_size: int) -> None:
+    pixels = ConcatDataset([Pixels(split, backbone.transform) for split in source.splits.values()])
+    with torch.inference_mode():
+        for images in DataLoader(pixels, batch_size, num_workers=WORKERS, multiprocessing_context="forkserver"):
+            backbone.module.forward_features(images)  # type: ignore[operator]
+
+
+def compare(contestants: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, by round, in turning order."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name in list(contestants)[:: 1 if number % 2 else -1]:
+            started = time.perf_counter()
+            contestants[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def writing(store: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds of writing the first shards of a store anew, and of writing their bytes as raw files."""
+    folder = Folder(store_url(store))
+    schema = open_schema(folder)
+    assert schema is not None
+    rms, draw = read_rms(folder, schema), np.random.default_rng(0)
+    rows = len(schema.shards("train").rows(0))
+    shape = (rows, schema.token_layout.num_tokens, schema.dim)
+    tokens = {k: encode(draw.normal(size=shape).astype(np.float32), schema.dtype, rms.get(k)) for k in schema.layers}
+    status, writer = np.ones(rows, np.uint8), StoreWriter(folder, schema)
+    raw = store.parent / "raw.bin"
+    return compare(
+        {"store": lambda: writer.commit("train", 0, tokens, status), "raw": lambda: write_raw(raw, tokens)}, rounds
+    )
+
+
+def write_raw(path: Path, tokens: Mapping[int, Encoded]) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        for encoded in tokens.values():
+            file.write(np.ascontiguousarray(encoded.values).data)
+            if encoded.scale is not None:
+                file.write(np.ascontiguousarray(encoded.scale).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("-o", dest="overrides", action="append", default=[], help="SECTION.KEY=VALUE, as of sidecache")
+    parser.add_argument("--rounds", type=int, default=5)
+    add_record_options(parser)
+    args = parser.parse_args()
+    config = load_config(args.config, args.overrides)
+    source, backbone = open_source(config.data), load_backbone(config.backbone, config.data.clips)
+    batch_size = FrozenForward(backbone, [0], "all", config.extract).batch_size
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Path(scratch) / "cache.zarr"
+
+        def job() -> None:
+            shutil.rmtree(store, ignore_errors=True)
+            extract(config, source, backbone, store)
+
+        contestants = {
+            "sidecache": job,
+            "forward only": lambda: forward_only(config, source, backbone),
+            "bare timm": lambda: bare_loop(source, backbone, batch_size),
+        }
+        seconds = compare(contestants, args.rounds)
+        written = writing(store, args.rounds)
+    n = sum(len(split) for split in source.splits.values())
+    rates = {name: n / statistics.median(values) for name, values in seconds.items()}
+    write_seconds = {name: statistics.median(values) for name, values in written.items()}
+    figures = {
+        "images": n,
+        "backbone": backbone.name,
+        "dtype": config.store.dtype,
+        "rounds": args.rounds,
+        "images_per_second": rates,
+        "sidecache / forward only": rates["sidecache"] / rates["forward only"],
+        "sidecache / bare timm": rates["sidecache"] / rates["bare timm"],
+        "write_seconds": write_seconds,
+        "store write / raw write": write_seconds["raw"] / write_seconds["store"],
+    }
+    save({**machine(), **figures}, args.out)
+
+
+if __name__ == "__main__":
+    main()

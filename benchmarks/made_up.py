@@ -1,0 +1,59 @@
+"""A whole store of random int8 tokens, written without a backbone."""
+
+from pathlib import Path
+
+import numpy as np
+
+from store.arrays import STORED
+from store.backend import Folder, store_url
+from store.formats import Encoded
+from store.reader import Store, open_store
+from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
+from store.writer import Listing, StoreWriter, create_store
+
+_SHARD = 1024
+
+
+def write_store(folder: Path, samples: int, layers: int, grid: tuple[int, int], dim: int) -> Store:
+    """One training split of two classes; every sample has a class token and a grid of patches in every layer."""
+    provenance = Provenance(
+        backbone="made-up",
+        model_kwargs={},
+        weights_digest="",
+        image_size=(3, 224, 224),
+        preprocessing="",
+        preprocessing_digest="",
+        tokens="all",
+        dtype="int8",
+        precision="float32",
+        samples={},
+        extraction_version=1,
+    )
+    schema = Schema(
+        format_version=FORMAT_VERSION,
+        dataset="made-up",
+        classes=("a", "b"),
+        multi_label=False,
+        splits={"train": SplitInfo(num_samples=samples)},
+        depth=layers,
+        layers=tuple(range(layers)),
+        dim=dim,
+        num_prefix_tokens=1,
+        grid=grid,
+        shard_samples=_SHARD,
+        compressor=None,
+        provenance=provenance,
+        tail_tensors=(),
+    )
+    listing = Listing(
+        tuple(f"{row:06d}" for row in range(samples)), np.arange(samples) % 2, np.zeros((samples, 16), np.uint8)
+    )
+    store, draw = Folder(store_url(folder)), np.random.default_rng(0)
+    create_store(store, schema, {"train": listing}, {k: np.ones(dim, np.float32) for k in schema.layers}, {})
+    writer, tokens = StoreWriter(store, schema), schema.token_layout.num_tokens
+    for shard in schema.shards("train"):
+        rows = len(schema.shards("train").rows(shard))
+        codes = draw.integers(-127, 128, (rows, tokens, dim), np.int8)
+        encoded = Encoded(codes, draw.random((rows, tokens), np.float32) / 2**14)
+        writer.commit("train", shard, dict.fromkeys(schema.layers, encoded), np.full(rows, STORED, np.uint8))
+    return open_store(folder)

@@ -1,0 +1,234 @@
+"""One store's tokens, laid out and read in every way that `reading.py` compares, each as its users do.
+
+A reader gets the rows of every batch and yields, for every batch, its rows and {layer: (values, scales)}: int8
+(rows, tokens, dim) and float32 (rows, tokens). All hold the same bytes. Only sidecache, tensorstore, zarr and zarrs,
+which share one store, check a checksum; only webdataset, which reads in a row, yields another order.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+import torch
+import zarr
+
+from store.reader import Store, open_store
+
+Batch = tuple[np.ndarray, dict[int, tuple[np.ndarray, np.ndarray]]]
+Batches = Callable[[Sequence[np.ndarray]], Iterator[Batch]]
+KEPT = "numpy memmap, take into kept arrays"
+MEMMAP, SIDECACHE = "numpy memmap, fancy index", "sidecache"
+_AHEAD = 2  # batches that training reads ahead
+
+
+def names(layers: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Layer -> names of its two arrays."""
+    return {layer: (f"layer_{layer:02d}", f"scale_{layer:02d}") for layer in layers}
+
+
+def sidecache(store: Store) -> Batches:
+    def batches(groups: Sequence[np.ndarray]) -> Iterator[Batch]:
+        pending = [store.fetch("train", rows) for rows in groups[:_AHEAD]]
+        for position, rows in enumerate(groups):
+            pending += [store.fetch("train", ahead) for ahead in groups[position + _AHEAD : position + _AHEAD + 1]]
+            found = pending.pop(0).result()
+            yield rows, {layer: (part.values, part.scale) for layer, part in found.items()}
+
+    return batches
+
+
+def sidecache_first_pass(store: Store) -> Batches:
+    """Opened anew every time, so that every checksum is checked."""
+    return lambda groups: sidecache(open_store(store.url))(groups)
+
+
+def by_layer(store: Store, arrays: Callable[[str], Any], rows_of: Callable[[Any, np.ndarray], Any]) -> Batches:
+    """What reads one array after the other."""
+    opened = {layer: [arrays(name) for name in pair] for layer, pair in names(store.layers).items()}
+
+    def batches(groups: Sequence[np.ndarray]) -> Iterator[Batch]:
+        for rows in groups:
+            yield rows, {layer: (rows_of(v, rows), rows_of(s, rows)) for layer, (v, s) in opened.items()}
+
+    return batches
+
+
+def raw_files(store: Store, folder: Path) -> dict[str, np.ndarray]:
+    """Name -> memory map of one array as one file without a header; written where they are not there yet."""
+    folder.mkdir(exist_ok=True)
+    for layer, pair in names(store.layers).items():
+        if not (folder / pair[1]).exists():
+            part = store.fetch("train", slice(None), [layer]).result()[layer]
+            for name, values in zip(pair, (part.values, part.scale), strict=True):
+                with (folder / name).open("wb") as file:
+                    file.write(values.data)
+    shape = (store.num_samples("train"), store.schema.token_layout.num_tokens)
+    kinds = {"layer": (np.int8, (*shape, store.schema.dim)), "scale": (np.float32, shape)}
+    found = sorted(file.name for file in folder.iterdir())
+    return {name: np.memmap(folder / name, kinds[name[:5]][0], "r", shape=kinds[name[:5]][1]) for name in found}
+
+
+def memmap(store: Store, folder: Path) -> Batches:
+    return by_layer(store, raw_files(store, folder / "raw").__getitem__, lambda array, rows: array[rows])
+
+
+def memmap_kept(store: Store, folder: Path) -> Batches:
+    """Into the same arrays for every batch: the least that copying costs, for who needs one batch at a time."""
+    kept: dict[tuple[int, int], np.ndarray] = {}
+
+    def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        out = kept.setdefault((id(array), len(rows)), np.empty((len(rows), *array.shape[1:]), array.dtype))
+        return np.take(array, rows, axis=0, out=out, mode="clip")
+
+    return by_layer(store, raw_files(store, folder / "raw").__getitem__, take)
+
+
+def tensorstore(store: Store, folder: Path) -> Batches:
+    """All arrays of a batch at once."""
+
+    def opened(name: str) -> ts.TensorStore:
+        return ts.open({"driver": "zarr3", "kvstore": f"{store.url}train/{name}/"}, open=True).result()
+
+    started = by_layer(store, opened, lambda array, rows: array[rows].read())
+
+    def batches(groups: Sequence[np.ndarray]) -> Iterator[Batch]:
+        for rows, found in started(groups):
+            yield rows, {layer: (values.result(), scale.result()) for layer, (values, scale) in found.items()}
+
+    return batches
+
+
+def zarr_python(store: Store, folder: Path) -> Batches:
+    group: Any = zarr.open_group(f"{store.url}train", mode="r")
+    return by_layer(store, group.__getitem__, lambda array, rows: array.oindex[rows])
+
+
+def zarrs(store: Store, folder: Path) -> Batches:
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        return zarr_python(store, folder)
+
+
+def h5py(store: Store, folder: Path) -> Batches:
+    """One contiguous array a layer, rows in ascending order: the quickest of its ways."""
+    import h5py
+
+    with h5py.File(folder / "tokens.h5", "w") as file:
+        for name, values in raw_files(store, folder / "raw").items():
+            file[name] = values
+    opened = h5py.File(folder / "tokens.h5", "r")
+
+    def rows_of(array: Any, rows: np.ndarray) -> np.ndarray:
+        order = np.argsort(rows)
+        found = np.empty((len(rows), *array.shape[1:]), array.dtype)
+        found[order] = array[rows[order]]
+        return found
+
+    return by_layer(store, opened.__getitem__, rows_of)
+
+
+def samples(store: Store, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row by row, all layers: (layers, tokens, dim) and (layers, tokens)."""
+    raw = raw_files(store, folder / "raw")
+    pairs = names(store.layers).values()
+    for row in range(store.num_samples("train")):
+        yield np.stack([raw[v][row] for v, _ in pairs]), np.stack([raw[s][row] for _, s in pairs])
+
+
+def by_sample(store: Store, sample: Callable[[int], tuple[Any, Any]]) -> Batches:
+    """What reads one sample after the other."""
+
+    def batches(groups: Sequence[np.ndarray]) -> Iterator[Batch]:
+        for rows in groups:
+            yield stacked(store, rows, [sample(row) for row in rows.tolist()])
+
+    return batches
+
+
+def stacked(store: Store, rows: np.ndarray, found: Sequence[tuple[Any, Any]]) -> Batch:
+    parts = {k: (np.stack([v[k] for v, _ in found]), np.stack([s[k] for _, s in found])) for k in store.layers}
+    return rows, parts
+
+
+def npy_files(store: Store, folder: Path) -> Batches:
+    """A file of values and a file of scales a sample."""
+    (folder / "npy").mkdir()
+    for row, (values, scale) in enumerate(samples(store, folder)):
+        np.save(folder / f"npy/{row}.values.npy", values)
+        np.save(folder / f"npy/{row}.scale.npy", scale)
+    paths = str(folder / "npy")
+    return by_sample(store, lambda row: (np.load(f"{paths}/{row}.values.npy"), np.load(f"{paths}/{row}.scale.npy")))
+
+
+def pt_files(store: Store, folder: Path) -> Batches:
+    """A file a sample."""
+    (folder / "pt").mkdir()
+    for row, pair in enumerate(samples(store, folder)):
+        torch.save([torch.from_numpy(part) for part in pair], folder / f"pt/{row}.pt")
+
+    def load(row: int) -> tuple[np.ndarray, np.ndarray]:
+        values, scale = torch.load(folder / f"pt/{row}.pt", weights_only=True)
+        return values.numpy(), scale.numpy()
+
+    return by_sample(store, load)
+
+
+def litdata(store: Store, folder: Path) -> Batches:
+    from litdata import StreamingDataset
+    from litdata.streaming.writer import BinaryWriter
+
+    (folder / "litdata").mkdir()
+    writer = BinaryWriter(str(folder / "litdata"), chunk_bytes="64MB")
+    for row, (values, scale) in enumerate(samples(store, folder)):
+        writer[row] = {"values": values, "scale": scale}
+    writer.done()
+    writer.merge()
+    dataset = StreamingDataset(str(folder / "litdata"))
+    return by_sample(store, lambda row: (dataset[row]["values"], dataset[row]["scale"]))
+
+
+def webdataset(store: Store, folder: Path) -> Batches:
+    """Tars of 256 samples in turn, shuffled within a window of as many."""
+    import webdataset as wds
+
+    (folder / "tars").mkdir()
+    with wds.ShardWriter(f"{folder}/tars/%05d.tar", maxcount=256, verbose=0) as writer:
+        for row, (values, scale) in enumerate(samples(store, folder)):
+            writer.write({"__key__": f"{row:08d}", "values": values.tobytes(), "scale": scale.tobytes()})
+    tars = sorted(str(path) for path in (folder / "tars").iterdir())
+    shape = (len(store.layers), store.schema.token_layout.num_tokens)
+
+    def parts(sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        values = np.frombuffer(sample["values"], np.int8).reshape(*shape, store.schema.dim)
+        return values, np.frombuffer(sample["scale"], np.float32).reshape(shape)
+
+    def batches(groups: Sequence[np.ndarray]) -> Iterator[Batch]:
+        found = iter(wds.WebDataset(tars, shardshuffle=len(tars), empty_check=False).shuffle(256))
+        for group in groups:
+            drawn = [next(found) for _ in group]
+            yield stacked(store, np.array([int(s["__key__"]) for s in drawn]), [parts(s) for s in drawn])
+
+    return batches
+
+
+PEERS: dict[str, tuple[str, Callable[[Store, Path], Batches]]] = {  # name -> (module it needs, reader)
+    MEMMAP: ("numpy", memmap),
+    KEPT: ("numpy", memmap_kept),
+    "tensorstore": ("tensorstore", tensorstore),
+    "zarr-python": ("zarr", zarr_python),
+    "zarrs": ("zarrs", zarrs),
+    "h5py": ("h5py", h5py),
+    "litdata": ("litdata", litdata),
+    "webdataset": ("webdataset", webdataset),
+    "one .npy a sample": ("numpy", npy_files),
+    "one .pt a sample": ("torch", pt_files),
+}
+
+
+def readers(store: Store, folder: Path) -> tuple[dict[str, Batches], list[str]]:
+    """Every reader that can be had here, and the names of the others."""
+    have = {name for name, (module, _) in PEERS.items() if importlib.util.find_spec(module)}
+    found = {SIDECACHE: sidecache(store), f"{SIDECACHE}, first pass": sidecache_first_pass(store)}
+    return found | {name: PEERS[name][1](store, folder) for name in PEERS if name in have}, sorted(set(PEERS) - have)

@@ -1,0 +1,216 @@
+"""Shuffled reading beside its rivals: `python -m benchmarks.reading --out benchmarks/results/reading.json`.
+
+All read the same made-up int8 tokens of ViT-Tiny and of ViT-B (12 layers, 197 tokens), all layers of batches drawn at
+random, out of a warm page cache, in one process and in turns; benchmarks/readers.py says how. The figures are bytes of
+tokens a second, the median over the rounds, and the ratio to numpy's memory maps, the median of the rounds' own ratios.
+sidecache has checked every checksum once before, but in its `first pass`, where the store is opened anew each time.
+Then, with nothing in the page cache, one shuffled pass through the store beside the same bytes as one sequential read.
+
+Needs 4 GB of disk below --folder, and a few minutes. Rivals that are not installed are left out, and named.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.readers import MEMMAP, Batches, readers, sidecache_first_pass
+from benchmarks.record import add_record_options, machine, save
+from store.arrays import STORED
+from store.backend import Folder, store_url
+from store.formats import Encoded
+from store.groups import in_groups
+from store.reader import Store, open_store
+from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
+from store.writer import Listing, StoreWriter, create_store
+
+VERSIONS = ("numpy", "tensorstore", "google-crc32c", "zarr", "zarrs", "h5py", "litdata", "webdataset", "torch")
+_PIECE = 8 * 2**20  # bytes of one sequential read
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is stored, and how much of it is read in a round."""
+
+    name: str
+    samples: int
+    dim: int
+    layers: int = 12
+    tokens: int = 197
+    shard_samples: int = 256
+    batch_size: int = 64
+    batches: int = 8
+
+    @property
+    def batch_bytes(self) -> int:
+        return self.batch_size * self.layers * self.tokens * (self.dim + 4)
+
+
+def write_store(folder: Path, setting: Setting) -> Store:
+    """Random codes and scales, as an extraction would store them."""
+    provenance = Provenance(
+        backbone="made-up",
+        model_kwargs={},
+        weights_digest="",
+        image_size=(3, 224, 224),
+        preprocessing="",
+        preprocessing_digest="",
+        tokens="all",
+        dtype="int8",
+        precision="float32",
+        samples={},
+        extraction_version=1,
+    )
+    schema = Schema(
+        format_version=FORMAT_VERSION,
+        dataset="made-up",
+        classes=("a", "b"),
+        multi_label=False,
+        splits={"train": SplitInfo(num_samples=setting.samples)},
+        depth=setting.layers,
+        layers=tuple(range(setting.layers)),
+        dim=setting.dim,
+        num_prefix_tokens=setting.tokens,
+        grid=(),
+        shard_samples=setting.shard_samples,
+        compressor=None,
+        provenance=provenance,
+        tail_tensors=(),
+    )
+    n = setting.samples
+    ids = tuple(f"{row:06d}" for row in range(n))
+    listing = Listing(ids, np.arange(n) % 2, np.zeros((n, 16), np.uint8))
+    store, rms = Folder(store_url(folder)), {k: np.ones(setting.dim, np.float32) for k in schema.layers}
+    create_store(store, schema, {"train": listing}, rms, {})
+    writer, draw = StoreWriter(store, schema), np.random.default_rng(0)
+    for shard in schema.shards("train"):
+        rows = len(schema.shards("train").rows(shard))
+        tokens = {layer: made_up(draw, rows, setting) for layer in schema.layers}
+        writer.commit("train", shard, tokens, np.full(rows, STORED, np.uint8))
+    return open_store(folder)
+
+
+def made_up(draw: np.random.Generator, rows: int, setting: Setting) -> Encoded:
+    values = draw.integers(-127, 128, (rows, setting.tokens, setting.dim), np.int8)
+    return Encoded(values, draw.random((rows, setting.tokens), np.float32))
+
+
+def draw_batches(setting: Setting, seed: int) -> list[np.ndarray]:
+    order = np.random.default_rng(seed).permutation(setting.samples)
+    return list(in_groups(order, setting.batch_size))[: setting.batches]
+
+
+def check_equal(found: dict[str, Batches], truth: Batches, groups: Sequence[np.ndarray]) -> None:
+    """All readers give what the memory maps hold; this brings everything into the page cache, too."""
+    for name, batches in found.items():
+        for rows, tokens in batches(groups):
+            _, expected = next(truth([rows]))
+            for layer, pair in expected.items():
+                for mine, theirs in zip(tokens[layer], pair, strict=True):
+                    np.testing.assert_array_equal(mine, theirs, err_msg=f"{name}, layer {layer}")
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def exhaust(batches: Batches, groups: Sequence[np.ndarray]) -> None:
+    for _ in batches(groups):
+        pass
+
+
+def warm(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str, Any]:
+    """Every round draws its batches and the order of the readers anew.
+
+    Raises:
+        AssertionError: a reader gives other bytes than the rest.
+    """
+    found, left_out = readers(store, folder)
+    check_equal(found, found[MEMMAP], draw_batches(setting, repeats))
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(repeats):
+        groups = draw_batches(setting, number)
+        for name in np.random.default_rng(number).permutation(list(found)):
+            seconds[name].append(seconds_of(lambda name=name, groups=groups: exhaust(found[name], groups)))
+    n_bytes = setting.batch_bytes * len(draw_batches(setting, 0))
+    return {
+        "gb_per_second": {name: n_bytes / statistics.median(values) / 1e9 for name, values in seconds.items()},
+        "ratio_to_memmap": {name: ratio(seconds[MEMMAP], values) for name, values in seconds.items()},
+        "seconds": seconds,
+        "left_out": left_out,
+    }
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def cold(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str, Any]:
+    """One pass through all rows in random order, and through the same bytes in the order of raw files."""
+    raw = sorted((folder / "raw").iterdir())
+    shards = sorted(file for file in (folder / "cache.zarr").rglob("*") if file.is_file())
+    seconds: dict[str, list[float]] = {"sequential": [], "shuffled": []}
+    for number in range(repeats):
+        order = np.random.default_rng(number).permutation(setting.samples)
+        forget(raw)
+        seconds["sequential"].append(seconds_of(lambda: read_through(raw)))
+        forget(shards)
+        groups = list(in_groups(order, setting.batch_size))
+        seconds["shuffled"].append(seconds_of(lambda groups=groups: exhaust(sidecache_first_pass(store), groups)))
+    n_bytes = sum(file.stat().st_size for file in raw)
+    rates = {name: n_bytes / statistics.median(values) / 1e9 for name, values in seconds.items()}
+    shares = ratio(seconds["sequential"], seconds["shuffled"])
+    return {"gb_per_second": rates, "ratio_to_sequential": shares, "seconds": seconds}
+
+
+def read_through(files: Sequence[Path]) -> None:
+    piece = bytearray(_PIECE)
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(piece):
+                pass
+
+
+def forget(files: Sequence[Path]) -> None:
+    """Drop files from the page cache, which keeps what is not on the disk yet."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure(setting: Setting, folder: Path, repeats: int) -> dict[str, Any]:
+    """All figures of one setting."""
+    store = write_store(folder / "cache.zarr", setting)
+    figures: dict[str, Any] = {"setting": asdict(setting), "warm": warm(store, folder, setting, repeats)}
+    gc.collect()  # a file that is still mapped stays in the page cache
+    return figures | {"cold": cold(store, folder, setting, repeats)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=1024, help="of ViT-Tiny; a quarter of it of ViT-B")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to write, and to remove again; a folder for such by default")
+    add_record_options(parser)
+    args = parser.parse_args()
+    settings = [Setting("ViT-Tiny", args.samples, 192), Setting("ViT-B", args.samples // 4, 768)]
+    figures: dict[str, Any] = {**machine(VERSIONS), "repeats": args.repeats, "settings": []}
+    for setting in settings:
+        with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
+            figures["settings"].append(measure(setting, Path(scratch), args.repeats))
+    save(figures, args.out)
+
+
+if __name__ == "__main__":
+    main()

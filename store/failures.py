@@ -1,0 +1,82 @@
+"""What tensorstore reports as failed, as one clear line that says what to do.
+
+A disk or a file that fails is one thing, a server that cannot be asked is another: nothing is known then of what lies
+there, so nobody may take it for damaged.
+"""
+
+import re
+
+from store.errors import JobError
+
+NEEDS_REPLACING = "delete the store, or choose a new store.path, and run `sidecache extract` again"
+_NEEDS_ROOM = "make room, then run the same command again: what is committed is kept"
+_NEEDS_ACCESS = "choose another store.path, or make this one writable"
+_NEEDS_BUCKET = "make the bucket first, or mend its name in store.path"
+_NEEDS_RIGHTS = (
+    "give keys that may read, write, list and delete there: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    "AWS_PROFILE (s3://), GOOGLE_APPLICATION_CREDENTIALS (gs://)"
+)
+_NEEDS_REGION = "set AWS_REGION to the region of the bucket"
+_NEEDS_SERVER = (
+    "see that the server is up and its address right (AWS_ENDPOINT_URL, where it is set), then run the same command "
+    "again: what is committed is kept"
+)
+_REMEDIES = {  # what tensorstore says of a disk or file -> what to do
+    "No space left on device": _NEEDS_ROOM,
+    "Disk quota exceeded": _NEEDS_ROOM,
+    "File too large": _NEEDS_ROOM,
+    "Read-only file system": _NEEDS_ACCESS,
+    "Permission denied": _NEEDS_ACCESS,
+    "Operation not permitted": _NEEDS_ACCESS,
+    "Not a directory": _NEEDS_ACCESS,
+    "Is a directory": _NEEDS_ACCESS,
+    "is missing": NEEDS_REPLACING,
+    "DATA_LOSS": NEEDS_REPLACING,
+    "ecod": NEEDS_REPLACING,  # decode, decoding
+    "checksum": NEEDS_REPLACING,
+}
+_OUTAGES = {  # what it says of a server -> what to do
+    "NoSuchBucket": _NEEDS_BUCKET,
+    "Malformed List response": _NEEDS_BUCKET,  # how tensorstore 0.1.81 puts it
+    "does not exist": _NEEDS_BUCKET,
+    "PermanentRedirect": _NEEDS_REGION,
+    "AuthorizationHeaderMalformed": _NEEDS_REGION,
+    "retry attempts failed": _NEEDS_SERVER,
+    "CURL error": _NEEDS_SERVER,
+    "(HTTP 501)": "choose a server that has conditional writes (If-Match, If-None-Match), which keep jobs apart",
+    "(HTTP 401)": _NEEDS_RIGHTS,
+    "(HTTP 403)": _NEEDS_RIGHTS,
+    "get credentials": _NEEDS_RIGHTS,
+}
+_STATUS = re.compile(r"(?:http_response_code='|HTTP code )(\d+)")
+
+
+class AccessError(JobError):
+    """A read or write that failed; `reason` is what tensorstore says of it."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class OutageError(JobError):
+    """A server that does not answer, or refuses to: what lies there may well be sound."""
+
+
+def failure(error: Exception, doing: str) -> JobError:
+    """What to raise for an error of tensorstore's; `doing` says what failed, as in "read the file x"."""
+    reason = _reason(str(error))
+    for sign, remedy in _REMEDIES.items():
+        if sign in reason:
+            return AccessError(f"cannot {doing}: {reason}; {remedy}", reason)
+    for sign, remedy in _OUTAGES.items():
+        if sign in reason:
+            return OutageError(f"cannot {doing}: {reason}; {remedy}")
+    return AccessError(f"cannot {doing}: {reason}", reason)
+
+
+def _reason(text: str) -> str:
+    """tensorstore's words without its notes, but for the server's status."""
+    status = _STATUS.search(text)
+    reason = text.split(" [", maxsplit=1)[0].split("[tensorstore_spec", maxsplit=1)[0].strip()
+    return f"{reason} (HTTP {status[1]})" if status else reason

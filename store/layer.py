@@ -1,0 +1,90 @@
+"""The arrays of one layer, read from files that are local and hold plain rows, else through tensorstore."""
+
+import math
+import resource
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from store.arrays import layer_arrays, shard_arrays, shard_file
+from store.backend import Folder, local_path
+from store.chunks import LocalChunks, Picked, UnreadableError
+from store.files import OpenFiles
+from store.schema import Schema
+
+_THREADS = 8  # reads under way at once, for disks that serve several; more gain nothing out of memory
+_OPEN_FILES = 4096
+
+
+class Layer:
+    """One layer of a split: its values and, for int8, their scales.
+
+    Raises:
+        JobError: what describes its arrays is damaged, or does not fit.
+    """
+
+    def __init__(self, folder: Folder, schema: Schema, split: str, layer: int) -> None:
+        self._shard_samples = schema.shard_samples
+        expected = {name: shard_arrays(schema, split)[name] for name in layer_arrays(schema, layer)}
+        self._arrays = [folder.open_array(f"{split}/{name}", given) for name, given in expected.items()]
+        self._chunks: list[LocalChunks] = []
+        if _holds_plain_rows(folder, schema, split, expected):
+            self._chunks = [_local_chunks(folder, schema, split, name, given) for name, given in expected.items()]
+
+    def fetch(self, rows: Int[np.ndarray, "rows"]) -> Any:
+        """A future of the stored values of some rows, an array for each of the layer's."""
+        if self._chunks and rows.size:
+            return _threads().submit(self._read, rows, Picked.of(rows, self._shard_samples))
+        return self._through_tensorstore(rows)
+
+    def _read(self, rows: Int[np.ndarray, "rows"], picked: Picked) -> Sequence[np.ndarray]:
+        try:
+            found = [chunks.read(picked) for chunks in self._chunks]
+        except (OSError, UnreadableError):
+            return self._through_tensorstore(rows).result()  # which reads it all the same, or says what is wrong
+        pairs = zip(found, self._arrays, strict=True)
+        return [raw.view(array.dtype.numpy_dtype).reshape(-1, *array.shape[1:]) for raw, array in pairs]
+
+    def _through_tensorstore(self, rows: Int[np.ndarray, "rows"]) -> "_Gathered":
+        chosen = rows if rows.size else slice(0, 0)  # an empty list of indices would ask for chunk 0
+        return _Gathered([array[chosen].read() for array in self._arrays])
+
+
+class _Gathered:
+    """Several futures as one."""
+
+    def __init__(self, futures: Sequence[Any]) -> None:
+        self._futures = futures
+
+    def result(self) -> Sequence[np.ndarray]:
+        return [future.result() for future in self._futures]
+
+
+def _holds_plain_rows(folder: Folder, schema: Schema, split: str, expected: dict[str, dict[str, Any]]) -> bool:
+    if local_path(folder.url) is None or schema.compressor is not None:
+        return False
+    found = {name: folder.read_node(f"{split}/{name}") or {} for name in expected}
+    return all(found[name].get("codecs") == given["codecs"] for name, given in expected.items())
+
+
+def _local_chunks(folder: Folder, schema: Schema, split: str, name: str, metadata: dict[str, Any]) -> LocalChunks:
+    row_bytes = math.prod(metadata["shape"][1:]) * np.dtype(metadata["data_type"]).itemsize
+    shards = schema.shards(split)
+    paths = [f"{local_path(folder.url)}/{split}/{shard_file(name, metadata, shard)}" for shard in shards]
+    return LocalChunks(_open_files(), paths, shards, row_bytes)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """One for all stores."""
+    return ThreadPoolExecutor(_THREADS, "sidecache-read")
+
+
+@cache
+def _open_files() -> OpenFiles:
+    """One for all stores, since it is the process whose open files are limited."""
+    return OpenFiles(min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))

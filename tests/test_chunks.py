@@ -1,0 +1,234 @@
+"""Local files read directly: the same values, every checksum checked before use, and every change of a file noticed."""
+
+import gc
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import psutil
+import pytest
+import small_store
+from small_store import LAYERS, SIZES, expected
+
+from store import chunks, layer
+from store.buffers import Buffers
+from store.config import Compressor, Dtype
+from store.errors import JobError
+from store.files import OpenFiles
+from store.layer import Layer
+from store.metadata import CRC32C
+from store.reader import Store, open_store
+
+FILE = "train/layer_02/c/1/0/0"  # rows 2 and 3
+ROW_BYTES = small_store.TOKENS * small_store.DIM * 4  # of float32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return small_store.complete(tmp_path / "cache.zarr", small_store.schema())
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of all that a checksum is computed of."""
+    lengths: list[int] = []
+    computed = google_crc32c.value
+
+    def value(content: np.ndarray) -> int:
+        lengths.append(len(content))
+        return int(computed(content))
+
+    monkeypatch.setattr(chunks.google_crc32c, "value", value)
+    return lengths
+
+
+@pytest.fixture
+def by_tensorstore(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The rows that were asked of tensorstore."""
+    asked: list[np.ndarray] = []
+    through = Layer._through_tensorstore
+
+    def noted(self: Layer, rows: np.ndarray) -> object:
+        asked.append(rows)
+        return through(self, rows)
+
+    monkeypatch.setattr(Layer, "_through_tensorstore", noted)
+    return asked
+
+
+def assert_sound(store: Store, rows: list[int]) -> None:
+    for number, values in store.read("train", rows).items():
+        np.testing.assert_array_equal(values, expected("train", number, store.schema.dtype)[rows])
+
+
+def flip(file: Path, place: int = 3) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_plain_rows_are_read_without_tensorstore(
+    tmp_path: Path, dtype: Dtype, by_tensorstore: list[np.ndarray]
+) -> None:
+    store = small_store.complete(tmp_path / "c.zarr", small_store.schema(dtype))
+    for rows in ([4, 0, 0, 3], [2], list(range(5))):
+        assert_sound(store, rows)
+        assert_sound(store, rows)
+    assert not by_tensorstore
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "blosc", "gzip"])
+def test_compressed_rows_are_read_by_tensorstore(
+    tmp_path: Path, compressor: Compressor, by_tensorstore: list[np.ndarray]
+) -> None:
+    assert_sound(small_store.complete(tmp_path / "c.zarr", small_store.schema("float32", compressor)), [4, 0])
+    assert len(by_tensorstore) == len(LAYERS)
+
+
+def test_every_chunk_is_checked_once_before_its_first_use(store: Store, checked: list[int]) -> None:
+    store.fetch("train", [3, 0]).result()
+    assert checked.count(ROW_BYTES) == 2 * len(LAYERS)
+    store.fetch("train", [0, 3, 0]).result()
+    assert checked.count(ROW_BYTES) == 2 * len(LAYERS)
+    store.fetch("train", [2, 3]).result()
+    assert checked.count(ROW_BYTES) == 3 * len(LAYERS)
+
+
+def test_a_file_that_was_touched_is_checked_again(store: Store, tmp_path: Path, checked: list[int]) -> None:
+    store.fetch("train", [2, 3]).result()
+    os.utime(tmp_path / "cache.zarr" / FILE)
+    store.fetch("train", [2, 3]).result()  # by tensorstore
+    checked.clear()
+    assert_sound(store, [2, 3])
+    assert checked.count(ROW_BYTES) == 2
+
+
+def rewritten(file: Path) -> None:
+    flip(file)
+
+
+def with_its_old_time(file: Path) -> None:
+    before = file.stat()
+    flip(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replaced(file: Path) -> None:
+    other = file.with_name("other")
+    shutil.copy2(file, other)
+    flip(other)
+    other.replace(file)
+
+
+def cut_short(file: Path) -> None:
+    os.truncate(file, 10)
+
+
+def emptied(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("change", [rewritten, with_its_old_time, replaced, cut_short, emptied, removed])
+def test_a_file_that_is_damaged_after_its_rows_were_used_is_an_error(
+    store: Store, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    file = tmp_path / "cache.zarr" / FILE
+    content = file.read_bytes()
+    assert_sound(store, [2, 3, 4])
+    change(file)
+    for _ in range(2):
+        with pytest.raises(JobError, match=r"shard 1 of train: .*layer_02/c/1/0/0\""):
+            store.read("train", [4, 2])
+    assert_sound(store, [4, 0])
+    file.write_bytes(content)
+    assert_sound(store, [2, 3, 4])
+
+
+def test_a_repaired_file_is_read_by_who_has_the_store_open(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "cache.zarr" / FILE
+    content = file.read_bytes()
+    flip(file)
+    with pytest.raises(JobError, match="layer_02/c/1/0/0"):
+        store.read("train", [2])
+    assert_sound(store, [3])
+    file.unlink()
+    file.write_bytes(content)
+    assert_sound(store, [2, 3])
+
+
+@pytest.mark.parametrize("place", [-1, -5, -20])  # of the index's checksum and of the index itself
+def test_a_damaged_index_is_an_error_that_names_the_file(store: Store, tmp_path: Path, place: int) -> None:
+    flip(tmp_path / "cache.zarr" / FILE, place)
+    with pytest.raises(JobError, match="layer_02/c/1/0/0"):
+        store.read("train", [2])
+
+
+def test_rows_in_another_order_within_a_shard_are_read_all_the_same(
+    store: Store, tmp_path: Path, by_tensorstore: list[np.ndarray]
+) -> None:
+    file = tmp_path / "cache.zarr" / FILE
+    content = file.read_bytes()
+    stride = ROW_BYTES + 4
+    first, second = content[:stride], content[stride : 2 * stride]
+    index = np.array([[stride, stride], [0, stride]], "<u8").tobytes()
+    file.write_bytes(second + first + index + google_crc32c.value(index).to_bytes(4, "little"))
+    assert_sound(store, [3, 2])
+    assert by_tensorstore
+
+
+def test_values_in_another_order_of_bytes_are_read_as_the_metadata_say(store: Store, tmp_path: Path) -> None:
+    folder = small_store.url_folder(tmp_path / "cache.zarr")
+    for number in LAYERS:
+        node = folder.read_node(f"train/layer_{number:02d}")
+        assert node is not None
+        inner = node["codecs"][0]["configuration"]
+        inner["codecs"] = [{"name": "bytes", "configuration": {"endian": "big"}}, CRC32C]
+        folder.write_node(f"train/layer_{number:02d}", node)
+    swapped = open_store(tmp_path / "cache.zarr").read("train", [1])[0]
+    np.testing.assert_array_equal(swapped, expected("train", 0, "float32")[[1]].byteswap())
+
+
+def test_more_shards_than_files_may_be_open(
+    store: Store, monkeypatch: pytest.MonkeyPatch, by_tensorstore: list[np.ndarray]
+) -> None:
+    files = OpenFiles(limit=2)
+    monkeypatch.setattr(layer, "_open_files", lambda: files)
+    gc.collect()
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        assert_sound(store, [4, 0, 2, 1, 3])
+    gc.collect()
+    assert psutil.Process().num_fds() <= before + 2
+    assert not by_tensorstore
+
+
+def test_batches_that_are_kept_do_not_change_as_others_are_read(store: Store) -> None:
+    draw = np.random.default_rng(0)
+    groups = [draw.integers(0, SIZES["train"], 3) for _ in range(20)]
+    pending = [store.fetch("train", rows) for rows in groups]
+    kept = [reading.result() for reading in pending]
+    for rows in groups:
+        store.fetch("train", rows).result()
+    for rows, found in zip(groups, kept, strict=True):
+        for number, part in found.items():
+            np.testing.assert_array_equal(part.values, expected("train", number, "float32")[rows])
+
+
+def test_memory_is_lent_again_once_the_last_view_of_it_is_gone() -> None:
+    buffers = Buffers()
+    lent = buffers.lend(64)
+    address, view = lent.ctypes.data, lent[8:].view(np.float32).reshape(2, 7)
+    del lent
+    other = buffers.lend(64)
+    assert other.ctypes.data != address
+    del view
+    assert buffers.lend(64).ctypes.data == address
+    assert len(buffers.lend(4096)) == 4096

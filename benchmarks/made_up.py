@@ -11,10 +11,10 @@ from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
 from store.writer import Listing, StoreWriter, create_store
 
-_SHARD = 1024
 
-
-def write_store(folder: Path, samples: int, layers: int, grid: tuple[int, int], dim: int) -> Store:
+def write_store(
+    folder: Path, samples: int, layers: int, grid: tuple[int, int], dim: int, shard_samples: int = 1024
+) -> Store:
     """One training split of two classes; every sample has a class token and a grid of patches in every layer."""
     provenance = Provenance(
         backbone="made-up",
@@ -40,7 +40,7 @@ def write_store(folder: Path, samples: int, layers: int, grid: tuple[int, int], 
         dim=dim,
         num_prefix_tokens=1,
         grid=grid,
-        shard_samples=_SHARD,
+        shard_samples=shard_samples,
         compressor=None,
         provenance=provenance,
         tail_tensors=(),
@@ -54,6 +54,7 @@ def write_store(folder: Path, samples: int, layers: int, grid: tuple[int, int], 
     for shard in schema.shards("train"):
         rows = len(schema.shards("train").rows(shard))
         codes = draw.integers(-127, 128, (rows, tokens, dim), np.int8)
-        encoded = Encoded(codes, draw.random((rows, tokens), np.float32) / 2**14)
-        writer.commit("train", shard, dict.fromkeys(schema.layers, encoded), np.full(rows, STORED, np.uint8))
+        scale = draw.random((rows, tokens), np.float32) / 2**14
+        encoded = {layer: Encoded(np.roll(codes, layer, axis=0), scale) for layer in schema.layers}  # all different
+        writer.commit("train", shard, encoded, np.full(rows, STORED, np.uint8))
     return open_store(folder)

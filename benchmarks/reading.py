@@ -22,15 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.made_up import write_store
 from benchmarks.readers import MEMMAP, Batches, readers, sidecache_first_pass
 from benchmarks.record import add_record_options, machine, save
-from store.arrays import STORED
-from store.backend import Folder, store_url
-from store.formats import Encoded
 from store.groups import in_groups
-from store.reader import Store, open_store
-from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
-from store.writer import Listing, StoreWriter, create_store
+from store.reader import Store
 
 VERSIONS = ("numpy", "tensorstore", "google-crc32c", "zarr", "zarrs", "h5py", "litdata", "webdataset", "torch")
 _PIECE = 8 * 2**20  # bytes of one sequential read
@@ -44,63 +40,10 @@ class Setting:
     samples: int
     dim: int
     layers: int = 12
-    tokens: int = 197
+    grid: tuple[int, int] = (14, 14)
     shard_samples: int = 256
     batch_size: int = 64
     batches: int = 8
-
-    @property
-    def batch_bytes(self) -> int:
-        return self.batch_size * self.layers * self.tokens * (self.dim + 4)
-
-
-def write_store(folder: Path, setting: Setting) -> Store:
-    """Random codes and scales, as an extraction would store them."""
-    provenance = Provenance(
-        backbone="made-up",
-        model_kwargs={},
-        weights_digest="",
-        image_size=(3, 224, 224),
-        preprocessing="",
-        preprocessing_digest="",
-        tokens="all",
-        dtype="int8",
-        precision="float32",
-        samples={},
-        extraction_version=1,
-    )
-    schema = Schema(
-        format_version=FORMAT_VERSION,
-        dataset="made-up",
-        classes=("a", "b"),
-        multi_label=False,
-        splits={"train": SplitInfo(num_samples=setting.samples)},
-        depth=setting.layers,
-        layers=tuple(range(setting.layers)),
-        dim=setting.dim,
-        num_prefix_tokens=setting.tokens,
-        grid=(),
-        shard_samples=setting.shard_samples,
-        compressor=None,
-        provenance=provenance,
-        tail_tensors=(),
-    )
-    n = setting.samples
-    ids = tuple(f"{row:06d}" for row in range(n))
-    listing = Listing(ids, np.arange(n) % 2, np.zeros((n, 16), np.uint8))
-    store, rms = Folder(store_url(folder)), {k: np.ones(setting.dim, np.float32) for k in schema.layers}
-    create_store(store, schema, {"train": listing}, rms, {})
-    writer, draw = StoreWriter(store, schema), np.random.default_rng(0)
-    for shard in schema.shards("train"):
-        rows = len(schema.shards("train").rows(shard))
-        tokens = {layer: made_up(draw, rows, setting) for layer in schema.layers}
-        writer.commit("train", shard, tokens, np.full(rows, STORED, np.uint8))
-    return open_store(folder)
-
-
-def made_up(draw: np.random.Generator, rows: int, setting: Setting) -> Encoded:
-    values = draw.integers(-127, 128, (rows, setting.tokens, setting.dim), np.int8)
-    return Encoded(values, draw.random((rows, setting.tokens), np.float32))
 
 
 def draw_batches(setting: Setting, seed: int) -> list[np.ndarray]:
@@ -142,7 +85,7 @@ def warm(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str
         groups = draw_batches(setting, number)
         for name in np.random.default_rng(number).permutation(list(found)):
             seconds[name].append(seconds_of(lambda name=name, groups=groups: exhaust(found[name], groups)))
-    n_bytes = setting.batch_bytes * len(draw_batches(setting, 0))
+    n_bytes = store.schema.bytes_per_sample * sum(map(len, draw_batches(setting, 0)))
     return {
         "gb_per_second": {name: n_bytes / statistics.median(values) / 1e9 for name, values in seconds.items()},
         "ratio_to_memmap": {name: ratio(seconds[MEMMAP], values) for name, values in seconds.items()},
@@ -191,7 +134,8 @@ def forget(files: Sequence[Path]) -> None:
 
 def measure(setting: Setting, folder: Path, repeats: int) -> dict[str, Any]:
     """All figures of one setting."""
-    store = write_store(folder / "cache.zarr", setting)
+    shape = setting.samples, setting.layers, setting.grid, setting.dim
+    store = write_store(folder / "cache.zarr", *shape, setting.shard_samples)
     figures: dict[str, Any] = {"setting": asdict(setting), "warm": warm(store, folder, setting, repeats)}
     gc.collect()  # a file that is still mapped stays in the page cache
     return figures | {"cold": cold(store, folder, setting, repeats)}

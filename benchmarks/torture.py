@@ -29,7 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
-from kills import JOB, WORKER, WRITING, Aim, Course, Death, strike
+import psutil
+from kills import JOB, WORKER, WRITING, Aim, Course, Death, strike, wait_for_end
 from PIL import Image
 from power_loss import lose_power
 from record import add_record_options, machine
@@ -92,6 +93,7 @@ class Patient:
         return job.start(store, path), trace
 
     def _end(self, run: Run) -> None:
+        wait_for_end([psutil.Process(run.process)])
         status, _ = run.finish()
         if status:
             print(f"{self.name}: a run that nobody killed ended with status {status}")

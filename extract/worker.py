@@ -106,6 +106,7 @@ class _Hand:
         forward = FrozenForward(backbone, work.schema.layers, work.tokens, config)
         _require_same(work.schema, {**digests(backbone), "precision": forward.precision})
         self._folder, self._work = Folder(store_url(work.store)), work
+        self._folder.stay_on_disk()
         self._digests: dict[str, UInt8[np.ndarray, "samples 16"]] = {}
         self._writer = StoreWriter(self._folder, work.schema, Watch(self._folder, work.owner), work.marks)
         self._extractor = ShardExtractor(

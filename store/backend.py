@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numcodecs
@@ -46,6 +47,15 @@ class Folder:
         self._documents = _checked(
             lambda: ts.KvStore.open(self._spec, context=_context()).result(), f"open {self.place}"
         )
+        self._disk: int | None = None
+
+    def stay_on_disk(self) -> None:
+        """From now on, refuse to write where this folder is gone, or on another disk than it is now.
+
+        A disk that is unmounted leaves an empty folder behind, in which a store would be begun anew, unseen.
+        """
+        if folder := local_path(self.url):
+            self._disk = _device(folder)
 
     def write_json(self, key: str, document: dict[str, Any]) -> None:
         """Write a document whole; it is durable when this returns."""
@@ -82,6 +92,7 @@ class Folder:
 
     def write_bytes(self, key: str, content: bytes) -> None:
         """Write one key whole."""
+        self._require_disk()
         _checked(lambda: self._documents.write(key, content).result(), f"write {self.place}{key}")
 
     def read_bytes(self, key: str) -> bytes | None:
@@ -95,6 +106,7 @@ class Folder:
 
     def write_if(self, key: str, content: bytes | None, generation: bytes) -> bytes | None:
         """Write or delete one key if it still is of that generation; the new generation, or None where it is not."""
+        self._require_disk()
         stamp = _checked(
             lambda: self._documents.write(key, content, if_equal=generation).result(), f"write {self.place}{key}"
         )
@@ -137,7 +149,15 @@ class Folder:
         self._remove(ts.KvStore.KeyRange("", f"{LOCK}/"))
         self._remove(ts.KvStore.KeyRange(f"{LOCK}0", ""))
 
+    def _require_disk(self) -> None:
+        if self._disk is not None and self._disk != _device(local_path(self.url)):
+            raise JobError(
+                f"{self.place} is gone, or lies on another disk than it did: was that unmounted? Mount it again, then "
+                "run the same command again; what is committed is kept"
+            )
+
     def _remove(self, keys: ts.KvStore.KeyRange) -> None:
+        self._require_disk()
         _checked(lambda: self._documents.delete_range(keys).result(), f"delete from {self.place}")
 
     def open_array(
@@ -148,6 +168,7 @@ class Folder:
         `expected` is the metadata that the array should have: those of another shape, type or grid are refused before
         anything is allocated.
         """
+        self._require_disk()
         document = self._require_array(name)
         wrong = [field for field in _SHAPE_FIELDS if expected and document.get(field) != expected[field]]
         if expected and wrong:
@@ -254,6 +275,13 @@ def _owner() -> int:
 def _context() -> ts.Context:
     """One for all: memory:// lives in it, and limits on concurrent reads hold for all arrays together."""
     return new_context()
+
+
+def _device(folder: Path | None) -> int | None:
+    try:
+        return folder.stat().st_dev if folder else None
+    except OSError:
+        return None
 
 
 def _node_key(name: str) -> str:

@@ -21,7 +21,7 @@ class Buffers:
         memory = self._find(n_bytes)
         # numpy lets a view refer past other views to the array that took its memory from elsewhere, and no further:
         # this one. So it lives as long as any view of it does.
-        lent: np.ndarray = np.frombuffer(memoryview(memory)[:n_bytes], np.uint8)
+        lent: np.ndarray = np.frombuffer(memory.data[:n_bytes], np.uint8)
         if memory.nbytes <= _LARGEST_KEPT:
             weakref.finalize(lent, self._idle.append, memory).atexit = False
         return lent

@@ -111,7 +111,7 @@ class LocalChunks:
 def _read_checked(fd: int, offset: int, into: UInt8[np.ndarray, "n_bytes"]) -> None:
     """Fill an array with what lies at an offset, where the checksum that follows is right."""
     crc = bytearray(_CRC_BYTES)
-    if os.preadv(fd, (into, crc), offset) != len(into) + len(crc):
+    if os.preadv(fd, (into.data, crc), offset) != len(into) + len(crc):
         raise UnreadableError
     if google_crc32c.value(into) != int.from_bytes(crc, "little"):
         raise UnreadableError

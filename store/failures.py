@@ -58,6 +58,11 @@ class AccessError(JobError):
         super().__init__(message)
         self.reason = reason
 
+    @property
+    def is_damage(self) -> bool:
+        """Whether what was read is damaged, not the disk or the way to it."""
+        return "DATA_LOSS" in self.reason
+
 
 class OutageError(JobError):
     """A server that does not answer, or refuses to: what lies there may well be sound."""

@@ -60,6 +60,7 @@ def hold(
     """
     lock = Lock(folder, beat_seconds, patience_seconds)
     lock.acquire()
+    folder.stay_on_disk()
     ended = Event()
     heart = Thread(target=lock.beat_until, args=(ended,), name="lock", daemon=True)
     heart.start()

@@ -33,6 +33,7 @@ from store.arrays import (
 )
 from store.backend import Folder, store_url, wait
 from store.errors import JobError
+from store.failures import AccessError
 from store.formats import STORED_DTYPE, Encoded
 from store.lock import Guard, hold
 from store.schema import Schema
@@ -140,15 +141,26 @@ class StoreWriter:
         rows = self._schema.shards(split).rows(shard)
         self._check_shard(tokens, status, len(rows))
         self._check_lock()
-        writes = []
+        doing = f"write shard {shard} of {split} to {self._folder.place}"
+        try:
+            wait(self._begin_to_write(split, shard, tokens, status), doing)
+        except AccessError as error:
+            if not error.is_damage:
+                raise
+            self._remove_values(split, shard)
+            wait(self._begin_to_write(split, shard, tokens, status), doing)
+
+    def _begin_to_write(
+        self, split: str, shard: int, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"]
+    ) -> list[Any]:
+        rows, writes = self._schema.shards(split).rows(shard), []
         for layer in self._schema.layers:
             parts = [part for part in (tokens[layer].values, tokens[layer].scale) if part is not None]
             for name, values in zip(layer_arrays(self._schema, layer), parts, strict=True):
                 target = self._open(split, name)[rows.start : rows.stop]
                 writes.append(target.write(values, can_reference_source_data_indefinitely=True))
         digests = np.array([layer_digest(tokens[layer], status) for layer in self._schema.layers], np.uint32)
-        writes.append(self._open(split, DIGEST)[shard].write(digests))
-        wait(writes, f"write shard {shard} of {split} to {self._folder.place}")
+        return [*writes, self._open(split, DIGEST)[shard].write(digests)]
 
     def mark(self, split: str, shard: int, status: UInt8[np.ndarray, "rows"]) -> None:
         """Commit a shard whose values are durable, or with MISSING take its mark back.
@@ -177,15 +189,21 @@ class StoreWriter:
     def unmark(self, split: str, shards: Iterable[int]) -> None:
         """Make shards missing, so that the extraction replaces them: first the marks, then the files go.
 
-        The files must go: a damaged one would stop the write that is to replace it, where that has to read it first.
-
         Raises:
             JobError: the disk refused, or another job took the store over; some of the shards may be missing already.
         """
         for shard in shards:
             self.mark(split, shard, np.full(len(self._schema.shards(split).rows(shard)), MISSING, np.uint8))
-            for name in set(shard_arrays(self._schema, split)) - {STATUS}:
-                self._folder.remove(f"{split}/{name}/c/{shard}")
+            self._remove_values(split, shard)
+
+    def _remove_values(self, split: str, shard: int) -> None:
+        """Of a shard without a mark: a damaged file would stop the write that is to replace it, if that reads it first.
+
+        It does where the shard is part-filled.
+        """
+        for name in set(shard_arrays(self._schema, split)) - {STATUS}:
+            place = self._marks if name in MARKS else ""
+            self._folder.remove(f"{place}{split}/{name}/c/{shard}")
 
     def _open(self, split: str, name: str) -> ts.TensorStore:
         place = self._marks if name in MARKS else ""

@@ -19,7 +19,7 @@ from write_trace import COMMIT, DATA, METADATA, NOTHING, Note, Trace
 
 WRITING = (DATA, COMMIT, METADATA)
 JOB, WORKER = "job", "worker"
-_STUCK_SECONDS, _POLL_SECONDS = 300.0, 0.0002
+_STUCK_SECONDS, _POLL_SECONDS, _REST_SECONDS = 900.0, 0.0002, 0.005
 
 
 class StuckError(Exception):
@@ -106,6 +106,7 @@ def strike(run: Run, trace: Trace, course: Course, aim: Aim, draw: random.Random
             time.sleep(seconds)
             return _kill(run, victim, trace, course, aim)
         if time.monotonic() - started > _STUCK_SECONDS:
+            os.kill(run.process, signal.SIGKILL)
             raise StuckError(f"process {run.process} does not come to {aim}; it noted {trace.notes[-5:]}")
         time.sleep(_POLL_SECONDS)
     return None
@@ -127,12 +128,12 @@ def _kill(run: Run, victim: int, trace: Trace, course: Course, aim: Aim) -> Deat
         target.kill()
     except psutil.NoSuchProcess:  # a worker, whose job has just ended
         return None
-    _wait_for_end([target])
+    wait_for_end([target])
     if aim.victim == JOB:
         end = os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
         if end is None or end.si_status != signal.SIGKILL:  # it had come to its end by itself
             return None
-        _wait_for_end(workers)
+        wait_for_end(workers)
     ended = time.monotonic()
     trace.update()
     death = Death(trace.phase(victim), aim.victim, course.position(trace, moment))
@@ -142,12 +143,15 @@ def _kill(run: Run, victim: int, trace: Trace, course: Course, aim: Aim) -> Deat
     return replace(death, orphan_seconds=ended - moment, late_seconds=max(0.0, late))
 
 
-def _wait_for_end(processes: Sequence[psutil.Process]) -> None:
+def wait_for_end(processes: Sequence[psutil.Process]) -> None:
+    """Wait until processes have ended, zombies included, and end those that stand still."""
     started = time.monotonic()
     while living := [process for process in processes if _lives(process)]:
         if time.monotonic() - started > _STUCK_SECONDS:
+            for process in living:
+                process.kill()
             raise StuckError(f"{living} should have ended, and have not for {_STUCK_SECONDS:.0f} s")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_REST_SECONDS)
 
 
 def _lives(process: psutil.Process) -> bool:

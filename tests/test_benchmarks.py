@@ -9,7 +9,7 @@ from benchmarks.readers import KEPT, MEMMAP, PEERS, SIDECACHE
 from benchmarks.reading import Setting, measure
 from benchmarks.record import machine, save
 
-SMALL = Setting("small", samples=24, dim=8, layers=2, tokens=5, shard_samples=10, batch_size=4, batches=3)
+SMALL = Setting("small", samples=24, dim=8, layers=2, grid=(2, 2), shard_samples=10, batch_size=4, batches=3)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the rivals

@@ -38,7 +38,7 @@ class Disk:
         subprocess.run(["umount", "--lazy", self.place], check=True)
 
     def close(self) -> None:
-        while subprocess.run(["umount", self.place], capture_output=True).returncode == 0:
+        while subprocess.run(["umount", "--lazy", self.place], capture_output=True).returncode == 0:
             pass
 
 

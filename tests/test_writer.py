@@ -160,7 +160,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         return place / "cache.zarr"
 
     yield mount
-    while subprocess.run(["umount", place], capture_output=True).returncode == 0:
+    while subprocess.run(["umount", "--lazy", place], capture_output=True).returncode == 0:
         pass
 
 

@@ -335,7 +335,7 @@ def verify_command(
 
 
 def _repair(store: str, config: "Config", report: "Report") -> None:
-    from store.backend import store_url
+    from store.address import store_url
     from store.errors import UserError
     from store.verify import damaged_shards
     from store.writer import unmark_shards

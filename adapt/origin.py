@@ -27,7 +27,8 @@ from extract.backbone import Backbone, ModelBackbone, digests, empty_backbone, l
 from extract.forward import FrozenForward, resolve_device, resolve_precision
 from extract.sources import ImageSource, drawn_text, open_source
 from extract.vivit_weights import VIVIT
-from store.backend import Folder, store_url
+from store.address import store_url
+from store.backend import Folder
 from store.errors import UserError
 from store.growth import read_known
 from store.layout import describe_tokens, resolve_layers

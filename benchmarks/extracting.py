@@ -27,8 +27,9 @@ from extract.backbone import Backbone, load_backbone
 from extract.forward import FrozenForward
 from extract.run import extract_tokens
 from extract.sources import ImageSource, open_source
+from store.address import store_url
 from store.arrays import open_schema, read_rms
-from store.backend import Folder, store_url
+from store.backend import Folder
 from store.formats import Encoded, encode
 from store.groups import in_groups
 from store.layout import resolve_layers

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from store.address import store_url
 from store.arrays import STORED
-from store.backend import Folder, store_url
+from store.backend import Folder
 from store.formats import Encoded
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo

@@ -18,8 +18,9 @@ from adapt.features import PooledFeatures, StreamedFeatures
 from adapt.losa import LoSAOptions
 from adapt.search import Material, train_trials
 from adapt.train import Settings
+from store.address import store_url
 from store.arrays import STORED
-from store.backend import Folder, store_url
+from store.backend import Folder
 from store.formats import Encoded
 from store.reader import open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo

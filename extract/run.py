@@ -15,8 +15,9 @@ from extract.shard import ExtractedShard, ShardExtractor
 from extract.sources import ImageSource
 from extract.threads import thread_pool
 from store.added_layers import MARKS_OF_ADDED, finish_layers
+from store.address import store_url
 from store.arrays import NEXT, STORED, holds_samples, open_schema, read_rms
-from store.backend import Folder, store_url
+from store.backend import Folder
 from store.config import StoreConfig
 from store.growth import read_known
 from store.layout import resolve_layers

@@ -20,8 +20,9 @@ from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward import FrozenForward
 from extract.shard import ShardExtractor
 from extract.sources import ImageSplit
+from store.address import store_url
 from store.arrays import read_rms
-from store.backend import Folder, store_url
+from store.backend import Folder
 from store.config import Tokens
 from store.errors import JobError
 from store.lock import Watch

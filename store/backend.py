@@ -19,9 +19,7 @@ import numcodecs
 import numpy as np
 import tensorstore as ts
 
-from store.address import array_members, kvstore_spec, new_context
-from store.address import local_path as local_path
-from store.address import store_url as store_url
+from store.address import array_members, kvstore_spec, local_path, new_context
 from store.errors import JobError, UserError
 from store.failures import NEEDS_REPLACING, failure
 from store.metadata import CHECKSUM, CRC32C, array_metadata, chunk_codecs, document_checksum

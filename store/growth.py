@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt32
 
+from store.address import local_path
 from store.arrays import ADDED, DIGEST, NEXT, open_schema, shard_arrays
-from store.backend import Folder, local_path, wait
+from store.backend import Folder, wait
 from store.lock import Guard
 from store.schema import Schema
 from store.writer import Listing, StoreWriter, read_listing, write_listing

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from store.address import local_path
 from store.arrays import layer_arrays, shard_arrays, shard_file
-from store.backend import Folder, local_path
+from store.backend import Folder
 from store.chunks import LocalChunks, Picked, UnreadableError
 from store.files import OpenFiles
 from store.schema import Schema

@@ -26,7 +26,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import psutil
 
-from store.backend import LOCK, Folder, local_path
+from store.address import local_path
+from store.backend import LOCK, Folder
 from store.errors import JobError
 from store.metadata import CHECKSUM, document_checksum
 

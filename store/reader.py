@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, Integer, Shaped
 
+from store.address import local_path, store_url
 from store.arrays import LOG, MISSING, SKIPPED, read_rms, read_status, require_store
-from store.backend import Folder, check_process, local_path, store_url, wait
+from store.backend import Folder, check_process, wait
 from store.errors import JobError, UserError
+from store.failures import OutageError
 from store.formats import Encoded, decode_numpy
 from store.layer import Layer
 from store.schema import Schema
@@ -38,6 +40,8 @@ class Pending:
         try:
             parts: list[Any] = wait([self._futures[layer]], f"read layer {layer} of {self._place}{self._split}")[0]
             return parts
+        except OutageError:
+            raise
         except JobError as error:
             shards = _SHARD_OF_FILE.findall(str(error))
             place = f"shard {shards[-1]} of {self._split}: " if shards else ""
@@ -48,7 +52,8 @@ class Store:
     """A token store, open for reading.
 
     Rows number the samples of a split in the order of the source, skipped samples left out. Every chunk's checksum is
-    checked as it is read; a missing or damaged one is an error that names its file, never zeros.
+    checked before its first use in this process, and again once its file has changed; a missing or damaged one is an
+    error that names its file, never zeros.
     """
 
     def __init__(self, path: str | Path) -> None:

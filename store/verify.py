@@ -19,6 +19,7 @@ from jaxtyping import UInt8, UInt32
 from rich.console import Console
 
 from store.added_layers import names_of_added
+from store.address import store_url
 from store.arrays import (
     DIGEST,
     LOG,
@@ -34,7 +35,7 @@ from store.arrays import (
     shard_arrays,
     shard_file,
 )
-from store.backend import LOCK, Folder, store_url, wait
+from store.backend import LOCK, Folder, wait
 from store.errors import JobError, UserError
 from store.failures import AccessError, OutageError
 from store.formats import Encoded

@@ -18,6 +18,7 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Float32, Shaped, UInt8
 
+from store.address import store_url
 from store.arrays import (
     DIGEST,
     LOG,
@@ -31,7 +32,7 @@ from store.arrays import (
     require_store,
     shard_arrays,
 )
-from store.backend import Folder, store_url, wait
+from store.backend import Folder, wait
 from store.errors import JobError
 from store.failures import AccessError
 from store.formats import STORED_DTYPE, Encoded

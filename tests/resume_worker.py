@@ -25,7 +25,8 @@ from extract.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.run import extract_tokens
 from extract.sources import open_source
-from store.backend import Folder, store_url
+from store.address import store_url
+from store.backend import Folder
 from store.config import Layers, StoreConfig
 from store.growth import read_known
 

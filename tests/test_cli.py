@@ -18,7 +18,8 @@ from small_store import contents
 import sidecache as sc
 from adapt.adaptor import load_adaptor
 from adapt.config import Config
-from store.backend import Folder, store_url
+from store.address import store_url
+from store.backend import Folder
 from store.errors import JobError
 from store.lock import hold
 

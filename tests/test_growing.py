@@ -25,7 +25,8 @@ from extract.ordering import in_store_order
 from extract.run import Extraction, extract_tokens
 from extract.samples import Encoded, Sample
 from extract.sources import ImageSource, draw_test, open_source
-from store.backend import Folder, store_url
+from store.address import store_url
+from store.backend import Folder
 from store.config import Layers, StoreConfig
 from store.errors import ChangedError, JobError, UserError
 from store.growth import read_known

@@ -30,7 +30,8 @@ BEAT, PATIENCE = 0.1, 1.0
 KEY = f"{LOCK}/zarr.json"
 JOB = f"""
 import sys
-from store.backend import Folder, store_url
+from store.address import store_url
+from store.backend import Folder
 from store.errors import JobError
 from store.lock import hold
 

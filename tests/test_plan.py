@@ -27,8 +27,9 @@ from extract.backbone import empty_backbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.shape import backbone_shape
 from extract.sources import open_source
+from store.address import store_url
 from store.arrays import STORED
-from store.backend import Folder, store_url
+from store.backend import Folder
 from store.errors import UserError
 from store.formats import encode
 from store.writer import Listing, StoreWriter, create_store

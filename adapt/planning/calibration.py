@@ -31,8 +31,9 @@ from extract.forward import FrozenForward, preprocess, resolve_device
 from extract.images import DecodeError
 from extract.shard import encode_layers
 from extract.sources import ImageSplit
+from store.address import local_path, store_url
 from store.arrays import STORED
-from store.backend import Folder, local_path, store_url
+from store.backend import Folder
 from store.reader import open_store
 from store.schema import Schema, SplitInfo
 from store.writer import Listing, StoreWriter, create_store

@@ -14,8 +14,9 @@ from adapt.spec import FeatureSpec
 from extract.describe import schema_for
 from extract.shape import backbone_shape
 from extract.sources import ImageSource, open_source
+from store.address import store_url
 from store.arrays import open_schema
-from store.backend import Folder, store_url
+from store.backend import Folder
 from store.config import StoreConfig
 from store.errors import JobError, UserError
 from store.layout import resolve_layers

@@ -16,7 +16,7 @@ from typing import Any
 
 import dask
 import numpy as np
-from distributed import Client, LocalCluster, wait
+from distributed import Client, KilledWorker, LocalCluster, wait
 
 from extract.config import ExtractConfig
 from extract.worker import Extractor, Work, extract_on_worker
@@ -169,9 +169,11 @@ class _Job:
             self._at_work.pop(shard, None)
         if isinstance(error, UserError):
             raise error
-        if self._begun[shard] > RETRIES or not isinstance(error, JobError):
-            raise error if isinstance(error, JobError) else JobError(f"{_place(shard)} failed: {_reason(error)}")
-        self._submit(iter([shard]), 1)
+        if not isinstance(error, JobError | KilledWorker):
+            raise JobError(f"{_place(shard)} failed: {_reason(error)}")
+        if self._begun[shard] > RETRIES:
+            raise error if isinstance(error, JobError) else self._hopeless(shard)
+        self._submit(iter([shard]), 1)  # of the deaths of a worker dask also blames shards that only waited there
 
     def _note(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]
@@ -193,12 +195,15 @@ class _Job:
             still = {worker for worker, since in self._at_work.values() if now - since > limit}
             self._at_work = {shard: at for shard, at in self._at_work.items() if at[0] not in still}
         if hopeless:
-            raise JobError(
-                f"{_place(hopeless[0])} was begun {1 + RETRIES} times, and each time its worker died or stood still "
-                f"for {limit:,.0f} s; look at its samples, the workers' memory, and extract.shard_seconds"
-            )
+            raise self._hopeless(hopeless[0])
         if still:
             self._client.restart_workers(sorted(still), timeout=_RESTART_SECONDS, raise_for_error=False)
+
+    def _hopeless(self, shard: Shard) -> JobError:
+        return JobError(
+            f"{_place(shard)} was begun {1 + RETRIES} times, and each time its worker died or stood still for "
+            f"{self._limit():,.0f} s; look at its samples, the workers' memory, and extract.shard_seconds"
+        )
 
     def _limit(self) -> float:
         """Seconds that a worker may take for a shard."""

@@ -89,7 +89,7 @@ def test_a_shard_that_ends_every_worker_ends_the_job_and_the_rest_is_kept(
     data: DataConfig, serial: dict[str, bytes], tmp_path: Path
 ) -> None:
     deadly = lay_traps(open_source(data), {6: Trap("die", 99, tmp_path / "deaths")})
-    with pytest.raises(JobError, match=r"shard 3 of train (was begun 4 times|failed: KilledWorker)"):
+    with pytest.raises(JobError, match=r"shard 3 of train was begun 4 times"):
         extract(deadly, data, tmp_path / "c.zarr", workers=2)
     assert len(list((tmp_path / "deaths").iterdir())) == 4
     done = extract(open_source(data), data, tmp_path / "c.zarr")

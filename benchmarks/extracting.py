@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from adapt.config import Config, load_config
+from benchmarks.made_up import encode
 from benchmarks.record import add_record_options, machine, save
 from extract.backbone import Backbone, load_backbone
 from extract.forward import FrozenForward
@@ -30,7 +31,7 @@ from extract.sources import ImageSource, open_source
 from store.address import store_url
 from store.arrays import open_schema, read_rms
 from store.backend import Folder
-from store.formats import Encoded, encode
+from store.formats import Encoded
 from store.groups import in_groups
 from store.layout import resolve_layers
 from store.writer import StoreWriter

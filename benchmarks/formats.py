@@ -20,10 +20,11 @@ import numpy as np
 import timm
 import torch
 
+from benchmarks.made_up import encode
 from extract.backbone import load_backbone
 from extract.config import BackboneConfig
 from extract.images import decode_rgb
-from store.formats import channel_rms, decode_numpy, encode
+from store.formats import channel_rms, decode_numpy
 
 Array = np.ndarray
 Format = Callable[

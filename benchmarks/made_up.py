@@ -1,9 +1,12 @@
-"""A whole store of random int8 tokens, written without a backbone."""
+"""Tokens without a backbone: a whole store of random int8 codes, and arrays encoded as a store keeps them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from extract.encoding import Encoding
 from store.address import store_url
 from store.arrays import STORED
 from store.backend import Folder
@@ -59,3 +62,9 @@ def write_store(
         encoded = {layer: Encoded(np.roll(codes, layer, axis=0), scale) for layer in schema.layers}  # all different
         writer.commit("train", shard, encoded, np.full(rows, STORED, np.uint8))
     return open_store(folder)
+
+
+def encode(tokens: np.ndarray, dtype: Any, rms: np.ndarray | None = None) -> Encoded:
+    """Of one layer; its samples are called 0, 1 and so on."""
+    by_layer = {} if rms is None else {0: torch.from_numpy(rms)}
+    return Encoding({0: torch.from_numpy(tokens)}, list(map(str, range(len(tokens)))), dtype, by_layer).result()[0]

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from extract.config import DataConfig
+from extract.encoding import Encoding
 from extract.forward import FrozenForward
-from extract.shard import encode_layers, report_failures
+from extract.shard import report_failures
 from extract.sources import ImageSource, ImageSplit
 from store.added_layers import begin_layers, read_added
 from store.arrays import LOG, holds_samples, open_schema
@@ -125,7 +126,7 @@ def _calibrate(split: ImageSplit, forward: FrozenForward, data: DataConfig) -> d
             report_failures(batch, split, data.on_error == "skip")
             if batch.images is not None:
                 tokens = forward(batch.images)
-                encode_layers(tokens, [split.ids[row] for row in batch.rows], "float32", {})  # refuses NaN and infinity
+                Encoding(tokens, [split.ids[row] for row in batch.rows], "float32", {}).result()  # no NaN, no infinity
                 for layer, values in tokens.items():
                     squares[layer].extend(values.double().square().mean(dim=1).cpu().numpy())
             advance(len(batch.rows) + len(batch.failed))

@@ -1,26 +1,27 @@
 """One shard of the extraction: its samples through the frozen backbone, to what is stored of them."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
-from extract.backbone import TokensByLayer
+from extract.encoding import Encoding
 from extract.forward import Batch, FrozenForward
 from extract.sources import ImageSplit
 from store.arrays import SKIPPED, STORED
-from store.config import Dtype
-from store.errors import JobError, UserError
-from store.formats import Encoded, NotStorableError, encode
+from store.errors import UserError
+from store.formats import Encoded
 from store.groups import in_groups
 from store.schema import Schema
 
 
 @dataclass(frozen=True)
 class ExtractedShard:
-    """What is to be committed of a shard, and the time that reading its samples and the forward pass took."""
+    """What is to be committed of a shard, and the time that its samples, their forward pass and encoding took."""
 
     tokens: dict[int, Encoded]
     status: UInt8[np.ndarray, "rows"]
@@ -45,7 +46,9 @@ class ShardExtractor:
         rms: Mapping[int, np.ndarray],
         skip: bool,
     ) -> None:
-        self._splits, self._forward, self._schema, self._rms, self._skip = splits, forward, schema, rms, skip
+        self._splits, self._forward, self._schema, self._skip = splits, forward, schema, skip
+        self._rms = {layer: torch.from_numpy(values).to(forward.device) for layer, values in rms.items()}
+        self._ahead = 1 if forward.device.type == "cuda" else 0  # batches under way on the GPU while one is placed
 
     def extract(self, split: str, number: int, advance: Callable[[int], None] = lambda _: None) -> ExtractedShard:
         """Compute one shard; `advance` hears of every sample that is done.
@@ -55,23 +58,60 @@ class ShardExtractor:
             JobError: a value cannot be stored.
         """
         images, rows = self._splits[split], self._schema.shards(split).rows(number)
-        buffers: dict[int, Encoded] = {}
-        status = np.full(len(rows), STORED, np.uint8)
-        skipped: dict[str, str] = {}
-        seconds, started = 0.0, time.perf_counter()
+        filling = _Filling(len(rows))
+        begun: deque[tuple[list[int], Encoding]] = deque()
+        started = time.perf_counter()
         for batch in self._forward.batches(images, in_groups(rows, self._forward.batch_size)):
-            skipped |= report_failures(batch, images, self._skip)
-            status[[row - rows.start for row in batch.failed]] = SKIPPED
-            tokens = {} if batch.images is None else self._forward(batch.images)
-            seconds += time.perf_counter() - started
-            encoded = encode_layers(tokens, [images.ids[row] for row in batch.rows], self._schema.dtype, self._rms)
-            _place(buffers, encoded, [row - rows.start for row in batch.rows], len(rows))
+            failed = report_failures(batch, images, self._skip)
+            filling.skip([row - rows.start for row in batch.failed], failed)
+            if batch.images is not None:
+                ids = [images.ids[row] for row in batch.rows]
+                encoding = Encoding(self._forward(batch.images), ids, self._schema.dtype, self._rms)
+                begun.append(([row - rows.start for row in batch.rows], encoding))
+            while len(begun) > self._ahead:
+                filling.place(*begun.popleft())
             advance(len(batch.rows) + len(batch.failed))
-            started = time.perf_counter()
-        for layer in set(self._schema.layers) - set(buffers):  # a shard in which no sample could be decoded
-            zeros = np.zeros((len(rows), self._schema.token_layout.num_tokens, self._schema.dim), np.float32)
-            buffers[layer] = encode(zeros, self._schema.dtype, self._rms.get(layer))
-        return ExtractedShard(buffers, status, skipped, seconds)
+        while begun:
+            filling.place(*begun.popleft())
+        seconds = time.perf_counter() - started - filling.seconds
+        return ExtractedShard(filling.tokens or self._zeros(len(rows)), filling.status, filling.skipped, seconds)
+
+    def _zeros(self, n_rows: int) -> dict[int, Encoded]:
+        """Of a shard in which no sample could be decoded."""
+        zeros = torch.zeros(n_rows, self._schema.token_layout.num_tokens, self._schema.dim, device=self._forward.device)
+        tokens = dict.fromkeys(self._schema.layers, zeros)
+        return Encoding(tokens, [], self._schema.dtype, self._rms).result()
+
+
+class _Filling:
+    """A shard as its batches arrive; skipped rows keep zeros."""
+
+    def __init__(self, n_rows: int) -> None:
+        self.tokens: dict[int, Encoded] = {}
+        self.status = np.full(n_rows, STORED, np.uint8)
+        self.skipped: dict[str, str] = {}
+        self.seconds = 0.0  # spent here on copying
+
+    def skip(self, rows: Sequence[int], reasons: Mapping[str, str]) -> None:
+        self.status[rows] = SKIPPED
+        self.skipped |= reasons
+
+    def place(self, rows: Sequence[int], encoding: Encoding) -> None:
+        encoded = encoding.result()
+        started = time.perf_counter()
+        for layer, part in encoded.items():
+            if layer not in self.tokens:
+                self.tokens[layer] = Encoded(*(self._empty(array) for array in _arrays(part)))
+            for whole, array in zip(_arrays(self.tokens[layer]), _arrays(part), strict=True):
+                whole[rows] = array
+        self.seconds += time.perf_counter() - started
+
+    def _empty(self, like: np.ndarray) -> np.ndarray:
+        return np.zeros((len(self.status), *like.shape[1:]), like.dtype)
+
+
+def _arrays(encoded: Encoded) -> list[np.ndarray]:
+    return [array for array in (encoded.values, encoded.scale) if array is not None]
 
 
 def report_failures(batch: Batch, split: ImageSplit, skip: bool) -> dict[str, str]:
@@ -79,41 +119,3 @@ def report_failures(batch: Batch, split: ImageSplit, skip: bool) -> dict[str, st
     if batch.failed and not skip:
         raise UserError(next(iter(batch.failed.values())))
     return {split.ids[row]: reason for row, reason in batch.failed.items()}
-
-
-def encode_layers(
-    tokens: TokensByLayer, ids: Sequence[str], dtype: Dtype, rms: Mapping[int, np.ndarray]
-) -> dict[int, Encoded]:
-    """Every layer as it is stored; a value that cannot be stored is a JobError that names sample and layer."""
-    encoded = {}
-    for layer, values in tokens.items():
-        try:
-            encoded[layer] = encode(values.cpu().numpy(), dtype, rms.get(layer))
-        except NotStorableError as error:
-            sample, token, channel = error.index
-            raise JobError(
-                f"sample {ids[sample]!r}, layer {layer}, token {token}, channel {channel}: the value {error.value} "
-                f"cannot be stored as {error.dtype}; "
-                + (_too_large(error.dtype) if np.isfinite(error.value) else _NON_FINITE)
-            ) from error
-    return encoded
-
-
-def _too_large(dtype: str) -> str:
-    wider = [name for name in ("bfloat16", "float32", "int8") if name != dtype]
-    return f"choose store.dtype {' or '.join(wider)}"
-
-
-_NON_FINITE = "the backbone itself yields it: check its weights, or set extract.precision to float32"
-
-
-def _place(buffers: dict[int, Encoded], encoded: Mapping[int, Encoded], rows: Sequence[int], total: int) -> None:
-    """Copy a batch into the shard's buffers, which start as zeros: what a skipped row keeps."""
-    for layer, part in encoded.items():
-        if layer not in buffers:
-            scale = None if part.scale is None else np.zeros((total, *part.scale.shape[1:]), part.scale.dtype)
-            buffers[layer] = Encoded(np.zeros((total, *part.values.shape[1:]), part.values.dtype), scale)
-        whole = buffers[layer]
-        whole.values[rows] = part.values
-        if whole.scale is not None:
-            whole.scale[rows] = part.scale

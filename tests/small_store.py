@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.made_up import encode
 from store.address import store_url
 from store.arrays import SKIPPED, STORED, open_schema, read_rms
 from store.backend import Folder
-from store.formats import Encoded, decode_numpy, encode
+from store.formats import Encoded, decode_numpy
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
 from store.writer import Listing, StoreWriter, create_store

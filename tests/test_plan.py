@@ -23,6 +23,7 @@ from adapt.planning.plan import Plan, print_plan
 from adapt.planning.planner import draw_up_plan, parse_bytes
 from adapt.planning.proposals import propose
 from adapt.planning.survey import Survey
+from benchmarks.made_up import encode
 from extract.backbone import empty_backbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.shape import backbone_shape
@@ -31,7 +32,6 @@ from store.address import store_url
 from store.arrays import STORED
 from store.backend import Folder
 from store.errors import UserError
-from store.formats import encode
 from store.writer import Listing, StoreWriter, create_store
 
 ROOT = Path(__file__).parent.parent

@@ -27,9 +27,9 @@ from adapt.spec import FeatureSpec
 from adapt.train import fit
 from extract.backbone import ModelBackbone
 from extract.config import ExtractConfig
+from extract.encoding import Encoding
 from extract.forward import FrozenForward, preprocess, resolve_device
 from extract.images import DecodeError
-from extract.shard import encode_layers
 from extract.sources import ImageSplit
 from store.address import local_path, store_url
 from store.arrays import STORED
@@ -202,7 +202,8 @@ def _fill_store(folder: str, schema: Schema, device: torch.device) -> tuple[floa
     target = Folder(store_url(folder))
     create_store(target, schema, {"train": Listing(ids, labels, np.zeros((rows, 16), np.uint8))}, rms, {})
     started = time.perf_counter()
-    encoded = encode_layers(tokens, ids, schema.dtype, rms)
+    on_device = {layer: torch.from_numpy(values).to(device) for layer, values in rms.items()}
+    encoded = Encoding(tokens, ids, schema.dtype, on_device).result()
     done = time.perf_counter()
     StoreWriter(target, schema).commit("train", 0, encoded, np.full(rows, STORED, np.uint8))
     return (done - started) / rows, (time.perf_counter() - done) / rows

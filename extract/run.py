@@ -167,8 +167,7 @@ def _run_here(extractor: ShardExtractor, missing: Missing, writer: StoreWriter, 
         for split, shards in missing.items():
             total = sum(len(schema.shards(split).rows(shard)) for shard in shards)
             with progress(f"extracting {split}", total, "samples") as advance:
-                for number in shards:
-                    shard = extractor.extract(split, number, advance)
+                for number, shard in zip(shards, extractor.extract(split, shards, advance), strict=True):
                     if commit:
                         commit.result()
                     now = time.perf_counter()

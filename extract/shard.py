@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from store.arrays import SKIPPED, STORED
 from store.errors import UserError
 from store.formats import Encoded
 from store.groups import in_groups
+from store.heap import keep_freed_memory
 from store.schema import Schema
 
 
@@ -48,20 +50,31 @@ class ShardExtractor:
     ) -> None:
         self._splits, self._forward, self._schema, self._skip = splits, forward, schema, skip
         self._rms = {layer: torch.from_numpy(values).to(forward.device) for layer, values in rms.items()}
+        keep_freed_memory()
         self._ahead = 1 if forward.device.type == "cuda" else 0  # batches under way on the GPU while one is placed
 
-    def extract(self, split: str, number: int, advance: Callable[[int], None] = lambda _: None) -> ExtractedShard:
-        """Compute one shard; `advance` hears of every sample that is done.
+    def extract(
+        self, split: str, numbers: Sequence[int], advance: Callable[[int], None] = lambda _: None
+    ) -> Iterator[ExtractedShard]:
+        """Compute shards, in order; the next one's samples are decoded meanwhile. `advance` hears of samples done.
 
         Raises:
             UserError: a sample cannot be decoded, and such are not to be skipped.
             JobError: a value cannot be stored.
         """
-        images, rows = self._splits[split], self._schema.shards(split).rows(number)
+        images, shards = self._splits[split], self._schema.shards(split)
+        groups = [in_groups(shards.rows(number), self._forward.batch_size) for number in numbers]
+        batches = self._forward.batches(images, [group for shard in groups for group in shard])
+        for number, shard in zip(numbers, groups, strict=True):
+            yield self._fill(images, shards.rows(number), islice(batches, len(shard)), advance)
+
+    def _fill(
+        self, images: ImageSplit, rows: range, batches: Iterator[Batch], advance: Callable[[int], None]
+    ) -> ExtractedShard:
         filling = _Filling(len(rows))
         begun: deque[tuple[list[int], Encoding]] = deque()
         started = time.perf_counter()
-        for batch in self._forward.batches(images, in_groups(rows, self._forward.batch_size)):
+        for batch in batches:
             failed = report_failures(batch, images, self._skip)
             filling.skip([row - rows.start for row in batch.failed], failed)
             if batch.images is not None:

@@ -116,7 +116,7 @@ class _Hand:
 
     def extract(self, split: str, number: int) -> dict[str, Any]:
         self._check_samples(split, number)
-        shard = self._extractor.extract(split, number)
+        [shard] = self._extractor.extract(split, [number])
         self._writer.write(split, number, shard.tokens, shard.status)
         return {"status": shard.status.tolist(), "skipped": shard.skipped, "forward_seconds": shard.forward_seconds}
 

@@ -26,6 +26,7 @@ from adapt.objective import Objective
 from adapt.optimizer import Optimizer, make_optimizer, make_schedule
 from store.errors import JobError
 from store.groups import in_groups
+from store.heap import keep_freed_memory
 from store.progress import progress
 
 Rows = Int[np.ndarray, "_"]
@@ -99,7 +100,7 @@ def fit(
     Raises:
         JobError: a loss is not finite.
     """
-    loop = _Loop(candidates, features, settings, objective, len(rows))
+    loop = Loop(candidates, features, settings, objective, len(rows))
     done, seconds = loop.load(checkpoint)
     with (
         progress(describe, settings.epochs * len(rows), "samples") as advance,
@@ -147,7 +148,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-class _Loop:
+class Loop:
     """Optimisers, schedule and checkpoint of one pass."""
 
     def __init__(
@@ -161,10 +162,11 @@ class _Loop:
         self._candidates, self._features, self._settings = candidates, features, settings
         self._objective, self._labels = objective, features.labels("train")
         self._layers = _layers([candidate.model for candidate in candidates])
-        parts = settings.grad_accumulation
-        at_once = math.ceil(settings.batch_size / parts) if parts else features.samples_at_once(self._layers)
+        parts = settings.grad_accumulation or math.ceil(settings.batch_size / features.samples_at_once(self._layers))
+        at_once = math.ceil(settings.batch_size / parts)  # parts of equal size: a small last one takes longer a sample
         self._world = world()
         self._at_once = min(at_once, math.ceil(settings.batch_size / self._world.size))
+        keep_freed_memory()
         for candidate in candidates:
             candidate.model.to(features.device)
             if settings.grad_checkpointing:

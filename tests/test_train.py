@@ -110,7 +110,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     features, file = MadeFeatures(), tmp_path / "state.pt"
     whole, resumed = candidate(dropout=0.2), candidate(dropout=0.2)
     fit([whole], features, *rows_of(features), SETTINGS, PLAIN)
-    save = adapt.train._Loop.save
+    save = adapt.train.Loop.save
 
     def save_then_stop(loop: Any, checkpoint: Path, epochs: int, seconds: float) -> None:
         save(loop, checkpoint, epochs, seconds)
@@ -118,10 +118,10 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(adapt.train, "_SAVE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(adapt.train._Loop, "save", save_then_stop)
+    monkeypatch.setattr(adapt.train.Loop, "save", save_then_stop)
     with pytest.raises(KeyboardInterrupt):
         fit([candidate(dropout=0.2)], features, *rows_of(features), SETTINGS, PLAIN, file)
-    monkeypatch.setattr(adapt.train._Loop, "save", save)
+    monkeypatch.setattr(adapt.train.Loop, "save", save)
     assert file.exists()
     fit([resumed], features, *rows_of(features), SETTINGS, PLAIN, file)
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()

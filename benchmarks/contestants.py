@@ -1,0 +1,108 @@
+"""What `training.py` compares: models, what they train from, and epochs over it."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from adapt.candidate import Candidate
+from adapt.features import OnlineFeatures, StreamedFeatures, spec_of_backbone
+from adapt.images import ImageBatches
+from adapt.methods import METHODS, build_model
+from adapt.objective import Objective
+from adapt.train import Loop, Settings, autocast
+from extract.backbone import load_backbone
+from extract.config import BackboneConfig, DataConfig, ExtractConfig
+from extract.forward import FrozenForward
+from extract.run import extract_tokens
+from extract.sources import open_source
+from store.config import StoreConfig
+from store.groups import in_groups
+from store.reader import open_store
+
+CPU = torch.device("cpu")
+FROM_CACHE, ONLINE, PEFT = "losa from the cache", "losa online", "peft lora"
+CONTESTANTS = (FROM_CACHE, ONLINE, PEFT, "lora", "full")
+RANK = 4  # of peft's LoRA: the default of our `lora`
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}  # `--small`: does it run at all
+
+
+class Bench:
+    """Photographs, a backbone and a store of its tokens, below one folder."""
+
+    def __init__(self, folder: Path, samples: int, args: argparse.Namespace) -> None:
+        self.store = str(folder / "cache.zarr")
+        self._data = DataConfig(source="folder", root=folder / "images")
+        if samples:
+            draw_photographs(folder / "images", samples)
+        size: dict[str, Any] = dict(SMALL) if args.small else {}
+        self._config = ExtractConfig(device="cpu", precision=args.precision)
+        self._backbone = BackboneConfig(name="vit_base_patch16_224", weights="random", model_kwargs=size)
+
+    def extract(self) -> None:
+        store = StoreConfig(path=self.store, dtype="int8")
+        extract_tokens(open_source(self._data), load_backbone(self._backbone), self._data, store, self._config)
+
+    def contestant(self, name: str) -> tuple[nn.Module, Any]:
+        """A model, and what it trains from; nothing that the others need is opened."""
+        if name == FROM_CACHE:
+            streamed = StreamedFeatures(open_store(self.store), CPU)
+            return build("losa", streamed.spec, None), streamed
+        source, backbone = open_source(self._data), load_backbone(self._backbone)
+        if name == ONLINE:
+            forward = FrozenForward(backbone, range(backbone.depth), "all", self._config)
+            online = OnlineFeatures(source, forward, "all")
+            return build("losa", online.spec, None), online
+        images = ImageBatches(source, backbone, CPU, {"train": np.arange(len(source.splits["train"]))})
+        if name == PEFT:
+            module: Any = backbone.module
+            module.requires_grad_(requires_grad=False)
+            module.reset_classifier(2)
+            inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"]), module)
+            return module, images
+        return build(name, spec_of_backbone(backbone, range(backbone.depth)), backbone), images
+
+
+def draw_photographs(root: Path, samples: int) -> None:
+    """Noise of few colours, as large as the photographs of ImageNet's preprocessing."""
+    draw = np.random.default_rng(0)
+    for number in range(samples + 2):
+        split, name = ("test", "ab"[number % 2]) if number >= samples else ("train", "ab"[number % 2])
+        (folder := root / split / name).mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).resize((256, 256)).save(folder / f"{number:05d}.jpg")
+
+
+def build(name: str, spec: Any, backbone: Any) -> nn.Module:
+    return build_model(name, spec, 2, METHODS[name].options(), backbone)
+
+
+class Epochs:
+    """Epochs of a model over some rows: the program's loop, and for peft's model a plain one over the same batches."""
+
+    def __init__(self, model: nn.Module, inputs: Any, rows: np.ndarray, batch: int, precision: str) -> None:
+        self._model, self._inputs, self._precision = model.train(), inputs, precision
+        self.rows, self._groups = len(rows), in_groups(rows, batch)
+        self._optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
+        self._loop = None
+        if hasattr(model, "readout"):
+            settings = Settings(1000, batch, 0, precision=precision)
+            self._loop = Loop([Candidate(model, 1e-3, 0.01)], inputs, settings, Objective(multi_label=False), len(rows))
+
+    def run(self) -> None:
+        """One epoch."""
+        if self._loop:
+            self._loop.train_epoch(0, self._groups, lambda _: None)
+            return
+        for rows, images in self._inputs.batches("train", self._groups, []):
+            with autocast(CPU, self._precision):
+                logits = self._model(images).float()
+            F.cross_entropy(logits, self._inputs.labels("train")[rows]).backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            self._optimizer.zero_grad()

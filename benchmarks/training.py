@@ -1,0 +1,177 @@
+"""Training from the cache beside training end to end: `python -m benchmarks.training speed rows memory [--out FILE]`.
+
+Parts can be run one by one, and speed in either --precision: those that the file holds already stay in it.
+
+speed   Samples a second in training, all of made-up photographs of 224 pixels through a ViT-B/16 of random weights, by
+        the program's own loop (`adapt.train.fit`): LoSA with its default options, streamed from an int8 store of all 12
+        layers and 197 tokens, reading and decoding included; the same LoSA online; our `lora`; `full`; and peft's LoRA
+        in a plain loop over the same batches of images. Same batch and precision, in one process, in turning order,
+        medians over the rounds; a round of LoSA from the cache is several batches, of the others one. `cpu_seconds`
+        count the processor's time of all threads, which other work on the machine disturbs less.
+memory  The same at batch 64, each in a process of its own: the highest resident memory while it opens what it trains
+        from, builds its model and makes one step, above that of the process with everything imported. The program's own
+        loop takes a batch in parts that fit; the plain loop around peft's model takes it whole.
+rows    Seconds of an epoch of LoSA, streamed out of the page cache, for 1,024 rows, for twice as many, and so on,
+        of small tokens (4 layers of 50, 192 wide), and the highest memory of the process during each. Needs 1.3 GB of
+        disk below --folder.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from adapt.cost import peak_memory
+from adapt.features import StreamedFeatures
+from benchmarks.contestants import CONTESTANTS, CPU, FROM_CACHE, ONLINE, PEFT, Bench, Epochs, build
+from benchmarks.made_up import write_store
+from benchmarks.record import add_record_options, machine, save
+
+RATIOS = {f"{FROM_CACHE} / {other}": (FROM_CACHE, other) for other in (PEFT, "lora", "full", ONLINE)}
+
+
+def compare(epochs: Mapping[str, Epochs], rounds: int) -> dict[str, dict[str, Any]]:
+    """Seconds of each, on the clock and of the processor, by round in a turning order; after a round for warmth."""
+    names, figures = list(epochs), {name: {"seconds": [], "cpu_seconds": []} for name in epochs}
+    for number in range(rounds + 1):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter(), time.process_time()
+            epochs[name].run()
+            if number:
+                figures[name]["seconds"].append(time.perf_counter() - started[0])
+                figures[name]["cpu_seconds"].append(time.process_time() - started[1])
+        print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
+    return {name: {"samples": epochs[name].rows, **taken} for name, taken in figures.items()}
+
+
+def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    bench = Bench(folder, args.batch * args.batches, args)
+    bench.extract()
+    epochs = {}
+    for name in CONTESTANTS:
+        count = args.batch * (args.batches if name == FROM_CACHE else 1)
+        epochs[name] = Epochs(*bench.contestant(name), np.arange(count), args.batch, args.precision)
+    figures = compare(epochs, args.rounds)
+    for taken in figures.values():
+        for clock in ("seconds", "cpu_seconds"):
+            taken[f"samples / {clock[:-1]}"] = taken["samples"] / statistics.median(taken[clock])
+    ratios = {
+        name: {
+            clock: statistics.median(
+                (figures[ours]["samples"] / mine) / (figures[theirs]["samples"] / other)
+                for mine, other in zip(figures[ours][clock], figures[theirs][clock], strict=True)
+            )
+            for clock in ("seconds", "cpu_seconds")
+        }
+        for name, (ours, theirs) in RATIOS.items()
+    }
+    return {"figures": figures, "ratios, medians of the rounds' own": ratios}
+
+
+def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Each in a process of its own, one after the other."""
+    Bench(folder, args.memory_batch, args).extract()
+    bytes_above = {}
+    for name in args.only or CONTESTANTS:
+        command = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--child", name, "--folder", str(folder)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        bytes_above[name] = json.loads(done.stdout.splitlines()[-1])
+    theirs = bytes_above.get(PEFT)
+    ratios = {name: n_bytes / theirs for name, n_bytes in bytes_above.items()} if theirs else {}
+    return {"bytes_above_the_interpreter": bytes_above, "ratio_to_peft_lora": ratios}
+
+
+def measure_peak(args: argparse.Namespace, folder: Path) -> int:
+    """How far this process rises from here on."""
+    idle = psutil.Process().memory_info().rss
+    with peak_memory(CPU) as peak:
+        model, inputs = Bench(folder, 0, args).contestant(args.child)
+        Epochs(model, inputs, np.arange(args.memory_batch), args.memory_batch, args.precision).run()
+    assert peak.n_bytes is not None
+    return peak.n_bytes - idle
+
+
+def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Epochs over the first rows of one store, as many as there are sizes."""
+    sizes = [1024 * 2**power for power in range(args.doublings + 1)]
+    store = write_store(folder / "rows.zarr", sizes[-1], 4, (7, 7), 192)
+    peaks: dict[str, int] = {}
+    epochs = {}
+    for size in sizes:
+        streamed = StreamedFeatures(store, CPU)
+        epochs[str(size)] = Epochs(build("losa", streamed.spec, None), streamed, shuffled(size), 256, args.precision)
+    figures = compare(epochs, args.rounds)
+    for name, each in epochs.items():
+        with peak_memory(CPU) as peak:
+            each.run()
+        assert peak.n_bytes is not None
+        peaks[name] = peak.n_bytes
+    by_clock = {
+        clock: {name: statistics.median(taken[clock]) / taken["samples"] for name, taken in figures.items()}
+        for clock in ("seconds", "cpu_seconds")
+    }
+    relative = {
+        clock: {name: value / per_row[str(sizes[0])] for name, value in per_row.items()}
+        for clock, per_row in by_clock.items()
+    }
+    return {"figures": figures, "per_row": by_clock, "per_row / that of the first": relative, "peak_bytes": peaks}
+
+
+def shuffled(size: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(size)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
+    "speed": speed,
+    "memory": memory,
+    "rows": rows,
+}
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=8, help="of a round of LoSA from the cache")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--memory-batch", type=int, default=64)
+    parser.add_argument("--only", action="append", choices=CONTESTANTS, help="of `memory`")
+    parser.add_argument("--doublings", type=int, default=5, help="of `rows`, from 1,024")
+    parser.add_argument("--small", action="store_true", help="a tiny model, to see that the script runs")
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where to keep stores while it runs")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    add_record_options(parser)
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    args = parse()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    if args.child:
+        print(measure_peak(args, args.folder))
+        return
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "folder", "child", "parts")}
+    document: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    for part in args.parts:
+        with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
+            found = PARTS[part](args, Path(scratch))
+        document[f"{part}, {args.precision}"] = {**machine(), "settings": settings, **found}
+    save(document, args.out)
+
+
+if __name__ == "__main__":
+    main()

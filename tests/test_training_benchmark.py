@@ -1,0 +1,43 @@
+"""The benchmark of training runs at a small size and says all that it should; what it measures is not judged here."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("peft")
+
+from benchmarks.training import CONTESTANTS, RATIOS, measure_peak, parse, rows, speed
+
+
+@pytest.mark.filterwarnings("ignore")  # of the rivals
+def test_every_contestant_trains_and_every_figure_is_there(tmp_path: Path) -> None:
+    args = parse(
+        [
+            "speed",
+            "--small",
+            "--batch",
+            "2",
+            "--batches",
+            "2",
+            "--rounds",
+            "2",
+            "--memory-batch",
+            "2",
+            "--child",
+            "lora",
+        ]
+    )
+    found = speed(args, tmp_path)
+    assert set(found["figures"]) == set(CONTESTANTS)
+    assert all(len(taken["seconds"]) == len(taken["cpu_seconds"]) == 2 for taken in found["figures"].values())
+    assert [taken["samples"] for taken in found["figures"].values()] == [4, 2, 2, 2, 2]
+    assert set(found["ratios, medians of the rounds' own"]) == set(RATIOS)
+    assert measure_peak(args, tmp_path) > 0
+
+
+def test_epochs_of_more_rows_are_compared_with_the_first(tmp_path: Path) -> None:
+    found = rows(parse(["rows", "--small", "--rounds", "1", "--doublings", "1"]), tmp_path)
+    for clock in ("seconds", "cpu_seconds"):
+        assert found["per_row / that of the first"][clock]["1024"] == 1
+        assert found["per_row / that of the first"][clock]["2048"] > 0
+    assert set(found["peak_bytes"]) == {"1024", "2048"}

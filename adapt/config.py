@@ -29,6 +29,7 @@ _ENTRY_KEYS = ("name", *_PACE_KEYS, *_TRIAL_KEYS, "sweep")
 class TrainConfig(Section):
     """How every method is trained. `lr` and `weight_decay` serve where neither method nor sweep gives them.
 
+    `shuffle_block` is how many neighbours in the store are drawn together, to be read at once (docs/performance.md).
     `augment`, `mixup` and `grad_checkpointing` reach end-to-end methods only: a cache holds what it holds.
     """
 
@@ -38,6 +39,7 @@ class TrainConfig(Section):
         None, description="epochs of a trial of a search, or null for all of them"
     )
     batch_size: PositiveInt = 64
+    shuffle_block: PositiveInt = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Positive = 0.001
     weight_decay: NonNegative = 0.01

@@ -61,8 +61,13 @@ class Features(Protocol):
         """What an epoch of training sees."""
         ...
 
-    def batches(self, split: str, groups: Sequence[Rows], layers: Sequence[int]) -> Iterator[tuple[Rows, Any]]:
-        """For every group of rows, in order: (rows, {layer: (rows, tokens, dim) float32 on the device})."""
+    def batches(
+        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
+    ) -> Iterator[tuple[Rows, Any]]:
+        """For every group of rows, in order: (rows, {layer: (rows, tokens, dim) float32 on the device}).
+
+        What comes from a disk may be read for so many groups `together`, in the order in which it lies there.
+        """
         ...
 
 
@@ -99,18 +104,28 @@ class StreamedFeatures(_Cached):
         return torch.from_numpy(self.store.labels(split))
 
     def batches(
-        self, split: str, groups: Sequence[Rows], layers: Sequence[int]
+        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
     ) -> Iterator[tuple[Rows, TokensByLayer]]:
         """See `Features.batches`."""
-        pending: deque[Any] = deque()
-        for position, rows in enumerate(groups):
-            for ahead in groups[position + len(pending) : position + 1 + _PREFETCH]:
-                pending.append(self.store.fetch(split, ahead, layers))
+        ahead = _PREFETCH if together == 1 else 1  # as many of these as there is memory for
+        windows, pending = in_groups(groups, together), deque[Any]()
+        for position, window in enumerate(windows):
+            for later in windows[position + len(pending) : position + 1 + ahead]:
+                pending.append(self.store.fetch(split, _in_order_of_store(later), layers))
             # Nothing refers to the stored values once they are decoded: a later batch is read into their memory.
-            yield (
-                rows,
-                {layer: self.decode(layer, *_tensors(part)) for layer, part in pending.popleft().result().items()},
-            )
+            yield from self._decode_window(window, pending.popleft().result())
+
+    def _decode_window(
+        self, window: Sequence[Rows], read: Mapping[int, Encoded]
+    ) -> Iterator[tuple[Rows, TokensByLayer]]:
+        parts = {layer: _tensors(encoded) for layer, encoded in read.items()}
+        del read
+        if len(window) == 1:
+            yield window[0], {layer: self.decode(layer, *parts.pop(layer)) for layer in list(parts)}
+            return
+        places = torch.from_numpy(np.argsort(np.argsort(np.concatenate(window))))  # where each row came to lie
+        for rows, where in zip(window, torch.split(places, [len(rows) for rows in window]), strict=True):
+            yield rows, {layer: self.decode(layer, *_pick(stored, where)) for layer, stored in parts.items()}
 
     def decode(self, layer: int, values: Tensor, scale: Tensor | None) -> Tensor:
         """Stored values of a layer to float32 on the device."""
@@ -135,11 +150,11 @@ class ResidentFeatures(_Cached):
         return self._streamed.labels(split)
 
     def batches(
-        self, split: str, groups: Sequence[Rows], layers: Sequence[int]
+        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
     ) -> Iterator[tuple[Rows, TokensByLayer]]:
         """See `Features.batches`."""
         if split != "train":
-            yield from self._streamed.batches(split, groups, layers)
+            yield from self._streamed.batches(split, groups, layers, together)
             return
         for rows in groups:
             index = torch.from_numpy(rows).to(self.device)
@@ -185,7 +200,7 @@ class OnlineFeatures(_Cached):
         return torch.from_numpy(np.asarray(self._source.splits[split].labels))
 
     def batches(
-        self, split: str, groups: Sequence[Rows], layers: Sequence[int]
+        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
     ) -> Iterator[tuple[Rows, TokensByLayer]]:
         """See `Features.batches`."""
         images = self._source.splits[split]
@@ -267,6 +282,16 @@ def spec_of_backbone(backbone: Backbone, layers: Sequence[int], tokens: Tokens =
         tail.for_sets(layout.prefix_sets) if tail else Tail(norm=nn.LayerNorm(backbone.dim, elementwise_affine=False))
     )
     return FeatureSpec(tuple(layers), backbone.depth, backbone.dim, layout, tail)
+
+
+def _in_order_of_store(window: Sequence[Rows]) -> Rows:
+    """Rows of several groups as they lie in the store, which reads neighbours at once; one group keeps its order."""
+    return np.sort(np.concatenate(window)) if len(window) > 1 else window[0]
+
+
+def _pick(stored: tuple[Tensor, Tensor | None], places: Tensor) -> tuple[Tensor, Tensor | None]:
+    values, scale = stored
+    return values[places], None if scale is None else scale[places]
 
 
 def _tensors(encoded: Encoded) -> tuple[Tensor, Tensor | None]:

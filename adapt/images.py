@@ -61,7 +61,7 @@ class ImageBatches:
         return replace(self, view=(seed, epoch)) if self.augment else self
 
     def batches(
-        self, split: str, groups: Sequence[Rows], layers: Sequence[int]
+        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
     ) -> Iterator[tuple[Rows, Float[Tensor, "rows ... channels height width"]]]:
         """For every group of rows, in order: (rows, images or clips on the device)."""
         numbers = [self.rows[split][group].tolist() for group in groups]

@@ -74,6 +74,7 @@ def settings_of(config: Config, method: MethodConfig, seed: int) -> Settings:
         grad_accumulation=None if train.grad_accumulation == "auto" else train.grad_accumulation,
         grad_checkpointing=end_to_end and train.grad_checkpointing,
         mixup=train.mixup if end_to_end else 0.0,
+        shuffle_block=train.shuffle_block,
     )
 
 

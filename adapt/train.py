@@ -6,10 +6,9 @@ through the model in parts that fit the memory, whose gradients add up to those 
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,17 +19,18 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from adapt.candidate import Candidate, all_finite
+from adapt.checkpoint import Checkpoint, Done, Member
 from adapt.distributed import world
 from adapt.metrics import Metrics, average_views, evaluate
 from adapt.objective import Objective
 from adapt.optimizer import Optimizer, make_optimizer, make_schedule
+from adapt.shuffle import WINDOW, epoch_batches
 from store.errors import JobError
 from store.groups import in_groups
 from store.heap import keep_freed_memory
 from store.progress import progress
 
 Rows = Int[np.ndarray, "_"]
-_SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost; short epochs would spend more on saving than on training
 
 
 @runtime_checkable
@@ -56,8 +56,10 @@ class Batches(Protocol):
         """What an epoch of training sees: images may be augmented."""
         ...
 
-    def batches(self, split: str, groups: Sequence[Rows], layers: Sequence[int]) -> Iterator[tuple[Rows, Any]]:
-        """(rows, inputs of a model) for every group of rows."""
+    def batches(
+        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
+    ) -> Iterator[tuple[Rows, Any]]:
+        """(rows, inputs of a model) for every group of rows; so many groups may be read together."""
         ...
 
 
@@ -76,6 +78,7 @@ class Settings:
     grad_accumulation: int | None = None  # parts that a batch goes through the model in; None: as memory demands
     grad_checkpointing: bool = False
     mixup: float = 0.0  # alpha of its Beta distribution; 0 for none
+    shuffle_block: int = 1  # rows that are read together; see `adapt.shuffle`
 
 
 def fit(
@@ -90,33 +93,40 @@ def fit(
 ) -> float:
     """Train all candidates on the same batches, and leave each with the weights of its best epoch.
 
-    Returns the seconds that an epoch of training took, validation left out.
+    Returns the seconds that an epoch of training took, validation and saving left out.
 
     Args:
         candidates: models of one method, all reading the same layers.
         rows, val_rows: rows of the training split to train on and to choose the epoch by.
-        checkpoint: a file that keeps the state between epochs; a run that finds one goes on from there.
+        checkpoint: a file that keeps the state as training goes; a run that finds one goes on from there.
 
     Raises:
         JobError: a loss is not finite.
     """
     loop = Loop(candidates, features, settings, objective, len(rows))
-    done, seconds = loop.load(checkpoint)
+    kept = Checkpoint(checkpoint, loop.members, features.device)
+    done = kept.load()
     with (
         progress(describe, settings.epochs * len(rows), "samples") as advance,
         torch.random.fork_rng(_devices(features)),
     ):
-        loop.restore_rng()
-        advance(done * len(rows))
-        for epoch in range(done, settings.epochs):
-            started = time.perf_counter()
-            loop.train_epoch(epoch, _epoch_order(rows, settings, epoch), advance)
-            seconds += time.perf_counter() - started
-            loop.validate(val_rows, epoch)
-            loop.save(checkpoint, epoch + 1, seconds)
+        torch.manual_seed(settings.seed + world().rank)  # dropout differs between processes
+        kept.restore_rng()
+        advance(done.epochs * len(rows) + done.steps * settings.batch_size)
+        while done.epochs < settings.epochs:
+            batches = epoch_batches(rows, settings.batch_size, settings.seed, done.epochs, settings.shuffle_block)
+            lap = time.perf_counter()
+            for n_rows in loop.train(done.epochs, batches[done.steps :]):
+                advance(n_rows)
+                done = replace(done, steps=done.steps + 1, seconds=done.seconds + time.perf_counter() - lap)
+                kept.save(done)
+                lap = time.perf_counter()
+            loop.validate(val_rows, done.epochs)
+            done = Done(done.epochs + 1, 0, done.seconds)
+            kept.save(done)
     for candidate in candidates:
         candidate.load(candidate.best)
-    return seconds / settings.epochs
+    return done.seconds / settings.epochs
 
 
 @torch.no_grad()
@@ -149,7 +159,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 class Loop:
-    """Optimisers, schedule and checkpoint of one pass."""
+    """The steps of one pass, and what takes them."""
 
     def __init__(
         self,
@@ -172,31 +182,27 @@ class Loop:
             if settings.grad_checkpointing:
                 candidate.model.checkpoint_blocks()  # type: ignore[operator]
         steps = settings.epochs * math.ceil(n_rows / settings.batch_size)
-        self._optimizers = [_optimizer(candidate, settings) for candidate in candidates]
         factor = make_schedule(steps, settings.warmup)
-        self._schedulers = [torch.optim.lr_scheduler.LambdaLR(opt, factor) for opt in self._optimizers]
-        self._rng: Tensor | None = None
-        self._saved_at = time.perf_counter()
+        self.members = [_member(candidate, settings, factor) for candidate in candidates]
 
-    def train_epoch(self, epoch: int, batches: Sequence[Rows], advance: Callable[[int], None]) -> None:
-        """One step a candidate for every batch."""
+    def train(self, epoch: int, batches: Sequence[Rows]) -> Iterator[int]:
+        """One step a candidate for every batch of an epoch, or of what is left of it; the rows of each."""
         for candidate in self._candidates:
             candidate.model.train()
         parts = [self._world.share_of(in_groups(rows, self._at_once)) for rows in batches]
         features = self._features.for_epoch(self._settings.seed, epoch)
-        inputs = features.batches("train", [part for batch in parts for part in batch], self._layers)
+        together = WINDOW * max(map(len, parts), default=1) if self._settings.shuffle_block > 1 else 1
+        inputs = features.batches("train", [part for batch in parts for part in batch], self._layers, together)
         for rows, batch in zip(batches, parts, strict=True):
             labels = self._labels_of(rows)
             for part, values in islice(inputs, len(batch)):
                 self._add_gradients(values, self._labels_of(part), labels)
-            advance(len(rows))
-            for candidate, optimizer, scheduler in zip(
-                self._candidates, self._optimizers, self._schedulers, strict=True
-            ):
+            for candidate, optimizer, scheduler in self.members:
                 self._world.sum_gradients(p for p in candidate.model.parameters() if p.requires_grad)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 scheduler.step()
+            yield len(rows)
 
     def _add_gradients(self, inputs: Any, labels: Tensor, whole: Tensor) -> None:
         share, order = self._draw_mixup(len(labels))
@@ -232,61 +238,6 @@ class Loop:
             rates = ", ".join(f"{candidate.lr:g}" for candidate in self._candidates)
             raise JobError(f"training diverged in its first epoch at learning rates {rates}; lower train.lr")
 
-    def load(self, checkpoint: Path | None) -> tuple[int, float]:
-        """Epochs done and seconds spent by an interrupted run, 0 where there was none."""
-        if checkpoint is None or not checkpoint.exists():
-            return 0, 0.0
-        try:
-            saved = torch.load(checkpoint, map_location=self._features.device, weights_only=True)
-        except Exception as error:  # whatever torch finds wrong with it
-            raise JobError(f"the checkpoint {checkpoint} is damaged; delete it to start anew") from error
-        for parts, candidate, optimizer, scheduler in zip(
-            saved["candidates"], self._candidates, self._optimizers, self._schedulers, strict=True
-        ):
-            candidate.load(parts["model"])
-            optimizer.load_state_dict(parts["optimizer"])
-            scheduler.load_state_dict(parts["scheduler"])
-            candidate.best, candidate.best_epoch = parts["best"], parts["best_epoch"]
-            candidate.score, candidate.loss = parts["score"], parts["loss"]
-        self._rng = saved["rng"].cpu()
-        return int(saved["epochs"]), float(saved["seconds"])
-
-    def restore_rng(self) -> None:
-        """Draw dropout from the seed, or from where the interrupted run was."""
-        torch.manual_seed(self._settings.seed + self._world.rank)  # dropout differs between processes
-        if self._rng is not None:
-            torch.set_rng_state(self._rng)
-
-    def save(self, checkpoint: Path | None, epochs: int, seconds: float) -> None:
-        """Replace the checkpoint whole, unless the last one is fresh."""
-        if checkpoint is None or time.perf_counter() - self._saved_at < _SAVE_EVERY_SECONDS:
-            return
-        self._saved_at = time.perf_counter()
-        candidates = [
-            {
-                "model": candidate.trained_state(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "best": candidate.best,
-                "best_epoch": candidate.best_epoch,
-                "score": candidate.score,
-                "loss": candidate.loss,
-            }
-            for candidate, optimizer, scheduler in zip(
-                self._candidates, self._optimizers, self._schedulers, strict=True
-            )
-        ]
-        partial = checkpoint.with_suffix(".partial")
-        torch.save(
-            {"epochs": epochs, "seconds": seconds, "rng": torch.get_rng_state(), "candidates": candidates}, partial
-        )
-        os.replace(partial, checkpoint)  # noqa: PTH105  # same folder: atomic
-
-
-def _epoch_order(rows: Rows, settings: Settings, epoch: int) -> list[Rows]:
-    order = np.random.default_rng([settings.seed, epoch]).permutation(rows)
-    return in_groups(order, settings.batch_size)
-
 
 def _layers(models: Sequence[nn.Module]) -> tuple[int, ...]:
     layers: tuple[int, ...] = models[0].layers  # type: ignore[assignment]
@@ -298,7 +249,8 @@ def _devices(features: Batches) -> list[torch.device]:
     return [features.device] if features.device.type == "cuda" else []
 
 
-def _optimizer(candidate: Candidate, settings: Settings) -> torch.optim.Optimizer:
+def _member(candidate: Candidate, settings: Settings, factor: Callable[[int], float]) -> Member:
     assert candidate.lr is not None
     lr, decay = candidate.lr, candidate.weight_decay
-    return make_optimizer(candidate.model, settings.optimizer, lr, decay, settings.head_lr)
+    optimizer = make_optimizer(candidate.model, settings.optimizer, lr, decay, settings.head_lr)
+    return Member(candidate, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor))

@@ -98,7 +98,8 @@ class Epochs:
     def run(self) -> None:
         """One epoch."""
         if self._loop:
-            self._loop.train_epoch(0, self._groups, lambda _: None)
+            for _ in self._loop.train(0, self._groups):
+                pass
             return
         for rows, images in self._inputs.batches("train", self._groups, []):
             with autocast(CPU, self._precision):

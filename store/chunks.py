@@ -1,13 +1,15 @@
 """Chunks of uncompressed shards in a local folder, read straight into their place in a batch.
 
 A chunk is one row and its crc32c, which is checked before the row's first use in this process, and again once the
-shard's file has changed. Files are read, not mapped: a mapped file that is cut short, or lies on a disk that fails,
-ends the whole process.
+shard's file has changed. Rows that are asked for one after the other, as they lie in a shard, are read at once; a few
+that lie between them are read along and dropped. Files are read, not mapped: a mapped file that is cut short, or lies
+on a disk that fails, ends the whole process.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -19,6 +21,8 @@ from store.layout import Shards
 
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16  # of a shard's index: where a chunk starts, and its length
+_LARGEST_GAP = 3  # rows; to begin another read takes a disk longer
+_LONGEST_RUN = 128  # rows; with those between them and all checksums, at most the 1,024 pieces that a call takes
 
 
 class UnreadableError(Exception):
@@ -27,15 +31,21 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Picked:
-    """Rows of a split: the shard of each, and its place there."""
+    """Rows of a split: the shard of each and its place there, and where the runs end that are read at once."""
 
     shards: Sequence[int]
     places: Sequence[int]
+    ends: Sequence[int]
 
     @classmethod
     def of(cls, rows: Int[np.ndarray, "rows"], shard_samples: int) -> "Picked":
+        """Places rise within a run."""
         shards, places = np.divmod(rows, shard_samples)
-        return cls(shards.tolist(), places.tolist())
+        steps, numbers = np.diff(rows), np.arange(1, len(rows))
+        breaks = (steps < 1) | (steps > 1 + _LARGEST_GAP) | (np.diff(shards) != 0)
+        lengths = numbers - np.maximum.accumulate(np.where(breaks, numbers, 0))  # since the last break
+        ends = numbers[breaks | (lengths % _LONGEST_RUN == 0)]
+        return cls(shards.tolist(), places.tolist(), [*ends.tolist(), len(rows)])
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,11 @@ class LocalChunks:
         """
         opened = {shard: self._open(shard) for shard in set(picked.shards)}
         out = self._buffers.lend(len(picked.places) * self._row_bytes).reshape(-1, self._row_bytes)
-        fresh = self._fill(out, [opened[shard] for shard in picked.shards], picked.places)
+        fresh, start = [], 0
+        for end in picked.ends:
+            file, version = opened[picked.shards[start]]
+            fresh += self._fill(out[start:end], file, version, picked.places[start:end])
+            start = end
         for shard, (file, version) in opened.items():
             if file.stamp() != version.stamp:  # asked afterwards, so that the answer holds for all that was read
                 self._forget(shard)
@@ -75,17 +89,32 @@ class LocalChunks:
         return out
 
     def _fill(
-        self, out: UInt8[np.ndarray, "rows n_bytes"], opened: Sequence[tuple[OpenFile, _Version]], places: Sequence[int]
+        self, out: UInt8[np.ndarray, "rows n_bytes"], file: OpenFile, version: _Version, places: Sequence[int]
     ) -> list[tuple[_Version, int]]:
-        """The rows that had to be checked."""
-        n_bytes, stride, fresh = self._row_bytes, self._stride, []
-        for row, (file, version), place in zip(out, opened, places, strict=True):
-            if not version.checked[place]:
-                _read_checked(file.fd, place * stride, row)
-                fresh.append((version, place))
-            elif os.preadv(file.fd, (row,), place * stride) != n_bytes:
+        """Read a run; the places that had to be checked."""
+        if len(places) == 1 and version.checked[places[0]]:
+            if os.preadv(file.fd, (out,), places[0] * self._stride) != self._row_bytes:
                 raise UnreadableError
-        return fresh
+            return []
+        crcs = self._read_along(file.fd, out, places)
+        fresh = [number for number, place in enumerate(places) if not version.checked[place]]
+        for number in fresh:
+            if google_crc32c.value(out[number]) != int.from_bytes(crcs[number], "little"):
+                raise UnreadableError
+        return [(version, places[number]) for number in fresh]
+
+    def _read_along(self, fd: int, out: UInt8[np.ndarray, "rows n_bytes"], places: Sequence[int]) -> list[memoryview]:
+        """Rows of rising places into `out`, by one call; their checksums."""
+        span = places[-1] - places[0] + 1
+        rows, dropped = dict(zip(places, out, strict=True)), bytearray(self._row_bytes)
+        checksums = memoryview(bytearray(_CRC_BYTES * span))
+        crcs = [checksums[start : start + _CRC_BYTES] for start in range(0, len(checksums), _CRC_BYTES)]
+        into: list[Any] = []
+        for place, crc in zip(range(places[0], places[-1] + 1), crcs, strict=True):
+            into += [rows.get(place, dropped), crc]
+        if os.preadv(fd, into, places[0] * self._stride) != span * self._stride:
+            raise UnreadableError
+        return [crcs[place - places[0]] for place in places]
 
     def _open(self, shard: int) -> tuple[OpenFile, _Version]:
         file = self._files.get(self._paths[shard])

@@ -29,17 +29,16 @@ class Layer:
     """
 
     def __init__(self, folder: Folder, schema: Schema, split: str, layer: int) -> None:
-        self._shard_samples = schema.shard_samples
         expected = {name: shard_arrays(schema, split)[name] for name in layer_arrays(schema, layer)}
         self._arrays = [folder.open_array(f"{split}/{name}", given) for name, given in expected.items()]
         self._chunks: list[LocalChunks] = []
         if _holds_plain_rows(folder, schema, split, expected):
             self._chunks = [_local_chunks(folder, schema, split, name, given) for name, given in expected.items()]
 
-    def fetch(self, rows: Int[np.ndarray, "rows"]) -> Any:
+    def fetch(self, rows: Int[np.ndarray, "rows"], picked: Picked) -> Any:
         """A future of the stored values of some rows, an array for each of the layer's."""
         if self._chunks and rows.size:
-            return _threads().submit(self._read, rows, Picked.of(rows, self._shard_samples))
+            return _threads().submit(self._read, rows, picked)
         return self._through_tensorstore(rows)
 
     def _read(self, rows: Int[np.ndarray, "rows"], picked: Picked) -> Sequence[np.ndarray]:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int, Integer, Shaped
 from store.address import local_path, store_url
 from store.arrays import LOG, MISSING, SKIPPED, read_rms, read_status, require_store
 from store.backend import Folder, check_process, wait
+from store.chunks import Picked
 from store.errors import JobError, UserError
 from store.failures import OutageError
 from store.formats import Encoded, decode_numpy
@@ -163,7 +164,8 @@ class Store:
         stored = self._stored_rows(split, rows)
         wanted = self.schema.check_layers(list(self.layers if layers is None else layers))
         opened = {layer: self._layer(split, layer) for layer in wanted}
-        return Pending({k: layer.fetch(stored) for k, layer in opened.items()}, split, self._folder.place)
+        picked = Picked.of(stored, self.schema.shard_samples)
+        return Pending({k: layer.fetch(stored, picked) for k, layer in opened.items()}, split, self._folder.place)
 
     def dataset(self, split: str, layers: Sequence[int] | None = None) -> "StoreDataset":
         """A map-style dataset for `torch.utils.data.DataLoader`: `({layer: (tokens, dim)}, label)`."""

@@ -13,6 +13,7 @@ import pytest
 import small_store
 from small_store import LAYERS, SIZES, expected
 
+from benchmarks.made_up import write_store
 from store import chunks, layer
 from store.buffers import Buffers
 from store.config import Compressor, Dtype
@@ -87,6 +88,67 @@ def test_compressed_rows_are_read_by_tensorstore(
 ) -> None:
     assert_sound(small_store.complete(tmp_path / "c.zarr", small_store.schema("float32", compressor)), [4, 0])
     assert len(by_tensorstore) == len(LAYERS)
+
+
+@pytest.fixture(scope="module")
+def rows_of_numbers(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """450 small rows in shards of 400."""
+    return write_store(tmp_path_factory.mktemp("numbers") / "c.zarr", 450, 1, (1, 1), 8, 400)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pieces of memory every read filled."""
+    pieces: list[int] = []
+    read = os.preadv
+
+    def preadv(fd: int, buffers: list[np.ndarray], offset: int) -> int:
+        pieces.append(len(buffers))
+        return read(fd, buffers, offset)
+
+    monkeypatch.setattr(chunks.os, "preadv", preadv)
+    return pieces
+
+
+ONE_AFTER_THE_OTHER = (
+    list(range(450)),
+    [7, 8, 9, 3, 4, 399, 400, 401],
+    [5, 9, 13, 17, 30, 31, 31, 30],
+    list(range(0, 400, 4)),
+)
+
+
+@pytest.mark.parametrize("rows", ONE_AFTER_THE_OTHER)
+def test_neighbours_are_read_at_once_and_right(
+    rows_of_numbers: Store, rows: list[int], by_tensorstore: list[np.ndarray]
+) -> None:
+    everything = rows_of_numbers._layer("train", 0)._through_tensorstore(np.arange(450)).result()
+    by_tensorstore.clear()
+    for _ in range(2):  # before and after their checksums are known to be right
+        read = rows_of_numbers.fetch("train", rows).result()[0]
+        np.testing.assert_array_equal(read.values, everything[0][rows])
+        np.testing.assert_array_equal(read.scale, everything[1][rows])
+    assert not by_tensorstore
+
+
+def test_a_read_takes_no_more_pieces_than_the_system_allows(rows_of_numbers: Store, calls: list[int]) -> None:
+    rows_of_numbers.fetch("train", list(range(0, 400, 4))).result()
+    assert len(calls) <= 2 * (1 + 2)  # values and scales: a shard's index and its rows
+    assert max(calls) <= os.sysconf("SC_IOV_MAX")
+    calls.clear()
+    rows_of_numbers.fetch("train", list(range(400))).result()
+    assert len(calls) == 2 * -(-400 // chunks._LONGEST_RUN)
+
+
+def test_a_damaged_row_that_is_read_along_harms_nobody(tmp_path: Path, by_tensorstore: list[np.ndarray]) -> None:
+    store = write_store(tmp_path / "c.zarr", 6, 1, (1, 1), 8)
+    expected = store.read("train", [1, 3])[0]
+    flip(tmp_path / "c.zarr/train/layer_00/c/0/0/0", 2 * (2 * 8 + 4))
+    store = open_store(tmp_path / "c.zarr")
+    np.testing.assert_array_equal(store.read("train", [1, 3])[0], expected)
+    assert not by_tensorstore
+    with pytest.raises(JobError, match="shard 0 of train"):
+        store.read("train", [1, 2, 3])
 
 
 def test_every_chunk_is_checked_once_before_its_first_use(store: Store, checked: list[int]) -> None:

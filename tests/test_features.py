@@ -30,13 +30,16 @@ MakeConfig = Callable[..., Config]
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
-def test_resident_and_streamed_batches_are_what_the_store_reads(tiny_config: MakeConfig, dtype: str) -> None:
+def test_resident_and_streamed_batches_are_what_the_store_reads(
+    tiny_config: MakeConfig, dtype: str, together: int
+) -> None:
     store = sc.extract(tiny_config(f"store.dtype={dtype}")).store
     streamed = StreamedFeatures(store, CPU)
     groups = [np.array([5, 0, 17]), np.array([23]), np.array([3, 3])]
     for features in (streamed, ResidentFeatures(streamed, store.layers)):
-        batches = list(features.batches("train", groups, [0, 2]))
+        batches = list(features.batches("train", groups, [0, 2], together))
         assert [rows.tolist() for rows, _ in batches] == [group.tolist() for group in groups]
         for rows, tokens in batches:
             for layer, values in store.read("train", rows, [0, 2]).items():

@@ -1,6 +1,7 @@
 """The loop: what the seed decides, what validation decides, and that an interruption changes nothing."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from test_methods import build, make_spec
 from torch import Tensor
 
-import adapt.train
+import adapt.checkpoint
 from adapt.candidate import Candidate
+from adapt.checkpoint import Checkpoint, Done
 from adapt.objective import Objective, class_weights, make_objective
 from adapt.optimizer import make_schedule
 from adapt.split import draw_validation
@@ -49,7 +51,7 @@ class MadeFeatures:
         return self
 
     def batches(
-        self, split: str, groups: Sequence[np.ndarray], layers: Sequence[int]
+        self, split: str, groups: Sequence[np.ndarray], layers: Sequence[int], together: int = 1
     ) -> Iterator[tuple[np.ndarray, Any]]:
         for rows in groups:
             yield rows, {layer: self._tokens[layer][torch.from_numpy(rows)] for layer in layers}
@@ -103,27 +105,30 @@ def test_the_epoch_that_validation_likes_best_is_kept() -> None:
     assert float(accuracy) == pytest.approx(trained.score)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
+@pytest.mark.parametrize("stop_after", [(1, 0), (3, 0), (0, 2), (2, 1)])
+@pytest.mark.parametrize("shuffle_block", [1, 4])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: tuple[int, int], shuffle_block: int
 ) -> None:
     features, file = MadeFeatures(), tmp_path / "state.pt"
+    settings = replace(SETTINGS, shuffle_block=shuffle_block)
     whole, resumed = candidate(dropout=0.2), candidate(dropout=0.2)
-    fit([whole], features, *rows_of(features), SETTINGS, PLAIN)
-    save = adapt.train.Loop.save
+    fit([whole], features, *rows_of(features), settings, PLAIN)
+    save = Checkpoint.save
 
-    def save_then_stop(loop: Any, checkpoint: Path, epochs: int, seconds: float) -> None:
-        save(loop, checkpoint, epochs, seconds)
-        if epochs == stop_after:
+    def save_then_stop(checkpoint: Checkpoint, done: Done) -> None:
+        save(checkpoint, done)
+        if (done.epochs, done.steps) == stop_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapt.train, "_SAVE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(adapt.train.Loop, "save", save_then_stop)
+    monkeypatch.setattr(adapt.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(adapt.checkpoint, "_SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(Checkpoint, "save", save_then_stop)
     with pytest.raises(KeyboardInterrupt):
-        fit([candidate(dropout=0.2)], features, *rows_of(features), SETTINGS, PLAIN, file)
-    monkeypatch.setattr(adapt.train.Loop, "save", save)
+        fit([candidate(dropout=0.2)], features, *rows_of(features), settings, PLAIN, file)
+    monkeypatch.setattr(Checkpoint, "save", save)
     assert file.exists()
-    fit([resumed], features, *rows_of(features), SETTINGS, PLAIN, file)
+    fit([resumed], features, *rows_of(features), settings, PLAIN, file)
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (resumed.score, resumed.best_epoch) == (whole.score, whole.best_epoch)

@@ -1,38 +1,33 @@
 """The benchmark of training runs at a small size and says all that it should; what it measures is not judged here."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("peft")
 
-from benchmarks.training import CONTESTANTS, RATIOS, measure_peak, parse, rows, speed
+from benchmarks.training import CONTESTANTS, RATIOS, parse, rows, speed
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.filterwarnings("ignore")  # of the rivals
 def test_every_contestant_trains_and_every_figure_is_there(tmp_path: Path) -> None:
-    args = parse(
-        [
-            "speed",
-            "--small",
-            "--batch",
-            "2",
-            "--batches",
-            "2",
-            "--rounds",
-            "2",
-            "--memory-batch",
-            "2",
-            "--child",
-            "lora",
-        ]
-    )
-    found = speed(args, tmp_path)
+    found = speed(parse(["speed", "--small", "--batch", "2", "--batches", "2", "--rounds", "2"]), tmp_path)
     assert set(found["figures"]) == set(CONTESTANTS)
     assert all(len(taken["seconds"]) == len(taken["cpu_seconds"]) == 2 for taken in found["figures"].values())
     assert [taken["samples"] for taken in found["figures"].values()] == [4, 2, 2, 2, 2]
     assert set(found["ratios, medians of the rounds' own"]) == set(RATIOS)
-    assert measure_peak(args, tmp_path) > 0
+
+
+def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "memory.json"
+    words = f"memory --small --memory-batch 2 --only lora --folder {tmp_path} --out {out}".split()
+    subprocess.run([sys.executable, "-m", "benchmarks.training", *words], check=True, cwd=ROOT)
+    assert json.loads(out.read_text())["memory, float32"]["bytes_above_the_interpreter"]["lora"] > 0
 
 
 def test_epochs_of_more_rows_are_compared_with_the_first(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""The state of a training run, kept in a file as it goes, so that an interrupted run ends as any other."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adapt.candidate import Candidate
+from store.errors import JobError
+
+_SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost
+_SHARE_OF_TIME = 1 / 20  # that saving may take; large models are saved less often
+
+
+class Member(NamedTuple):
+    """A candidate and what moves it."""
+
+    candidate: Candidate
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+
+
+@dataclass(frozen=True)
+class Done:
+    """How far a run has come: whole epochs, steps of the one that follows, and the seconds of all of them."""
+
+    epochs: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class Checkpoint:
+    """The file of a run, or none."""
+
+    def __init__(self, path: Path | None, members: Sequence[Member], device: torch.device) -> None:
+        self._path, self._members, self._device = path, members, device
+        self._rng: list[Tensor] = []
+        self._save_at = time.perf_counter() + _SAVE_EVERY_SECONDS
+
+    def load(self) -> Done:
+        """Go on where an interrupted run was; nothing is done where there was none.
+
+        Raises:
+            JobError: the file is damaged.
+        """
+        if self._path is None or not self._path.exists():
+            return Done()
+        try:
+            saved = torch.load(self._path, map_location=self._device, weights_only=True)
+        except Exception as error:  # whatever torch finds wrong with it
+            raise JobError(f"the checkpoint {self._path} is damaged; delete it to start anew") from error
+        for parts, (candidate, optimizer, scheduler) in zip(saved["candidates"], self._members, strict=True):
+            candidate.load(parts["model"])
+            optimizer.load_state_dict(parts["optimizer"])
+            scheduler.load_state_dict(parts["scheduler"])
+            candidate.best, candidate.best_epoch = parts["best"], parts["best_epoch"]
+            candidate.score, candidate.loss = parts["score"], parts["loss"]
+        self._rng = [state.cpu() for state in saved["rng"]]
+        return Done(**saved["done"])
+
+    def restore_rng(self) -> None:
+        """Draw dropout from where the interrupted run was."""
+        if self._rng:
+            for generator, state in zip(_generators(self._device), self._rng, strict=True):
+                generator.set_state(state)
+
+    def save(self, done: Done) -> None:
+        """Replace the file whole, unless it is fresh."""
+        started = time.perf_counter()
+        if self._path is None or started < self._save_at:
+            return
+        rng = [generator.get_state() for generator in _generators(self._device)]
+        partial = self._path.with_suffix(".partial")
+        torch.save({"done": asdict(done), "rng": rng, "candidates": [_state(each) for each in self._members]}, partial)
+        os.replace(partial, self._path)  # noqa: PTH105  # same folder: atomic
+        ended = time.perf_counter()
+        self._save_at = ended + max(_SAVE_EVERY_SECONDS, (ended - started) / _SHARE_OF_TIME)
+
+
+def _state(member: Member) -> dict[str, Any]:
+    candidate, optimizer, scheduler = member
+    return {
+        "model": candidate.trained_state(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "best": candidate.best,
+        "best_epoch": candidate.best_epoch,
+        "score": candidate.score,
+        "loss": candidate.loss,
+    }
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """What dropout draws from."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    number = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[number]]

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from extract.backbone import Backbone, Images, TokensByLayer, reduce_tokens
+from extract.batch_size import choose_batch_size
 from extract.config import ExtractConfig
 from extract.images import DecodeError
 from extract.preprocess import Transform
@@ -47,13 +49,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def resolve_batch_size(batch_size: int | str, device: torch.device, frames: int = 1) -> int:
-    """`auto` is what fills the device: 128 images on a GPU, 16 on a CPU (more only leaves its caches)."""
-    if isinstance(batch_size, int):
-        return batch_size
-    return max(1, (128 if device.type == "cuda" else 16) // frames)
-
-
 @dataclass(frozen=True)
 class Batch:
     """Rows of a split with their pixels; rows that could not be decoded are apart, with the reason."""
@@ -70,9 +65,17 @@ class FrozenForward:
         self.backbone, self.layers, self._tokens = backbone, tuple(layers), tokens
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
-        frames = backbone.image_size[0] if len(backbone.image_size) == 4 else 1
-        self.batch_size = resolve_batch_size(config.batch_size, self.device, frames)
+        self._wanted = config.batch_size
         backbone.module.to(self.device)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """`extract.batch_size`, where that is a number; else what fills the device."""
+        if isinstance(self._wanted, int):
+            return self._wanted
+        size = self.backbone.image_size
+        frames = size[0] if len(size) == 4 else 1
+        return choose_batch_size(self.device, lambda n: self(torch.zeros(n, *size, device=self.device)), frames)
 
     @torch.no_grad()
     def __call__(self, images: Images, layers: Sequence[int] | None = None) -> TokensByLayer:

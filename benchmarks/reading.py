@@ -4,7 +4,8 @@ All read the same made-up int8 tokens of ViT-Tiny and of ViT-B (12 layers, 197 t
 random, out of a warm page cache, in one process and in turns; benchmarks/readers.py says how. The figures are bytes of
 tokens a second, the median over the rounds, and the ratio to numpy's memory maps, the median of the rounds' own ratios.
 sidecache has checked every checksum once before, but in its `first pass`, where the store is opened anew each time.
-Then, with nothing in the page cache, one shuffled pass through the store beside the same bytes as one sequential read.
+Then, with nothing in the page cache, shuffled passes through the store, by single rows and by blocks
+(`train.shuffle_block`), beside the same bytes as one sequential read.
 
 Needs 4 GB of disk below --folder, and a few minutes. Rivals that are not installed are left out, and named.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from adapt.shuffle import WINDOW, epoch_batches
 from benchmarks.made_up import write_store
 from benchmarks.readers import MEMMAP, Batches, readers, sidecache_first_pass
 from benchmarks.record import add_record_options, machine, save
@@ -29,6 +31,7 @@ from store.groups import in_groups
 from store.reader import Store
 
 VERSIONS = ("numpy", "tensorstore", "google-crc32c", "zarr", "zarrs", "h5py", "litdata", "webdataset", "torch")
+BLOCKS = (1, 8, 32)  # of train.shuffle_block
 _PIECE = 8 * 2**20  # bytes of one sequential read
 
 
@@ -99,21 +102,31 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def cold(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str, Any]:
-    """One pass through all rows in random order, and through the same bytes in the order of raw files."""
+    """One pass through all rows in random order, by rows and by blocks, and through the same bytes of raw files."""
     raw = sorted((folder / "raw").iterdir())
     shards = sorted(file for file in (folder / "cache.zarr").rglob("*") if file.is_file())
-    seconds: dict[str, list[float]] = {"sequential": [], "shuffled": []}
+    seconds: dict[str, list[float]] = {"sequential": [], **{f"shuffle_block {block}": [] for block in BLOCKS}}
     for number in range(repeats):
-        order = np.random.default_rng(number).permutation(setting.samples)
         forget(raw)
         seconds["sequential"].append(seconds_of(lambda: read_through(raw)))
-        forget(shards)
-        groups = list(in_groups(order, setting.batch_size))
-        seconds["shuffled"].append(seconds_of(lambda groups=groups: exhaust(sidecache_first_pass(store), groups)))
+        for block in BLOCKS:
+            forget(shards)
+            groups = read_together(setting, number, block)
+            taken = seconds_of(lambda groups=groups: exhaust(sidecache_first_pass(store), groups))
+            seconds[f"shuffle_block {block}"].append(taken)
     n_bytes = sum(file.stat().st_size for file in raw)
     rates = {name: n_bytes / statistics.median(values) / 1e9 for name, values in seconds.items()}
-    shares = ratio(seconds["sequential"], seconds["shuffled"])
+    shares = {name: ratio(seconds["sequential"], values) for name, values in seconds.items()}
     return {"gb_per_second": rates, "ratio_to_sequential": shares, "seconds": seconds}
+
+
+def read_together(setting: Setting, seed: int, block: int) -> list[np.ndarray]:
+    """What training asks for at a time: a batch, or a window, of as many rows here, as they lie in the store."""
+    rows = np.arange(setting.samples)
+    if block == 1:
+        return epoch_batches(rows, setting.batch_size, seed, 0)
+    batches = epoch_batches(rows, max(1, setting.batch_size // WINDOW), seed, 0, block)
+    return [np.sort(np.concatenate(window)) for window in in_groups(batches, WINDOW)]
 
 
 def read_through(files: Sequence[Path]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adapt.candidate import Candidate
-from adapt.features import OnlineFeatures, StreamedFeatures, spec_of_backbone
+from adapt.features import OnlineFeatures, ResidentFeatures, StreamedFeatures, spec_of_backbone
 from adapt.images import ImageBatches
 from adapt.methods import METHODS, build_model
 from adapt.objective import Objective
@@ -26,9 +26,8 @@ from store.config import StoreConfig
 from store.groups import in_groups
 from store.reader import open_store
 
-CPU = torch.device("cpu")
-FROM_CACHE, ONLINE, PEFT = "losa from the cache", "losa online", "peft lora"
-CONTESTANTS = (FROM_CACHE, ONLINE, PEFT, "lora", "full")
+FROM_CACHE, RESIDENT, ONLINE, PEFT = "losa from the cache", "losa resident", "losa online", "peft lora"
+CONTESTANTS = (FROM_CACHE, RESIDENT, ONLINE, PEFT, "lora", "full")
 RANK = 4  # of peft's LoRA: the default of our `lora`
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}  # `--small`: does it run at all
 
@@ -42,8 +41,9 @@ class Bench:
         if samples:
             draw_photographs(folder / "images", samples)
         size: dict[str, Any] = dict(SMALL) if args.small else {}
-        self._config = ExtractConfig(device="cpu", precision=args.precision)
-        self._backbone = BackboneConfig(name="vit_base_patch16_224", weights="random", model_kwargs=size)
+        self.device = torch.device(args.device)
+        self._config = ExtractConfig(device=args.device, precision=args.precision)
+        self._backbone = BackboneConfig(name=args.model, weights="random", image_size=224, model_kwargs=size)
 
     def extract(self) -> None:
         store = StoreConfig(path=self.store, dtype="int8")
@@ -51,21 +51,22 @@ class Bench:
 
     def contestant(self, name: str) -> tuple[nn.Module, Any]:
         """A model, and what it trains from; nothing that the others need is opened."""
-        if name == FROM_CACHE:
-            streamed = StreamedFeatures(open_store(self.store), CPU)
-            return build("losa", streamed.spec, None), streamed
+        if name in (FROM_CACHE, RESIDENT):
+            streamed = StreamedFeatures(open_store(self.store), self.device)
+            resident = ResidentFeatures(streamed, streamed.spec.layers) if name == RESIDENT else None
+            return build("losa", streamed.spec, None), resident or streamed
         source, backbone = open_source(self._data), load_backbone(self._backbone)
         if name == ONLINE:
             forward = FrozenForward(backbone, range(backbone.depth), "all", self._config)
             online = OnlineFeatures(source, forward, "all")
             return build("losa", online.spec, None), online
-        images = ImageBatches(source, backbone, CPU, {"train": np.arange(len(source.splits["train"]))})
+        images = ImageBatches(source, backbone, self.device, {"train": np.arange(len(source.splits["train"]))})
         if name == PEFT:
             module: Any = backbone.module
             module.requires_grad_(requires_grad=False)
             module.reset_classifier(2)
             inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"]), module)
-            return module, images
+            return module.to(self.device), images
         return build(name, spec_of_backbone(backbone, range(backbone.depth)), backbone), images
 
 
@@ -88,7 +89,7 @@ class Epochs:
 
     def __init__(self, model: nn.Module, inputs: Any, rows: np.ndarray, batch: int, precision: str) -> None:
         self._model, self._inputs, self._precision = model.train(), inputs, precision
-        self.rows, self._groups = len(rows), in_groups(rows, batch)
+        self.device, self.rows, self._groups = inputs.device, len(rows), in_groups(rows, batch)
         self._optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
         self._loop = None
         if hasattr(model, "readout"):
@@ -96,14 +97,20 @@ class Epochs:
             self._loop = Loop([Candidate(model, 1e-3, 0.01)], inputs, settings, Objective(multi_label=False), len(rows))
 
     def run(self) -> None:
-        """One epoch."""
+        """One epoch, to its end on a GPU, too."""
         if self._loop:
             for _ in self._loop.train(0, self._groups):
                 pass
-            return
+        else:
+            self._run_plainly()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _run_plainly(self) -> None:
         for rows, images in self._inputs.batches("train", self._groups, []):
-            with autocast(CPU, self._precision):
+            with autocast(self.device, self._precision):
                 logits = self._model(images).float()
-            F.cross_entropy(logits, self._inputs.labels("train")[rows]).backward()  # type: ignore[no-untyped-call]
+            labels = self._inputs.labels("train")[rows].to(self.device)
+            F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             self._optimizer.zero_grad()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import device
 from benchmarks.readers import KEPT, MEMMAP, PEERS, SIDECACHE
 from benchmarks.reading import Setting, measure
 from benchmarks.record import machine, save
@@ -27,3 +28,14 @@ def test_all_readers_return_equal_bytes_and_every_figure_is_there(tmp_path: Path
     passes = {"sequential", "shuffle_block 1", "shuffle_block 8", "shuffle_block 32"}
     assert set(found["cold"]["seconds"]) == set(found["cold"]["gb_per_second"]) == passes
     assert all(share > 0 for share in found["cold"]["ratio_to_sequential"].values())
+
+
+def test_the_limits_of_a_device_are_measured(tmp_path: Path) -> None:
+    args = device.parse(["extraction", "transfer", "--device", "cpu", "--small", "--batch", "2", "--rounds", "1"])
+    args.folder, args.samples = tmp_path, 4
+    found = device.extraction(args)
+    assert found["images_per_second"] > 0
+    assert set(found["operations_per_second"]) == {"extraction", "forward", "matmul"}
+    moved = device.transfer(args)
+    assert moved["bytes"] == 4 * (1 + 16 * 16) * 96
+    assert moved["transfer and decoding / copy"] > 0

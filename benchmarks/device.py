@@ -1,0 +1,158 @@
+"""How near a device comes to its limits: `python -m benchmarks.device extraction transfer --device cuda --out FILE`.
+
+extraction  Images through --model of random weights in bfloat16 autocast, all layers' tokens encoded to int8 and taken
+            to the host, as in `sidecache extract` (without decoding and writing), in operations a second; beside it the
+            rate of one large bfloat16 matrix product. The batch is the one that `extract.batch_size: auto` finds.
+transfer    Stored int8 tokens of that model to the device and decoded to float32, as in training from the cache; beside
+            it plain copies of the same bytes out of pinned memory (on a CPU: out of memory).
+
+Medians of --rounds, in turns. `--small` is a tiny model, to see that the script runs.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from adapt.features import StreamedFeatures
+from benchmarks.made_up import write_store
+from benchmarks.record import add_record_options, machine, save
+from extract.backbone import Backbone, load_backbone
+from extract.config import BackboneConfig, ExtractConfig
+from extract.encoding import Encoding
+from extract.forward import FrozenForward
+from store.reader import Store
+
+SMALL = {"embed_dim": 96, "depth": 2, "num_heads": 2}
+
+
+class Clock:
+    """Seconds of calls on a device, which has done all of their work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def medians(self, calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+        """Of each, in turns, after one round that warms up."""
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds + 1):
+            for name, call in calls.items():
+                seconds[name].append(self._seconds(call))
+        return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+
+    def _seconds(self, call: Callable[[], object]) -> float:
+        self._wait()
+        started = time.perf_counter()
+        call()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def extraction(args: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device(args.device)
+    backbone = _backbone(args)
+    layers = range(backbone.depth)
+    forward = FrozenForward(backbone, layers, "all", ExtractConfig(device=args.device, precision="bfloat16"))
+    batch = args.batch or forward.batch_size
+    images = torch.randn(batch, *backbone.image_size, device=device)
+    rms = {layer: torch.ones(backbone.dim, device=device) for layer in layers}
+    side = 512 if args.small else 8192
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    with FlopCounterMode(display=False) as counter:
+        forward(images[:1])
+    seconds = Clock(device).medians(
+        {
+            "extraction": lambda: Encoding(forward(images), [""] * batch, "int8", rms).result(),
+            "forward": lambda: forward(images),
+            "matmul": lambda: left @ right,
+        },
+        args.rounds,
+    )
+    work = {
+        "extraction": batch * counter.get_total_flops(),
+        "forward": batch * counter.get_total_flops(),
+        "matmul": 2 * side**3,
+    }
+    rates = {name: work[name] / taken for name, taken in seconds.items()}
+    return {
+        "model": args.model,
+        "batch": batch,
+        "images_per_second": batch / seconds["extraction"],
+        "operations_per_second": rates,
+        "extraction / matmul": rates["extraction"] / rates["matmul"],
+        "forward / matmul": rates["forward"] / rates["matmul"],
+    }
+
+
+def transfer(args: argparse.Namespace) -> dict[str, Any]:
+    device, backbone = torch.device(args.device), _backbone(args)
+    grid = (backbone.layout.grid[-2], backbone.layout.grid[-1])
+    store = write_store(args.folder / "transfer.zarr", args.samples, 1, grid, backbone.dim)
+    features, layer = StreamedFeatures(store, device), store.layers[0]
+    values, scale = _stored(store)
+    plain = values.pin_memory() if device.type == "cuda" else values.clone()
+    target = torch.empty_like(plain, device=device)
+    seconds = Clock(device).medians(
+        {
+            "transfer and decoding": lambda: features.decode(layer, values, scale),
+            "copy": lambda: target.copy_(plain, non_blocking=True),
+        },
+        args.rounds,
+    )
+    rates = {name: values.nbytes / taken for name, taken in seconds.items()}
+    return {
+        "bytes": values.nbytes,
+        "bytes_per_second": rates,
+        "transfer and decoding / copy": rates["transfer and decoding"] / rates["copy"],
+    }
+
+
+def _backbone(args: argparse.Namespace) -> Backbone:
+    size: dict[str, Any] = SMALL if args.small else {}
+    return load_backbone(BackboneConfig(name=args.model, weights="random", image_size=224, model_kwargs=size))
+
+
+def _stored(store: Store) -> tuple[Tensor, Tensor]:
+    encoded = store.fetch("train", np.arange(store.num_samples("train"))).result()[store.layers[0]]
+    assert encoded.scale is not None
+    return torch.from_numpy(encoded.values), torch.from_numpy(encoded.scale)
+
+
+PARTS = {"extraction": extraction, "transfer": transfer}
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--model", default="vit_giant_patch14_dinov2", help="a timm ViT")
+    parser.add_argument("--batch", type=int, help="images at once, in place of what is found")
+    parser.add_argument("--samples", type=int, default=512, help="of `transfer`")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where to keep a store while it runs")
+    add_record_options(parser)
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    args = parse()
+    with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
+        args.folder = Path(scratch)
+        save({**machine(), **{part: PARTS[part](args) for part in args.parts}}, args.out)
+
+
+if __name__ == "__main__":
+    main()

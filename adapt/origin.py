@@ -14,7 +14,6 @@ from adapt.adaptor import Facts
 from adapt.config import Config
 from adapt.features import (
     OnlineFeatures,
-    PooledFeatures,
     ResidentFeatures,
     StreamedFeatures,
     choose_source,
@@ -22,6 +21,7 @@ from adapt.features import (
 )
 from adapt.images import ImageBatches
 from adapt.methods import build_model, find_method
+from adapt.pooled import PooledFeatures
 from adapt.spec import FeatureSpec
 from extract.backbone import Backbone, ModelBackbone, digests, empty_backbone, load_backbone
 from extract.forward import FrozenForward, resolve_device, resolve_precision

@@ -12,10 +12,10 @@ from torch import nn
 
 from adapt.candidate import Candidate
 from adapt.config import MethodConfig, Trial
-from adapt.features import PooledFeatures
 from adapt.images import ImageBatches
 from adapt.methods import build_model, find_method
 from adapt.objective import make_objective
+from adapt.pooled import PooledFeatures
 from adapt.results import write_atomically
 from adapt.solve import Pooled, readout_of, solve_heads
 from adapt.split import draw_validation

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from adapt.config import MethodConfig, Trial
-from adapt.features import Features, PooledFeatures, ResidentFeatures, StreamedFeatures
+from adapt.features import Features, ResidentFeatures, StreamedFeatures
 from adapt.methods import find_method
+from adapt.pooled import PooledFeatures
 from adapt.search import Material, train_trials
 from adapt.train import Settings
 from store.reader import open_store

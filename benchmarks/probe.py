@@ -18,7 +18,8 @@ from sklearn.metrics import log_loss
 
 from adapt.candidate import Candidate
 from adapt.config import load_config
-from adapt.features import PooledFeatures, ResidentFeatures, StreamedFeatures
+from adapt.features import ResidentFeatures, StreamedFeatures
+from adapt.pooled import PooledFeatures
 from adapt.run import settings_of
 from adapt.search import Material, train_trials
 from adapt.solve import readout_of

@@ -14,8 +14,9 @@ import torch
 
 from adapt.config import MethodConfig, Trial
 from adapt.cost import peak_memory
-from adapt.features import PooledFeatures, StreamedFeatures
+from adapt.features import StreamedFeatures
 from adapt.losa import LoSAOptions
+from adapt.pooled import PooledFeatures
 from adapt.search import Material, train_trials
 from adapt.train import Settings
 from store.address import store_url

@@ -13,12 +13,12 @@ import sidecache as sc
 from adapt.config import Config
 from adapt.features import (
     OnlineFeatures,
-    PooledFeatures,
     ResidentFeatures,
     StreamedFeatures,
     choose_source,
 )
 from adapt.origin import Inputs
+from adapt.pooled import PooledFeatures
 from adapt.readout import Readout
 from adapt.run import adaptor_path
 from adapt.run import train as train_job

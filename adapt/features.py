@@ -16,6 +16,7 @@ from extract.backbone import Backbone
 from extract.forward import FrozenForward
 from extract.sources import ImageSource
 from extract.tail import Tail, tail_from_arrays
+from extract.transfer import to_device
 from store.config import Tokens
 from store.errors import UserError
 from store.formats import Encoded, decode
@@ -128,8 +129,8 @@ class StreamedFeatures(_Cached):
 
     def decode(self, layer: int, values: Tensor, scale: Tensor | None) -> Tensor:
         """Stored values of a layer to float32 on the device."""
-        scale = None if scale is None else _to_device(scale, self.device)
-        decoded: Tensor = decode(_to_device(values, self.device), scale, self._rms.get(layer))
+        scale = None if scale is None else to_device(scale, self.device)
+        decoded: Tensor = decode(to_device(values, self.device), scale, self._rms.get(layer))
         return decoded
 
 
@@ -255,13 +256,6 @@ def _in_order_of_store(window: Sequence[Rows]) -> Rows:
 def _pick(stored: tuple[Tensor, Tensor | None], places: Tensor) -> tuple[Tensor, Tensor | None]:
     values, scale = stored
     return values[places], None if scale is None else scale[places]
-
-
-def _to_device(stored: Tensor, device: torch.device) -> Tensor:
-    """To a GPU by way of memory that the system leaves in its place, so that the host need not wait."""
-    if device.type == "cuda" and not stored.is_cuda:
-        return stored.pin_memory().to(device, non_blocking=True)
-    return stored.to(device)
 
 
 def _tensors(encoded: Encoded) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from extract.backbone import ModelBackbone
 from extract.forward import decode_batches, preprocess
 from extract.sources import ImageSource
+from extract.transfer import to_device
 from store.errors import UserError
 
 Rows = Int[np.ndarray, "_"]
@@ -70,7 +71,7 @@ class ImageBatches:
             if batch.failed:
                 raise UserError(f"{next(iter(batch.failed.values()))} (end-to-end training cannot skip samples)")
             assert batch.images is not None
-            yield rows, batch.images.to(self.device, non_blocking=True)
+            yield rows, to_device(batch.images, self.device)
 
     def _transform(self, picture: Any, row: int) -> Float[Tensor, "..."]:
         if self.view is None:

@@ -20,6 +20,7 @@ from extract.images import DecodeError
 from extract.preprocess import Transform
 from extract.sources import ImageSplit
 from extract.threads import thread_pool
+from extract.transfer import to_device
 from store.config import Tokens
 from store.errors import UserError
 
@@ -82,7 +83,7 @@ class FrozenForward:
         """Reduced tokens of the chosen layers (or of fewer), float32, on the device."""
         dtype = _AUTOCAST.get(self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            tokens = self.backbone.tokens(images.to(self.device, non_blocking=True), layers or self.layers)
+            tokens = self.backbone.tokens(to_device(images, self.device), layers or self.layers)
         layout = self.backbone.layout
         return {layer: reduce_tokens(values.float(), layout, self._tokens) for layer, values in tokens.items()}
 

@@ -93,7 +93,7 @@ class LocalChunks:
     ) -> list[tuple[_Version, int]]:
         """Read a run; the places that had to be checked."""
         if len(places) == 1 and version.checked[places[0]]:
-            if os.preadv(file.fd, (out,), places[0] * self._stride) != self._row_bytes:
+            if os.preadv(file.fd, [out.data], places[0] * self._stride) != self._row_bytes:
                 raise UnreadableError
             return []
         crcs = self._read_along(file.fd, out, places)

@@ -1,0 +1,106 @@
+"""The tables of docs/performance.md, out of benchmarks/results: `python -m benchmarks.tables` prints them all."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; numbers come with two digits behind the point below 10, else rounded."""
+    lines = [head, ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def warm_reading() -> str:
+    settings = read("reading")["settings"]
+    ratios = [setting["warm"]["ratio_to_memmap"] for setting in settings]
+    names = sorted(ratios[0], key=lambda name: -ratios[0][name])
+    return table(
+        ["reader", *(f"{setting['setting']['name']} tokens" for setting in settings)],
+        ([name, *(ratio[name] for ratio in ratios)] for name in names),
+    )
+
+
+def cold_reading() -> str:
+    settings = read("reading")["settings"]
+    shares = [setting["cold"]["ratio_to_sequential"] for setting in settings]
+    return table(
+        ["pass", *(f"{setting['setting']['name']} tokens" for setting in settings)],
+        ([name, *(share[name] for share in shares)] for name in shares[0] if name != "sequential"),
+    )
+
+
+def training_speed() -> str:
+    parts = {part.split(", ")[1]: figures for part, figures in read("training").items() if part.startswith("speed")}
+    ratios = {name: figures["ratios, medians of the rounds' own"] for name, figures in parts.items()}
+    return table(
+        ["samples a second, ratio", *parts],
+        ([name, *(ratio[name]["seconds"] for ratio in ratios.values())] for name in next(iter(ratios.values()))),
+    )
+
+
+def training_memory() -> str:
+    figures = read("training")["memory, float32"]
+    ratios = figures["ratio_to_peft_lora"]
+    return table(
+        ["method", "MiB", "ratio to peft's LoRA"],
+        ([name, f"{n / 2**20:,.0f}", ratios[name]] for name, n in figures["bytes_above_the_interpreter"].items()),
+    )
+
+
+def training_rows() -> str:
+    figures = read("training")["rows, float32"]
+    relative, peaks = figures["per_row / that of the first"], figures["peak_bytes"]
+    return table(
+        ["rows", "seconds a row, ratio to 1,024 rows", "the same of the processor's time", "peak memory, MiB"],
+        (
+            [f"{int(rows):,}", relative["seconds"][rows], relative["cpu_seconds"][rows], f"{peaks[rows] / 2**20:,.0f}"]
+            for rows in peaks
+        ),
+    )
+
+
+def extraction() -> str:
+    figures = read("extracting")
+    names = ("sidecache / forward only", "sidecache / bare timm", "store write / raw write")
+    return table(["ratio", figures["backbone"]], ([name, figures[name]] for name in names))
+
+
+def probe() -> str:
+    rows = read("probe")["rows"]
+    faster = statistics.median(row["sklearn_seconds"] / row["probe_seconds"] for row in rows)
+    means = read("probe")["means"]
+    return table(
+        ["", "accuracy", "speed"],
+        [["linear_probe", f"{means['probe']:.2f}", faster], ["scikit-learn", f"{means['sklearn']:.2f}", 1.0]],
+    )
+
+
+def methods() -> str:
+    ratios = read("methods")["ratios"]
+    keys = {"seconds": "time", "saved_bytes": "kept for the backward pass", "peak_bytes": "peak memory"}
+    return table(
+        ["ratio of a step's", *keys.values()],
+        ([name, *(row[key] for key in keys)] for name, row in ratios.items()),
+    )
+
+
+TABLES = (warm_reading, cold_reading, extraction, training_speed, training_memory, training_rows, methods, probe)
+
+if __name__ == "__main__":
+    for make in TABLES:
+        print(make(), end="\n\n")

@@ -22,6 +22,7 @@ from store.layout import Shards
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16  # of a shard's index: where a chunk starts, and its length
 _LARGEST_GAP = 3  # rows; to begin another read takes a disk longer
+_KEPT_BYTES = 16 * 2**20  # of an array of short rows: another read takes longer than they do
 _LONGEST_RUN = 128  # rows; with those between them and all checksums, at most the 1,024 pieces that a call takes
 
 
@@ -50,17 +51,27 @@ class Picked:
 
 @dataclass(frozen=True)
 class _Version:
-    """A shard's file while nobody changes it; `checked` is 1 for every row whose checksum was found to be right."""
+    """A shard's file while nobody changes it; `checked` is 1 for every row whose checksum was found to be right.
+
+    `kept` are all of its rows, where they are kept in memory.
+    """
 
     stamp: Stamp
     checked: bytearray
+    kept: UInt8[np.ndarray, "rows n_bytes"] | None = None
 
 
 class LocalChunks:
-    """The chunks of one array, whose shards lie at `paths`; a row takes `row_bytes`."""
+    """The chunks of one array, whose shards lie at `paths`; a row takes `row_bytes`.
 
-    def __init__(self, files: OpenFiles, paths: Sequence[str], shards: Shards, row_bytes: int) -> None:
+    Those of a small array of `short` rows are read a shard at a time, and kept.
+    """
+
+    def __init__(
+        self, files: OpenFiles, paths: Sequence[str], shards: Shards, row_bytes: int, short: bool = False
+    ) -> None:
         self._files, self._paths, self._shards = files, paths, shards
+        self._keeps = short and shards.num_samples * row_bytes <= _KEPT_BYTES
         self._row_bytes, self._stride = row_bytes, row_bytes + _CRC_BYTES
         starts = np.arange(shards.shard_samples, dtype="<u8") * self._stride
         self._index = np.stack([starts, np.full_like(starts, self._stride)], axis=1)
@@ -75,11 +86,7 @@ class LocalChunks:
         """
         opened = {shard: self._open(shard) for shard in set(picked.shards)}
         out = self._buffers.lend(len(picked.places) * self._row_bytes).reshape(-1, self._row_bytes)
-        fresh, start = [], 0
-        for end in picked.ends:
-            file, version = opened[picked.shards[start]]
-            fresh += self._fill(out[start:end], file, version, picked.places[start:end])
-            start = end
+        fresh = self._gather(out, opened, picked) if self._keeps else self._read_runs(out, opened, picked)
         for shard, (file, version) in opened.items():
             if file.stamp() != version.stamp:  # asked afterwards, so that the answer holds for all that was read
                 self._forget(shard)
@@ -87,6 +94,24 @@ class LocalChunks:
         for version, place in fresh:
             version.checked[place] = 1
         return out
+
+    def _gather(
+        self, out: UInt8[np.ndarray, "rows n_bytes"], opened: dict[int, tuple[OpenFile, _Version]], picked: Picked
+    ) -> list[tuple[_Version, int]]:
+        for row, shard, place in zip(out, picked.shards, picked.places, strict=True):
+            row[:] = opened[shard][1].kept[place]  # type: ignore[index]
+        return []
+
+    def _read_runs(
+        self, out: UInt8[np.ndarray, "rows n_bytes"], opened: dict[int, tuple[OpenFile, _Version]], picked: Picked
+    ) -> list[tuple[_Version, int]]:
+        """The places that had to be checked."""
+        fresh, start = [], 0
+        for end in picked.ends:
+            file, version = opened[picked.shards[start]]
+            fresh += self._fill(out[start:end], file, version, picked.places[start:end])
+            start = end
+        return fresh
 
     def _fill(
         self, out: UInt8[np.ndarray, "rows n_bytes"], file: OpenFile, version: _Version, places: Sequence[int]
@@ -130,7 +155,16 @@ class LocalChunks:
         _read_checked(file.fd, max(0, stamp[1] - len(index) - _CRC_BYTES), index)
         if (index.view("<u8").reshape(-1, 2) != self._index)[:rows].any():
             raise UnreadableError
-        return _Version(stamp, bytearray(rows))
+        return _Version(stamp, bytearray(rows), self._read_whole(file, rows) if self._keeps else None)
+
+    def _read_whole(self, file: OpenFile, rows: int) -> UInt8[np.ndarray, "rows n_bytes"]:
+        whole = np.empty((rows, self._stride), np.uint8)
+        if os.preadv(file.fd, [whole.data], 0) != whole.nbytes:
+            raise UnreadableError
+        kept, crcs = np.ascontiguousarray(whole[:, : self._row_bytes]), whole[:, self._row_bytes :]
+        if any(google_crc32c.value(row) != int.from_bytes(crc, "little") for row, crc in zip(kept, crcs, strict=True)):
+            raise UnreadableError
+        return kept
 
     def _forget(self, shard: int) -> None:
         self._versions.pop(shard, None)

@@ -1,6 +1,7 @@
 """The arrays of one layer, read from files that are local and hold plain rows, else through tensorstore."""
 
 import math
+import os
 import resource
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from store.chunks import LocalChunks, Picked, UnreadableError
 from store.files import OpenFiles
 from store.schema import Schema
 
-_THREADS = 8  # reads under way at once, for disks that serve several; more gain nothing out of memory
+# Reads under way at once: out of memory, more than there are cores only wait for each other; a disk likes a few more.
+_THREADS = min(8, max(2, os.cpu_count() or 1))
 _OPEN_FILES = 4096
 
 
@@ -72,10 +74,11 @@ def _holds_plain_rows(folder: Folder, schema: Schema, split: str, expected: dict
 
 
 def _local_chunks(folder: Folder, schema: Schema, split: str, name: str, metadata: dict[str, Any]) -> LocalChunks:
+    short = len(metadata["shape"]) == 2  # the scales of tokens
     row_bytes = math.prod(metadata["shape"][1:]) * np.dtype(metadata["data_type"]).itemsize
     shards = schema.shards(split)
     paths = [f"{local_path(folder.url)}/{split}/{shard_file(name, metadata, shard)}" for shard in shards]
-    return LocalChunks(_open_files(), paths, shards, row_bytes)
+    return LocalChunks(_open_files(), paths, shards, row_bytes, short)
 
 
 @cache

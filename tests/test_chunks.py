@@ -137,7 +137,33 @@ def test_a_read_takes_no_more_pieces_than_the_system_allows(rows_of_numbers: Sto
     assert max(calls) <= os.sysconf("SC_IOV_MAX")
     calls.clear()
     rows_of_numbers.fetch("train", list(range(400))).result()
-    assert len(calls) == 2 * -(-400 // chunks._LONGEST_RUN)
+    assert len(calls) == -(-400 // chunks._LONGEST_RUN)  # the scales are kept
+
+
+def test_scales_are_read_once_a_shard_and_again_when_their_file_changes(
+    tmp_path: Path, calls: list[int], by_tensorstore: list[np.ndarray]
+) -> None:
+    store = write_store(tmp_path / "c.zarr", 6, 1, (1, 1), 8)
+    before = store.fetch("train", [1, 4]).result()[0].scale
+    calls.clear()
+    assert np.array_equal(store.fetch("train", [4]).result()[0].scale, before[1:])
+    assert len(calls) == 1  # the values of one row
+    flip(tmp_path / "c.zarr/train/scale_00/c/0/0", 2 * 4 + 1)
+    with pytest.raises(JobError, match="shard 0 of train"):
+        store.fetch("train", [0, 1, 2, 3, 4, 5]).result()
+    np.testing.assert_array_equal(store.fetch("train", [1, 4]).result()[0].scale, before)
+    assert by_tensorstore
+
+
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_scales_that_would_take_too_much_memory_are_read_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(chunks, "_KEPT_BYTES", limit)
+    store = small_store.complete(tmp_path / "c.zarr", small_store.schema("int8"))
+    assert_sound(store, [4, 0, 0, 3])
+    kept = [version.kept for version in store._layer("train", LAYERS[0])._chunks[1]._versions.values()]
+    assert all((rows is None) == (limit == 0) for rows in kept)
 
 
 def test_a_damaged_row_that_is_read_along_harms_nobody(tmp_path: Path, by_tensorstore: list[np.ndarray]) -> None:

@@ -1,12 +1,14 @@
 """What the documents show runs as it stands."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from adapt.config import load_config
 from adapt.methods import METHODS
+from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,3 +58,8 @@ def test_every_dependency_is_explained() -> None:
     named = re.findall(r'^  "([\w-]+)[>\["]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert named
     assert [name for name in named if f"| {name} |" not in explained and name != "sidecache"] == []
+
+
+@pytest.mark.parametrize("make", TABLES, ids=lambda make: make.__name__)
+def test_tables_of_performance_are_those_of_the_results(make: Callable[[], str]) -> None:
+    assert make() in (ROOT / "docs" / "performance.md").read_text()

@@ -1,7 +1,7 @@
-"""Tokens without a backbone: a whole store of random int8 codes, and arrays encoded as a store keeps them."""
+"""Tokens without a backbone: a whole store of random ones, and arrays encoded as a store keeps them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,13 @@ from store.writer import Listing, StoreWriter, create_store
 
 
 def write_store(
-    folder: Path, samples: int, layers: int, grid: tuple[int, int], dim: int, shard_samples: int = 1024
+    folder: Path,
+    samples: int,
+    layers: int,
+    grid: tuple[int, int],
+    dim: int,
+    shard_samples: int = 1024,
+    dtype: Literal["int8", "float16"] = "int8",
 ) -> Store:
     """One training split of two classes; every sample has a class token and a grid of patches in every layer."""
     provenance = Provenance(
@@ -28,7 +34,7 @@ def write_store(
         preprocessing="",
         preprocessing_digest="",
         tokens="all",
-        dtype="int8",
+        dtype=dtype,
         precision="float32",
         samples={},
         extraction_version=1,
@@ -53,15 +59,21 @@ def write_store(
         tuple(f"{row:06d}" for row in range(samples)), np.arange(samples) % 2, np.zeros((samples, 16), np.uint8)
     )
     store, draw = Folder(store_url(folder)), np.random.default_rng(0)
-    create_store(store, schema, {"train": listing}, {k: np.ones(dim, np.float32) for k in schema.layers}, {})
+    rms = {k: np.ones(dim, np.float32) for k in schema.layers} if dtype == "int8" else {}
+    create_store(store, schema, {"train": listing}, rms, {})
     writer, tokens = StoreWriter(store, schema), schema.token_layout.num_tokens
     for shard in schema.shards("train"):
         rows = len(schema.shards("train").rows(shard))
-        codes = draw.integers(-127, 128, (rows, tokens, dim), np.int8)
-        scale = draw.random((rows, tokens), np.float32) / 2**14
-        encoded = {layer: Encoded(np.roll(codes, layer, axis=0), scale) for layer in schema.layers}  # all different
+        values, *scales = _draw(draw, (rows, tokens, dim), dtype)
+        encoded = {layer: Encoded(np.roll(values, layer, axis=0), *scales) for layer in schema.layers}  # all different
         writer.commit("train", shard, encoded, np.full(rows, STORED, np.uint8))
     return open_store(folder)
+
+
+def _draw(draw: np.random.Generator, shape: tuple[int, int, int], dtype: str) -> list[np.ndarray]:
+    if dtype == "float16":
+        return [draw.standard_normal(shape, np.float32).astype(np.float16)]
+    return [draw.integers(-127, 128, shape, np.int8), draw.random(shape[:2], np.float32) / 2**14]
 
 
 def encode(tokens: np.ndarray, dtype: Any, rms: np.ndarray | None = None) -> Encoded:

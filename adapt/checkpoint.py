@@ -70,14 +70,26 @@ class Checkpoint:
                 generator.set_state(state)
 
     def save(self, done: Done) -> None:
-        """Replace the file whole, unless it is fresh."""
+        """Replace the file whole, unless it is fresh.
+
+        Raises:
+            JobError: it cannot be written; the one before it stays.
+        """
         started = time.perf_counter()
         if self._path is None or started < self._save_at:
             return
         rng = [generator.get_state() for generator in _generators(self._device)]
         partial = self._path.with_suffix(".partial")
-        torch.save({"done": asdict(done), "rng": rng, "candidates": [_state(each) for each in self._members]}, partial)
-        os.replace(partial, self._path)  # noqa: PTH105  # same folder: atomic
+        state = {"done": asdict(done), "rng": rng, "candidates": [_state(each) for each in self._members]}
+        try:
+            with partial.open("wb") as file:  # given a path, torch would not say what is wrong
+                torch.save(state, file)
+            os.replace(partial, self._path)  # noqa: PTH105  # same folder: atomic
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise JobError(
+                f"the checkpoint {self._path} cannot be written ({error.strerror}); the one before it is kept"
+            ) from error
         ended = time.perf_counter()
         self._save_at = ended + max(_SAVE_EVERY_SECONDS, (ended - started) / _SHARE_OF_TIME)
 

@@ -134,6 +134,19 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert (resumed.score, resumed.best_epoch) == (whole.score, whole.best_epoch)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapt.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
+    kept = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
+    kept.save(Done(1))
+    fresh = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
+    (tmp_path / "state.partial").symlink_to("/dev/full")
+    with pytest.raises(JobError, match=r"the checkpoint .*state\.pt cannot be written \(No space left on device\)"):
+        fresh.save(Done(2))
+    assert fresh.load() == Done(1)
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"no checkpoint")
     features = MadeFeatures()

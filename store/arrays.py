@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from store.address import local_path
 from store.backend import Folder, wait
 from store.errors import JobError
 from store.formats import INT8_ENCODING, STORED_DTYPE, Encoded
@@ -55,6 +56,11 @@ def layer_arrays(schema: Schema, layer: int) -> list[str]:
 def shard_file(name: str, metadata: Mapping[str, Any], shard: int) -> str:
     """The key of one shard of an array that `shard_arrays` names, below its split."""
     return "/".join([name, "c", str(shard), *("0" for _ in metadata["shape"][1:])])
+
+
+def holds_plain_rows(folder: Folder, schema: Schema) -> bool:
+    """Whether a store's shards are local files of uncompressed rows, which need no tensorstore."""
+    return local_path(folder.url) is not None and schema.compressor is None
 
 
 def layer_digest(encoded: Encoded, status: UInt8[np.ndarray, "rows"]) -> int:

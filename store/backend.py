@@ -1,6 +1,7 @@
 """Arrays and groups through tensorstore, in a local folder or in an object store.
 
-tensorstore syncs file and folder before a write returns. It is told to store chunks of zeros and to refuse to read
+tensorstore syncs file and folder before a write returns, and so does `durable`, which writes the shards of local,
+uncompressed stores. tensorstore is told to store chunks of zeros and to refuse to read
 chunks that are missing, so that nothing ever reads as zeros that was not written as such. Chunks carry crc32c; every
 zarr.json carries a checksum of itself among its attributes, which this module checks before it believes a word of it.
 The zarr.json of an array in one chunk carries a digest of its name and content besides, so that a file in another
@@ -10,7 +11,7 @@ array's place is found out, though its own checksum fits.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import tensorstore as ts
 
 from store.address import array_members, kvstore_spec, local_path, new_context
+from store.durable import write_files
 from store.errors import JobError, UserError
 from store.failures import NEEDS_REPLACING, failure
 from store.metadata import CHECKSUM, CRC32C, array_metadata, chunk_codecs, document_checksum
@@ -92,6 +94,13 @@ class Folder:
         """Write one key whole."""
         self._require_disk()
         _checked(lambda: self._documents.write(key, content).result(), f"write {self.place}{key}")
+
+    def write_files(self, files: Iterable[tuple[str, memoryview]], doing: str) -> None:
+        """Write many keys of a local folder whole; see `durable.write_files`. `doing` is for messages."""
+        self._require_disk()
+        folder = local_path(self.url)
+        assert folder is not None
+        _checked(lambda: write_files((folder / key, content) for key, content in files), doing)
 
     def read_bytes(self, key: str) -> bytes | None:
         """One key whole, or None where it is missing."""

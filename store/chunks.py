@@ -18,9 +18,8 @@ from jaxtyping import Int, UInt8
 from store.buffers import Buffers
 from store.files import OpenFile, OpenFiles, Stamp
 from store.layout import Shards
+from store.plain_shard import CRC_BYTES, PlainShard
 
-_CRC_BYTES = 4
-_ENTRY_BYTES = 16  # of a shard's index: where a chunk starts, and its length
 _LARGEST_GAP = 3  # rows; to begin another read takes a disk longer
 _KEPT_BYTES = 16 * 2**20  # of an array of short rows: another read takes longer than they do
 _LONGEST_RUN = 128  # rows; with those between them and all checksums, at most the 1,024 pieces that a call takes
@@ -34,6 +33,7 @@ class UnreadableError(Exception):
 class Picked:
     """Rows of a split: the shard of each and its place there, and where the runs end that are read at once."""
 
+    rows: Int[np.ndarray, "rows"]
     shards: Sequence[int]
     places: Sequence[int]
     ends: Sequence[int]
@@ -46,19 +46,15 @@ class Picked:
         breaks = (steps < 1) | (steps > 1 + _LARGEST_GAP) | (np.diff(shards) != 0)
         lengths = numbers - np.maximum.accumulate(np.where(breaks, numbers, 0))  # since the last break
         ends = numbers[breaks | (lengths % _LONGEST_RUN == 0)]
-        return cls(shards.tolist(), places.tolist(), [*ends.tolist(), len(rows)])
+        return cls(rows, shards.tolist(), places.tolist(), [*ends.tolist(), len(rows)])
 
 
 @dataclass(frozen=True)
 class _Version:
-    """A shard's file while nobody changes it; `checked` is 1 for every row whose checksum was found to be right.
-
-    `kept` are all of its rows, where they are kept in memory.
-    """
+    """A shard's file while nobody changes it; `checked` is 1 for every row whose checksum was found to be right."""
 
     stamp: Stamp
     checked: bytearray
-    kept: UInt8[np.ndarray, "rows n_bytes"] | None = None
 
 
 class LocalChunks:
@@ -71,10 +67,10 @@ class LocalChunks:
         self, files: OpenFiles, paths: Sequence[str], shards: Shards, row_bytes: int, short: bool = False
     ) -> None:
         self._files, self._paths, self._shards = files, paths, shards
-        self._keeps = short and shards.num_samples * row_bytes <= _KEPT_BYTES
-        self._row_bytes, self._stride = row_bytes, row_bytes + _CRC_BYTES
-        starts = np.arange(shards.shard_samples, dtype="<u8") * self._stride
-        self._index = np.stack([starts, np.full_like(starts, self._stride)], axis=1)
+        self._layout = PlainShard(shards.shard_samples, row_bytes)
+        self._row_bytes, self._stride = row_bytes, self._layout.stride
+        keeps = short and shards.num_samples * row_bytes <= _KEPT_BYTES
+        self._kept = np.empty((shards.num_samples, row_bytes), np.uint8) if keeps else None
         self._versions: dict[int, _Version] = {}
         self._buffers = Buffers()
 
@@ -86,7 +82,11 @@ class LocalChunks:
         """
         opened = {shard: self._open(shard) for shard in set(picked.shards)}
         out = self._buffers.lend(len(picked.places) * self._row_bytes).reshape(-1, self._row_bytes)
-        fresh = self._gather(out, opened, picked) if self._keeps else self._read_runs(out, opened, picked)
+        fresh: list[tuple[_Version, int]] = []
+        if self._kept is None:
+            fresh = self._read_runs(out, opened, picked)
+        else:
+            np.take(self._kept, picked.rows, axis=0, out=out, mode="clip")  # any other mode makes a copy first
         for shard, (file, version) in opened.items():
             if file.stamp() != version.stamp:  # asked afterwards, so that the answer holds for all that was read
                 self._forget(shard)
@@ -95,21 +95,18 @@ class LocalChunks:
             version.checked[place] = 1
         return out
 
-    def _gather(
-        self, out: UInt8[np.ndarray, "rows n_bytes"], opened: dict[int, tuple[OpenFile, _Version]], picked: Picked
-    ) -> list[tuple[_Version, int]]:
-        for row, shard, place in zip(out, picked.shards, picked.places, strict=True):
-            row[:] = opened[shard][1].kept[place]  # type: ignore[index]
-        return []
-
     def _read_runs(
         self, out: UInt8[np.ndarray, "rows n_bytes"], opened: dict[int, tuple[OpenFile, _Version]], picked: Picked
     ) -> list[tuple[_Version, int]]:
         """The places that had to be checked."""
         fresh, start = [], 0
+        memory, n_bytes, stride = out.reshape(-1).data, self._row_bytes, self._stride
         for end in picked.ends:
-            file, version = opened[picked.shards[start]]
-            fresh += self._fill(out[start:end], file, version, picked.places[start:end])
+            (file, version), place = opened[picked.shards[start]], picked.places[start]
+            if end - start > 1 or not version.checked[place]:
+                fresh += self._fill(out[start:end], file, version, picked.places[start:end])
+            elif os.preadv(file.fd, [memory[start * n_bytes : end * n_bytes]], place * stride) != n_bytes:
+                raise UnreadableError
             start = end
         return fresh
 
@@ -117,10 +114,6 @@ class LocalChunks:
         self, out: UInt8[np.ndarray, "rows n_bytes"], file: OpenFile, version: _Version, places: Sequence[int]
     ) -> list[tuple[_Version, int]]:
         """Read a run; the places that had to be checked."""
-        if len(places) == 1 and version.checked[places[0]]:
-            if os.preadv(file.fd, [out.data], places[0] * self._stride) != self._row_bytes:
-                raise UnreadableError
-            return []
         crcs = self._read_along(file.fd, out, places)
         fresh = [number for number, place in enumerate(places) if not version.checked[place]]
         for number in fresh:
@@ -132,8 +125,8 @@ class LocalChunks:
         """Rows of rising places into `out`, by one call; their checksums."""
         span = places[-1] - places[0] + 1
         rows, dropped = dict(zip(places, out, strict=True)), bytearray(self._row_bytes)
-        checksums = memoryview(bytearray(_CRC_BYTES * span))
-        crcs = [checksums[start : start + _CRC_BYTES] for start in range(0, len(checksums), _CRC_BYTES)]
+        checksums = memoryview(bytearray(CRC_BYTES * span))
+        crcs = [checksums[start : start + CRC_BYTES] for start in range(0, len(checksums), CRC_BYTES)]
         into: list[Any] = []
         for place, crc in zip(range(places[0], places[-1] + 1), crcs, strict=True):
             into += [rows.get(place, dropped), crc]
@@ -151,20 +144,23 @@ class LocalChunks:
     def _inspect(self, file: OpenFile, shard: int) -> _Version:
         """Refuse a shard whose rows do not lie one after the other."""
         stamp, rows = file.stamp(), len(self._shards.rows(shard))
-        index = np.empty(_ENTRY_BYTES * self._shards.shard_samples, np.uint8)
-        _read_checked(file.fd, max(0, stamp[1] - len(index) - _CRC_BYTES), index)
-        if (index.view("<u8").reshape(-1, 2) != self._index)[:rows].any():
+        index = np.empty(self._layout.index_bytes, np.uint8)
+        _read_checked(file.fd, max(0, stamp[1] - len(index) - CRC_BYTES), index)
+        if (index.view("<u8").reshape(-1, 2) != self._layout.index(rows))[:rows].any():
             raise UnreadableError
-        return _Version(stamp, bytearray(rows), self._read_whole(file, rows) if self._keeps else None)
+        if self._kept is not None:
+            kept = self._shards.rows(shard)
+            self._kept[kept.start : kept.stop] = self._read_whole(file, rows)
+        return _Version(stamp, bytearray(rows))
 
     def _read_whole(self, file: OpenFile, rows: int) -> UInt8[np.ndarray, "rows n_bytes"]:
         whole = np.empty((rows, self._stride), np.uint8)
         if os.preadv(file.fd, [whole.data], 0) != whole.nbytes:
             raise UnreadableError
-        kept, crcs = np.ascontiguousarray(whole[:, : self._row_bytes]), whole[:, self._row_bytes :]
-        if any(google_crc32c.value(row) != int.from_bytes(crc, "little") for row, crc in zip(kept, crcs, strict=True)):
+        found, crcs = whole[:, : self._row_bytes], whole[:, self._row_bytes :]
+        if any(google_crc32c.value(row) != int.from_bytes(crc, "little") for row, crc in zip(found, crcs, strict=True)):
             raise UnreadableError
-        return kept
+        return found
 
     def _forget(self, shard: int) -> None:
         self._versions.pop(shard, None)
@@ -173,7 +169,7 @@ class LocalChunks:
 
 def _read_checked(fd: int, offset: int, into: UInt8[np.ndarray, "n_bytes"]) -> None:
     """Fill an array with what lies at an offset, where the checksum that follows is right."""
-    crc = bytearray(_CRC_BYTES)
+    crc = bytearray(CRC_BYTES)
     if os.preadv(fd, (into.data, crc), offset) != len(into) + len(crc):
         raise UnreadableError
     if google_crc32c.value(into) != int.from_bytes(crc, "little"):

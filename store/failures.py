@@ -1,4 +1,4 @@
-"""What tensorstore reports as failed, as one clear line that says what to do.
+"""What tensorstore or the system reports as failed, as one clear line that says what to do.
 
 A disk or a file that fails is one thing, a server that cannot be asked is another: nothing is known then of what lies
 there, so nobody may take it for damaged.
@@ -69,8 +69,8 @@ class OutageError(JobError):
 
 
 def failure(error: Exception, doing: str) -> JobError:
-    """What to raise for an error of tensorstore's; `doing` says what failed, as in "read the file x"."""
-    reason = _reason(str(error))
+    """What to raise for an error of tensorstore or the system; `doing` says what failed, as in "read the file x"."""
+    reason = _reason(getattr(error, "strerror", None) or str(error))
     for sign, remedy in _REMEDIES.items():
         if sign in reason:
             return AccessError(f"cannot {doing}: {reason}; {remedy}", reason)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from store.address import local_path
-from store.arrays import layer_arrays, shard_arrays, shard_file
+from store.arrays import holds_plain_rows, layer_arrays, shard_arrays, shard_file
 from store.backend import Folder
 from store.chunks import LocalChunks, Picked, UnreadableError
 from store.files import OpenFiles
@@ -34,7 +34,7 @@ class Layer:
         expected = {name: shard_arrays(schema, split)[name] for name in layer_arrays(schema, layer)}
         self._arrays = [folder.open_array(f"{split}/{name}", given) for name, given in expected.items()]
         self._chunks: list[LocalChunks] = []
-        if _holds_plain_rows(folder, schema, split, expected):
+        if _is_plain(folder, schema, split, expected):
             self._chunks = [_local_chunks(folder, schema, split, name, given) for name, given in expected.items()]
 
     def fetch(self, rows: Int[np.ndarray, "rows"], picked: Picked) -> Any:
@@ -66,8 +66,8 @@ class _Gathered:
         return [future.result() for future in self._futures]
 
 
-def _holds_plain_rows(folder: Folder, schema: Schema, split: str, expected: dict[str, dict[str, Any]]) -> bool:
-    if local_path(folder.url) is None or schema.compressor is not None:
+def _is_plain(folder: Folder, schema: Schema, split: str, expected: dict[str, dict[str, Any]]) -> bool:
+    if not holds_plain_rows(folder, schema):
         return False
     found = {name: folder.read_node(f"{split}/{name}") or {} for name in expected}
     return all(found[name].get("codecs") == given["codecs"] for name, given in expected.items())

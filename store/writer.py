@@ -9,7 +9,7 @@ shard, over the rows' status, values and scales: `verify` compares it and finds 
 does not: it would need the whole shard.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,21 @@ from store.arrays import (
     MARKS,
     MISSING,
     STATUS,
+    holds_plain_rows,
     layer_arrays,
     layer_digest,
     layer_name,
     read_status,
     require_store,
     shard_arrays,
+    shard_file,
 )
 from store.backend import Folder, wait
 from store.errors import JobError
 from store.failures import AccessError
 from store.formats import STORED_DTYPE, Encoded
 from store.lock import Guard, hold
+from store.plain_shard import PlainShard
 from store.schema import Schema
 
 
@@ -143,25 +146,46 @@ class StoreWriter:
         self._check_shard(tokens, status, len(rows))
         self._check_lock()
         doing = f"write shard {shard} of {split} to {self._folder.place}"
+        values = self._by_array(tokens)
+        if holds_plain_rows(self._folder, self._schema):
+            self._folder.write_files(self._pack(split, shard, values), doing)
+        else:
+            self._write_arrays(split, shard, values, doing)
+        digests = np.array([layer_digest(tokens[layer], status) for layer in self._schema.layers], np.uint32)
+        wait([self._open(split, DIGEST)[shard].write(digests)], doing)
+
+    def _by_array(self, tokens: Mapping[int, Encoded]) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for layer in self._schema.layers:
+            parts = [part for part in (tokens[layer].values, tokens[layer].scale) if part is not None]
+            found |= zip(layer_arrays(self._schema, layer), parts, strict=True)
+        return found
+
+    def _pack(self, split: str, shard: int, values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, memoryview]]:
+        """A shard's files by key, one after the other in the same memory."""
+        arrays, shard_samples = shard_arrays(self._schema, split), self._schema.shard_samples
+        layouts = {name: PlainShard(shard_samples, part[0].nbytes) for name, part in values.items()}
+        memory = np.empty(max(layouts[name].file_bytes(len(part)) for name, part in values.items()), np.uint8)
+        for name, part in values.items():
+            yield f"{split}/{shard_file(name, arrays[name], shard)}", layouts[name].pack(part, memory)
+
+    def _write_arrays(self, split: str, shard: int, values: Mapping[str, np.ndarray], doing: str) -> None:
+        rows = self._schema.shards(split).rows(shard)
+
+        def begin() -> list[Any]:
+            targets = {name: self._open(split, name)[rows.start : rows.stop] for name in values}
+            return [
+                target.write(values[name], can_reference_source_data_indefinitely=True)
+                for name, target in targets.items()
+            ]
+
         try:
-            wait(self._begin_to_write(split, shard, tokens, status), doing)
+            wait(begin(), doing)
         except AccessError as error:
             if not error.is_damage:
                 raise
             self._remove_values(split, shard)
-            wait(self._begin_to_write(split, shard, tokens, status), doing)
-
-    def _begin_to_write(
-        self, split: str, shard: int, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"]
-    ) -> list[Any]:
-        rows, writes = self._schema.shards(split).rows(shard), []
-        for layer in self._schema.layers:
-            parts = [part for part in (tokens[layer].values, tokens[layer].scale) if part is not None]
-            for name, values in zip(layer_arrays(self._schema, layer), parts, strict=True):
-                target = self._open(split, name)[rows.start : rows.stop]
-                writes.append(target.write(values, can_reference_source_data_indefinitely=True))
-        digests = np.array([layer_digest(tokens[layer], status) for layer in self._schema.layers], np.uint32)
-        return [*writes, self._open(split, DIGEST)[shard].write(digests)]
+            wait(begin(), doing)
 
     def mark(self, split: str, shard: int, status: UInt8[np.ndarray, "rows"]) -> None:
         """Commit a shard whose values are durable, or with MISSING take its mark back.
@@ -200,7 +224,7 @@ class StoreWriter:
     def _remove_values(self, split: str, shard: int) -> None:
         """Of a shard without a mark: a damaged file would stop the write that is to replace it, if that reads it first.
 
-        It does where the shard is part-filled.
+        tensorstore does where the shard is part-filled.
         """
         for name in set(shard_arrays(self._schema, split)) - {STATUS}:
             place = self._marks if name in MARKS else ""

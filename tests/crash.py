@@ -43,6 +43,7 @@ def killed_at(at: float) -> Iterator[Death]:
 
     with (
         mock.patch.object(Folder, "write_bytes", counted(Folder.write_bytes)),
+        mock.patch.object(Folder, "write_files", counted(Folder.write_files)),
         mock.patch.object(Folder, "_remove", counted(Folder._remove)),
         mock.patch.object(ts.TensorStore, "write", counted(ts.TensorStore.write)),
     ):

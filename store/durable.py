@@ -1,0 +1,70 @@
+"""Files that are whole and on the disk, or not there: written under another name, synced, and only then renamed.
+
+tensorstore does the same for a file at a time; several at once need far fewer commits of the disk's journal.
+"""
+
+import os
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+TEMPORARY = ".__lock"  # as tensorstore names what it is writing
+
+
+def write_files(files: Iterable[tuple[Path, memoryview]]) -> None:
+    """Write files whole, in place of those that are there; all of them are durable when this returns.
+
+    The memory of one may be used again once the next one is asked for.
+
+    Raises:
+        OSError: the disk refuses; files that have their name by then are whole.
+    """
+    folders: set[Path] = set()
+    with ExitStack() as open_files, ThreadPoolExecutor(1, "sync") as pool:  # which syncs one while the next is written
+        begun = []
+        for path, content in files:
+            folders |= _make_folders(path.parent)
+            temporary, file = _write(path, content, open_files)
+            begun.append((path, temporary, pool.submit(os.fsync, file)))
+        for path, temporary, synced in begun:
+            synced.result()
+            temporary.replace(path)
+    for folder in folders:
+        _sync_folder(folder)
+
+
+def _make_folders(folder: Path) -> set[Path]:
+    """Make a folder; it, and whatever folders have a new entry for it."""
+    if folder.is_dir():
+        return {folder}
+    above = _make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    return {folder, *above}
+
+
+def _write(path: Path, content: memoryview, open_files: ExitStack) -> tuple[Path, int]:
+    """The name and descriptor of a file that holds the content, and is gone in the end unless it is renamed."""
+    for left in path.parent.glob(f"{path.name}*{TEMPORARY}"):  # by a writer that was killed
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")  # its own, whoever else writes this file
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    open_files.callback(_close, file, temporary)
+    while content:
+        content = content[os.write(file, content) :]
+    return temporary, file
+
+
+def _close(file: int, temporary: Path) -> None:
+    os.close(file)
+    with suppress(OSError):
+        temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

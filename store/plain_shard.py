@@ -1,0 +1,60 @@
+"""A shard of uncompressed rows as a file: what Zarr v3's sharding codec makes of it, laid out row after row.
+
+Every row is followed by its crc32c. Then comes the index, where each row starts and how many bytes it takes, and the
+crc32c of that.
+"""
+
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from jaxtyping import Shaped, UInt8, UInt64
+
+CRC_BYTES = 4
+_NO_ROW = 2**64 - 1  # in the index, of rows that a last, shorter shard lacks
+
+
+@dataclass(frozen=True)
+class PlainShard:
+    """The layout of shards of `shard_samples` rows of `row_bytes`."""
+
+    shard_samples: int
+    row_bytes: int
+
+    @property
+    def stride(self) -> int:
+        """From the start of a row to that of the next."""
+        return self.row_bytes + CRC_BYTES
+
+    @property
+    def index_bytes(self) -> int:
+        """Without its checksum."""
+        return 2 * 8 * self.shard_samples
+
+    def file_bytes(self, rows: int) -> int:
+        """Of a shard of so many rows."""
+        return rows * self.stride + self.index_bytes + CRC_BYTES
+
+    def index(self, rows: int) -> UInt64[np.ndarray, "shard_samples 2"]:
+        """Start and length of every row of a shard that has so many."""
+        index = np.full((self.shard_samples, 2), _NO_ROW, "<u8")
+        index[:rows, 0] = np.arange(rows) * self.stride
+        index[:rows, 1] = self.stride
+        return index
+
+    def pack(self, values: Shaped[np.ndarray, "rows ..."], into: UInt8[np.ndarray, "n_bytes"]) -> memoryview:
+        """The file of some rows, in memory that is large enough for it."""
+        file = into[: self.file_bytes(len(values))]
+        rows = file[: len(values) * self.stride].reshape(len(values), self.stride)
+        rows[:, :-CRC_BYTES] = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
+        for row in rows:
+            _seal(row)
+        file[rows.size : -CRC_BYTES] = self.index(len(values)).reshape(-1).view(np.uint8)
+        _seal(file[rows.size :])
+        return file.data
+
+
+def _seal(piece: UInt8[np.ndarray, "n_bytes"]) -> None:
+    """Write the checksum of all but its last bytes into these."""
+    crc = google_crc32c.value(piece[:-CRC_BYTES])
+    piece[-CRC_BYTES:] = np.frombuffer(crc.to_bytes(CRC_BYTES, "little"), np.uint8)

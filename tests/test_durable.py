@@ -1,0 +1,111 @@
+"""Files that are written whole, many at once; and that shards written so are what tensorstore makes of them."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import google_crc32c
+import numpy as np
+import pytest
+import small_store
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_store import contents
+
+from store import durable, writer
+from store.config import Dtype
+from store.durable import write_files
+from store.plain_shard import CRC_BYTES, PlainShard
+
+
+def files(folder: Path, content: bytes = b"new") -> Iterator[tuple[Path, memoryview]]:
+    """Three in folders that are not there yet, all in the same memory."""
+    memory = bytearray(len(content) + 1)
+    for number in range(3):
+        memory[:] = content + b"%d" % number
+        yield folder / f"{number}/c/0", memoryview(memory)
+
+
+def test_files_are_written_in_place_of_old_ones(tmp_path: Path) -> None:
+    for content in (b"old, and longer", b"new"):
+        write_files(files(tmp_path, content))
+        assert contents(tmp_path) == {f"{n}/c/0": content + b"%d" % n for n in range(3)}
+
+
+def test_a_file_has_the_mode_that_any_new_file_has(tmp_path: Path) -> None:
+    write_files(files(tmp_path))
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "0/c/0").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("call", ["fsync", "write", "open"])
+@pytest.mark.parametrize("number", range(3))
+def test_a_disk_that_refuses_leaves_every_file_old_or_new_and_nothing_else(
+    tmp_path: Path, call: str, number: int
+) -> None:
+    write_files(files(tmp_path, b"old"))
+    before, calls, real = contents(tmp_path), 0, getattr(os, call)
+
+    def refuse(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*given)
+
+    with mock.patch.object(durable.os, call, refuse), pytest.raises(OSError, match="No space left"):
+        write_files(files(tmp_path))
+    after = contents(tmp_path)
+    assert set(after) == set(before)
+    assert all(content in (before[name], b"new" + before[name][-1:]) for name, content in after.items())
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    write_files(files(tmp_path))
+    for left in ("0.__lock", "0.abc.__lock"):
+        (tmp_path / "1/c" / left).write_bytes(b"half")
+    write_files(files(tmp_path))
+    assert set(contents(tmp_path)) == {f"{n}/c/0" for n in range(3)}
+
+
+def test_a_writer_that_was_overtaken_harms_nobody(tmp_path: Path) -> None:
+    def overtaken() -> Iterator[tuple[Path, memoryview]]:
+        yield from files(tmp_path)
+        write_files(files(tmp_path))  # a second one writes the same, and removes what looks left over
+
+    with pytest.raises(FileNotFoundError):
+        write_files(overtaken())
+    assert contents(tmp_path) == {f"{n}/c/0": b"new%d" % n for n in range(3)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_a_store_is_byte_for_byte_what_tensorstore_writes(
+    tmp_path: Path, dtype: Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = small_store.schema(dtype)
+    small_store.complete(tmp_path / "ours", wanted, skip=[3])  # zeros; and the last shard of train is part-filled
+    monkeypatch.setattr(writer, "holds_plain_rows", lambda *_: False)
+    small_store.complete(tmp_path / "theirs", wanted, skip=[3])
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 8), st.lists(st.integers(1, 5), max_size=2), st.sampled_from("bhfd"))
+def test_a_packed_shard_says_where_every_row_lies(samples: int, lacking: int, shape: list[int], kind: str) -> None:
+    rows = max(1, samples - lacking)
+    values = np.random.default_rng(rows).integers(-99, 99, (rows, *shape)).astype(kind)
+    layout = PlainShard(samples, values[0].nbytes)
+    file = layout.pack(values, np.empty(layout.file_bytes(rows) + 5, np.uint8))
+    assert len(file) == layout.file_bytes(rows)
+    index, end = np.frombuffer(file[-layout.index_bytes - CRC_BYTES : -CRC_BYTES], "<u8").reshape(-1, 2), len(file)
+    assert google_crc32c.value(index.tobytes()) == int.from_bytes(file[end - CRC_BYTES :], "little")
+    assert (index[rows:] == 2**64 - 1).all()
+    for row, (start, length) in zip(values, index[:rows].tolist(), strict=True):
+        stored = bytes(file[start : start + length - CRC_BYTES])
+        assert stored == row.tobytes()
+        assert google_crc32c.value(stored) == int.from_bytes(
+            file[start + length - CRC_BYTES : start + length], "little"
+        )

@@ -29,7 +29,7 @@ def predict(adaptor: Adaptor, files: Sequence[Path]) -> list[dict[str, Any]]:
     """
     results: list[dict[str, Any]] = []
     with progress("predicting", len(files), "images") as advance:
-        for group in in_groups(files, adaptor.forward.batch_size):
+        for group in in_groups(files, adaptor.forward.batch_size(len(files))):
             results.extend(_predict_group(adaptor, group))
             advance(len(group))
     return results

@@ -32,6 +32,7 @@ from extract.forward import FrozenForward
 from store.reader import Store
 
 SMALL = {"embed_dim": 96, "depth": 2, "num_heads": 2}
+_MANY = 10**6  # samples: more than any batch
 
 
 class Clock:
@@ -65,7 +66,7 @@ def extraction(args: argparse.Namespace) -> dict[str, Any]:
     backbone = _backbone(args)
     layers = range(backbone.depth)
     forward = FrozenForward(backbone, layers, "all", ExtractConfig(device=args.device, precision="bfloat16"))
-    batch = args.batch or forward.batch_size
+    batch = args.batch or forward.batch_size(_MANY)
     images = torch.randn(batch, *backbone.image_size, device=device)
     rms = {layer: torch.ones(backbone.dim, device=device) for layer in layers}
     side = 512 if args.small else 8192

@@ -61,7 +61,7 @@ def forward_only(config: Config, source: ImageSource, backbone: Backbone) -> Non
     layers = resolve_layers(config.store.layers, backbone.depth)
     forward = FrozenForward(backbone, layers, config.store.tokens, config.extract)
     for split in source.splits.values():
-        for batch in forward.batches(split, in_groups(range(len(split)), forward.batch_size)):
+        for batch in forward.batches(split, in_groups(range(len(split)), forward.batch_size(len(split)))):
             assert batch.images is not None
             for values in forward(batch.images).values():
                 values.cpu()
@@ -121,7 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     source, backbone = open_source(config.data), load_backbone(config.backbone, config.data.clips)
-    batch_size = FrozenForward(backbone, [0], "all", config.extract).batch_size
+    batch_size = FrozenForward(backbone, [0], "all", config.extract).batch_size(len(source.splits["train"]))
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "cache.zarr"
 

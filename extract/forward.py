@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,16 +66,22 @@ class FrozenForward:
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self._wanted = config.batch_size
+        self._found: dict[int, int] = {}  # batch sizes by numbers of samples
         backbone.module.to(self.device)
 
-    @cached_property
-    def batch_size(self) -> int:
-        """`extract.batch_size`, where that is a number; else what fills the device."""
+    def batch_size(self, samples: int) -> int:
+        """`extract.batch_size`, where that is a number; else what fills the device, or holds so many samples."""
         if isinstance(self._wanted, int):
             return self._wanted
-        size = self.backbone.image_size
-        frames = size[0] if len(size) == 4 else 1
-        return choose_batch_size(self.device, lambda n: self(torch.zeros(n, *size, device=self.device)), frames)
+        if samples not in self._found:
+            size = self.backbone.image_size
+            frames = size[0] if len(size) == 4 else 1
+
+            def run(n: int) -> TokensByLayer:
+                return self(torch.zeros(n, *size, device=self.device))
+
+            self._found[samples] = choose_batch_size(self.device, run, samples, frames)
+        return self._found[samples]
 
     @torch.no_grad()
     def __call__(self, images: Images, layers: Sequence[int] | None = None) -> TokensByLayer:

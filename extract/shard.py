@@ -63,7 +63,8 @@ class ShardExtractor:
             JobError: a value cannot be stored.
         """
         images, shards = self._splits[split], self._schema.shards(split)
-        groups = [in_groups(shards.rows(number), self._forward.batch_size) for number in numbers]
+        batch_size = self._forward.batch_size(self._schema.shard_samples)
+        groups = [in_groups(shards.rows(number), batch_size) for number in numbers]
         batches = self._forward.batches(images, [group for shard in groups for group in shard])
         for number, shard in zip(numbers, groups, strict=True):
             yield self._fill(images, shards.rows(number), islice(batches, len(shard)), advance)

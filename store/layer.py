@@ -18,8 +18,8 @@ from store.chunks import LocalChunks, Picked, UnreadableError
 from store.files import OpenFiles
 from store.schema import Schema
 
-# Reads under way at once: out of memory, more than there are cores only wait for each other; a disk likes a few more.
-_THREADS = min(8, max(2, os.cpu_count() or 1))
+# Reads under way at once: out of memory, more of them only wait for each other in Python; a disk would like a few more.
+_THREADS = min(8, 2 * (os.cpu_count() or 1))
 _OPEN_FILES = 4096
 
 

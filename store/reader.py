@@ -63,6 +63,7 @@ class Store:
         self.schema: Schema = require_store(self._folder)
         self._opened: dict[tuple[str, int], Layer] = {}
         self._status = {split: read_status(self._folder, self.schema, split) for split in self.schema.splits}
+        self._kept = {split: np.flatnonzero(status != SKIPPED) for split, status in self._status.items()}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         """A worker process opens the store anew."""
@@ -188,7 +189,7 @@ class Store:
 
     def _rows(self, split: str) -> Int[np.ndarray, "samples"]:
         self._check_split(split)
-        return np.flatnonzero(self._status[split] != SKIPPED)
+        return self._kept[split]
 
     def _stored_rows(self, split: str, rows: Rows) -> Int[np.ndarray, "rows"]:
         known = self._rows(split)

@@ -39,8 +39,15 @@ class Taken:
 )
 def test_a_gpu_takes_the_largest_that_fits_twice(room: int, frames: int, size: int) -> None:
     memory = Memory(room)
-    assert choose_batch_size(GPU, memory.run, frames) == size
+    assert choose_batch_size(GPU, memory.run, 10**6, frames) == size
     assert memory.tried[0] == max(1, 512 // frames)
+
+
+@pytest.mark.parametrize(("samples", "size"), [(1, 1), (2, 2), (3, 4), (64, 64), (65, 128), (512, 512), (513, 512)])
+def test_a_gpu_is_asked_for_no_more_than_there_is_to_do(samples: int, size: int) -> None:
+    memory = Memory(5000)
+    assert choose_batch_size(GPU, memory.run, samples) == size
+    assert set(memory.tried) <= {size}
 
 
 def test_another_error_is_not_taken_for_want_of_memory() -> None:
@@ -48,9 +55,9 @@ def test_another_error_is_not_taken_for_want_of_memory() -> None:
         raise RuntimeError("no kernel for this device")
 
     with pytest.raises(RuntimeError, match="no kernel"):
-        choose_batch_size(GPU, run)
+        choose_batch_size(GPU, run, 99)
 
 
 @pytest.mark.parametrize(("frames", "size"), [(1, 16), (8, 2), (32, 1)])
 def test_a_cpu_takes_what_stays_in_its_caches(frames: int, size: int) -> None:
-    assert choose_batch_size(torch.device("cpu"), Memory(0).run, frames) == size
+    assert choose_batch_size(torch.device("cpu"), Memory(0).run, 99, frames) == size

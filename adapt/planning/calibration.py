@@ -126,7 +126,8 @@ def forward_seconds(shape: ModelBackbone, layer: int, config: ExtractConfig) -> 
         return _lap(lambda: forward(images), forward.device) / n
 
     one = seconds(1)
-    n = min(forward.batch_size, int(_SECONDS / one))
+    n = max(1, int(_SECONDS / one))
+    n = min(n, forward.batch_size(n))
     return share * (seconds(n) if n > 1 else one)
 
 

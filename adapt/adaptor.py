@@ -20,7 +20,7 @@ from torch import nn
 from adapt.explain import explain
 from adapt.features import spec_of_backbone
 from adapt.methods import build_model, find_method, learned_tensors
-from adapt.results import write_atomically
+from adapt.run_files import write_text
 from adapt.train import autocast
 from extract.backbone import Backbone, digests, load_backbone
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
@@ -93,7 +93,7 @@ def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
     partial = path.with_suffix(".partial")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in learned_tensors(model).items()}, partial)
     partial.replace(path)
-    write_atomically(path.with_suffix(".json"), card.model_dump_json(indent=1))
+    write_text(path.with_suffix(".json"), card.model_dump_json(indent=1))
 
 
 def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str = "auto") -> Adaptor:

@@ -28,12 +28,13 @@ from rich.table import Table
 
 from adapt.config import Config, MethodConfig, Trial
 from adapt.origin import Say
-from adapt.results import Row, write_atomically
+from adapt.results import Row
+from adapt.run_files import read_json, write_text
 from adapt.search import Material
 from adapt.tuning.intrinsic import Subspace, count
 from adapt.tuning.updates import Target
 from adapt.tuning.vit import Sublayer
-from store.errors import JobError, UserError
+from store.errors import UserError
 
 DIMS = (8, 32, 128, 512)
 SHARE = 0.9
@@ -184,10 +185,7 @@ class Record:
         self._results = {row.trial_id: row.val_score for row in results if row.val_score is not None}
         self._document: dict[str, Any] = {"features": None, "measurement": None, "scores": {}}
         if self._file.exists():
-            try:
-                self._document |= json.loads(self._file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise JobError(f"{self._file} is damaged; delete it to measure anew") from error
+            self._document |= read_json(self._file)
 
     def asked(self, features: str) -> tuple[int | None, tuple[int, ...]]:
         """Block and dimensions of the last measurement from these features; what is usual where there was none."""
@@ -212,10 +210,10 @@ class Record:
         """Keep a measurement from these features, and draw it in `intrinsic.svg`."""
         self._document |= {"features": features, "measurement": measurement.document()}
         self._write()
-        write_atomically(self._file.with_suffix(".svg"), draw(measurement))
+        write_text(self._file.with_suffix(".svg"), draw(measurement))
 
     def _write(self) -> None:
-        write_atomically(self._file, json.dumps(self._document, indent=1))
+        write_text(self._file, json.dumps(self._document, indent=1))
 
 
 def print_measurement(measurement: Measurement) -> None:

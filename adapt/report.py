@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from adapt.chart import chart
-from adapt.results import Metric, Row, Stat, Summary, differing_options, label, summarise, write_atomically
+from adapt.results import Metric, Row, Stat, Summary, differing_options, label, summarise
+from adapt.run_files import write_text
 from adapt.section import METRIC_NAMES, UNKNOWN, Section, headline, percent, sections_of
 from adapt.visible import visible
 from store.errors import UserError
@@ -117,5 +118,5 @@ def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | No
     )
     path = Path(run_dir) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page + "\n")
+    write_text(path, page + "\n")
     return path

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from adapt.run_files import write_text
 from store.errors import UserError
 
 Metric = Literal["val_score", "top1", "top5", "mean_class_accuracy", "macro_f1", "mean_average_precision"]
@@ -95,8 +95,8 @@ def write_results(run_dir: str | Path, rows: Iterable[Row]) -> None:
         old = read_results(run_dir) if (run_dir / "results.json").exists() else []
         merged = list({row.trial_id: row for row in [*old, *rows]}.values())
         as_json, as_csv = _to_json(merged), _to_csv(merged)
-        write_atomically(run_dir / "results.json", as_json)
-        write_atomically(run_dir / "results.csv", as_csv)
+        write_text(run_dir / "results.json", as_json)
+        write_text(run_dir / "results.csv", as_csv)
 
 
 def read_results(run_dir: str | Path) -> list[Row]:
@@ -110,7 +110,7 @@ def read_results(run_dir: str | Path) -> list[Row]:
         first = error.errors()[0]
         where = " -> ".join(str(part) for part in first["loc"]) or "top level"
         raise _damaged(path, f"{where}: {first['msg']}") from None
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise _damaged(path, str(error)) from None
     ids = [row.trial_id for row in rows]
     if len(set(ids)) < len(ids):
@@ -133,30 +133,6 @@ def _to_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         writer.writerow({**row.model_dump(), "options": json.dumps(row.options, ensure_ascii=False)})
     return buffer.getvalue()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A reader, or a crash at any instant, finds the old file or the new one whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

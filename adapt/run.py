@@ -16,7 +16,8 @@ from adapt.cost import break_even_epochs, inference_gflops, peak_memory
 from adapt.intrinsic_dimension import Measurement, Record, entry_of, measure, resolve_targets
 from adapt.methods import count_params, find_method
 from adapt.origin import Costs, Inputs, Origin, Say, open_origin
-from adapt.results import Row, read_results, write_atomically, write_results
+from adapt.results import Row, read_results, write_results
+from adapt.run_files import write_text
 from adapt.search import Material, Trained, choose_trial, train_trials
 from adapt.train import Settings, evaluate_split
 from extract.forward import resolve_device, resolve_precision
@@ -44,7 +45,7 @@ def measure_intrinsic_dimension(
 def prepare_run_dir(config: Config) -> None:
     """Make the run directory and keep the resolved configuration in it."""
     make_run_dir(config.run_dir)
-    write_atomically(config.run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(config.run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def make_run_dir(run_dir: Path) -> None:

@@ -16,7 +16,7 @@ from adapt.images import ImageBatches
 from adapt.methods import build_model, find_method
 from adapt.objective import make_objective
 from adapt.pooled import PooledFeatures
-from adapt.results import write_atomically
+from adapt.run_files import read_json, write_text
 from adapt.solve import Pooled, readout_of, solve_heads
 from adapt.split import draw_validation
 from adapt.train import Settings, fit
@@ -163,13 +163,12 @@ def choose_trial(method: MethodConfig, run: Run, kept: Path) -> Trial:
         return trials[0]
     points: Points = {}
     if kept.exists():
-        points = {int(index): point for index, point in json.loads(kept.read_text())["points"].items()}
+        points = {int(index): point for index, point in read_json(kept)["points"].items()}
     for _ in range(1 + _WIDENINGS):
         for todo in _passes(method, [index for index in range(len(trials)) if index not in points]):
             candidates = run([trials[index] for index in todo], str(todo[0])).candidates
             points |= {index: _point(trials[index], c) for index, c in zip(todo, candidates, strict=True)}
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept, json.dumps({"method": method.name, "points": points}, indent=1))
+            write_text(kept, json.dumps({"method": method.name, "points": points}, indent=1))
         best = max(range(len(trials)), key=lambda index: (points[index]["score"], -points[index]["loss"]))
         trials += beyond_the_edge(trials, trials[best])
     return trials[best]

@@ -139,7 +139,7 @@ def test_predictions_come_in_the_order_of_the_files(saved: Path, tiny_backbone: 
         Image.effect_noise((40, 32), 20 + 10 * number).save(files[-1])
     adaptor = load_adaptor(saved, tiny_backbone, "cpu")
     one_by_one = [predict(adaptor, [file])[0] for file in files]
-    object.__setattr__(adaptor.forward, "batch_size", 2)
+    object.__setattr__(adaptor.forward, "batch_size", lambda samples: 2)
     together = predict(adaptor, files)
     assert [p["file"] for p in together] == [str(file) for file in files]
     for single, batched in zip(one_by_one, together, strict=True):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapt import results
 from adapt.results import Row, Stat, read_results, summarise, write_results
+from store import durable
 from store.errors import UserError
 
 
@@ -102,7 +102,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monke
     def crash(_descriptor: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(results.os, "fsync", crash)
+    monkeypatch.setattr(durable.os, "fsync", crash)
     with pytest.raises(OSError, match="disk full"):
         write_results(tmp_path, [make_row("b")])
     assert [row.trial_id for row in read_results(tmp_path)] == ["a"]
@@ -120,6 +120,7 @@ def test_missing_results_say_to_run_first(tmp_path):
         (b'[{"trial_id": "a"', "delimiter"),
         (b"", "Expecting value"),
         (b"\xff\xfe", "utf-8"),
+        (b"[" * 100_000, "recursion"),
         (b"{}", "top level: Input should be a valid list"),
         (b'[{"trial_id": "a"}]', "0 -> method: Field required"),
     ],

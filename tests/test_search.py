@@ -10,6 +10,7 @@ from torch import nn
 from adapt.candidate import Candidate
 from adapt.config import MethodConfig, Trial, load_config
 from adapt.search import Trained, beyond_the_edge, choose_trial
+from store.errors import JobError
 
 
 def losa(**sweep: list[float]) -> MethodConfig:
@@ -55,6 +56,15 @@ def test_what_is_kept_is_not_computed_again(tmp_path: Path) -> None:
     file.write_text(json.dumps({"method": "losa", "points": points}))
     assert choose_trial(grid, judge, file) == first
     assert judge.passes[0] == [0.01]
+
+
+@pytest.mark.parametrize("content", ["", '{"points": {', "[" * 100_000])
+def test_a_damaged_file_of_scores_is_one_clear_line(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "search.json"
+    file.write_text(content)
+    with pytest.raises(JobError, match=r"search\.json is damaged \(.*\); delete it, and what it held is computed anew"):
+        choose_trial(losa(lr=[0.1, 0.2]), Judge(1.0), file)
+    assert file.read_text() == content
 
 
 def test_two_values_and_options_are_not_widened() -> None:

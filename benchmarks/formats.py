@@ -10,17 +10,16 @@ apart. Statistics (RMS, mean, deviation) come from one half of the images, error
 import argparse
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-import timm
 import torch
 
 from benchmarks.made_up import encode
+from benchmarks.record import machine
 from extract.backbone import load_backbone
 from extract.config import BackboneConfig
 from extract.images import decode_rgb
@@ -232,12 +231,11 @@ def main() -> None:
         parser.error("set SIDECACHE_DATA to the folder of real images and weights")
     tokens = real_tokens(Path(os.environ["SIDECACHE_DATA"]), options.images)
     rows = measure(tokens)
-    versions = {"python": platform.python_version(), **{m.__name__: m.__version__ for m in (np, torch, timm)}}
     spread = {
         f"block {k}": {"smallest over median channel RMS": float(np.min(rms_of(v)) / np.median(rms_of(v)))}
         for k, v in tokens.items()
     }
-    document = {"images": options.images, "versions": versions, "unit": "percent", "rms": spread, "formats": rows}
+    document = {**machine(), "images": options.images, "unit": "percent", "rms": spread, "formats": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     print(table(rows))

@@ -13,14 +13,10 @@ for the backward pass (weights left out), and `peak_bytes`, how far one step ris
 import argparse
 import ctypes
 import gc
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,6 +32,7 @@ from adapt.tuning.kronecker import install_kronecker
 from adapt.tuning.lora import install_lora
 from adapt.tuning.tuned import Install, Tuned
 from adapt.tuning.vit import Vit
+from benchmarks.record import add_record_options, machine, save
 from extract.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig
 
@@ -187,22 +184,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bfloat16", action="store_true", help="under autocast")
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that the script runs")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    add_record_options(parser)
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     figures = measure(args)
-    for name, row in figures.items():
-        peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
-        times = f"{1e3 * row['seconds']:.1f} ms ({1e3 * row['cpu_seconds']:.1f} of the processor)"
-        print(f"{name}: {times}, saved {row['saved_bytes'] / 1e6:.1f} MB, peak {peak} MB")
-    for name, row in ratios(figures).items():
-        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items() if value is not None))
-    if args.out:
-        versions = {name: version(name) for name in ("torch", "timm", "peft")} | {"python": platform.python_version()}
-        settings = {key: value for key, value in vars(args).items() if key != "out"}
-        document = {"settings": settings, "versions": versions, "figures": figures, "ratios": ratios(figures)}
-        args.out.write_text(json.dumps(document, indent=1))
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    save({**machine(), "settings": settings, "figures": figures, "ratios": ratios(figures)}, args.out)
 
 
 if __name__ == "__main__":

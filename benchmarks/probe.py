@@ -2,11 +2,10 @@
 
 Both read the same pooled features of the store, standardised by the training rows; both are chosen on the same
 validation rows over the grid of the pipeline's `linear_probe`: scikit-learn's LogisticRegression with the C that stands
-for each weight decay. Prints test accuracy by seed and the means, and the seconds that each search took.
+for each weight decay. Test accuracy by seed and the means, what was chosen, and the seconds that each search took.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from adapt.search import Material, train_trials
 from adapt.solve import readout_of
 from adapt.split import draw_validation
 from adapt.train import evaluate_split
+from benchmarks.record import add_record_options, machine, save
 from store.reader import open_store
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("-o", action="append", default=[], dest="overrides")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    add_record_options(parser)
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     method = next(method for method in config.parsed_methods() if method.name == "linear_probe")
@@ -78,19 +78,12 @@ def main() -> None:
         _, mode, decay, model, mean, std = fit_sklearn(train, decays, rows, val_rows, labels)
         theirs_seconds = time.perf_counter() - before
         theirs = 100 * model.score((test[mode] - mean) / std, store.labels("test"))
-        rows_out.append({"seed": seed, "probe": ours, "sklearn": theirs, "weight_decay": decay, "pool": mode})
-        rows_out[-1] |= {"probe_seconds": middle - started, "sklearn_seconds": theirs_seconds}
-        print(
-            f"seed {seed}: probe {ours:.2f} ({middle - started:.1f} s, weight decay {best.weight_decay:g}, "
-            f"{readout_of(best).mode}), scikit-learn {theirs:.2f} ({theirs_seconds:.1f} s, {decay:g}, {mode})"
-        )
-    means = {name: float(np.mean([row[name] for row in rows_out])) for name in ("probe", "sklearn")}
-    print(
-        f"mean: probe {means['probe']:.2f}, scikit-learn {means['sklearn']:.2f}, "
-        f"difference {means['probe'] - means['sklearn']:+.2f} points"
-    )
-    if args.out:
-        args.out.write_text(json.dumps({"dataset": store.schema.dataset, "rows": rows_out, "means": means}, indent=1))
+        probe = {"accuracy": ours, "seconds": middle - started, "pool": readout_of(best).mode}
+        sklearn = {"accuracy": theirs, "seconds": theirs_seconds, "pool": mode}
+        chosen = {"seed": seed, "probe": probe | {"weight_decay": best.weight_decay}}
+        rows_out.append(chosen | {"sklearn": sklearn | {"weight_decay": decay}})
+    means = {name: float(np.mean([row[name]["accuracy"] for row in rows_out])) for name in ("probe", "sklearn")}
+    save({**machine(), "dataset": store.schema.dataset, "rows": rows_out, "means": means}, args.out)
 
 
 if __name__ == "__main__":

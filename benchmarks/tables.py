@@ -82,7 +82,7 @@ def extraction() -> str:
 
 def probe() -> str:
     rows = read("probe")["rows"]
-    faster = statistics.median(row["sklearn_seconds"] / row["probe_seconds"] for row in rows)
+    faster = statistics.median(row["sklearn"]["seconds"] / row["probe"]["seconds"] for row in rows)
     means = read("probe")["means"]
     return table(
         ["", "accuracy", "speed"],

@@ -8,9 +8,6 @@ decoding workers in each quarter of the job.
 """
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -18,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ import psutil
 import torch
 from PIL import Image
 
+from benchmarks.record import add_record_options, machine, save
 from extract.backbone import load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
 from extract.run import extract_tokens
@@ -107,7 +104,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", type=int, default=0, help="clips to extract once more, watching the memory")
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    add_record_options(parser)
     args = parser.parse_args()
     found = sorted(args.folder.resolve().rglob("*.mp4"))
     backbone = load_backbone(BackboneConfig(name=MODEL, weights=args.weights), ClipConfig(frames=args.frames))
@@ -126,12 +123,10 @@ def main() -> None:
                 seconds[name].append(seconds_of(contestants[name]))
     rates = {name: len(clips) / statistics.median(values) for name, values in seconds.items()}
     figures: dict[str, Any] = {
+        **machine(),
         "clips": len(clips),
         "frames": args.frames,
         "rounds": args.rounds,
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "timm", "av", "decord", "tensorstore")},
         "clips_per_second": rates,
         "sidecache / plain": rates["sidecache"] / rates["plain"],
     }
@@ -142,10 +137,7 @@ def main() -> None:
             with watched_memory(marks):
                 extract(root, backbone, args.frames)
             figures |= {"memory_clips": args.memory, "memory_mib_by_quarter": quarters(marks)}
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    save(figures, args.out)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward import FrozenForward
 from extract.weights import first_line
 from store.config import Section, Tokens
-from store.errors import UserError
+from store.durable import publish
+from store.errors import JobError, UserError
 from store.layout import resolve_layers
 
 _MOST_CARD_BYTES = 16 << 20
@@ -88,11 +89,20 @@ class Adaptor:
 
 
 def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
-    """Write `path` (.safetensors) and its card (.json beside it)."""
+    """Write `path` (.safetensors) and its card (.json beside it).
+
+    Raises:
+        JobError: the disk refuses.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in learned_tensors(model).items()}, partial)
-    partial.replace(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned_tensors(model).items()}
+    try:
+        save_file(tensors, partial)
+        publish(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise JobError(f"{path} cannot be written ({error})") from error
     write_text(path.with_suffix(".json"), card.model_dump_json(indent=1))
 
 

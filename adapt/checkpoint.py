@@ -1,6 +1,5 @@
 """The state of a training run, kept in a file as it goes, so that an interrupted run ends as any other."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt.candidate import Candidate
+from store.durable import publish
 from store.errors import JobError
 
 _SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost
@@ -84,7 +84,7 @@ class Checkpoint:
         try:
             with partial.open("wb") as file:  # given a path, torch would not say what is wrong
                 torch.save(state, file)
-            os.replace(partial, self._path)  # noqa: PTH105  # same folder: atomic
+            publish(partial, self._path)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise JobError(

@@ -157,7 +157,7 @@ class ResidentFeatures(_Cached):
             yield from self._streamed.batches(split, groups, layers, together)
             return
         for rows in groups:
-            index = torch.from_numpy(rows).to(self.device)
+            index = to_device(torch.from_numpy(rows), self.device)
             yield rows, {layer: self._decode(layer, index) for layer in layers}
 
     def _decode(self, layer: int, index: Tensor) -> Tensor:

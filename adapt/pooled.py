@@ -1,4 +1,4 @@
-"""Pooled tokens of whole splits, for those who read them more than once."""
+"""Pooled tokens of whole splits, in memory, for those who read them more than once."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +32,7 @@ class PooledFeatures:
             self._kept |= {(split, layer, mode): values for mode, values in self._pool(split, layer, missing).items()}
 
     def whole(self, split: str, layer: int, readout: Readout) -> Float[Tensor, "samples features"]:
-        """Pooled features of a whole split, in store order, on the device."""
+        """Pooled features of a whole split, in store order, on the CPU: a GPU has tokens to hold."""
         self.require(split, layer, [readout])
         return self._kept[split, layer, readout.mode]
 
@@ -40,10 +40,13 @@ class PooledFeatures:
     def _pool(self, split: str, layer: int, readouts: Mapping[str, Readout]) -> dict[str, Tensor]:
         rows = np.arange(len(self.features.labels(split)))
         groups = in_groups(rows, self.features.samples_at_once([layer]))
-        pooled: dict[str, list[Tensor]] = {mode: [] for mode in readouts}
+        pooled: dict[str, Tensor] = {}
         with progress(f"pooling {split}", len(rows), "samples") as advance:
             for group, tokens in self.features.batches(split, groups, [layer]):
                 for mode, readout in readouts.items():
-                    pooled[mode].append(readout.pool(readout.normalise(tokens[layer])))
+                    part = readout.pool(readout.normalise(tokens[layer]))
+                    if mode not in pooled:
+                        pooled[mode] = torch.empty(len(rows), part.shape[1])
+                    pooled[mode][group[0] : group[-1] + 1] = part
                 advance(len(group))
-        return {mode: torch.cat(parts) for mode, parts in pooled.items()}
+        return pooled

@@ -47,8 +47,9 @@ class Readout(nn.Module):
 
     def standardise(self, pooled: Float[Tensor, "samples features"]) -> None:
         """Take mean and deviation from pooled frozen features; a channel that never varies is only centred."""
-        std = pooled.std(dim=0, correction=0)
-        self.mean, self.std = pooled.mean(dim=0), torch.where(std > 1e-6, std, torch.ones_like(std))
+        device, std = self.mean.device, pooled.std(dim=0, correction=0)
+        self.mean = pooled.mean(dim=0).to(device)
+        self.std = torch.where(std > 1e-6, std, torch.ones_like(std)).to(device)
 
     def standardised(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
         """Pooled features as the head reads them."""

@@ -9,8 +9,16 @@ from store.errors import JobError
 
 
 def write_text(path: Path, text: str) -> None:
-    """A reader, or a crash at any instant, finds the old file or the new one whole."""
-    write_files([(path, memoryview(text.encode()))])
+    """A reader, or a crash at any instant, finds the old file or the new one whole.
+
+    Raises:
+        JobError: it cannot be written; the old one stays.
+    """
+    try:
+        write_files([(path, memoryview(text.encode()))])
+    except OSError as error:
+        reason = error.strerror or error
+        raise JobError(f"{path} cannot be written ({reason}); what was there before is kept") from error
 
 
 def read_json(path: Path) -> Any:

@@ -134,15 +134,16 @@ class _Pass:
 
     def _solve(self, group: Sequence[Candidate], what: str) -> float:
         pooled, layer = self._material.pooled, _layers(group[0])[-1]
-        labels, rows, val_rows = self._labels.to(pooled.features.device), self.rows, self._val_rows
-        index, val_index = torch.from_numpy(rows), torch.from_numpy(val_rows)
+        index, val_index = torch.from_numpy(self.rows), torch.from_numpy(self._val_rows)
+        device, labels = pooled.features.device, self._labels
         by_pooling: dict[str, list[Candidate]] = {}
         for candidate in group:
             by_pooling.setdefault(readout_of(candidate).mode, []).append(candidate)
         seconds = []
         for mode, candidates in by_pooling.items():
             values = pooled.whole("train", layer, readout_of(candidates[0]))
-            data = Pooled(values[index], labels[index], values[val_index], labels[val_index])
+            parts = (values[index], labels[index], values[val_index], labels[val_index])
+            data = Pooled(*(part.to(device) for part in parts))
             seconds.append(solve_heads(candidates, data, self._objective, f"{what}, {mode}"))
         return mean(seconds)
 

@@ -25,6 +25,7 @@ from adapt.metrics import Metrics, average_views, evaluate
 from adapt.objective import Objective
 from adapt.optimizer import Optimizer, make_optimizer, make_schedule
 from adapt.shuffle import WINDOW, epoch_batches
+from extract.transfer import to_device
 from store.errors import JobError
 from store.groups import in_groups
 from store.heap import keep_freed_memory
@@ -110,13 +111,13 @@ def fit(
         progress(describe, settings.epochs * len(rows), "samples") as advance,
         torch.random.fork_rng(_devices(features)),
     ):
-        torch.manual_seed(settings.seed + world().rank)  # dropout differs between processes
+        torch.manual_seed(settings.seed)
         kept.restore_rng()
         advance(done.epochs * len(rows) + done.steps * settings.batch_size)
         while done.epochs < settings.epochs:
             batches = epoch_batches(rows, settings.batch_size, settings.seed, done.epochs, settings.shuffle_block)
             lap = time.perf_counter()
-            for n_rows in loop.train(done.epochs, batches[done.steps :]):
+            for n_rows in loop.train(done.epochs, batches[done.steps :], done.steps):
                 advance(n_rows)
                 done = replace(done, steps=done.steps + 1, seconds=done.seconds + time.perf_counter() - lap)
                 kept.save(done)
@@ -141,7 +142,9 @@ def predict_logits(
     for _, inputs in features.batches(split, in_groups(rows, features.samples_at_once(layers)), layers):
         for model, parts in zip(models, logits, strict=True):
             with autocast(features.device, precision):
-                parts.append(model(inputs).float().cpu())
+                parts.append(model(inputs).float().to("cpu", non_blocking=True))
+    if features.device.type == "cuda":
+        torch.cuda.synchronize(features.device)  # until then logits are on their way
     return [torch.cat(parts) for parts in logits]
 
 
@@ -185,15 +188,17 @@ class Loop:
         factor = make_schedule(steps, settings.warmup)
         self.members = [_member(candidate, settings, factor) for candidate in candidates]
 
-    def train(self, epoch: int, batches: Sequence[Rows]) -> Iterator[int]:
-        """One step a candidate for every batch of an epoch, or of what is left of it; the rows of each."""
+    def train(self, epoch: int, batches: Sequence[Rows], first: int = 0) -> Iterator[int]:
+        """A step a candidate for every batch of an epoch, or of what is left from step `first` on; the rows of each."""
         for candidate in self._candidates:
             candidate.model.train()
         parts = [self._world.share_of(in_groups(rows, self._at_once)) for rows in batches]
         features = self._features.for_epoch(self._settings.seed, epoch)
         together = WINDOW * max(map(len, parts), default=1) if self._settings.shuffle_block > 1 else 1
         inputs = features.batches("train", [part for batch in parts for part in batch], self._layers, together)
-        for rows, batch in zip(batches, parts, strict=True):
+        for number, (rows, batch) in enumerate(zip(batches, parts, strict=True), start=first):
+            if self._world.size > 1:  # else what the checkpoint keeps of the generators is enough
+                torch.manual_seed(_step_seed(self._settings.seed, epoch, number, self._world.rank))
             labels = self._labels_of(rows)
             for part, values in islice(inputs, len(batch)):
                 self._add_gradients(values, self._labels_of(part), labels)
@@ -221,10 +226,11 @@ class Loop:
         if not self._settings.mixup:
             return 1.0, torch.empty(0)
         alpha = torch.tensor(self._settings.mixup)
-        return float(torch.distributions.Beta(alpha, alpha).sample()), torch.randperm(size).to(self._features.device)
+        share = float(torch.distributions.Beta(alpha, alpha).sample())
+        return share, to_device(torch.randperm(size), self._features.device)
 
     def _labels_of(self, rows: Rows) -> Tensor:
-        return self._labels[torch.from_numpy(rows)].to(self._features.device)
+        return to_device(self._labels[torch.from_numpy(rows)], self._features.device)
 
     def validate(self, rows: Rows, epoch: int) -> None:
         """Keep the weights of every candidate that has become better."""
@@ -237,6 +243,11 @@ class Loop:
         if all(not candidate.best for candidate in self._candidates):
             rates = ", ".join(f"{candidate.lr:g}" for candidate in self._candidates)
             raise JobError(f"training diverged in its first epoch at learning rates {rates}; lower train.lr")
+
+
+def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """Dropout and mixup differ between processes that train together, and are the same again after an interruption."""
+    return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def _layers(models: Sequence[nn.Module]) -> tuple[int, ...]:

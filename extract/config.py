@@ -41,8 +41,9 @@ class ClipConfig(Section):
 class DataConfig(Section):
     """Which samples, and how they are split.
 
-    `test_split` names the split that plays the test set (by default the source's `test`, else its `val`, `validation` or
-    `valid`); a source of a single split gives `test_fraction` of its samples, chosen by a hash of their ids and of `split_seed`.
+    `test_split` names the split that plays the test set (by default the source's `test`, else its `val`, `validation`
+    or `valid`); a source of a single split gives `test_fraction` of its samples, chosen by a hash of their ids and of
+    `split_seed`.
     `label_column` is the one of a CSV or Parquet list that holds the class. `video` is for video sources alone.
     """
 

@@ -11,7 +11,7 @@ array's place is found out, though its own checksum fits.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import tensorstore as ts
 
 from store.address import array_members, kvstore_spec, local_path, new_context
-from store.durable import write_files
+from store.durable import remove_leftovers, write_files
 from store.errors import JobError, UserError
 from store.failures import NEEDS_REPLACING, failure
 from store.metadata import CHECKSUM, CRC32C, array_metadata, chunk_codecs, document_checksum
@@ -96,11 +96,17 @@ class Folder:
         _checked(lambda: self._documents.write(key, content).result(), f"write {self.place}{key}")
 
     def write_files(self, files: Iterable[tuple[str, memoryview]], doing: str) -> None:
-        """Write many keys of a local folder whole; see `durable.write_files`. `doing` is for messages."""
+        """Write many keys of a local folder whole, for whoever holds the store; all are durable when this returns."""
         self._require_disk()
         folder = local_path(self.url)
         assert folder is not None
-        _checked(lambda: write_files((folder / key, content) for key, content in files), doing)
+
+        def places() -> Iterator[tuple[Path, memoryview]]:
+            for key, content in files:
+                remove_leftovers(folder / key)
+                yield folder / key, content
+
+        _checked(lambda: write_files(places()), doing)
 
     def read_bytes(self, key: str) -> bytes | None:
         """One key whole, or None where it is missing."""

@@ -7,8 +7,9 @@ on a disk that fails, ends the whole process.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import google_crc32c
@@ -30,23 +31,34 @@ class UnreadableError(Exception):
 
 
 @dataclass(frozen=True)
+class Run:
+    """Rows start ... end of a request, at rising places of a shard, which are read at once."""
+
+    start: int
+    end: int
+    places: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Picked:
-    """Rows of a split: the shard of each and its place there, and where the runs end that are read at once."""
+    """Rows of a split, by the shards that they lie in."""
 
     rows: Int[np.ndarray, "rows"]
-    shards: Sequence[int]
-    places: Sequence[int]
-    ends: Sequence[int]
+    runs: Mapping[int, Sequence[Run]]
 
     @classmethod
     def of(cls, rows: Int[np.ndarray, "rows"], shard_samples: int) -> "Picked":
-        """Places rise within a run."""
+        """Runs as long as can be."""
         shards, places = np.divmod(rows, shard_samples)
         steps, numbers = np.diff(rows), np.arange(1, len(rows))
         breaks = (steps < 1) | (steps > 1 + _LARGEST_GAP) | (np.diff(shards) != 0)
         lengths = numbers - np.maximum.accumulate(np.where(breaks, numbers, 0))  # since the last break
         ends = numbers[breaks | (lengths % _LONGEST_RUN == 0)]
-        return cls(rows, shards.tolist(), places.tolist(), [*ends.tolist(), len(rows)])
+        runs: dict[int, list[Run]] = {}
+        by_row, in_shard = shards.tolist(), places.tolist()
+        for start, end in pairwise([0, *ends.tolist(), len(rows)] if len(rows) else []):
+            runs.setdefault(by_row[start], []).append(Run(start, end, in_shard[start:end]))
+        return cls(rows, runs)
 
 
 @dataclass(frozen=True)
@@ -80,51 +92,61 @@ class LocalChunks:
         Raises:
             OSError, UnreadableError: another reader should look at it, and can say what is wrong.
         """
-        opened = {shard: self._open(shard) for shard in set(picked.shards)}
-        out = self._buffers.lend(len(picked.places) * self._row_bytes).reshape(-1, self._row_bytes)
-        fresh: list[tuple[_Version, int]] = []
-        if self._kept is None:
-            fresh = self._read_runs(out, opened, picked)
+        out = self._buffers.lend(len(picked.rows) * self._row_bytes).reshape(-1, self._row_bytes)
+        if self._kept is not None:
+            self._take(self._kept, picked, out)
         else:
-            np.take(self._kept, picked.rows, axis=0, out=out, mode="clip")  # any other mode makes a copy first
-        for shard, (file, version) in opened.items():
-            if file.stamp() != version.stamp:  # asked afterwards, so that the answer holds for all that was read
-                self._forget(shard)
-                raise UnreadableError
-        for version, place in fresh:
-            version.checked[place] = 1
+            for shard, runs in picked.runs.items():  # one file open at a time: a process may have only so many
+                self._read_shard(shard, runs, out)
         return out
 
-    def _read_runs(
-        self, out: UInt8[np.ndarray, "rows n_bytes"], opened: dict[int, tuple[OpenFile, _Version]], picked: Picked
-    ) -> list[tuple[_Version, int]]:
-        """The places that had to be checked."""
-        fresh, start = [], 0
-        memory, n_bytes, stride = out.reshape(-1).data, self._row_bytes, self._stride
-        for end in picked.ends:
-            (file, version), place = opened[picked.shards[start]], picked.places[start]
-            if end - start > 1 or not version.checked[place]:
-                fresh += self._fill(out[start:end], file, version, picked.places[start:end])
-            elif os.preadv(file.fd, [memory[start * n_bytes : end * n_bytes]], place * stride) != n_bytes:
+    def _take(
+        self, kept: UInt8[np.ndarray, "_ n_bytes"], picked: Picked, out: UInt8[np.ndarray, "rows n_bytes"]
+    ) -> None:
+        before = {shard: self._open(shard)[1] for shard in picked.runs}
+        np.take(kept, picked.rows, axis=0, out=out, mode="clip")  # any other mode makes a copy first
+        for shard, version in before.items():
+            file, after = self._open(shard)
+            if after is not version:  # another thread has read it anew meanwhile
                 raise UnreadableError
-            start = end
-        return fresh
+            self._require_unchanged(shard, file, version)
+
+    def _read_shard(self, shard: int, runs: Sequence[Run], out: UInt8[np.ndarray, "rows n_bytes"]) -> None:
+        file, version = self._open(shard)
+        memory, n_bytes, stride = out.reshape(-1).data, self._row_bytes, self._stride
+        fresh: list[int] = []
+        for run in runs:
+            if run.end - run.start > 1 or not version.checked[run.places[0]]:
+                fresh += self._fill(out[run.start : run.end], file, version, run.places)
+                continue
+            row = memory[run.start * n_bytes : run.end * n_bytes]
+            if os.preadv(file.fd, [row], run.places[0] * stride) != n_bytes:
+                raise UnreadableError
+        self._require_unchanged(shard, file, version)
+        for place in fresh:
+            version.checked[place] = 1
+
+    def _require_unchanged(self, shard: int, file: OpenFile, version: _Version) -> None:
+        """Asked after reading, so that the answer holds for all that was read."""
+        if file.stamp() != version.stamp:
+            self._forget(shard)
+            raise UnreadableError
 
     def _fill(
         self, out: UInt8[np.ndarray, "rows n_bytes"], file: OpenFile, version: _Version, places: Sequence[int]
-    ) -> list[tuple[_Version, int]]:
+    ) -> list[int]:
         """Read a run; the places that had to be checked."""
         crcs = self._read_along(file.fd, out, places)
         fresh = [number for number, place in enumerate(places) if not version.checked[place]]
         for number in fresh:
             if google_crc32c.value(out[number]) != int.from_bytes(crcs[number], "little"):
                 raise UnreadableError
-        return [(version, places[number]) for number in fresh]
+        return [places[number] for number in fresh]
 
     def _read_along(self, fd: int, out: UInt8[np.ndarray, "rows n_bytes"], places: Sequence[int]) -> list[memoryview]:
         """Rows of rising places into `out`, by one call; their checksums."""
         span = places[-1] - places[0] + 1
-        rows, dropped = dict(zip(places, out, strict=True)), bytearray(self._row_bytes)
+        rows, dropped = dict(zip(places, out, strict=True)), bytearray(self._row_bytes if span > len(places) else 0)
         checksums = memoryview(bytearray(CRC_BYTES * span))
         crcs = [checksums[start : start + CRC_BYTES] for start in range(0, len(checksums), CRC_BYTES)]
         into: list[Any] = []

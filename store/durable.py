@@ -32,7 +32,20 @@ def write_files(files: Iterable[tuple[Path, memoryview]]) -> None:
             synced.result()
             temporary.replace(path)
     for folder in folders:
-        _sync_folder(folder)
+        _sync(folder)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a writer of this file left that was killed; the caller must know that no other is at work on it."""
+    for left in path.parent.glob(f"{path.name}*{TEMPORARY}"):
+        left.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a file that is written its name, once its content is on the disk."""
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
 
 
 def _make_folders(folder: Path) -> set[Path]:
@@ -46,8 +59,6 @@ def _make_folders(folder: Path) -> set[Path]:
 
 def _write(path: Path, content: memoryview, open_files: ExitStack) -> tuple[Path, int]:
     """The name and descriptor of a file that holds the content, and is gone in the end unless it is renamed."""
-    for left in path.parent.glob(f"{path.name}*{TEMPORARY}"):  # by a writer that was killed
-        left.unlink(missing_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")  # its own, whoever else writes this file
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     open_files.callback(_close, file, temporary)
@@ -62,8 +73,8 @@ def _close(file: int, temporary: Path) -> None:
         temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(opened)
     finally:

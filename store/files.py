@@ -38,7 +38,8 @@ class OpenFiles:
 
     def forget(self, path: str) -> None:
         """Open it anew next time."""
-        self._files.pop(path, None)
+        with self._lock:
+            self._files.pop(path, None)
 
     def _open(self, path: str) -> OpenFile:
         file = OpenFile(path)

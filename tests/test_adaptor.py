@@ -4,14 +4,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from conftest import TINY
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import adapt.adaptor
 import sidecache as sc
 from adapt.adaptor import Card, load_adaptor, save_adaptor
 from adapt.config import Config
@@ -19,7 +22,7 @@ from adapt.predict import predict
 from extract.backbone import TappedBackbone, TimmBackbone, digests, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
 from extract.forward import FrozenForward
-from store.errors import UserError
+from store.errors import JobError, UserError
 
 BACKBONE = BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -119,6 +122,22 @@ def test_multi_label_probabilities_are_sigmoids(saved: Path, tiny_backbone: Timm
     logits = adaptor.model(adaptor.forward(images))
     torch.testing.assert_close(adaptor.probabilities(images), 1 / (1 + (-logits).exp()))
     assert not torch.allclose(adaptor.probabilities(images).sum(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("stands_for", ["save_file", "publish"])
+def test_a_disk_that_refuses_is_one_line_and_the_old_adaptor_stays(
+    tiny_backbone: TimmBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_for: str
+) -> None:
+    path, card = tmp_path / "a.safetensors", card_for("linear_probe", tiny_backbone)
+    save_adaptor(path, trained("linear_probe", tiny_backbone), card)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    refused = (
+        SafetensorError("I/O error: No space left on device") if stands_for == "save_file" else OSError(28, "full")
+    )
+    monkeypatch.setattr(adapt.adaptor, stands_for, mock.Mock(side_effect=refused))
+    with pytest.raises(JobError, match=r"a\.safetensors cannot be written \(.*(No space left|full).*\)"):
+        save_adaptor(path, trained("linear_probe", tiny_backbone), card)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @torch.no_grad()

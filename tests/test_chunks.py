@@ -14,7 +14,7 @@ import small_store
 from small_store import LAYERS, SIZES, expected
 
 from benchmarks.made_up import write_store
-from store import chunks, layer
+from store import chunks, files, layer
 from store.buffers import Buffers
 from store.config import Compressor, Dtype
 from store.errors import JobError
@@ -319,3 +319,31 @@ def test_memory_is_lent_again_once_the_last_view_of_it_is_gone() -> None:
     del view
     assert buffers.lend(64).ctypes.data == address
     assert len(buffers.lend(4096)) == 4096
+
+
+def test_rows_of_many_shards_keep_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread one at a time, besides the few that stay open: a process may have only so many."""
+    open_now, most = 0, 0
+
+    class Counted(files.OpenFile):
+        def __init__(self, path: str) -> None:
+            nonlocal open_now, most
+            super().__init__(path)
+            open_now += 1
+            most = max(most, open_now)
+
+        def __del__(self) -> None:
+            nonlocal open_now
+            super().__del__()
+            open_now -= 1
+
+    monkeypatch.setattr(files, "OpenFile", Counted)
+    kept = OpenFiles(3)
+    monkeypatch.setattr(layer, "_open_files", lambda: kept)
+    store = write_store(tmp_path / "c.zarr", 80, 3, (1, 1), 8, 1)
+    rows = np.random.default_rng(0).permutation(80)
+    expected = store.fetch("train", slice(None)).result()
+    for _ in range(2):
+        for number, read in store.fetch("train", rows).result().items():
+            np.testing.assert_array_equal(read.values, expected[number].values[rows])
+    assert 3 <= most <= 3 + layer._THREADS + 1

@@ -17,7 +17,7 @@ from small_store import contents
 
 from store import durable, writer
 from store.config import Dtype
-from store.durable import write_files
+from store.durable import publish, remove_leftovers, write_files
 from store.plain_shard import CRC_BYTES, PlainShard
 
 
@@ -63,22 +63,39 @@ def test_a_disk_that_refuses_leaves_every_file_old_or_new_and_nothing_else(
     assert all(content in (before[name], b"new" + before[name][-1:]) for name, content in after.items())
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_what_killed_writers_left_can_be_removed(tmp_path: Path) -> None:
     write_files(files(tmp_path))
     for left in ("0.__lock", "0.abc.__lock"):
         (tmp_path / "1/c" / left).write_bytes(b"half")
-    write_files(files(tmp_path))
+    remove_leftovers(tmp_path / "1/c/0")
+    remove_leftovers(tmp_path / "4/c/0")  # whose folder is not there
     assert set(contents(tmp_path)) == {f"{n}/c/0" for n in range(3)}
 
 
-def test_a_writer_that_was_overtaken_harms_nobody(tmp_path: Path) -> None:
+def test_two_writers_of_the_same_files_do_not_disturb_each_other(tmp_path: Path) -> None:
     def overtaken() -> Iterator[tuple[Path, memoryview]]:
-        yield from files(tmp_path)
-        write_files(files(tmp_path))  # a second one writes the same, and removes what looks left over
+        yield from files(tmp_path, b"mine")
+        write_files(files(tmp_path, b"theirs"))
 
-    with pytest.raises(FileNotFoundError):
-        write_files(overtaken())
-    assert contents(tmp_path) == {f"{n}/c/0": b"new%d" % n for n in range(3)}
+    write_files(overtaken())
+    assert contents(tmp_path) == {f"{n}/c/0": b"mine%d" % n for n in range(3)}
+
+
+def test_what_is_published_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, path, synced = tmp_path / "partial", tmp_path / "whole", list[str]()
+    written.write_bytes(b"new")
+    fsync = os.fsync
+
+    def watched(file: int) -> None:
+        synced.append(f"{Path(f'/proc/self/fd/{file}').readlink()} {path.exists()}")
+        fsync(file)
+
+    monkeypatch.setattr(durable.os, "fsync", watched)
+    publish(written, path)
+    assert synced == [f"{written} False", f"{tmp_path} True"]
+    assert contents(tmp_path) == {"whole": b"new"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])

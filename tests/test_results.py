@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adapt.results import Row, Stat, read_results, summarise, write_results
 from store import durable
-from store.errors import UserError
+from store.errors import JobError, UserError
 
 
 def make_row(trial_id: str = "t0", **changes) -> Row:
@@ -103,7 +103,7 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monke
         raise OSError("disk full")
 
     monkeypatch.setattr(durable.os, "fsync", crash)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(JobError, match=r"results\.json cannot be written \(disk full\); what was there before is kept"):
         write_results(tmp_path, [make_row("b")])
     assert [row.trial_id for row in read_results(tmp_path)] == ["a"]
     assert sorted(tmp_path.iterdir()) == files

@@ -1,6 +1,7 @@
 """The loop: what the seed decides, what validation decides, and that an interruption changes nothing."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from test_methods import build, make_spec
 from torch import Tensor
 
 import adapt.checkpoint
+import adapt.train
 from adapt.candidate import Candidate
 from adapt.checkpoint import Checkpoint, Done
+from adapt.distributed import World
 from adapt.objective import Objective, class_weights, make_objective
 from adapt.optimizer import make_schedule
 from adapt.split import draw_validation
-from adapt.train import Settings, evaluate_split, fit, predict_logits
+from adapt.train import Loop, Settings, evaluate_split, fit, predict_logits
 from store.errors import JobError, UserError
 
 SETTINGS = Settings(epochs=4, batch_size=8, seed=1)
@@ -103,6 +106,51 @@ def test_the_epoch_that_validation_likes_best_is_kept() -> None:
     logits = predict_logits([trained.model], features, "train", val_rows)[0]
     accuracy = 100 * (logits.argmax(1) == features.labels("train")[torch.from_numpy(val_rows)]).float().mean()
     assert float(accuracy) == pytest.approx(trained.score)
+
+
+class OneOfTwo(World):
+    """A process of two that train together, as far as it is by itself."""
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        pass
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_among_others_draws_its_own_dropout_and_the_same_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """The state that is kept is that of the process that leads, its generators included."""
+    features, file = MadeFeatures(), tmp_path / "state.pt"
+    ends = []
+    for stops in (False, True, False):
+        trained = candidate(dropout=0.2)
+        monkeypatch.setattr(adapt.train, "world", lambda: OneOfTwo(rank, 2))
+        with monkeypatch.context() as patch:
+            if stops:
+                patch.setattr(adapt.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
+                patch.setattr(adapt.checkpoint, "_SHARE_OF_TIME", 1e9)
+                patch.setattr(Loop, "validate", stop_at(Loop.validate, 2))
+            with contextlib.suppress(KeyboardInterrupt):
+                fit([trained], features, *rows_of(features), SETTINGS, PLAIN, file if ends else None)
+        if stops:
+            torch.save({**torch.load(file), "rng": [torch.Generator().manual_seed(9).get_state()]}, file)
+        ends.append(trained.model.state_dict())
+    whole, _, resumed = ends
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    other = candidate(dropout=0.2)
+    monkeypatch.setattr(adapt.train, "world", lambda: OneOfTwo(1 - rank, 2))
+    monkeypatch.setattr(OneOfTwo, "share_of", lambda self, parts: list(parts[rank::2]))  # the same samples
+    fit([other], features, *rows_of(features), SETTINGS, PLAIN)
+    assert not all(torch.equal(whole[name], values) for name, values in other.model.state_dict().items())
+
+
+def stop_at(validate: Callable[..., None], epoch: int) -> Callable[..., None]:
+    def stopped(loop: Loop, rows: np.ndarray, done: int) -> None:
+        if done == epoch:
+            raise KeyboardInterrupt
+        validate(loop, rows, done)
+
+    return stopped
 
 
 @pytest.mark.parametrize("stop_after", [(1, 0), (3, 0), (0, 2), (2, 1)])

@@ -10,6 +10,7 @@ does not: it would need the whole shard.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,13 @@ class StoreWriter:
         self._check_lock()
         doing = f"write shard {shard} of {split} to {self._folder.place}"
         values = self._by_array(tokens)
-        if holds_plain_rows(self._folder, self._schema):
-            self._folder.write_files(self._pack(split, shard, values), doing)
-        else:
-            self._write_arrays(split, shard, values, doing)
-        digests = np.array([layer_digest(tokens[layer], status) for layer in self._schema.layers], np.uint32)
-        wait([self._open(split, DIGEST)[shard].write(digests)], doing)
+        with ThreadPoolExecutor(1, "digest") as beside:
+            digests = beside.map(lambda layer: layer_digest(tokens[layer], status), self._schema.layers)
+            if holds_plain_rows(self._folder, self._schema):
+                self._folder.write_files(self._pack(split, shard, values), doing)
+            else:
+                self._write_arrays(split, shard, values, doing)
+        wait([self._open(split, DIGEST)[shard].write(np.array(list(digests), np.uint32))], doing)
 
     def _by_array(self, tokens: Mapping[int, Encoded]) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}

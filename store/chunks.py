@@ -107,7 +107,7 @@ class LocalChunks:
         np.take(kept, picked.rows, axis=0, out=out, mode="clip")  # any other mode makes a copy first
         for shard, version in before.items():
             file, after = self._open(shard)
-            if after is not version:  # another thread has read it anew meanwhile
+            if after.stamp != version.stamp:  # another thread has read it anew meanwhile
                 raise UnreadableError
             self._require_unchanged(shard, file, version)
 

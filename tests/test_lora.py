@@ -139,9 +139,9 @@ def test_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(sys, "argv", [str(path), "--small", "--rounds", "1", "--out", str(tmp_path / "out.json")])
     module.main()
     document = json.loads((tmp_path / "out.json").read_text())
-    assert {"torch", "timm", "peft", "python"} == set(document["versions"])
+    assert {"torch", "timm", "peft", "python"} <= set(document["versions"])
     ratio = document["ratios"]["LoRA / peft's, separate q and v"]
     assert ratio["saved_bytes"] == pytest.approx(1.0, abs=0.01)
-    assert "LoRA / peft's, separate q and v: seconds" in capsys.readouterr().out
+    assert json.loads(capsys.readouterr().out) == document
     parameters = [row["parameters"] for row in document["figures"].values()]
     assert parameters[0] == parameters[1]

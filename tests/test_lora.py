@@ -16,6 +16,7 @@ from adapt.tuning.lora import LoRAOptions, install_lora, install_lora_fix
 from adapt.tuning.tuned import Install, Tuned
 from adapt.tuning.updates import update_tensors
 from adapt.tuning.vit import Vit
+from benchmarks.record import machine
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,7 @@ def test_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     module.main()
     document = json.loads((tmp_path / "out.json").read_text())
     assert {"torch", "timm", "peft", "python"} <= set(document["versions"])
+    assert document == {**document, **machine()}
     ratio = document["ratios"]["LoRA / peft's, separate q and v"]
     assert ratio["saved_bytes"] == pytest.approx(1.0, abs=0.01)
     assert json.loads(capsys.readouterr().out) == document

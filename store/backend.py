@@ -2,8 +2,8 @@
 
 tensorstore syncs file and folder before a write returns, and so does `durable`, which writes the shards of local,
 uncompressed stores. tensorstore is told to store chunks of zeros and to refuse to read chunks that are missing, so that
-nothing ever reads as zeros that was not written as such. Chunks carry crc32c; every zarr.json carries a checksum of itself
-among its attributes, which this module checks before it believes a word of it.
+nothing ever reads as zeros that was not written as such. Chunks carry crc32c; every zarr.json carries a checksum of
+itself among its attributes, which this module checks before it believes a word of it.
 The zarr.json of an array in one chunk carries a digest of its name and content besides, so that a file in another
 array's place is found out, though its own checksum fits.
 """

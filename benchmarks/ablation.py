@@ -1,13 +1,12 @@
 """LoSA's defaults, one factor at a time, on validation data only: `python benchmarks/ablation.py STORE... --out FILE`.
 
 Half of every training split is trained on and half validates, so that the scores are averages over many samples; the
-test splits are never read. Every variant trains from the same seeds on the same halves. Writes JSON, and prints the
-table of docs/ablation.md.
+test splits are never read. Every variant trains from the same seeds on the same halves. Goes on where FILE has some of
+the figures already, and prints the table of docs/ablation.md.
 """
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from adapt.methods import find_method
 from adapt.pooled import PooledFeatures
 from adapt.search import Material, train_trials
 from adapt.train import Settings
+from benchmarks.record import machine
+from benchmarks.tables import table
 from store.reader import open_store
 
 BASE: dict[str, Any] = {"lr": 0.003, "weight_decay": 0.05}  # else the defaults
@@ -36,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "token rank 0": {"token_rank": 0},
     "token rank 32": {"token_rank": 32},
     "rank 4": {"rank": 4},
-    "rank 64": {"rank": 64},
+    "rank 16": {"rank": 16},
     "layers every 2": {"layers": {"every": 2}},
     "layers last 6": {"layers": {"last": 6}},
     "dropout 0.2": {"dropout": 0.2},
@@ -75,7 +76,7 @@ def run_variant(
     name: str, trials: list[dict[str, Any]], pooled: PooledFeatures, epochs: int, seeds: int
 ) -> dict[str, Any]:
     """Mean validation score over seeds of the best of some trials."""
-    scores, started = [], time.perf_counter()
+    scores = []
     for seed in range(seeds):
         parsed = [_trial(name, given) for given in trials]
         method = MethodConfig(name=name, epochs=epochs, batch_size=32, trials=tuple(parsed))
@@ -84,7 +85,7 @@ def run_variant(
         scores.append([candidate.score for candidate in trained.candidates])
     best = np.mean(scores, axis=0).argmax()
     column = [row[best] for row in scores]
-    return {"score": float(np.mean(column)), "scores": column, "seconds": time.perf_counter() - started}
+    return {"score": float(np.mean(column)), "scores": column}
 
 
 def _trial(name: str, given: dict[str, Any]) -> Trial:
@@ -100,37 +101,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stores", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=1000, help="training samples taken of every store")
-    parser.add_argument("--base", type=json.loads, default=BASE, help="the variant that the others change")
-    parser.add_argument("--only", nargs="*", help="variants to run; all by default")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=500, help="training samples taken of every store")
     args = parser.parse_args()
-    results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    jobs = [("losa", name, [args.base | change]) for name, change in VARIANTS.items()]
+    settings = {"base": BASE, "epochs": args.epochs, "seeds": args.seeds, "limit": args.limit}
+    figures = {**machine(), "settings": settings, "results": {}}
+    if args.out.exists():
+        figures = json.loads(args.out.read_text())
+        if figures["settings"] != settings:
+            parser.error(f"{args.out} was made with {figures['settings']}, not {settings}")
+    results = figures["results"]
+    jobs = [("losa", name, [BASE | change]) for name, change in VARIANTS.items()]
     jobs += [("linear_probe", name, trials) for name, trials in PROBES.items()]
     for path in args.stores:
         store = open_store(path)
         features = Subset(ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), store.layers), args.limit)
         pooled = PooledFeatures(features)
         for method, name, trials in jobs:
-            if not args.only or name in args.only:
-                outcome = run_variant(method, trials, pooled, args.epochs, args.seeds)
-                results.setdefault(name, {})[store.schema.dataset] = outcome
-                print(
-                    f"{store.schema.dataset:10} {name:20} {outcome['score']:.2f} ({outcome['seconds']:.0f} s)",
-                    flush=True,
-                )
-                args.out.write_text(json.dumps(results, indent=1))
+            found = results.setdefault(name, {})
+            if store.schema.dataset not in found:
+                found[store.schema.dataset] = run_variant(method, trials, pooled, args.epochs, args.seeds)
+                args.out.write_text(json.dumps(figures, indent=1) + "\n")
     print_table(results)
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
-    datasets = list(next(iter(results.values())))
-    print(f"\n| variant | {' | '.join(datasets)} | mean |\n|---|{'---|' * (len(datasets) + 1)}")
-    for name, by_dataset in results.items():
-        scores = [by_dataset[dataset]["score"] for dataset in datasets]
-        print(f"| {name} | {' | '.join(f'{score:.1f}' for score in scores)} | {np.mean(scores):.1f} |")
+    datasets = list(results["base"])
+    scores = {name: [found[dataset]["score"] for dataset in datasets] for name, found in results.items()}
+    rows = ([name, *(f"{score:.1f}" for score in [*row, np.mean(row)])] for name, row in scores.items())
+    print(table(["variant", *datasets, "mean"], rows))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A reader gets the rows of every batch and yields, for every batch, its rows and 
 which share one store, check a checksum; only webdataset, which reads in a row, yields another order.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,22 +212,18 @@ def webdataset(store: Store, folder: Path) -> Batches:
     return batches
 
 
-PEERS: dict[str, tuple[str, Callable[[Store, Path], Batches]]] = {  # name -> (module it needs, reader)
-    MEMMAP: ("numpy", memmap),
-    KEPT: ("numpy", memmap_kept),
-    "tensorstore": ("tensorstore", tensorstore),
-    "zarr-python": ("zarr", zarr_python),
-    "zarrs": ("zarrs", zarrs),
-    "h5py": ("h5py", h5py),
-    "litdata": ("litdata", litdata),
-    "webdataset": ("webdataset", webdataset),
-    "one .npy a sample": ("numpy", npy_files),
-    "one .pt a sample": ("torch", pt_files),
+READERS: dict[str, Callable[[Store, Path], Batches]] = {
+    SIDECACHE: lambda store, folder: sidecache(store),
+    f"{SIDECACHE}, first pass": lambda store, folder: sidecache_first_pass(store),
+    MEMMAP: memmap,
+    KEPT: memmap_kept,
+    "tensorstore": tensorstore,
+    "zarr-python": zarr_python,
+    "zarrs": zarrs,
+    "h5py": h5py,
+    "litdata": litdata,
+    "webdataset": webdataset,
+    "one .npy a sample": npy_files,
+    "one .pt a sample": pt_files,
 }
-
-
-def readers(store: Store, folder: Path) -> tuple[dict[str, Batches], list[str]]:
-    """Every reader that can be had here, and the names of the others."""
-    have = {name for name, (module, _) in PEERS.items() if importlib.util.find_spec(module)}
-    found = {SIDECACHE: sidecache(store), f"{SIDECACHE}, first pass": sidecache_first_pass(store)}
-    return found | {name: PEERS[name][1](store, folder) for name in PEERS if name in have}, sorted(set(PEERS) - have)
+OPTIONAL = ("zarrs", "h5py", "litdata", "webdataset")  # libraries that may not be installed

@@ -1,23 +1,26 @@
 """Shuffled reading beside its rivals: `python -m benchmarks.reading --out benchmarks/results/reading.json`.
 
 All read the same made-up int8 tokens of ViT-Tiny and of ViT-B (12 layers, 197 tokens), all layers of batches drawn at
-random, out of a warm page cache, in one process and in turns; benchmarks/readers.py says how. The figures are bytes of
+random, out of a warm page cache, in turns; benchmarks/readers.py says how. Each has a process of its own: how the C
+library hands out memory depends on all that a process did before, and numpy's speed on that. The figures are bytes of
 tokens a second, the median over the rounds, and the ratio to numpy's memory maps, the median of the rounds' own ratios.
-sidecache has checked every checksum once before, but in its `first pass`, where the store is opened anew each time.
-Then, with nothing in the page cache, shuffled passes through the store, by single rows and by blocks
+sidecache has checked every checksum once before, but in its `first pass`, where the store is opened anew each
+time. Then, with nothing in the page cache, shuffled passes through the store, by single rows and by blocks
 (`train.shuffle_block`), beside the same bytes as one sequential read.
 
 Needs 4 GB of disk below --folder, and a few minutes. Rivals that are not installed are left out, and named.
 """
 
 import argparse
-import gc
+import importlib.util
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,10 @@ import numpy as np
 
 from adapt.shuffle import WINDOW, epoch_batches
 from benchmarks.made_up import write_store
-from benchmarks.readers import MEMMAP, Batches, readers, sidecache_first_pass
+from benchmarks.readers import MEMMAP, OPTIONAL, READERS, Batches, memmap, sidecache_first_pass
 from benchmarks.record import add_record_options, machine, save
 from store.groups import in_groups
-from store.reader import Store
+from store.reader import Store, open_store
 
 VERSIONS = ("numpy", "tensorstore", "google-crc32c", "zarr", "zarrs", "h5py", "litdata", "webdataset", "torch")
 BLOCKS = (1, 8, 32)  # of train.shuffle_block
@@ -54,14 +57,46 @@ def draw_batches(setting: Setting, seed: int) -> list[np.ndarray]:
     return list(in_groups(order, setting.batch_size))[: setting.batches]
 
 
-def check_equal(found: dict[str, Batches], truth: Batches, groups: Sequence[np.ndarray]) -> None:
-    """All readers give what the memory maps hold; this brings everything into the page cache, too."""
-    for name, batches in found.items():
-        for rows, tokens in batches(groups):
-            _, expected = next(truth([rows]))
-            for layer, pair in expected.items():
-                for mine, theirs in zip(tokens[layer], pair, strict=True):
-                    np.testing.assert_array_equal(mine, theirs, err_msg=f"{name}, layer {layer}")
+def serve(name: str, url: str, folder: Path, connection: Connection) -> None:
+    """A reader's process: after one pass in order, the seconds of every list of groups; at None, check what it reads.
+
+    Raises:
+        AssertionError: it gives other bytes than the memory maps do.
+    """
+    store = open_store(url)
+    batches = READERS[name](store, folder)
+    in_order = in_groups(np.arange(store.num_samples("train")), 64)
+    exhaust(batches, in_order)
+    connection.send("ready")
+    while groups := connection.recv():
+        connection.send(seconds_of(lambda groups=groups: exhaust(batches, groups)))
+    check_equal(batches, memmap(store, folder), in_order)
+    connection.send("checked")
+
+
+def check_equal(batches: Batches, truth: Batches, groups: Sequence[np.ndarray]) -> None:
+    for rows, tokens in batches(groups):
+        _, expected = next(truth([rows]))
+        for layer, pair in expected.items():
+            for mine, theirs in zip(tokens[layer], pair, strict=True):
+                np.testing.assert_array_equal(mine, theirs, err_msg=f"layer {layer}")
+
+
+class Reader:
+    """A process that reads."""
+
+    def __init__(self, name: str, store: Store, folder: Path) -> None:
+        fresh = multiprocessing.get_context("forkserver")  # which has imported all that is needed, and nothing more
+        fresh.set_forkserver_preload(["benchmarks.reading"])
+        self._connection, theirs = fresh.Pipe()
+        fresh.Process(target=serve, args=(name, store.url, folder, theirs), daemon=True).start()
+        theirs.close()
+        self._connection.recv()
+
+    def ask(self, groups: Sequence[np.ndarray] | None) -> Any:
+        """Raises EOFError where it has failed, and has said why on standard error."""
+        self._connection.send(groups)
+        return self._connection.recv()
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
@@ -76,18 +111,16 @@ def exhaust(batches: Batches, groups: Sequence[np.ndarray]) -> None:
 
 
 def warm(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str, Any]:
-    """Every round draws its batches and the order of the readers anew.
-
-    Raises:
-        AssertionError: a reader gives other bytes than the rest.
-    """
-    found, left_out = readers(store, folder)
-    check_equal(found, found[MEMMAP], draw_batches(setting, repeats))
+    """Every round draws its batches and the order of the readers anew."""
+    left_out = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+    found = {name: Reader(name, store, folder) for name in READERS if name not in left_out}
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for number in range(repeats):
         groups = draw_batches(setting, number)
         for name in np.random.default_rng(number).permutation(list(found)):
-            seconds[name].append(seconds_of(lambda name=name, groups=groups: exhaust(found[name], groups)))
+            seconds[name].append(found[name].ask(groups))
+    for reader in found.values():
+        reader.ask(None)
     n_bytes = store.schema.bytes_per_sample * sum(map(len, draw_batches(setting, 0)))
     return {
         "gb_per_second": {name: n_bytes / statistics.median(values) / 1e9 for name, values in seconds.items()},
@@ -150,7 +183,6 @@ def measure(setting: Setting, folder: Path, repeats: int) -> dict[str, Any]:
     shape = setting.samples, setting.layers, setting.grid, setting.dim
     store = write_store(folder / "cache.zarr", *shape, setting.shard_samples)
     figures: dict[str, Any] = {"setting": asdict(setting), "warm": warm(store, folder, setting, repeats)}
-    gc.collect()  # a file that is still mapped stays in the page cache
     return figures | {"cold": cold(store, folder, setting, repeats)}
 
 

@@ -3,24 +3,21 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from benchmarks import device
-from benchmarks.readers import KEPT, MEMMAP, PEERS, SIDECACHE
+from benchmarks.readers import KEPT, MEMMAP, READERS, SIDECACHE
 from benchmarks.reading import Setting, measure
 from benchmarks.record import machine, save
 
 SMALL = Setting("small", samples=24, dim=8, layers=2, grid=(2, 2), shard_samples=10, batch_size=4, batches=3)
 
 
-@pytest.mark.filterwarnings("ignore")  # of the rivals
 def test_all_readers_return_equal_bytes_and_every_figure_is_there(tmp_path: Path) -> None:
     figures = measure(SMALL, tmp_path, repeats=2)
     save({**machine(), "settings": [figures]}, tmp_path / "reading.json")
     document = json.loads((tmp_path / "reading.json").read_text())
     assert {"commit", "machine", "versions"} <= set(document)
     (found,) = document["settings"]
-    read = {SIDECACHE, f"{SIDECACHE}, first pass"} | set(PEERS) - set(found["warm"]["left_out"])
+    read = set(READERS) - set(found["warm"]["left_out"])
     assert {SIDECACHE, MEMMAP, KEPT, "tensorstore", "zarr-python"} <= read
     for figure in ("gb_per_second", "ratio_to_memmap", "seconds"):
         assert set(found["warm"][figure]) == read

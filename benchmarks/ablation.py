@@ -54,7 +54,7 @@ class Subset:
     def __init__(self, features: Features, limit: int) -> None:
         self._features = features
         self.kind, self.spec, self.device = features.kind, features.spec, features.device
-        self.num_classes, self.multi_label = features.num_classes, features.multi_label
+        self.num_classes, self.multi_label, self.views = features.num_classes, features.multi_label, features.views
         total = len(features.labels("train"))
         self._rows = np.random.default_rng(0).permutation(total)[: min(limit, total)]
 

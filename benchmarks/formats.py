@@ -1,6 +1,6 @@
 """What the stored formats cost in accuracy of the values, on the tokens of a real ViT-Tiny and real photographs.
 
-    SIDECACHE_DATA=... python benchmarks/formats.py
+    SIDECACHE_DATA=... python -m benchmarks.formats --out benchmarks/results/formats.json
 
 For every format: bytes a value, and the mean over tokens of the relative L2 error, (a) with the one massive channel
 left out, (b) after a LayerNorm without parameters over all channels, which is how LoSA reads them; patches and CLS
@@ -8,7 +8,6 @@ apart. Statistics (RMS, mean, deviation) come from one half of the images, error
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.made_up import encode
-from benchmarks.record import machine
+from benchmarks.record import add_record_options, machine, save
 from extract.backbone import load_backbone
 from extract.config import BackboneConfig
 from extract.images import decode_rgb
@@ -223,21 +222,19 @@ def table(rows: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/formats.json")
-    options = parser.parse_args()
+    add_record_options(parser)
+    args = parser.parse_args()
     if "SIDECACHE_DATA" not in os.environ:
         parser.error("set SIDECACHE_DATA to the folder of real images and weights")
-    tokens = real_tokens(Path(os.environ["SIDECACHE_DATA"]), options.images)
+    tokens = real_tokens(Path(os.environ["SIDECACHE_DATA"]), args.images)
     rows = measure(tokens)
     spread = {
         f"block {k}": {"smallest over median channel RMS": float(np.min(rms_of(v)) / np.median(rms_of(v)))}
         for k, v in tokens.items()
     }
-    document = {**machine(), "images": options.images, "unit": "percent", "rms": spread, "formats": rows}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    save({**machine(), "images": args.images, "unit": "percent", "rms": spread, "formats": rows}, args.out)
     print(table(rows))
 
 

@@ -19,6 +19,7 @@ from adapt.pooled import PooledFeatures
 from adapt.search import Material, train_trials
 from adapt.train import Settings
 from benchmarks.made_up import write_store
+from benchmarks.record import add_record_options, machine, save
 from store.reader import open_store
 
 LAYERS, GRID, DIM, SHARD = 12, (14, 14), 768, 64
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gib", type=float, default=8.0)
     parser.add_argument("--samples-trained", type=int, default=512, help="of the store, drawn from all of it")
+    add_record_options(parser)
     args = parser.parse_args()
     num_samples = int(args.gib * 2**30 / (LAYERS * TOKENS * DIM * 2)) + 1
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
@@ -43,16 +45,17 @@ def main() -> None:
             method = MethodConfig(name="losa", epochs=1, batch_size=64, trials=(trial,))
             fraction = min(1 - args.samples_trained / num_samples, 0.9)
             trained = train_trials(method, [trial], Material(PooledFeatures(features)), Settings(1, 64, 0), fraction)
-        print(
-            f"store {store.n_bytes() / 2**30:.2f} GiB, {num_samples} samples; batch 64 in parts of "
-            f"{features.samples_at_once(store.layers)}, {trained.samples_per_second:.1f} samples a second"
-        )
         assert idle.n_bytes is not None
         assert peak.n_bytes is not None
-        print(
-            f"idle {idle.n_bytes / 2**20:.0f} MiB, peak {peak.n_bytes / 2**20:.0f} MiB, "
-            f"above idle {(peak.n_bytes - idle.n_bytes) / 2**20:.0f} MiB"
-        )
+        figures = {
+            "store_bytes": store.n_bytes(),
+            "samples": num_samples,
+            "samples_at_once": features.samples_at_once(store.layers),
+            "samples_per_second": trained.samples_per_second,
+            "idle_bytes": idle.n_bytes,
+            "bytes_above_idle": peak.n_bytes - idle.n_bytes,
+        }
+    save({**machine(), **figures}, args.out)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import psutil
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
+from adapt.memory import bytes_at_once, free_bytes
 from adapt.spec import FeatureSpec, TokensByLayer
 from extract.backbone import Backbone
 from extract.forward import FrozenForward
@@ -28,9 +28,8 @@ from store.reader import Store
 Rows = Int[np.ndarray, "_"]
 _PREFETCH = 2  # batches read ahead of the one in use
 _LOAD_ROWS = 64
-# Bytes of float32 tokens that a pass holds at once; its activations take a few times as much. More gains no speed: a
-# CPU would only leave its caches.
-_BYTES_AT_ONCE = {"cpu": 64 * 2**20, "cuda": 2 * 2**30}
+# Bytes of float32 tokens that a pass holds at once; its activations take a few times as much.
+_BYTES_ON_CPU, _SHARE_OF_GPU = 64 * 2**20, 1 / 24
 _SHARE_OF_MEMORY = 0.5  # of what is free, that resident features may take: training needs the rest
 
 
@@ -80,7 +79,7 @@ class _Cached:
     def samples_at_once(self, layers: Sequence[int]) -> int:
         """See `Features.samples_at_once`."""
         n_bytes = 4 * len(layers) * self.spec.layout.num_tokens * self.spec.dim
-        return max(1, _BYTES_AT_ONCE.get(self.device.type, _BYTES_AT_ONCE["cpu"]) // n_bytes)
+        return max(1, bytes_at_once(self.device, _BYTES_ON_CPU, _SHARE_OF_GPU) // n_bytes)
 
     def for_epoch(self, seed: int, epoch: int) -> Any:
         """See `Features.for_epoch`: frozen features are the same in every epoch."""
@@ -223,7 +222,7 @@ def choose_source(wanted: str, needed: int, device: torch.device) -> Choice:
     """Resolve `train.feature_source: auto` from the bytes that training needs and the memory that is free."""
     if wanted != "auto":
         return Choice(wanted, "as asked for")
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_bytes(device)
     sizes = f"{needed / 2**20:,.0f} MiB of features, {free / 2**20:,.0f} MiB of memory free"
     return Choice("resident" if needed <= _SHARE_OF_MEMORY * free else "streamed", sizes)
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from adapt.memory import bytes_at_once
 from extract.backbone import ModelBackbone
 from extract.forward import decode_batches, preprocess
 from extract.sources import ImageSource
@@ -18,7 +19,7 @@ from store.errors import UserError
 Rows = Int[np.ndarray, "_"]
 # Bytes of activations that a forward and backward pass holds at once, and how many values a block keeps a token and
 # channel: its inputs, norms, q, k, v, and the four times wider MLP, twice.
-_BYTES_AT_ONCE = {"cpu": 2**29, "cuda": 2**34}
+_BYTES_ON_CPU, _SHARE_OF_GPU = 2**29, 1 / 4
 _VALUES_KEPT = 18
 
 
@@ -55,7 +56,7 @@ class ImageBatches:
     def samples_at_once(self, layers: Sequence[int]) -> int:
         """See `adapt.features.Features.samples_at_once`."""
         kept = 4 * _VALUES_KEPT * (max(layers) + 1) * self.backbone.layout.num_tokens * self.backbone.dim
-        return max(1, _BYTES_AT_ONCE.get(self.device.type, _BYTES_AT_ONCE["cpu"]) // kept)
+        return max(1, bytes_at_once(self.device, _BYTES_ON_CPU, _SHARE_OF_GPU) // kept)
 
     def for_epoch(self, seed: int, epoch: int) -> "ImageBatches":
         """The images as an epoch of training sees them."""

@@ -1,6 +1,6 @@
 """What training minimises: cross-entropy of class indices, or binary cross-entropy of multi-label zeros and ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Shaped
@@ -31,12 +31,16 @@ class Objective:
         whole: Shaped[Tensor, "batch ..."] | None = None,
     ) -> Float[Tensor, ""]:
         """The share of these labels in the mean loss of `whole`, the labels of the batch they are a part of."""
-        weights = None if self.weights is None else self.weights.to(logits)
+        weights = self.weights
         count = self._count(labels if whole is None else whole, weights)
         if self.multi_label:
             target = labels.to(logits.dtype)
             return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="sum") / count
         return F.cross_entropy(logits, labels, weights, reduction="sum") / count
+
+    def to(self, device: torch.device) -> "Objective":
+        """The same with its weights on a device, once and not in every step."""
+        return self if self.weights is None else replace(self, weights=self.weights.to(device))
 
     def judge(self, logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."]) -> tuple[float, float]:
         """(score in percent, minus the unweighted loss): what validation compares, the higher the better."""

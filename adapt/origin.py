@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from adapt.adaptor import Facts
 from adapt.config import Config
+from adapt.distributed import world
 from adapt.features import (
     OnlineFeatures,
     ResidentFeatures,
@@ -146,7 +147,7 @@ def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
     streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
     needed = needed_layers(config, streamed.spec, len(store.classes))
     n_bytes = store.schema.bytes_of(store.num_samples("train"), needed)
-    choice = choose_source(config.train.feature_source, n_bytes, streamed.device)
+    choice = world().tell(choose_source(config.train.feature_source, n_bytes, streamed.device))  # one for all
     say(f"features: {choice.kind} ({choice.reason})")
     features = ResidentFeatures(streamed, needed) if choice.kind == "resident" else streamed
     return _stored_origin(config, inputs, store, features)

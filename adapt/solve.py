@@ -45,7 +45,7 @@ def solve_heads(candidates: Sequence[Candidate], data: Pooled, objective: Object
     """
     if not all_finite(data.features):
         raise JobError("the pooled features hold a value that is not finite: check the weights of the backbone")
-    started, iterations = time.perf_counter(), 0
+    started, iterations, objective = time.perf_counter(), 0, objective.to(data.features.device)
     order = sorted(candidates, key=lambda candidate: -candidate.weight_decay)
     with progress(describe, len(order), "solutions") as advance:
         for before, candidate in itertools.pairwise([None, *order]):

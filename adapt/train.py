@@ -25,7 +25,7 @@ from adapt.metrics import Metrics, average_views, evaluate
 from adapt.objective import Objective
 from adapt.optimizer import Optimizer, make_optimizer, make_schedule
 from adapt.shuffle import WINDOW, epoch_batches
-from extract.transfer import to_device
+from extract.transfer import finish, to_device
 from store.errors import JobError
 from store.groups import in_groups
 from store.heap import keep_freed_memory
@@ -122,8 +122,10 @@ def fit(
                 done = replace(done, steps=done.steps + 1, seconds=done.seconds + time.perf_counter() - lap)
                 kept.save(done)
                 lap = time.perf_counter()
+            finish(features.device)  # its last steps are the epoch's
+            seconds = done.seconds + time.perf_counter() - lap
             loop.validate(val_rows, done.epochs)
-            done = Done(done.epochs + 1, 0, done.seconds)
+            done = Done(done.epochs + 1, 0, seconds)
             kept.save(done)
     for candidate in candidates:
         candidate.load(candidate.best)
@@ -143,8 +145,7 @@ def predict_logits(
         for model, parts in zip(models, logits, strict=True):
             with autocast(features.device, precision):
                 parts.append(model(inputs).float().to("cpu", non_blocking=True))
-    if features.device.type == "cuda":
-        torch.cuda.synchronize(features.device)  # until then logits are on their way
+    finish(features.device)  # until then logits are on their way
     return [torch.cat(parts) for parts in logits]
 
 
@@ -173,7 +174,7 @@ class Loop:
         n_rows: int,
     ) -> None:
         self._candidates, self._features, self._settings = candidates, features, settings
-        self._objective, self._labels = objective, features.labels("train")
+        self._objective, self._labels = objective.to(features.device), features.labels("train")
         self._layers = _layers([candidate.model for candidate in candidates])
         parts = settings.grad_accumulation or math.ceil(settings.batch_size / features.samples_at_once(self._layers))
         at_once = math.ceil(settings.batch_size / parts)  # parts of equal size: a small last one takes longer a sample

@@ -152,6 +152,7 @@ class _Job:
 
         splits, tokens, clips = dict(self.source.splits), self.store.tokens, self.data.clips
         skip, owner, path = self.data.on_error == "skip", self.lock.id, self.store.path
+        self.backbone.module.to("cpu")  # so that it can travel, and workers here have the GPU to themselves
         work = Work(path, schema, splits, skip, owner, self.config, tokens, self.recipe, clips, self.backbone, marks)
         return run_on_cluster(work, missing, writer, started)
 

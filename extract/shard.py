@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from extract.encoding import Encoding
 from extract.forward import Batch, FrozenForward
 from extract.sources import ImageSplit
-from store.arrays import SKIPPED, STORED
+from store.arrays import MISSING, SKIPPED, STORED
 from store.errors import UserError
 from store.formats import Encoded
 from store.groups import in_groups
@@ -23,7 +23,7 @@ from store.schema import Schema
 
 @dataclass(frozen=True)
 class ExtractedShard:
-    """What is to be committed of a shard, and the time that its samples, their forward pass and encoding took."""
+    """What is to be committed of a shard, and the time that it took from its samples to encoded tokens."""
 
     tokens: dict[int, Encoded]
     status: UInt8[np.ndarray, "rows"]
@@ -51,7 +51,9 @@ class ShardExtractor:
         self._splits, self._forward, self._schema, self._skip = splits, forward, schema, skip
         self._rms = {layer: torch.from_numpy(values).to(forward.device) for layer, values in rms.items()}
         keep_freed_memory()
-        self._ahead = 1 if forward.device.type == "cuda" else 0  # batches under way on the GPU while one is placed
+        on_gpu = forward.device.type == "cuda"
+        self._ahead = 1 if on_gpu else 0  # batches under way on the GPU while one is placed
+        self._largest = max(1, schema.shard_samples // 4) if on_gpu else schema.shard_samples  # so that there are some
 
     def extract(
         self, split: str, numbers: Sequence[int], advance: Callable[[int], None] = lambda _: None
@@ -63,32 +65,36 @@ class ShardExtractor:
             JobError: a value cannot be stored.
         """
         images, shards = self._splits[split], self._schema.shards(split)
-        batch_size = self._forward.batch_size(self._schema.shard_samples)
-        groups = [in_groups(shards.rows(number), batch_size) for number in numbers]
+        groups = [in_groups(shards.rows(number), self._forward.batch_size(self._largest)) for number in numbers]
         batches = self._forward.batches(images, [group for shard in groups for group in shard])
+        fillings, begun, started = deque[_Filling](), deque[_Begun](), time.perf_counter()
         for number, shard in zip(numbers, groups, strict=True):
-            yield self._fill(images, shards.rows(number), islice(batches, len(shard)), advance)
-
-    def _fill(
-        self, images: ImageSplit, rows: range, batches: Iterator[Batch], advance: Callable[[int], None]
-    ) -> ExtractedShard:
-        filling = _Filling(len(rows))
-        begun: deque[tuple[list[int], Encoding]] = deque()
-        started = time.perf_counter()
-        for batch in batches:
-            failed = report_failures(batch, images, self._skip)
-            filling.skip([row - rows.start for row in batch.failed], failed)
-            if batch.images is not None:
-                ids = [images.ids[row] for row in batch.rows]
-                encoding = Encoding(self._forward(batch.images), ids, self._schema.dtype, self._rms)
-                begun.append(([row - rows.start for row in batch.rows], encoding))
-            while len(begun) > self._ahead:
-                filling.place(*begun.popleft())
-            advance(len(batch.rows) + len(batch.failed))
+            fillings.append(_Filling(shards.rows(number)))
+            for batch in islice(batches, len(shard)):
+                begun.extend(self._begin(batch, images, fillings[-1]))
+                while len(begun) > self._ahead:
+                    begun.popleft().place()
+                advance(len(batch.rows) + len(batch.failed))
+                started = yield from self._finish(fillings, started)
         while begun:
-            filling.place(*begun.popleft())
-        seconds = time.perf_counter() - started - filling.seconds
-        return ExtractedShard(filling.tokens or self._zeros(len(rows)), filling.status, filling.skipped, seconds)
+            begun.popleft().place()
+        yield from self._finish(fillings, started)
+
+    def _begin(self, batch: Batch, images: ImageSplit, filling: "_Filling") -> Iterator["_Begun"]:
+        filling.skip(list(batch.failed), report_failures(batch, images, self._skip))
+        if batch.images is not None:
+            ids = [images.ids[row] for row in batch.rows]
+            encoding = Encoding(self._forward(batch.images), ids, self._schema.dtype, self._rms)
+            yield _Begun(filling, batch.rows, encoding)
+
+    def _finish(self, fillings: deque["_Filling"], started: float) -> Generator[ExtractedShard, None, float]:
+        """The shards that are full by now, in order; when the next one was begun."""
+        while fillings and fillings[0].is_full:
+            filling = fillings.popleft()
+            tokens = filling.tokens or self._zeros(len(filling.status))
+            yield ExtractedShard(tokens, filling.status, filling.skipped, time.perf_counter() - started)
+            started = time.perf_counter()
+        return started
 
     def _zeros(self, n_rows: int) -> dict[int, Encoded]:
         """Of a shard in which no sample could be decoded."""
@@ -98,30 +104,48 @@ class ShardExtractor:
 
 
 class _Filling:
-    """A shard as its batches arrive; skipped rows keep zeros."""
+    """A shard of some rows as its batches arrive; skipped rows keep zeros."""
 
-    def __init__(self, n_rows: int) -> None:
+    def __init__(self, rows: range) -> None:
         self.tokens: dict[int, Encoded] = {}
-        self.status = np.full(n_rows, STORED, np.uint8)
+        self.status = np.full(len(rows), MISSING, np.uint8)
         self.skipped: dict[str, str] = {}
-        self.seconds = 0.0  # spent here on copying
+        self._first = rows.start
+
+    @property
+    def is_full(self) -> bool:
+        return bool((self.status != MISSING).all())
 
     def skip(self, rows: Sequence[int], reasons: Mapping[str, str]) -> None:
-        self.status[rows] = SKIPPED
+        self.status[self._places(rows)] = SKIPPED
         self.skipped |= reasons
 
-    def place(self, rows: Sequence[int], encoding: Encoding) -> None:
-        encoded = encoding.result()
-        started = time.perf_counter()
-        for layer, part in encoded.items():
+    def place(self, rows: Sequence[int], tokens: Mapping[int, Encoded]) -> None:
+        places = self._places(rows)
+        for layer, part in tokens.items():
             if layer not in self.tokens:
                 self.tokens[layer] = Encoded(*(self._empty(array) for array in _arrays(part)))
             for whole, array in zip(_arrays(self.tokens[layer]), _arrays(part), strict=True):
-                whole[rows] = array
-        self.seconds += time.perf_counter() - started
+                whole[places] = array
+        self.status[places] = STORED
+
+    def _places(self, rows: Sequence[int]) -> list[int]:
+        return [row - self._first for row in rows]
 
     def _empty(self, like: np.ndarray) -> np.ndarray:
         return np.zeros((len(self.status), *like.shape[1:]), like.dtype)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch under way, and where it is to go."""
+
+    filling: _Filling
+    rows: Sequence[int]
+    encoding: Encoding
+
+    def place(self) -> None:
+        self.filling.place(self.rows, self.encoding.result())
 
 
 def _arrays(encoded: Encoded) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Tensors to the device that computes with them."""
+"""Tensors to the device that computes with them, and waiting for it."""
 
 import torch
 from torch import Tensor
@@ -9,3 +9,9 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not values.is_cuda:
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

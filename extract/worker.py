@@ -4,6 +4,7 @@ It marks nothing: that is for the job that holds the store's lock. Before each w
 does, so that a worker which outlived its job, or slept, leaves the store alone.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -143,8 +144,8 @@ def _require_same(schema: Schema, found: dict[str, str]) -> None:
 
 
 def _device(device: str, worker_name: Any) -> str:
-    """Workers that see several GPUs take one each, by their number."""
-    n_gpus = torch.cuda.device_count()
-    if device not in ("auto", "cuda") or n_gpus < 2 or not str(worker_name).isdecimal():
+    """Workers that see several GPUs take one each, by their number: names are 3, NAME-3, or an address without one."""
+    n_gpus, number = torch.cuda.device_count(), re.fullmatch(r"(?:.*-)?(\d+)", str(worker_name))
+    if device not in ("auto", "cuda") or n_gpus < 2 or not number:
         return device
-    return f"cuda:{int(worker_name) % n_gpus}"
+    return f"cuda:{int(number[1]) % n_gpus}"

@@ -37,7 +37,7 @@ def move(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
 def take_step(model: nn.Module, inputs: Any, weights: Tensor | None) -> None:
     logits = model(inputs)
     labels = torch.zeros(len(logits), dtype=torch.int64, device=ELSEWHERE)
-    Objective(multi_label=False, weights=weights)(logits, labels).backward()
+    Objective(multi_label=False, weights=weights).to(ELSEWHERE)(logits, labels).backward()
     moved = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert all(p.grad is not None and p.grad.device == ELSEWHERE for p in moved)
 

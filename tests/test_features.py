@@ -96,7 +96,7 @@ def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) 
 
 def test_the_choice_of_a_source_follows_from_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr("adapt.features.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("adapt.memory.psutil.virtual_memory", lambda: memory)
     assert choose_source("auto", 500, CPU).kind == "resident"
     assert choose_source("auto", 501, CPU).kind == "streamed"
     assert choose_source("streamed", 500, CPU).reason == "as asked for"

@@ -57,7 +57,10 @@ class RelativePositionBias(nn.Module):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Add B to the arguments of the attention, and to the bias that is among them, if any."""
         kwargs = dict(zip(self.names, args, strict=False)) | kwargs  # ViViT's block hands the mask over by position
-        bias, given = self(), kwargs.get(self.argument)
+        bias, given, tokens = self(), kwargs.get(self.argument), kwargs[self.names[0]]
+        if tokens.is_cuda and torch.is_grad_enabled() and not tokens.requires_grad:
+            # With a gradient for the bias alone, torch's kernel reads what it never wrote (pytorch#148476).
+            kwargs |= {self.names[0]: tokens.detach().requires_grad_()}
         return (), kwargs | {self.argument: bias if given is None else bias + given}
 
 

@@ -1,4 +1,4 @@
-"""LoSA's defaults, one factor at a time, on validation data only: `python benchmarks/ablation.py STORE... --out FILE`.
+"""LoSA's defaults, one factor at a time, on validation data only: `python -m benchmarks.ablation STORE... --out FILE`.
 
 Half of every training split is trained on and half validates, so that the scores are averages over many samples; the
 test splits are never read. Every variant trains from the same seeds on the same halves. Goes on where FILE has some of

@@ -2,11 +2,13 @@
 
 extraction  Images through --model of random weights in bfloat16 autocast, all layers' tokens encoded to int8 and taken
             to the host, as in `sidecache extract` (without decoding and writing), in operations a second; beside it the
-            rate of one large bfloat16 matrix product. The batch is the one that `extract.batch_size: auto` finds.
+            rate of one large bfloat16 matrix product. The batch is the one that `extract.batch_size: auto` finds for
+            shards of 256 samples.
 transfer    Stored int8 tokens of that model to the device and decoded to float32, as in training from the cache; beside
             it plain copies of the same bytes out of pinned memory (on a CPU: out of memory).
 
-Medians of --rounds, in turns. `--small` is a tiny model, to see that the script runs.
+Every lap makes --repeats of what it measures, as many as may overlap in a job. Medians of --rounds, in turns. `--small`
+is a tiny model, to see that the script runs.
 """
 
 import argparse
@@ -25,21 +27,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapt.features import StreamedFeatures
 from benchmarks.made_up import write_store
 from benchmarks.record import add_record_options, machine, save
-from extract.backbone import Backbone, load_backbone
+from extract.backbone import Backbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
 from extract.encoding import Encoding
 from extract.forward import FrozenForward
+from extract.transfer import finish
 from store.reader import Store
 
 SMALL = {"embed_dim": 96, "depth": 2, "num_heads": 2}
-_MANY = 10**6  # samples: more than any batch
+_LARGEST_BATCH = 64  # of shards of 256 samples
 
 
 class Clock:
     """Seconds of calls on a device, which has done all of their work."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self._device, self._repeats = device, repeats
 
     def medians(self, calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
         """Of each, in turns, after one round that warms up."""
@@ -50,15 +53,16 @@ class Clock:
         return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
 
     def _seconds(self, call: Callable[[], object]) -> float:
-        self._wait()
-        started = time.perf_counter()
-        call()
-        self._wait()
-        return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        finish(self._device)
+        started, last = time.perf_counter(), None
+        for _ in range(self._repeats):
+            last, before = call(), last  # one under way while the one before it is awaited
+            if isinstance(before, Encoding):
+                before.result()
+        if isinstance(last, Encoding):
+            last.result()
+        finish(self._device)
+        return (time.perf_counter() - started) / self._repeats
 
 
 def extraction(args: argparse.Namespace) -> dict[str, Any]:
@@ -66,16 +70,16 @@ def extraction(args: argparse.Namespace) -> dict[str, Any]:
     backbone = _backbone(args)
     layers = range(backbone.depth)
     forward = FrozenForward(backbone, layers, "all", ExtractConfig(device=args.device, precision="bfloat16"))
-    batch = args.batch or forward.batch_size(_MANY)
+    batch = args.batch or forward.batch_size(_LARGEST_BATCH)
     images = torch.randn(batch, *backbone.image_size, device=device)
     rms = {layer: torch.ones(backbone.dim, device=device) for layer in layers}
     side = 512 if args.small else 8192
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     with FlopCounterMode(display=False) as counter:
         forward(images[:1])
-    seconds = Clock(device).medians(
+    seconds = Clock(device, args.repeats).medians(
         {
-            "extraction": lambda: Encoding(forward(images), [""] * batch, "int8", rms).result(),
+            "extraction": lambda: Encoding(forward(images), [""] * batch, "int8", rms),
             "forward": lambda: forward(images),
             "matmul": lambda: left @ right,
         },
@@ -98,14 +102,14 @@ def extraction(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def transfer(args: argparse.Namespace) -> dict[str, Any]:
-    device, backbone = torch.device(args.device), _backbone(args)
-    grid = (backbone.layout.grid[-2], backbone.layout.grid[-1])
-    store = write_store(args.folder / "transfer.zarr", args.samples, 1, grid, backbone.dim)
+    device, shape = torch.device(args.device), empty_backbone(args.model, {"img_size": 224, **_size(args)})
+    grid = (shape.layout.grid[-2], shape.layout.grid[-1])
+    store = write_store(args.folder / "transfer.zarr", args.samples, 1, grid, shape.dim)
     features, layer = StreamedFeatures(store, device), store.layers[0]
     values, scale = _stored(store)
     plain = values.pin_memory() if device.type == "cuda" else values.clone()
     target = torch.empty_like(plain, device=device)
-    seconds = Clock(device).medians(
+    seconds = Clock(device, args.repeats).medians(
         {
             "transfer and decoding": lambda: features.decode(layer, values, scale),
             "copy": lambda: target.copy_(plain, non_blocking=True),
@@ -121,8 +125,11 @@ def transfer(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _backbone(args: argparse.Namespace) -> Backbone:
-    size: dict[str, Any] = SMALL if args.small else {}
-    return load_backbone(BackboneConfig(name=args.model, weights="random", image_size=224, model_kwargs=size))
+    return load_backbone(BackboneConfig(name=args.model, weights="random", image_size=224, model_kwargs=_size(args)))
+
+
+def _size(args: argparse.Namespace) -> dict[str, Any]:
+    return SMALL if args.small else {}
 
 
 def _stored(store: Store) -> tuple[Tensor, Tensor]:
@@ -142,6 +149,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="images at once, in place of what is found")
     parser.add_argument("--samples", type=int, default=512, help="of `transfer`")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=8, help="of a lap")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where to keep a store while it runs")
     add_record_options(parser)

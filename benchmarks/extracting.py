@@ -1,10 +1,10 @@
-"""Extraction beside loops that write nothing: `python benchmarks/extracting.py examples/rsscn7.yaml --out FILE`.
+"""Extraction beside loops that write nothing: `python -m benchmarks.extracting examples/rsscn7.yaml --out FILE`.
 
 In every round the same images go through (a) `sidecache extract` into a new store: digests of all files, checksums,
 encoding and durable commits included; (b) the same decoding and forward pass, whose tokens are dropped; (c) a bare timm
-loop as one writes it: a DataLoader of two workers, timm's transform, `forward_features`. In one process, in turning
-order; the figure is images a second, the median over the rounds. Then shards of the same store are written by
-`StoreWriter` and, the same bytes, as one raw file each, both durable before the clock stops.
+loop as one writes it: a DataLoader of two workers, timm's transform, `forward_features`, in the same precision. In one
+process, in turning order; the figure is images a second, the median over the rounds. Then shards of the same store are
+written by `StoreWriter` and, the same bytes, as one raw file each, both durable before the clock stops.
 """
 
 import argparse
@@ -22,12 +22,14 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from adapt.config import Config, load_config
+from adapt.train import autocast
 from benchmarks.made_up import encode
 from benchmarks.record import add_record_options, machine, save
 from extract.backbone import Backbone, load_backbone
 from extract.forward import FrozenForward
 from extract.run import extract_tokens
 from extract.sources import ImageSource, open_source
+from extract.transfer import finish
 from store.address import store_url
 from store.arrays import open_schema, read_rms
 from store.backend import Folder
@@ -57,21 +59,28 @@ def extract(config: Config, source: ImageSource, backbone: Backbone, store: Path
     extract_tokens(source, backbone, config.data, stored, config.extract)
 
 
-def forward_only(config: Config, source: ImageSource, backbone: Backbone) -> None:
-    layers = resolve_layers(config.store.layers, backbone.depth)
-    forward = FrozenForward(backbone, layers, config.store.tokens, config.extract)
+def forward_only(source: ImageSource, forward: FrozenForward, batch_size: int) -> None:
     for split in source.splits.values():
-        for batch in forward.batches(split, in_groups(range(len(split)), forward.batch_size(len(split)))):
+        for batch in forward.batches(split, in_groups(range(len(split)), batch_size)):
             assert batch.images is not None
-            for values in forward(batch.images).values():
-                values.cpu()
+            forward(batch.images)
+    finish(forward.device)
 
 
-def bare_loop(source: ImageSource, backbone: Backbone, batch_size: int) -> None:
+def bare_loop(source: ImageSource, forward: FrozenForward, batch_size: int) -> None:
+    backbone, device = forward.backbone, forward.device
     pixels = ConcatDataset([Pixels(split, backbone.transform) for split in source.splits.values()])
-    with torch.inference_mode():
-        for images in DataLoader(pixels, batch_size, num_workers=WORKERS, multiprocessing_context="forkserver"):
-            backbone.module.forward_features(images)  # type: ignore[operator]
+    loader = DataLoader(
+        pixels,
+        batch_size,
+        num_workers=WORKERS,
+        multiprocessing_context="forkserver",
+        pin_memory=device.type == "cuda",
+    )
+    with torch.inference_mode(), autocast(device, forward.precision):
+        for images in loader:
+            backbone.module.forward_features(images.to(device, non_blocking=True))  # type: ignore[operator]
+    finish(device)
 
 
 def compare(contestants: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
@@ -121,7 +130,10 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     source, backbone = open_source(config.data), load_backbone(config.backbone, config.data.clips)
-    batch_size = FrozenForward(backbone, [0], "all", config.extract).batch_size(len(source.splits["train"]))
+    forward = FrozenForward(
+        backbone, resolve_layers(config.store.layers, backbone.depth), config.store.tokens, config.extract
+    )
+    batch_size = forward.batch_size(config.store.shard_samples)
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "cache.zarr"
 
@@ -131,8 +143,8 @@ def main() -> None:
 
         contestants = {
             "sidecache": job,
-            "forward only": lambda: forward_only(config, source, backbone),
-            "bare timm": lambda: bare_loop(source, backbone, batch_size),
+            "forward only": lambda: forward_only(source, forward, batch_size),
+            "bare timm": lambda: bare_loop(source, forward, batch_size),
         }
         seconds = compare(contestants, args.rounds)
         written = writing(store, args.rounds)

@@ -1,7 +1,7 @@
 """Damages small stores of every format at random and counts what comes of it.
 
-    python benchmarks/fuzz.py --mutations 10000
-    python benchmarks/fuzz.py --every-byte
+    python -m benchmarks.fuzz --mutations 10000
+    python -m benchmarks.fuzz --every-byte
 
 Each mutation (a flipped bit, a cut or grown file, two files exchanged, a value of the metadata replaced, ...) must be
 refused when read or found by `sidecache verify`, or change nothing that is read. `--every-byte` flips one bit of every

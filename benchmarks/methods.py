@@ -1,4 +1,4 @@
-"""A training step of the weight-update methods: `python benchmarks/methods.py [--model NAME] [--out FILE]`.
+"""A training step of the weight-update methods: `python -m benchmarks.methods [--model NAME] [--out FILE]`.
 
 LoRA beside peft's, both on q and v of the same model with separate projections (an EVA of the size of --model; peft
 cannot adapt q and v of a fused map), and Kronecker beside LoRA on --model itself, whose qkv is fused. In one process;

@@ -1,4 +1,4 @@
-"""The linear probe beside scikit-learn: `python benchmarks/probe.py pipeline.yaml [-o section.key=value]`.
+"""The linear probe beside scikit-learn: `python -m benchmarks.probe pipeline.yaml [-o section.key=value]`.
 
 Both read the same pooled features of the store, standardised by the training rows; both are chosen on the same
 validation rows over the grid of the pipeline's `linear_probe`: scikit-learn's LogisticRegression with the C that stands

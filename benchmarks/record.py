@@ -41,8 +41,10 @@ def save(figures: dict[str, Any], out: Path | None) -> None:
 def _commit() -> str | None:
     """The commit, with `+` where files differ from it."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except FileNotFoundError:  # no git
+        return None
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
 """Kills extractions, resumes them, and compares what becomes of them with a store that was never interrupted.
 
-    python benchmarks/torture.py --kills 200
-    python benchmarks/torture.py --kills 200 --power-loss
+    python -m benchmarks.torture --kills 200
+    python -m benchmarks.torture --kills 200 --power-loss
 
 Each store, of 42 shards or more, is killed several times, uniformly between the first write to it and the last one, and
 resumed each time; when it is whole it must be the uninterrupted one, byte for byte (but for `_log`, which keeps times).

@@ -18,6 +18,7 @@ rows    Seconds of an epoch of LoSA, streamed out of the page cache, for 1,024 r
 """
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -85,6 +86,8 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Each in a process of its own, one after the other."""
     Bench(folder, args.memory_batch, args).extract()
+    gc.collect()
+    torch.cuda.empty_cache()  # what this process no longer needs is theirs
     bytes_above = {}
     for name in args.only or CONTESTANTS:
         command = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--child", name, "--folder", str(folder)]
@@ -176,7 +179,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
             found = PARTS[part](args, Path(scratch))
         document[f"{part}, {args.precision}"] = {**machine(), "settings": settings, **found}
-    save(document, args.out)
+        save(document, args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Extraction of clips beside a plain loop: `python benchmarks/video.py FOLDER [--weights FILE] [--memory 1000]`.
+"""Extraction of clips beside a plain loop: `python -m benchmarks.video FOLDER [--weights FILE] [--memory 1000]`.
 
 FOLDER holds real clips, anywhere below it. In every round the same clips go through (a) a loop as one writes it: decord
 decodes the frames, the backbone's transform and forward pass follow, nothing is written; (b) `sidecache extract`, into

@@ -80,7 +80,7 @@ class BackboneConfig(Section):
 
 
 class ExtractConfig(Section):
-    """How the extraction job runs; nothing here but `precision` changes a value.
+    """How the extraction job runs; nothing here but `precision` changes a value (on a GPU `batch_size` its last bits).
 
     `workers` is the number of processes on this machine; with a `scheduler`, of workers to wait for before the start.
     `shard_seconds` is how long one of them may take for a shard before it counts as hung; `auto` is ten times as long

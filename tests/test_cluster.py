@@ -9,11 +9,13 @@ from typing import Any
 import dask
 import psutil
 import pytest
+import torch
 from conftest import TINY
 from distributed import LocalCluster, Security
 from small_store import contents
 from trapped_source import Trap, lay_traps
 
+from extract import worker
 from extract.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.run import Extraction, extract_tokens
@@ -205,3 +207,22 @@ def _listening() -> set[tuple[str, int]]:
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = [socket for process in processes for socket in process.net_connections("tcp")]
     return {tuple(socket.laddr) for socket in found if socket.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        (5, "cuda:1"),
+        ("5", "cuda:1"),
+        ("node-2-3", "cuda:3"),
+        ("tcp://node-1:3456", "auto"),
+        ("SLURMCluster-4", "cuda:0"),
+    ],
+)
+def test_workers_that_see_several_gpus_share_them_by_their_numbers(
+    name: Any, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert worker._device("auto", name) == device
+    assert worker._device("cuda:2", name) == "cuda:2"
+    assert worker._device("cpu", name) == "cpu"

@@ -420,7 +420,7 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory; lower train.batch_size or extract.batch_size", 1)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, for the memory of a GPU
+        if "out of memory" not in str(error):  # torch has several types for it: of a GPU, and of memory to copy from
             raise
         _fail("the GPU is out of memory; lower train.batch_size or extract.batch_size", 1)
     except (KeyboardInterrupt, typer.Abort):

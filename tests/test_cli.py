@@ -126,7 +126,11 @@ def test_a_wrong_command_line_is_told_by_the_parser(command: Command, arguments:
         (JobError("it broke"), 1, "sidecache: it broke\n"),
         (OSError(28, "No space left on device"), 1, "sidecache: [Errno 28] No space left on device\n"),
         (MemoryError(), 1, "sidecache: out of memory; lower train.batch_size or extract.batch_size\n"),
-        (torch.OutOfMemoryError("CUDA"), 1, "sidecache: the GPU is out of memory; lower train.batch_size or"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            1,
+            "sidecache: the GPU is out of memory; lower train.batch_size or",
+        ),
         (KeyboardInterrupt(), 130, "sidecache: interrupted; the same command goes on from here\n"),
     ],
 )

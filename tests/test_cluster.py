@@ -216,7 +216,7 @@ def _listening() -> set[tuple[str, int]]:
         ("5", "cuda:1"),
         ("node-2-3", "cuda:3"),
         ("tcp://node-1:3456", "auto"),
-        ("SLURMCluster-4", "cuda:0"),
+        ("SLURM-4", "cuda:0"),
     ],
 )
 def test_workers_that_see_several_gpus_share_them_by_their_numbers(

@@ -335,15 +335,15 @@ def verify_command(
 
 
 def _repair(store: str, config: "Config", report: "Report") -> None:
+    from adapt.extraction import repair
+    from adapt.origin import Inputs
     from store.address import store_url
     from store.errors import UserError
     from store.verify import damaged_shards
-    from store.writer import unmark_shards
 
     if store_url(config.store.path) != store_url(store):
         raise UserError(f"that job makes the store {config.store.path}, not {store}; give the job that made this one")
-    unmark_shards(store, damaged_shards(report))
-    _say_extraction(extract(config), config)
+    _say_extraction(repair(config, Inputs(config), damaged_shards(report)), config)
 
 
 @app.command("methods", epilog="Example: sidecache methods --backbone vit_base_patch16_224 --num-classes 10 --json")

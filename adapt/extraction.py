@@ -6,7 +6,7 @@ from typing import Literal
 
 from adapt.config import Config
 from adapt.origin import Inputs
-from extract.run import Extraction, extract_tokens
+from extract.run import Extraction, Missing, extract_tokens
 from store.errors import ChangedError, OtherStoreError
 
 OnChanged = Literal["fail", "new-store"]
@@ -37,14 +37,23 @@ def extract(config: Config, inputs: Inputs, on_changed: OnChanged = "fail") -> E
     raise AssertionError("there is always a path beside")
 
 
+def repair(config: Config, inputs: Inputs, damaged: Missing) -> Extraction:
+    """Extract damaged shards of a store anew, by the job that made it.
+
+    Raises:
+        UserError, JobError: as of `extract_tokens`; a job of other samples, backbone or format leaves all as it is.
+    """
+    return _extract(config, inputs, damaged)
+
+
 def at_store(config: Config, path: str) -> Config:
     """The configuration with another store.path."""
     return config.model_copy(update={"store": config.store.model_copy(update={"path": path})})
 
 
-def _extract(config: Config, inputs: Inputs) -> Extraction:
+def _extract(config: Config, inputs: Inputs, again: Missing | None = None) -> Extraction:
     recipe = None if inputs.own_backbone else config.backbone
-    return extract_tokens(inputs.source, inputs.backbone, config.data, config.store, config.extract, recipe)
+    return extract_tokens(inputs.source, inputs.backbone, config.data, config.store, config.extract, recipe, again)
 
 
 def _paths_beside(path: str) -> Iterator[str]:

@@ -55,6 +55,7 @@ def extract_tokens(
     store: StoreConfig,
     config: ExtractConfig,
     recipe: BackboneConfig | None = None,
+    again: Missing | None = None,
 ) -> Extraction:
     """Bring a store to completion: only its missing shards are extracted, none where it is whole.
 
@@ -62,6 +63,7 @@ def extract_tokens(
 
     Args:
         recipe: what the backbone was loaded from, for workers to load it too; without it they are sent the backbone.
+        again: shards that are damaged; they count as missing once it is clear that this job can extract them.
 
     Raises:
         ChangedError: samples that the store holds are gone or changed.
@@ -76,9 +78,11 @@ def extract_tokens(
     forward = FrozenForward(backbone, resolve_layers(store.layers, backbone.depth), store.tokens, config)
     wanted = wanted_schema(source, forward, listings, store)
     done = _Done()
-    if not _is_complete(folder, wanted):
+    if again or not _is_complete(folder, wanted):
         with hold(folder) as lock:
             schema = open_or_create(folder, wanted, source, forward, listings, data, lock, known)
+            for split, shards in (again or {}).items():
+                StoreWriter(folder, schema, lock).unmark(split, shards)
             job = _Job(folder, source, backbone, data, store, config, recipe, lock)
             done += job.fill(schema, started)
             if lacking := set(wanted.layers).difference(schema.layers):

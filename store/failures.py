@@ -9,6 +9,7 @@ import re
 from store.errors import JobError
 
 NEEDS_REPLACING = "delete the store, or choose a new store.path, and run `sidecache extract` again"
+_NEEDS_REPAIR = "`sidecache verify` lists all that is damaged, and with --repair PIPELINE.YAML extracts it anew"
 _NEEDS_ROOM = "make room, then run the same command again: what is committed is kept"
 _NEEDS_ACCESS = "choose another store.path, or make this one writable"
 _NEEDS_BUCKET = "make the bucket first, or mend its name in store.path"
@@ -30,10 +31,10 @@ _REMEDIES = {  # what tensorstore says of a disk or file -> what to do
     "Operation not permitted": _NEEDS_ACCESS,
     "Not a directory": _NEEDS_ACCESS,
     "Is a directory": _NEEDS_ACCESS,
-    "is missing": NEEDS_REPLACING,
-    "DATA_LOSS": NEEDS_REPLACING,
-    "ecod": NEEDS_REPLACING,  # decode, decoding
-    "checksum": NEEDS_REPLACING,
+    "is missing": _NEEDS_REPAIR,
+    "DATA_LOSS": _NEEDS_REPAIR,
+    "ecod": _NEEDS_REPAIR,  # decode, decoding
+    "checksum": _NEEDS_REPAIR,
 }
 _OUTAGES = {  # what it says of a server -> what to do
     "NoSuchBucket": _NEEDS_BUCKET,

@@ -46,7 +46,7 @@ class Pending:
         except JobError as error:
             shards = _SHARD_OF_FILE.findall(str(error))
             place = f"shard {shards[-1]} of {self._split}: " if shards else ""
-            raise JobError(f"{place}{error}; `sidecache verify` lists all that is damaged") from error
+            raise JobError(f"{place}{error}") from error
 
 
 class Store:

@@ -12,14 +12,12 @@ does not: it would need the whole shard.
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 from jaxtyping import Float32, Shaped, UInt8
 
-from store.address import store_url
 from store.arrays import (
     DIGEST,
     LOG,
@@ -31,7 +29,6 @@ from store.arrays import (
     layer_digest,
     layer_name,
     read_status,
-    require_store,
     shard_arrays,
     shard_file,
 )
@@ -39,7 +36,7 @@ from store.backend import Folder, wait
 from store.errors import JobError
 from store.failures import AccessError
 from store.formats import STORED_DTYPE, Encoded
-from store.lock import Guard, hold
+from store.lock import Guard
 from store.plain_shard import PlainShard
 from store.schema import Schema
 
@@ -264,12 +261,3 @@ class StoreWriter:
     def read_log(self) -> dict[str, Any]:
         """The attributes of the `_log` group."""
         return self._folder.read_group(LOG) or {}
-
-
-def unmark_shards(path: str | Path, shards: Mapping[str, Iterable[int]]) -> None:
-    """Make shards of a store missing, for the next extraction to replace; see `StoreWriter.unmark`."""
-    folder = Folder(store_url(path))
-    with hold(folder) as lock:
-        writer = StoreWriter(folder, require_store(folder), lock)
-        for split, numbers in shards.items():
-            writer.unmark(split, numbers)

@@ -291,6 +291,10 @@ def test_damaged_shards_are_listed_and_extracted_anew(command: Command, job: Pat
     status, _, err = command("verify", store, "--repair", job / "pipeline.yaml", *other)
     assert status == 2
     assert "give the job that made this one" in err
+    damaged = contents(store)
+    for other in ("store.dtype=int8", f"data.root={job / 'gone'}", f"data.root={job / 'images/train'}"):
+        assert command("verify", store, "--repair", job / "pipeline.yaml", "-o", other)[0] == 2
+        assert contents(store) == damaged  # nothing is given up by a job that cannot repair it
     status, out, err = command("verify", store, "--repair", job / "pipeline.yaml")
     assert status == 0
     assert "sound; complete" in out

@@ -121,7 +121,7 @@ def test_a_committed_shard_whose_file_is_gone_is_named(tmp_path: Path) -> None:
     store = small_store.complete(tmp_path / "c.zarr", small_store.schema())
     (tmp_path / "c.zarr/train/layer_02/c/1/0/0").unlink()
     assert store.read("train", [0, 1, 4])[2].any()
-    with pytest.raises(JobError, match=r"c\.zarr/train/layer_02/c/1/0/0\" is missing; delete the store, or choose"):
+    with pytest.raises(JobError, match=r"c\.zarr/train/layer_02/c/1/0/0\" is missing; `sidecache verify` lists all"):
         store.read("train", [2])
 
 
@@ -131,7 +131,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(JobError, match=r"c\.zarr/train/layer_02/c/1/0/0\".*; delete the store, or choose a new"):
+    with pytest.raises(JobError, match=r"c\.zarr/train/layer_02/c/1/0/0\".*; `sidecache verify` lists all that is"):
         store.read("train", [2])
     assert store.read("train", [3])[2].any()
 

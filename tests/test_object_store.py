@@ -21,12 +21,13 @@ from small_store import LAYERS, SIZES, commit, complete, contents, create, expec
 import sidecache as sc
 from adapt.config import Config
 from store import address, backend
+from store.arrays import require_store
 from store.errors import JobError, UserError
 from store.failures import OutageError
 from store.lock import Lock, hold
 from store.reader import open_store
 from store.verify import damaged_shards, verify_store
-from store.writer import StoreWriter, unmark_shards
+from store.writer import StoreWriter
 
 MakeConfig = Callable[..., Config]
 ROOT = Path(__file__).parents[1]
@@ -147,13 +148,19 @@ def test_a_shard_costs_the_requests_that_the_documents_say(server: Server) -> No
     assert asked == {"PUT": arrays + 6, "GET": arrays + 3 + reading_rms, "HEAD": 3}
 
 
+def unmark(split: str, shards: list[int]) -> None:
+    folder = url_folder(URL)
+    with hold(folder) as lock:
+        StoreWriter(folder, require_store(folder), lock).unmark(split, shards)
+
+
 def test_a_shard_that_is_replaced_is_read_anew(server: Server) -> None:
     """Compressed, so that an index of the old shard would point to the wrong bytes of the new one."""
     wanted = schema("float32", "zstd")
     store = complete(URL, wanted)
     before = store.read("train", [2, 3])
     assert (before[0] == values("train", 0)[2:4]).all()
-    unmark_shards(URL, {"train": [1]})
+    unmark("train", [1])
     with pytest.raises(JobError, match="shard 1 of train"):
         store.read("train", [2, 3])
     writer = create(URL, wanted)
@@ -180,7 +187,7 @@ def test_damage_is_found_and_repaired(server: Server, tmp_path: Path, damage: Ca
     assert damaged_shards(report) == {"train": [1]}
     with pytest.raises(JobError, match="shard 1 of train"):
         open_store(URL).read("train", [2, 3])
-    unmark_shards(URL, damaged_shards(report))
+    unmark("train", damaged_shards(report)["train"])
     complete(URL, schema("int8"))
     assert verify_store(URL).ok
     complete(tmp_path / "whole.zarr", schema("int8"))

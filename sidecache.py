@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -164,6 +165,8 @@ def _say_extraction(extraction: "Extraction", config: "Config") -> None:
             f"samples have changed: {config.store.path} is left as it is, {extraction.path} takes its place; to train "
             f"from that one later, set store.path={extraction.path}"
         )
+    if skipped := sum(len(extraction.store.skipped(split)) for split in extraction.store.splits):
+        say(f"{skipped:,} samples could not be decoded and are left out; `sidecache inspect` lists them")
     if extraction.shards_written:
         again = f"; {extraction.retries} shards were begun again" if extraction.retries else ""
         say(f"extracted {extraction.samples_written:,} samples in {extraction.seconds:.1f} s{again}")
@@ -193,6 +196,21 @@ def _read(path: Path, overrides: list[str] | None) -> "Config":
     from adapt.config import load_config
 
     return load_config(path, overrides or [])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("run", epilog="Example: sidecache run pipeline.yaml -o train.epochs=5")
@@ -404,6 +422,7 @@ def main() -> None:
     _require_own_packages()
     from store.errors import JobError, UserError
 
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         status = app(prog_name="sidecache", standalone_mode=False)
         sys.stdout.flush()
@@ -427,6 +446,12 @@ def main() -> None:
         status = 130
     if status == 130:  # what newer typers make of an interrupt
         _fail("interrupted; the same command goes on from here", 130)
+
+
+def _show_warning(message: Warning | str, kind: type[Warning], *place: Any) -> None:
+    from store.errors import Note
+
+    say(f"note: {message}" if issubclass(kind, Note) else warnings.formatwarning(message, kind, *place[:2]).rstrip())
 
 
 def _fail(reason: object, status: int) -> NoReturn:

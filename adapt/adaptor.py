@@ -27,7 +27,7 @@ from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward import FrozenForward
 from extract.weights import first_line
 from store.config import Section, Tokens
-from store.durable import publish
+from store.durable import replacing
 from store.errors import JobError, UserError
 from store.layout import resolve_layers
 
@@ -95,13 +95,11 @@ def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
         JobError: the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned_tensors(model).items()}
     try:
-        save_file(tensors, partial)
-        publish(partial, path)
+        with replacing(path) as partial:
+            save_file(tensors, partial)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise JobError(f"{path} cannot be written ({error})") from error
     write_text(path.with_suffix(".json"), card.model_dump_json(indent=1))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt.candidate import Candidate
-from store.durable import publish
+from store.durable import replacing
 from store.errors import JobError
 
 _SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost
@@ -79,16 +79,17 @@ class Checkpoint:
         if self._path is None or started < self._save_at:
             return
         rng = [generator.get_state() for generator in _generators(self._device)]
-        partial = self._path.with_suffix(".partial")
         state = {"done": asdict(done), "rng": rng, "candidates": [_state(each) for each in self._members]}
         try:
-            with partial.open("wb") as file:  # given a path, torch would not say what is wrong
+            # Given a path, torch would not say what is wrong; and of a write that fails it raises two errors.
+            with replacing(self._path) as partial, partial.open("wb") as file:
                 torch.save(state, file)
-            publish(partial, self._path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:
+            refused = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(refused, OSError):
+                raise
             raise JobError(
-                f"the checkpoint {self._path} cannot be written ({error.strerror}); the one before it is kept"
+                f"the checkpoint {self._path} cannot be written ({refused.strerror}); the one before it is kept"
             ) from error
         ended = time.perf_counter()
         self._save_at = ended + max(_SAVE_EVERY_SECONDS, (ended - started) / _SHARE_OF_TIME)

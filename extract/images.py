@@ -73,7 +73,7 @@ def to_rgb(image: Image.Image, sample_id: str) -> Image.Image:
 def undecodable(sample_id: str, error: Exception) -> DecodeError:
     return DecodeError(
         f"sample {sample_id!r} cannot be decoded: {_reason(error)}. "
-        "Repair or remove it, or set data.on_error: skip to go on without such samples"
+        "Repair or remove it; a job with data.on_error: skip goes on without such samples"
     )
 
 

@@ -11,10 +11,11 @@ from extract.forward import FrozenForward
 from extract.shard import report_failures
 from extract.sources import ImageSource, ImageSplit
 from store.added_layers import begin_layers, read_added
+from store.address import local_path
 from store.arrays import LOG, holds_samples, open_schema
 from store.backend import Folder
 from store.changes import require_growth
-from store.errors import JobError
+from store.errors import JobError, UserError
 from store.formats import channel_rms
 from store.groups import in_groups
 from store.growth import Known, finish_growth, grow
@@ -61,6 +62,18 @@ def open_or_create(
     tail = forward.backbone.tail.arrays() if forward.backbone.tail else {}
     create_store(folder, wanted, listings, rms, tail)
     return wanted
+
+
+def refuse_full_folder(folder: Folder) -> None:
+    """Raise UserError where a store would be made among other files; whatever a job of ours began holds a log."""
+    local = local_path(folder.url)
+    if local is None or not local.is_dir() or open_schema(folder) is not None:
+        return
+    names = {path.name for path in local.iterdir() if not path.name.startswith(".")} - {"lost+found"}
+    if names and LOG not in names:
+        raise UserError(
+            f"{folder.place} holds no store but other files ({sorted(names)[0]!r}); choose a store.path of its own"
+        )
 
 
 def _was_begun(folder: Folder, stored: Schema) -> bool:
@@ -141,6 +154,6 @@ def require_space(folder: Folder, schema: Schema, missing: Mapping[str, Sequence
     n_bytes, free = rows * schema.bytes_per_sample, free_bytes(folder.url)
     if free is not None and schema.compressor is None and n_bytes > free:
         raise JobError(
-            f"{rows:,} samples need {n_bytes / 2**30:,.1f} GiB at {folder.place}, {free / 2**30:,.1f} GiB are free; "
+            f"{rows:,} samples need {n_bytes / 2**30:,.2f} GiB at {folder.place}, {free / 2**30:,.2f} GiB are free; "
             "store fewer layers (store.layers), fewer tokens (store.tokens) or one byte a value (store.dtype: int8)"
         )

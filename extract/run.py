@@ -9,7 +9,7 @@ from extract.backbone import Backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.describe import list_split, wanted_schema
 from extract.forward import FrozenForward
-from extract.opening import holds_all_samples, open_layers, open_or_create, require_space
+from extract.opening import holds_all_samples, open_layers, open_or_create, refuse_full_folder, require_space
 from extract.ordering import in_store_order
 from extract.shard import ExtractedShard, ShardExtractor
 from extract.sources import ImageSource
@@ -72,6 +72,7 @@ def extract_tokens(
     """
     started = time.perf_counter()
     folder = Folder(store_url(store.path))
+    refuse_full_folder(folder)
     known = read_known(folder)
     source = in_store_order(source, known.ids if known else {})
     listings = {name: list_split(name, split) for name, split in source.splits.items()}

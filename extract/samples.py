@@ -1,6 +1,7 @@
 """What every kind of source turns its data into: samples with ids and labels, in a train and perhaps a test list."""
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -11,7 +12,7 @@ from PIL import Image
 
 from extract.config import DataConfig
 from extract.images import ENDINGS, decode_rgb, undecodable
-from store.errors import JobError, UserError
+from store.errors import JobError, Note, UserError
 
 MOST_ENCODED_BYTES = 1 << 30  # of an image; Pillow's limit of pixels lets none be larger, not even uncompressed
 TRAIN = "train"
@@ -127,6 +128,18 @@ class Listing:
 
 def choose_test(splits: Collection[str], config: DataConfig) -> str | None:
     """Which of a source's own splits plays the test set; None if it must be drawn from the samples."""
+    chosen = _find_test(splits, config)
+    if unused := ", ".join(sorted(set(splits) - {TRAIN, chosen})):
+        warnings.warn(
+            f"{_place(config)}: {unused} is neither trained on nor tested; validation takes data.val_fraction of "
+            f"{TRAIN} (put its samples there to use them)",
+            Note,
+            stacklevel=2,
+        )
+    return chosen
+
+
+def _find_test(splits: Collection[str], config: DataConfig) -> str | None:
     wanted, found = config.test_split, ", ".join(sorted(splits))
     if not splits:
         if wanted is not None:

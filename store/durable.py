@@ -5,9 +5,9 @@ tensorstore does the same for a file at a time; several at once need far fewer c
 
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = ".__lock"  # as tensorstore names what it is writing
@@ -41,10 +41,17 @@ def remove_leftovers(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Give a file that is written its name, once its content is on the disk."""
-    _sync(temporary)
-    temporary.replace(path)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where a library is to write a file, which takes the place of `path` once it is on the disk; or else is gone."""
+    partial = path.with_suffix(".partial")
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
 
 

@@ -4,6 +4,10 @@ A message says what was given, what is legal, and what to do next.
 """
 
 
+class Note(UserWarning):
+    """What the user may not expect, and what the program goes on with all the same."""
+
+
 class UserError(ValueError):
     """The input, the configuration or the command line is wrong (exit status 2)."""
 

@@ -100,6 +100,8 @@ class Store:
             if missing := self.missing_shards(split):
                 lacking = f"lacks {len(missing)} of {len(self.schema.shards(split))} shards of {split}"
                 raise JobError(f"{self._folder.place} {lacking}; finish it with `sidecache extract`")
+            if not self.num_samples(split):
+                raise JobError(f"{self._folder.place} holds no sample of {split}: none of them could be decoded")
 
     def labels(self, split: str) -> Shaped[np.ndarray, "samples ..."]:
         """Class indices (samples,) int64, or multi-label 0/1 (samples, classes) uint8; in row order.

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import adapt.adaptor
 import sidecache as sc
 from adapt.adaptor import Card, load_adaptor, save_adaptor
 from adapt.config import Config
@@ -124,17 +123,20 @@ def test_multi_label_probabilities_are_sigmoids(saved: Path, tiny_backbone: Timm
     assert not torch.allclose(adaptor.probabilities(images).sum(dim=1), torch.ones(4))
 
 
-@pytest.mark.parametrize("stands_for", ["save_file", "publish"])
+@pytest.mark.parametrize(
+    ("call", "refused"),
+    [
+        ("adapt.adaptor.save_file", SafetensorError("I/O error: No space left on device")),
+        ("store.durable.os.fsync", OSError(28, "full")),
+    ],
+)
 def test_a_disk_that_refuses_is_one_line_and_the_old_adaptor_stays(
-    tiny_backbone: TimmBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_for: str
+    tiny_backbone: TimmBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, refused: Exception
 ) -> None:
     path, card = tmp_path / "a.safetensors", card_for("linear_probe", tiny_backbone)
     save_adaptor(path, trained("linear_probe", tiny_backbone), card)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    refused = (
-        SafetensorError("I/O error: No space left on device") if stands_for == "save_file" else OSError(28, "full")
-    )
-    monkeypatch.setattr(adapt.adaptor, stands_for, mock.Mock(side_effect=refused))
+    monkeypatch.setattr(call, mock.Mock(side_effect=refused))
     with pytest.raises(JobError, match=r"a\.safetensors cannot be written \(.*(No space left|full).*\)"):
         save_adaptor(path, trained("linear_probe", tiny_backbone), card)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -1,8 +1,10 @@
 """The command line: exit statuses, messages of one line, clean output, and predictions that equal the evaluation."""
 
 import json
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -396,3 +398,51 @@ def test_names_that_outsiders_use_are_there() -> None:
     assert isinstance(sc.load_config({"backbone": {"weights": "random"}}), Config)
     with pytest.raises(AttributeError, match="module 'sidecache' has no attribute 'nope'"):
         sc.nope  # noqa: B018
+
+
+@pytest.fixture
+def own_job(job: Path, tmp_path: Path) -> Path:
+    """A copy of the job's images and pipeline, without its store and results."""
+    shutil.copytree(job / "images", tmp_path / "images")
+    shutil.copy(job / "pipeline.yaml", tmp_path)
+    return tmp_path
+
+
+def test_a_store_is_not_made_among_other_files(command: Command, own_job: Path) -> None:
+    before = contents(own_job)
+    for path in ("images", "images/train", "."):
+        status, _, err = command("extract", own_job / "pipeline.yaml", "-o", f"store.path={own_job / path}")
+        assert status == 2
+        assert "holds no store but other files" in err
+    assert contents(own_job) == before
+    (own_job / "empty").mkdir()
+    assert command("extract", own_job / "pipeline.yaml", "-o", f"store.path={own_job / 'empty'}")[0] == 0
+
+
+def test_samples_that_are_left_out_are_told(command: Command, own_job: Path) -> None:
+    (own_job / "images/train/red/0.png").write_bytes(b"no image")
+    status, _, err = command("extract", own_job / "pipeline.yaml", "-o", "data.on_error=skip")
+    assert status == 0
+    assert "1 samples could not be decoded and are left out" in err
+
+
+def test_a_split_that_none_of_whose_samples_can_be_decoded_is_told(command: Command, own_job: Path) -> None:
+    for path in (own_job / "images/test").rglob("*.png"):
+        path.write_bytes(b"no image")
+    status, _, err = command("run", own_job / "pipeline.yaml", "-o", "data.on_error=skip")
+    assert status == 1
+    assert "holds no sample of test: none of them could be decoded" in err
+
+
+def test_a_split_that_is_not_used_is_told(command: Command, own_job: Path) -> None:
+    shutil.copytree(own_job / "images/test", own_job / "images/val")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        status, _, err = command("extract", own_job / "pipeline.yaml")
+    assert status == 0
+    assert "note: source folder at" in err
+    assert "val is neither trained on nor tested" in err
+
+
+def test_the_version_is_printed(command: Command) -> None:
+    assert command("--version") == (0, f"{sc.__version__}\n", "")

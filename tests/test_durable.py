@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +18,7 @@ from small_store import contents
 
 from store import durable, writer
 from store.config import Dtype
-from store.durable import publish, remove_leftovers, write_files
+from store.durable import remove_leftovers, replacing, write_files
 from store.plain_shard import CRC_BYTES, PlainShard
 
 
@@ -81,20 +82,23 @@ def test_two_writers_of_the_same_files_do_not_disturb_each_other(tmp_path: Path)
     assert contents(tmp_path) == {f"{n}/c/0": b"mine%d" % n for n in range(3)}
 
 
-def test_what_is_published_is_on_the_disk_before_it_has_its_name(
+def test_a_file_that_a_library_writes_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, path, synced = tmp_path / "partial", tmp_path / "whole", list[str]()
-    written.write_bytes(b"new")
-    fsync = os.fsync
+    path, synced, fsync = tmp_path / "whole", list[str](), os.fsync
 
     def watched(file: int) -> None:
         synced.append(f"{Path(f'/proc/self/fd/{file}').readlink()} {path.exists()}")
         fsync(file)
 
     monkeypatch.setattr(durable.os, "fsync", watched)
-    publish(written, path)
+    with replacing(path) as written:
+        written.write_bytes(b"new")
     assert synced == [f"{written} False", f"{tmp_path} True"]
+    assert contents(tmp_path) == {"whole": b"new"}
+    with suppress(KeyboardInterrupt), replacing(path) as written:
+        written.write_bytes(b"half")
+        raise KeyboardInterrupt
     assert contents(tmp_path) == {"whole": b"new"}
 
 

@@ -8,6 +8,7 @@ import pickle
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from extract.config import DataConfig
 from extract.images import DecodeError
 from extract.samples import Encoded, Sample
 from extract.sources import ImageSource, draw_test, open_source, order_classes
-from store.errors import JobError, UserError
+from store.errors import JobError, Note, UserError
 
 DATA = os.environ.get("SIDECACHE_DATA")
 
@@ -197,7 +198,9 @@ def test_a_folder_for_a_list_is_refused(source: str, tmp_path: Path) -> None:
 )
 def test_the_test_set_is_the_one_named_or_test_or_val(splits: Any, wanted: Any, chosen: str, tmp_path: Path) -> None:
     root = write_images(tmp_path, *(f"{s}/{c}/1.png" for s in splits for c in "ab"))
-    source = open_at("folder", root, test_split=wanted)
+    unused = set(splits) - {"train", chosen}
+    with pytest.warns(Note, match=f": {unused.pop()} is neither trained on nor tested") if unused else nullcontext():
+        source = open_at("folder", root, test_split=wanted)
     assert ids(source) == {
         "train": ["train/a/1.png", "train/b/1.png"],
         "test": [f"{chosen}/a/1.png", f"{chosen}/b/1.png"],

@@ -4,7 +4,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -193,6 +195,22 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monke
         fresh.save(Done(2))
     assert fresh.load() == Done(1)
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch then fails twice: at the write, and as it ends the file."""
+    monkeypatch.setattr(adapt.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(adapt.checkpoint, "_generators", lambda _: [mock.Mock(get_state=lambda: torch.zeros(10**6))])
+    kept, limits = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu")), getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(JobError, match=r"the checkpoint .*state\.pt cannot be written \(File too large\)"):
+            kept.save(Done(1))
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def _explain_one(
     key: str, detail: Any, section: type[BaseModel], field: FieldInfo | None, more_keys: Sequence[str]
 ) -> str:
     reason = str(detail["msg"]).removeprefix("Value error, ")
-    if not key:
+    if not key or (field is None and detail["type"] == "value_error"):  # of a whole section: it names the keys itself
         return reason
     keys = ", ".join([*section.model_fields, *more_keys])
     if detail["type"] == "extra_forbidden" and field is None:

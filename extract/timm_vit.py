@@ -1,6 +1,7 @@
 """timm's vision transformers as "tokens by layer"."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from extract.augment import Augment
 from extract.preprocess import build_transform, data_config, describe
 from extract.tail import Tail, tail_of
-from store.errors import UserError
+from store.errors import Note, UserError
 from store.layout import TokenLayout
 
 TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
@@ -34,6 +35,7 @@ class TimmBackbone:
         self.block_layout = self.layout
         config = data_config(model, image_size)
         self.image_size = tuple(config["input_size"])
+        _note_unseen_pixels(image_size, getattr(patch_embed, "patch_size", ()))
         self.transform, self.preprocessing = build_transform(config), describe(config)
         self.augment = Augment(config)
         self.tail: Tail | None = tail_of(model)
@@ -60,3 +62,14 @@ class TimmBackbone:
         copied.module.blocks = copied.module.blocks[:depth]  # type: ignore[index]
         copied.tail = tail_of(copied.module, shared=True)
         return copied
+
+
+def _note_unseen_pixels(image_size: int | None, patch: Sequence[int]) -> None:
+    for side in {side for side in patch if image_size and image_size % side}:
+        assert image_size
+        warnings.warn(
+            f"backbone.image_size {image_size} is no multiple of the patch's {side} pixels: the last "
+            f"{image_size % side} of every row and column are not seen",
+            Note,
+            stacklevel=2,
+        )

@@ -1,6 +1,7 @@
 """Backbones: token layouts, what the taps give, the tail, and modules of the user's own."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import sidecache as sc
 from extract.backbone import TappedBackbone, TimmBackbone, digests, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
 from extract.forward import FrozenForward
-from store.errors import UserError
+from store.errors import Note, UserError
 from store.layout import TokenLayout
 
 
@@ -381,3 +382,10 @@ def test_preprocessing_is_the_models_own(tmp_path: Path) -> None:
     )
     one, two = (digests(TimmBackbone("vit", {}, m, None)) for m in (model, other))
     assert one["preprocessing_digest"] != two["preprocessing_digest"]
+
+
+@pytest.mark.parametrize(("image_size", "unseen"), [(64, 0), (60, 4), (47, 7)])
+def test_pixels_that_no_patch_sees_are_noted(image_size: int, unseen: int) -> None:
+    config = BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=image_size, model_kwargs=TINY)
+    with pytest.warns(Note, match=f"the last {unseen} of every row") if unseen else nullcontext():
+        assert load_backbone(config).layout.grid == (image_size // 8, image_size // 8)

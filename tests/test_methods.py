@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from end_to_end import CLASSES, EndToEnd, tune
+from end_to_end import CLASSES, EndToEnd, draw, load, move, tune
 from torch import Tensor, nn
 
 from adapt.losa import Add, LoSA
-from adapt.methods import METHODS, build_model, count_params, trainable
+from adapt.methods import METHODS, build_model, count_params, learned_tensors, trainable
 from adapt.spec import FeatureSpec
 from extract.backbone import TimmBackbone
 from extract.tail import Tail
@@ -167,6 +167,19 @@ def test_end_to_end_methods_train_as_many_parameters_as_their_formula(
     method: str, options: dict[str, Any], params: int, tiny_backbone: TimmBackbone
 ) -> None:
     assert count_params(tune(method, options, tiny_backbone)) == (params, CLASSES * (2 * TINY_DIM + 1))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_batch_norms_keep_their_statistics_which_no_adaptor_holds(method: str) -> None:
+    backbone = load("vit_small_resnet26d_224", img_size=64, patch_size=1)
+    model, inputs = tune(method, {}, backbone).train(), draw(backbone)
+    before = {name: tensor.clone() for name, tensor in model.named_buffers() if "running" in name}
+    move(model, inputs)
+    assert before
+    assert all(torch.equal(model.get_buffer(name), tensor) for name, tensor in before.items())
+    fresh = tune(method, {}, backbone)
+    fresh.load_state_dict(learned_tensors(model), strict=False)
+    torch.testing.assert_close(fresh(inputs), model.eval()(inputs))
 
 
 def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:

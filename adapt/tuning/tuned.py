@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from adapt.readout import Pool, Readout
@@ -57,6 +58,14 @@ class Tuned(nn.Module):
         """Compute a block's activations anew in the backward pass instead of keeping them."""
         for block in self._vit.blocks:  # not by timm's switch: that of transformers has a new name every few releases
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+    def train(self, mode: bool = True) -> "Tuned":
+        """As of any module, but batch norms keep the backbone's statistics: of a model, parameters alone are saved."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def forward(self, images: Float[Tensor, "batch ... channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of preprocessed images or clips."""

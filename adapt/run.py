@@ -110,7 +110,7 @@ def _measure(
 
         def train() -> float:
             trained = train_trials(method, [trial], material, settings, config.data.val_fraction, checkpoint)
-            best = trained.candidates[0].score
+            best = trained.best.score
             say(f"{method.name}: {best:.2f} on validation with {_describe(trial)}")
             return best
 
@@ -155,7 +155,7 @@ def _train_seed(
     inputs, file = material.inputs, config.run_dir / "checkpoints" / trial_id
     with peak_memory(inputs.device) as peak:
         trained = train_trials(method, [trial], material, settings, config.data.val_fraction, file)
-    best, costs = trained.candidates[0], origin.costs
+    best, costs = trained.best, origin.costs
     metrics = asdict(evaluate_split(best.model, inputs, "test", settings.precision))
     parameters, head = count_params(best.model)
     options = trial.options.model_dump(mode="json")

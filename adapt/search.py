@@ -1,6 +1,7 @@
 """Choosing lr, weight decay and options on validation data; a grid over features is trained in one pass over them."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from adapt.run_files import read_json, write_text
 from adapt.solve import Pooled, readout_of, solve_heads
 from adapt.split import draw_validation
 from adapt.train import Settings, fit
+from store.errors import JobError
 
 _WIDENINGS = 3  # of a grid whose best point lies at its edge
 
@@ -31,6 +33,18 @@ class Trained:
     candidates: list[Candidate]
     seconds_per_epoch: float  # of a solved method: an iteration
     samples_per_second: float
+
+    @property
+    def best(self) -> Candidate:
+        """The one that validation likes best.
+
+        Raises:
+            JobError: all of them diverged in their first epoch.
+        """
+        best = max(self.candidates, key=lambda candidate: candidate.rank)
+        if best.score == -math.inf:
+            raise diverged(self.candidates)
+        return best
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,9 @@ def choose_trial(method: MethodConfig, run: Run, kept: Path) -> Trial:
     Args:
         run: trains some trials; its second argument is a name for the pass.
         kept: a file that keeps scores as they come, so that none is computed twice.
+
+    Raises:
+        JobError: training diverged at every point.
     """
     trials = list(method.trials)
     if len(trials) == 1:
@@ -171,8 +188,16 @@ def choose_trial(method: MethodConfig, run: Run, kept: Path) -> Trial:
             points |= {index: _point(trials[index], c) for index, c in zip(todo, candidates, strict=True)}
             write_text(kept, json.dumps({"method": method.name, "points": points}, indent=1))
         best = max(range(len(trials)), key=lambda index: (points[index]["score"], -points[index]["loss"]))
+        if points[best]["score"] == -math.inf:
+            raise diverged(trials)
         trials += beyond_the_edge(trials, trials[best])
     return trials[best]
+
+
+def diverged(tried: Sequence[Trial] | Sequence[Candidate]) -> JobError:
+    """What there is to say where no epoch of any candidate gave finite logits."""
+    rates = ", ".join(f"{rate:g}" for rate in sorted({one.lr for one in tried if one.lr}))
+    return JobError(f"training diverged in its first epoch at learning rates {rates}; lower train.lr")
 
 
 def beyond_the_edge(trials: Sequence[Trial], best: Trial) -> list[Trial]:

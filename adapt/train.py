@@ -26,7 +26,6 @@ from adapt.objective import Objective
 from adapt.optimizer import Optimizer, make_optimizer, make_schedule
 from adapt.shuffle import WINDOW, epoch_batches
 from extract.transfer import finish, to_device
-from store.errors import JobError
 from store.groups import in_groups
 from store.heap import keep_freed_memory
 from store.progress import progress
@@ -94,15 +93,14 @@ def fit(
 ) -> float:
     """Train all candidates on the same batches, and leave each with the weights of its best epoch.
 
-    Returns the seconds that an epoch of training took, validation and saving left out.
+    A candidate that diverges keeps its best epoch; one that never had any keeps a score of minus infinity, and where
+    that is so of all, training ends early. Returns the seconds that an epoch of training took, validation and saving
+    left out.
 
     Args:
         candidates: models of one method, all reading the same layers.
         rows, val_rows: rows of the training split to train on and to choose the epoch by.
         checkpoint: a file that keeps the state as training goes; a run that finds one goes on from there.
-
-    Raises:
-        JobError: a loss is not finite.
     """
     loop = Loop(candidates, features, settings, objective, len(rows))
     kept = Checkpoint(checkpoint, loop.members, features.device)
@@ -114,7 +112,7 @@ def fit(
         torch.manual_seed(settings.seed)
         kept.restore_rng()
         advance(done.epochs * len(rows) + done.steps * settings.batch_size)
-        while done.epochs < settings.epochs:
+        while done.epochs < settings.epochs and (done.epochs == 0 or any(one.best for one in candidates)):
             batches = epoch_batches(rows, settings.batch_size, settings.seed, done.epochs, settings.shuffle_block)
             lap = time.perf_counter()
             for n_rows in loop.train(done.epochs, batches[done.steps :], done.steps):
@@ -129,7 +127,7 @@ def fit(
             kept.save(done)
     for candidate in candidates:
         candidate.load(candidate.best)
-    return done.seconds / settings.epochs
+    return done.seconds / done.epochs
 
 
 @torch.no_grad()
@@ -241,9 +239,6 @@ class Loop:
         for candidate, logits in zip(self._candidates, predicted, strict=True):
             if all_finite(logits):  # else a rate too high for this candidate: it keeps its best epoch
                 candidate.consider(self._objective.judge(logits, labels), epoch + 1)
-        if all(not candidate.best for candidate in self._candidates):
-            rates = ", ".join(f"{candidate.lr:g}" for candidate in self._candidates)
-            raise JobError(f"training diverged in its first epoch at learning rates {rates}; lower train.lr")
 
 
 def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:

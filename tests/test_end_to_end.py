@@ -16,7 +16,7 @@ from adapt.run import adaptor_path
 from extract.augment import Augment, random_box
 from extract.backbone import TappedBackbone, TimmBackbone
 from extract.datasets import from_datasets
-from store.errors import UserError
+from store.errors import JobError, UserError
 
 MakeConfig = Callable[..., Config]
 CPU = torch.device("cpu")
@@ -97,6 +97,14 @@ def test_reduced_tokens_and_foreign_modules_are_refused(tiny_config: MakeConfig)
 
     def tap(module: torch.nn.Module, images: torch.Tensor) -> dict[int, torch.Tensor]:
         return {0: module(images).transpose(1, 2)}
+def test_a_rate_that_diverges_loses_the_search_of_an_end_to_end_method_too(tiny_config: MakeConfig) -> None:
+    wild = "train={optimizer: sgd, epochs: 2, seeds: [0]}"
+    (row,) = sc.run(tiny_config("methods=[bitfit]", wild, "sweep={lr: [1.0e+30, 0.01]}"))
+    assert row.lr == 0.01
+    with pytest.raises(JobError, match=r"diverged in its first epoch at learning rates 1e\+30; lower train\.lr"):
+        sc.run(tiny_config("methods=[bitfit]", wild, "train.lr=1.0e+30"))
+
+
 
     tapped = TappedBackbone(torch.nn.Flatten(2), tap, torch.zeros(3, 8, 8), grid=(8, 8))
     split = [(torch.randn(3, 8, 8), row % 3) for row in range(12)]

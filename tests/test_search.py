@@ -1,6 +1,7 @@
 """Choosing on validation: what is kept, what is not computed twice, and grids that are too narrow."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,14 +20,16 @@ def losa(**sweep: list[float]) -> MethodConfig:
 
 
 class Judge:
-    """Trains nothing: a trial is the better the nearer it is to a learning rate."""
+    """Trains nothing: a trial is the better the nearer it is to a learning rate; to a rate of 0 all are too high."""
 
     def __init__(self, best_lr: float) -> None:
         self.best_lr, self.passes = best_lr, []
 
     def __call__(self, trials: Sequence[Trial], name: str) -> Trained:
         self.passes.append([trial.lr for trial in trials])
-        distance = [max(trial.lr / self.best_lr, self.best_lr / trial.lr) for trial in trials]
+        distance = [
+            max(trial.lr / self.best_lr, self.best_lr / trial.lr) if self.best_lr else math.inf for trial in trials
+        ]
         candidates = [Candidate(nn.Identity(), None, 0.0, score=-d, loss=0.0) for d in distance]
         return Trained(candidates, 1.0, 1.0)
 
@@ -56,6 +59,15 @@ def test_what_is_kept_is_not_computed_again(tmp_path: Path) -> None:
     file.write_text(json.dumps({"method": "losa", "points": points}))
     assert choose_trial(grid, judge, file) == first
     assert judge.passes[0] == [0.01]
+
+
+def test_training_that_diverges_at_every_point_is_an_error_and_is_not_repeated(tmp_path: Path) -> None:
+    file, grid = tmp_path / "search.json", losa(lr=[0.1, 1.0, 10.0])
+    for passes in ([[0.1, 1.0, 10.0]], []):
+        judge = Judge(0.0)
+        with pytest.raises(JobError, match=r"diverged.* at learning rates 0\.1, 1, 10; lower train\.lr"):
+            choose_trial(grid, judge, file)
+        assert judge.passes == passes
 
 
 @pytest.mark.parametrize("content", ["", '{"points": {', "[" * 100_000])

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ByteDropout(nn.Module):
-    """`torch.nn.Dropout` with a rate rounded to 1/256.
+    """`torch.nn.Dropout` with a rate rounded to 1/256, and 255/256 at most.
 
     Args:
         p: share of the values that training sets to zero; the others are scaled up to keep the mean.
@@ -14,7 +14,7 @@ class ByteDropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.dropped = round(256 * p)  # of the 256 values of a byte
+        self.dropped = min(255, round(256 * p))  # of the 256 values of a byte
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The values themselves in evaluation."""

@@ -11,6 +11,7 @@ import torch
 from test_updates import build, build_with, count_on_meta, disturb, draw_images
 from torch import Tensor
 
+from adapt.dropout import ByteDropout
 from adapt.methods import trainable
 from adapt.tuning.lora import LoRAOptions, install_lora, install_lora_fix
 from adapt.tuning.tuned import Install, Tuned
@@ -72,6 +73,11 @@ def test_dropout_acts_on_the_update_alone_and_in_training_alone() -> None:
     assert not torch.equal(one[..., 64:], other[..., 64:])
     linear.eval()
     torch.testing.assert_close(linear(x), torch.nn.functional.linear(x, linear.weight, linear.bias))
+
+
+def test_dropout_next_to_one_leaves_a_little() -> None:
+    kept = ByteDropout(0.999)(torch.ones(1 << 16)).count_nonzero()
+    assert 0 < kept < (1 << 16) / 100
 
 
 def install_peft(vit: Vit, rank: int, alpha: int) -> None:

@@ -166,6 +166,9 @@ def _grid(name: str, fixed: Mapping[str, Any], own: Any, sweep: Mapping[str, lis
         raise UserError(f"methods: {name}: sweep: given {show(own)}; legal: {{option: [values]}}")
     if twice := [option for option in own if option in fixed]:
         raise UserError(f"methods: {name}: {twice[0]} is both fixed and swept; keep one of the two")
+    if of_entry := [option for option in own if option in ("name", "sweep", *_PACE_KEYS)]:
+        legal = ", ".join(sorted(_swept(name)))
+        raise UserError(f"methods: {name}: sweep: {of_entry[0]} cannot be swept; legal: {legal}")
     known = _swept(name)
     return {option: values for option, values in sweep.items() if option in known and option not in fixed} | own
 

@@ -400,6 +400,14 @@ def test_an_entrys_own_sweep_goes_before_the_one_for_all() -> None:
     assert [point["weight_decay"] for point in found["linear_probe"]] == [0.1, 0.2]
 
 
+@pytest.mark.parametrize("option", ["epochs", "batch_size", "sweep", "name"])
+def test_what_is_no_option_cannot_be_swept(option: str) -> None:
+    message = refuse(methods=[{"name": "ladder", "sweep": {option: [1, 2]}}])
+    assert message == (
+        f"methods: ladder: sweep: {option} cannot be swept; legal: layers, lr, num_heads, pool, reduction, weight_decay"
+    )
+
+
 def test_what_is_fixed_and_swept_at_once_is_refused() -> None:
     message = refuse(methods=[{"name": "losa", "rank": 4, "sweep": {"rank": [8]}}])
     assert message == "methods: losa: rank is both fixed and swept; keep one of the two"

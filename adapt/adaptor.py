@@ -45,7 +45,7 @@ class Facts(BaseModel):
     clips: ClipConfig | None = None  # how frames were drawn from videos
     weights_digest: str
     preprocessing_digest: str
-    precision: Literal["float32", "bfloat16", "float16"]
+    precision: Literal["float32", "bfloat16", "float16"]  # of the frozen forward
     layers: tuple[int, ...]
     tokens: Tokens
     classes: tuple[str, ...]
@@ -58,6 +58,7 @@ class Card(Facts):
     method: str
     options: dict[str, Any]
     metrics: dict[str, float | None]
+    train_precision: Literal["float32", "bfloat16"] | None = None  # None: the card is older than this entry
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ class Adaptor:
     @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Images (batch, channels, height, width) or clips (batch, frames, channels, ...) -> (batch, classes)."""
-        if find_method(self.card.method).needs == "features":
-            logits: torch.Tensor = self.model(self.forward(images))
-        else:
-            with autocast(self.forward.device, self.card.precision):
-                logits = self.model(images.to(self.forward.device))
+        of_features = find_method(self.card.method).needs == "features"
+        inputs = self.forward(images) if of_features else images.to(self.forward.device)
+        before = "float32" if of_features else self.card.precision  # of cards that do not say
+        with autocast(self.forward.device, self.card.train_precision or before):
+            logits: torch.Tensor = self.model(inputs)
         return logits.float().cpu()
 
     def classify(self, logits: torch.Tensor) -> torch.Tensor:

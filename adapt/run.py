@@ -183,7 +183,13 @@ def _train_seed(
         break_even_epochs=None if material.images else _break_even(costs, trained),
         inference_gflops=_gflops(method.name, trial, origin),
     )
-    card = Card(method=method.name, options=options, metrics=metrics, **dict(origin.facts))
+    card = Card(
+        method=method.name,
+        options=options,
+        metrics=metrics,
+        train_precision=settings.precision,
+        **dict(origin.facts),
+    )
     save_adaptor(adaptor_path(config.run_dir, row), best.model, card)
     write_results(config.run_dir, [row])
     _delete_checkpoints(file)

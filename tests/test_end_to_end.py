@@ -1,6 +1,7 @@
 """Training through the backbone: the same rows, head and results as from the cache; images augmented by the seed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,27 @@ def test_an_end_to_end_adaptor_predicts_what_was_evaluated(tiny_config: MakeConf
     assert 100 * float(right.float().mean()) == pytest.approx(row.top1)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_adaptors_run_in_the_precision_of_their_training(tiny_config: MakeConfig, precision: str) -> None:
+    """Whatever that of the extraction; a card from before it was kept has the latter's for end-to-end methods."""
+    extracted = {"float32": "bfloat16", "bfloat16": "float32"}[precision]
+    config = tiny_config(
+        "methods=[layernorm, linear_probe]", f"train.precision={precision}", f"extract.precision={extracted}"
+    )
+    images = torch.randn(4, 3, 32, 32)
+    for row in sc.run(config):
+        adaptor = sc.load_adaptor(adaptor_path(config.run_dir, row), device="cpu")
+        inputs = images if row.method == "layernorm" else adaptor.forward(images)
+        logits = {}
+        for name in ("float32", "bfloat16"):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
+                logits[name] = adaptor.model(inputs).float()
+        assert torch.equal(adaptor.logits(images), logits[precision])
+        older = replace(adaptor, card=adaptor.card.model_copy(update={"train_precision": None}))
+        before = extracted if row.method == "layernorm" else "float32"
+        assert torch.equal(older.logits(images), logits[before])
+
+
 def test_the_search_tries_every_point_and_resumes_between_them(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +95,14 @@ def test_the_search_tries_every_point_and_resumes_between_them(
         sc.run(config)
     sc.run(config)
     assert trained == [0.001, 0.001, 0.01, 0.01, 0.01, trained[-1]]  # the third one twice; the last is the chosen one
+
+
+def test_a_rate_that_diverges_loses_the_search_of_an_end_to_end_method_too(tiny_config: MakeConfig) -> None:
+    wild = "train={optimizer: sgd, epochs: 2, seeds: [0]}"
+    (row,) = sc.run(tiny_config("methods=[bitfit]", wild, "sweep={lr: [1.0e+30, 0.01]}"))
+    assert row.lr == 0.01
+    with pytest.raises(JobError, match=r"diverged in its first epoch at learning rates 1e\+30; lower train\.lr"):
+        sc.run(tiny_config("methods=[bitfit]", wild, "train.lr=1.0e+30"))
 
 
 def test_samples_that_the_store_skipped_are_left_out(tiny_config: MakeConfig) -> None:
@@ -97,14 +127,6 @@ def test_reduced_tokens_and_foreign_modules_are_refused(tiny_config: MakeConfig)
 
     def tap(module: torch.nn.Module, images: torch.Tensor) -> dict[int, torch.Tensor]:
         return {0: module(images).transpose(1, 2)}
-def test_a_rate_that_diverges_loses_the_search_of_an_end_to_end_method_too(tiny_config: MakeConfig) -> None:
-    wild = "train={optimizer: sgd, epochs: 2, seeds: [0]}"
-    (row,) = sc.run(tiny_config("methods=[bitfit]", wild, "sweep={lr: [1.0e+30, 0.01]}"))
-    assert row.lr == 0.01
-    with pytest.raises(JobError, match=r"diverged in its first epoch at learning rates 1e\+30; lower train\.lr"):
-        sc.run(tiny_config("methods=[bitfit]", wild, "train.lr=1.0e+30"))
-
-
 
     tapped = TappedBackbone(torch.nn.Flatten(2), tap, torch.zeros(3, 8, 8), grid=(8, 8))
     split = [(torch.randn(3, 8, 8), row % 3) for row in range(12)]

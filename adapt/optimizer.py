@@ -13,7 +13,12 @@ Optimizer = Literal["adamw", "sgd"]
 def make_optimizer(
     model: nn.Module, name: Optimizer, lr: float, weight_decay: float, head_lr: float | None
 ) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum. Weight decay reaches matrices only; the head may have a rate of its own."""
+    """AdamW, or SGD with Nesterov momentum; the head may have a rate of its own.
+
+    Weight decay reaches every trained tensor of two dimensions and more: weights of linear maps and convolutions, and
+    as well class token, positions, prompts, queries and bias tables. It spares biases, norms and whatever else is a
+    vector.
+    """
     named = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad]
     groups: list[dict[str, Any]] = []
     for of_head, rate in ((False, lr), (True, head_lr or lr)):
@@ -28,8 +33,8 @@ def make_optimizer(
 
 
 def make_schedule(steps: int, warmup: float) -> Callable[[int], float]:
-    """Linear warm-up over a share of the steps, then a cosine to zero."""
-    warm = max(1, round(warmup * steps))
+    """Linear warm-up over a share of the steps (one step at least, unless the share is 0), then a cosine to zero."""
+    warm = max(1, round(warmup * steps)) if warmup else 0
 
     def factor(step: int) -> float:
         if step < warm:

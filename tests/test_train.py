@@ -276,6 +276,11 @@ def test_the_schedule_warms_up_and_ends_near_zero() -> None:
     assert rates[-1] < 0.001
 
 
+def test_without_warm_up_the_first_step_is_whole() -> None:
+    assert [make_schedule(4, 0.0)(step) for step in (0, 2, 4)] == pytest.approx([1.0, 0.5, 0.0])
+    assert make_schedule(4, 0.1)(0) == 0.5  # a share of less than a step is one step
+
+
 def test_validation_keeps_every_class_in_its_share_and_comes_from_the_seed() -> None:
     labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 5)
     rows, val_rows = draw_validation(labels, 0.2, seed=0)

@@ -32,7 +32,7 @@ from extract.video import decoding, timelines
 from extract.video.clips import Sampling, crop_boxes, frame_at
 from extract.video.containers import BadVideoError
 from extract.video.decoding import read_frames
-from extract.video.samples import Video, VideoService
+from extract.video.samples import Decoded, Video, VideoService
 from store.errors import JobError
 
 EVERY = 40  # frames of the files here: taking as many, spread evenly, gives each once
@@ -422,6 +422,31 @@ def test_only_the_last_few_videos_are_kept(tmp_path: Path, service: VideoService
         path = write_video(tmp_path / f"{number}.mp4", 2)
         service.decoded(video(path, frames=1), "v")
     assert len(service._recent) == 4
+
+
+def test_a_video_in_decoding_is_not_forgotten_for_those_that_come_after_it(
+    service: VideoService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, started, go_on = video(Path("slow.mp4")), threading.Event(), threading.Event()
+    asked: list[Video] = []
+
+    def decode(service: VideoService, video: Video, name: str) -> Decoded:
+        asked.append(video)
+        if video == slow:
+            started.set()
+            go_on.wait(10)
+        return Decoded(np.zeros((1, 1, 1, 3), np.uint8), [[0]])
+
+    monkeypatch.setattr(VideoService, "_decode", decode)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(service.decoded, slow, "slow")
+        started.wait(10)
+        for number in range(6):
+            service.decoded(video(Path(f"{number}.mp4")), "v")
+        second = pool.submit(service.decoded, slow, "slow")
+        go_on.set()
+        assert first.result() is second.result()
+    assert asked.count(slow) == 1
 
 
 def test_an_endless_video_ends_at_its_time_limit_and_others_go_on(

@@ -32,7 +32,7 @@ from extract.video.containers import ENDINGS
 from extract.video.workers import WorkerError, Workers
 from store.errors import JobError, UserError
 
-_KEPT = 4  # videos whose frames are in memory, beside those that are being decoded
+_KEPT = 4  # videos whose frames stay in memory, beside those that are being decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,6 @@ class VideoService:
             if future is None:
                 future = self._recent[video] = Future()
             self._recent.move_to_end(video)
-            while len(self._recent) > _KEPT:
-                self._recent.popitem(last=False)
         if is_mine:
             self._fill(future, video, name)
         try:
@@ -137,6 +135,9 @@ class VideoService:
             if not isinstance(error, DecodeError):
                 with self._lock:
                     self._recent.pop(video, None)
+        with self._lock:
+            for old in [each for each, decoding in self._recent.items() if decoding.done()][:-_KEPT]:
+                del self._recent[old]
 
     def _decode(self, video: Video, name: str) -> Decoded:
         clips = video.clips

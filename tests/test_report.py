@@ -174,6 +174,12 @@ def test_report_holds_figures_config_and_trials(tmp_path):
         assert expected in text
 
 
+def test_a_solved_method_has_iterations_and_no_number_of_epochs(tmp_path):
+    text = page(tmp_path, [make_row("linear_probe", epochs=None, lr=None, best_epoch=67), make_row("losa")])
+    assert "<td>67</td>" in text
+    assert "<td>12 of 30</td>" in text
+
+
 def test_report_is_well_formed_and_accessible(tmp_path):
     tags = Tags(page(tmp_path, ROWS, config_text="x"))
     assert all(cell.get("scope") in ("col", "row") for cell in tags.named("th"))

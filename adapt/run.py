@@ -17,7 +17,7 @@ from adapt.intrinsic_dimension import Measurement, Record, entry_of, measure, re
 from adapt.methods import count_params, find_method
 from adapt.origin import Costs, Inputs, Origin, Say, open_origin
 from adapt.results import Row, read_results, write_results
-from adapt.run_files import write_text
+from adapt.run_files import read_json, write_text
 from adapt.search import Material, Trained, choose_trial, train_trials
 from adapt.train import Settings, evaluate_split
 from extract.forward import resolve_device, resolve_precision
@@ -82,9 +82,7 @@ def settings_of(config: Config, method: MethodConfig, seed: int) -> Settings:
 def _train_method(method: MethodConfig, config: Config, origin: Origin, say: Say) -> None:
     method = resolve_targets(method, lambda: _measure(config, origin, say), say)
     material = _material(method, config, origin)
-    trial = _choose(method, config, origin, material)
-    if len(method.trials) > 1:
-        say(f"{method.name}: chose {_describe(trial)} among {len(method.trials)} on validation")
+    trial = _choose(method, config, origin, material, say)
     for seed in config.train.seeds:
         settings = settings_of(config, method, seed)
         trial_id = _trial_id(method, trial, config, origin, material, settings)
@@ -128,7 +126,7 @@ def _material(method: MethodConfig, config: Config, origin: Origin) -> Material:
     return Material(origin.pooled, origin.images(config.train.augment == "crop_flip") if end_to_end else None)
 
 
-def _choose(method: MethodConfig, config: Config, origin: Origin, material: Material) -> Trial:
+def _choose(method: MethodConfig, config: Config, origin: Origin, material: Material, say: Say) -> Trial:
     """Search with the first seed; the outcome is kept in the run directory."""
     settings, fraction = settings_of(config, method, config.train.seeds[0]), config.data.val_fraction
     settings = replace(settings, epochs=config.train.search_epochs or settings.epochs)
@@ -140,7 +138,12 @@ def _choose(method: MethodConfig, config: Config, origin: Origin, material: Mate
         _delete_checkpoints(checkpoint)
         return trained
 
-    return choose_trial(method, run, config.run_dir / "search" / f"{method.name}-{search_id}.json")
+    kept = config.run_dir / "search" / f"{method.name}-{search_id}.json"
+    trial = choose_trial(method, run, kept)
+    if len(method.trials) > 1:
+        n_tried = len(read_json(kept)["points"])  # more than the grid has where that was widened
+        say(f"{method.name}: chose {_describe(trial)} among {n_tried} on validation")
+    return trial
 
 
 def _train_seed(

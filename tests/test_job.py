@@ -1,5 +1,6 @@
 """The whole job, through the Python names that users rely on."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -28,6 +29,17 @@ def test_a_run_leaves_results_report_adaptors_and_configuration(tiny_config: Mak
     kept = sorted(path.suffix for path in (config.run_dir / "adaptors").iterdir())
     assert kept == [".json", ".json", ".safetensors", ".safetensors"]
     assert not list((config.run_dir / "checkpoints").iterdir())
+
+
+def test_points_beyond_the_edge_of_a_grid_are_counted(
+    tiny_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config("methods=[linear_probe]", "sweep={weight_decay: [1.0, 10.0, 100.0]}")
+    sc.run(config)
+    (kept,) = (config.run_dir / "search").iterdir()
+    n_tried = len(json.loads(kept.read_text())["points"])
+    assert n_tried > 3
+    assert f"among {n_tried} on validation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])

@@ -310,7 +310,8 @@ def _print_results(run_dir: Path) -> None:
 
     from adapt.distributed import world
     from adapt.report import print_table
-    from adapt.results import read_results, summarise
+    from adapt.results import read_results
+    from adapt.summary import summarise
 
     if not world().leads:
         return

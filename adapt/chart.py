@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adapt.labels import POINTS_A_CHARACTER, POINTS_A_LINE, Box, place_label
-from adapt.results import Summary
 from adapt.section import METRIC_NAMES, Section, headline
+from adapt.summary import Summary
 from adapt.visible import visible
 
 # Colours that stand for CSS variables of the page, so that one drawing serves light and dark mode.
@@ -26,7 +26,7 @@ def chart(section: Section) -> Markup:
     known = [s for s in section.summaries if section.stat(s)]
     if not known:
         return Markup("")
-    salt = visible(f"{section.dataset} {section.backbone}")  # the same rows give the same bytes
+    salt = visible(section.title)  # the same rows give the same bytes
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser's fonts have it

@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from adapt.chart import chart
-from adapt.results import Metric, Row, Stat, Summary, differing_options, label, summarise
+from adapt.results import Row
 from adapt.run_files import write_text
 from adapt.section import METRIC_NAMES, UNKNOWN, Section, headline, percent, sections_of
+from adapt.summary import Metric, Stat, Summary, differing_by_method, label, summarise
 from adapt.visible import visible
 from store.errors import UserError
 
@@ -77,7 +78,7 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
         console.print("no results yet")
     for section in sections_of(summaries):
         columns = [column for column in columns_of(section) if column.brief]
-        table = Table(title=_text(f"{section.dataset} · {section.backbone}"), box=box.SIMPLE, padding=0)
+        table = Table(title=_text(section.title), box=box.SIMPLE, padding=0)
         table.add_column("method", overflow="fold")
         for column in columns:
             table.add_column(column.header, justify="right", no_wrap=True)
@@ -106,14 +107,14 @@ def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | No
         autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(files("adapt").joinpath("report.html.j2").read_text(encoding="utf-8"))
-    shown = differing_options(rows)
+    shown = differing_by_method(rows)
     page = template.render(
         name=Path(run_dir).resolve().name,
         sections=sections_of(summarise(rows)),
         columns_of=columns_of,
         headline=headline,
         chart=chart,
-        rows=[(label(row.method, row.options, shown[row.method]), row) for row in rows],
+        rows=[(label(row, shown[row.method]), row) for row in rows],
         config_text=config_text,
     )
     path = Path(run_dir) / "report.html"

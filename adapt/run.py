@@ -1,16 +1,14 @@
 """The training job: for every method, choose on validation, train every seed, touch the test split once."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from adapt.adaptor import Card, save_adaptor
+from adapt.conditions import conditions_of, digest
 from adapt.config import Config, MethodConfig, Trial
 from adapt.cost import break_even_epochs, inference_gflops, peak_memory
 from adapt.intrinsic_dimension import Measurement, Record, entry_of, measure, resolve_targets
@@ -86,8 +84,11 @@ def _train_method(method: MethodConfig, config: Config, origin: Origin, say: Say
     for seed in config.train.seeds:
         settings = settings_of(config, method, seed)
         trial_id = _trial_id(method, trial, config, origin, material, settings)
-        if trial_id in _finished(config.run_dir):
+        if done := _finished(config.run_dir).get(trial_id):
             say(f"{method.name} seed {seed}: done before")
+            if not done.conditions:  # written before rows had any: with them it can be averaged with new ones
+                conditions = _conditions(method, config, origin, material, settings)
+                write_results(config.run_dir, [done.model_copy(update={"conditions": conditions})])
             continue
         _train_seed(trial_id, method, trial, config, origin, material, settings)
 
@@ -96,7 +97,7 @@ def _measure(
     config: Config, origin: Origin, say: Say, block: int | None = None, dims: Sequence[int] | None = None
 ) -> Measurement:
     """Without `dims`: the last measurement of the run directory, which `sidecache intrinsic` may have made."""
-    record, features = Record(config.run_dir, _rows(config.run_dir)), _digest(origin.identity)
+    record, features = Record(config.run_dir, _rows(config.run_dir)), digest(origin.identity)
     if dims is None:
         block, dims = record.asked(features)
     material = _material(entry_of(config, "full"), config, origin)
@@ -130,7 +131,7 @@ def _choose(method: MethodConfig, config: Config, origin: Origin, material: Mate
     """Search with the first seed; the outcome is kept in the run directory."""
     settings, fraction = settings_of(config, method, config.train.seeds[0]), config.data.val_fraction
     settings = replace(settings, epochs=config.train.search_epochs or settings.epochs)
-    search_id = _digest(origin.identity, material.kind, method, settings, fraction)
+    search_id = digest(origin.identity, material.kind, method, settings, fraction)
 
     def run(trials: Sequence[Trial], name: str) -> Trained:
         checkpoint = config.run_dir / "checkpoints" / f"search-{search_id}-{name}"
@@ -185,6 +186,7 @@ def _train_seed(
         store_bytes=costs.store_bytes,
         break_even_epochs=None if material.images else _break_even(costs, trained),
         inference_gflops=_gflops(method.name, trial, origin),
+        conditions=_conditions(method, config, origin, material, settings),
     )
     card = Card(
         method=method.name,
@@ -222,8 +224,8 @@ def adaptor_path(run_dir: Path, row: Row) -> Path:
     return run_dir / "adaptors" / f"{row.method}-seed{row.seed}-{row.trial_id[:8]}.safetensors"
 
 
-def _finished(run_dir: Path) -> set[str]:
-    return {row.trial_id for row in _rows(run_dir) if adaptor_path(run_dir, row).exists()}
+def _finished(run_dir: Path) -> dict[str, Row]:
+    return {row.trial_id: row for row in _rows(run_dir) if adaptor_path(run_dir, row).exists()}
 
 
 def _rows(run_dir: Path) -> list[Row]:
@@ -239,16 +241,10 @@ def _describe(trial: Trial) -> str:
 def _trial_id(
     method: MethodConfig, trial: Trial, config: Config, origin: Origin, material: Material, settings: Settings
 ) -> str:
-    return _digest(origin.identity, material.kind, method.name, trial, settings, config.data.val_fraction)
+    return digest(origin.identity, material.kind, method.name, trial, settings, config.data.val_fraction)
 
 
-def _digest(*parts: Any) -> str:
-    """A short id of everything that decides an outcome."""
-    text = json.dumps(parts, sort_keys=True, default=_plain)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", serialize_as_any=True)
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+def _conditions(
+    method: MethodConfig, config: Config, origin: Origin, material: Material, settings: Settings
+) -> dict[str, Any]:
+    return conditions_of(method.name, origin.identity, material.kind, settings, config.data.val_fraction)

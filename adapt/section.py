@@ -1,9 +1,9 @@
-"""The methods that can be compared with one another: those of one dataset and backbone."""
+"""The methods that can be compared with one another: those of one dataset and backbone, judged by the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapt.results import Metric, Stat, Summary
+from adapt.summary import Metric, Stat, Summary, differing, pairs
 
 METRIC_NAMES: dict[Metric, str] = {
     "top1": "top-1",
@@ -17,12 +17,21 @@ UNKNOWN = "–"
 
 @dataclass(frozen=True)
 class Section:
-    """All groups of one dataset and backbone, and the metric they are compared by."""
+    """All groups of one dataset and backbone, and the metric they are compared by.
+
+    `judged_by` says what samples and score these are, where others of the same dataset and backbone had others.
+    """
 
     dataset: str
     backbone: str
+    judged_by: str
     metric: Metric
     summaries: tuple[Summary, ...]
+
+    @property
+    def title(self) -> str:
+        """What stands above the table."""
+        return " · ".join(text for text in (self.dataset, self.backbone, self.judged_by) if text)
 
     def stat(self, summary: Summary) -> Stat | None:
         stat: Stat | None = getattr(summary, self.metric)
@@ -46,11 +55,19 @@ class Section:
 
 
 def sections_of(summaries: Sequence[Summary]) -> list[Section]:
-    """Summaries by (dataset, backbone); multi-label ones are compared by mean average precision."""
+    """Summaries by (dataset, backbone, what they are judged by); multi-label ones are compared by average precision."""
     groups: dict[tuple[str, str], list[Summary]] = {}
     for summary in summaries:
         groups.setdefault((summary.dataset, summary.backbone), []).append(summary)
-    return [Section(*key, _metric(group), tuple(group)) for key, group in groups.items()]
+    return [section for key, group in groups.items() for section in _sections_of_dataset(*key, group)]
+
+
+def _sections_of_dataset(dataset: str, backbone: str, summaries: list[Summary]) -> list[Section]:
+    shown = differing(summary.judged_by for summary in summaries)
+    groups: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        groups.setdefault(" ".join(pairs(summary.judged_by, shown)), []).append(summary)
+    return [Section(dataset, backbone, key, _metric(group), tuple(group)) for key, group in groups.items()]
 
 
 def _metric(summaries: list[Summary]) -> Metric:
@@ -68,10 +85,11 @@ def percent(stat: Stat | None) -> str:
 def headline(section: Section) -> str:
     """What is best, and by how much it beats the linear probe."""
     best, probe = section.best, section.probe
+    what = f"{section.dataset} ({section.judged_by})" if section.judged_by else section.dataset
     if best is None:
-        return f"{section.dataset}: no method has a result."
+        return f"{what}: no method has a result."
     name = METRIC_NAMES[section.metric]
-    line = f"{section.dataset}: best is {best.label}, {name} {percent(section.stat(best))}"
+    line = f"{what}: best is {best.label}, {name} {percent(section.stat(best))}"
     if probe is None:
         return f"{line} (no linear probe to compare with)."
     if probe == best:

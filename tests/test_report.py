@@ -13,8 +13,9 @@ from rich.console import Console
 from adapt.chart import chart
 from adapt.labels import Box, place_label
 from adapt.report import print_table, write_report
-from adapt.results import Row, summarise
+from adapt.results import Row
 from adapt.section import headline, sections_of
+from adapt.summary import summarise
 from store.errors import UserError
 
 SCRIPT = "<script>alert(1)</script>"
@@ -165,6 +166,24 @@ def test_the_better_of_two_probes_is_the_one_to_beat():
 def test_every_dataset_and_backbone_has_its_own_section():
     rows = [make_row(dataset=d, backbone=b) for d in ("x", "y") for b in ("p", "q")]
     assert len(sections_of(summarise(rows))) == 4
+
+
+def test_what_was_judged_by_other_samples_is_no_rival(tmp_path):
+    rows = [
+        make_row(method, trial_id=f"{method}-{samples}", top1=top1, conditions={"samples": samples, "epochs": 30})
+        for method, samples, top1 in (
+            ("linear_probe", "0ld", 90.0),
+            ("linear_probe", "n3w", 50.0),
+            ("losa", "n3w", 60.0),
+        )
+    ]
+    old, new = sections_of(summarise(rows))
+    assert (old.title, new.title) == ("digits · vit_tiny · samples=0ld", "digits · vit_tiny · samples=n3w")
+    assert [summary.label for summary in new.summaries] == ["linear_probe", "losa"]
+    assert "digits (samples=n3w): best is losa, top-1 60.00: +10.00 points on the linear probe" in headline(new)
+    text = page(tmp_path, rows)
+    assert "<small>vit_tiny · samples=n3w</small>" in text
+    assert '<th scope="row">linear_probe samples=0ld</th>' in text  # where every trial is listed
 
 
 def test_report_holds_figures_config_and_trials(tmp_path):

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapt.results import Row, Stat, read_results, summarise, write_results
+from adapt.results import Row, read_results, write_results
+from adapt.summary import Stat, summarise
 from store import durable
 from store.errors import JobError, UserError
 
@@ -85,13 +86,14 @@ def test_json_is_a_list_of_objects_with_null_where_undefined(tmp_path):
 
 
 def test_csv_holds_every_row_and_column(tmp_path):
-    rows = [make_row("a", dataset='a, "b"\nc'), make_row("b")]
+    rows = [make_row("a", dataset='a, "b"\nc', conditions={"epochs": 10}), make_row("b")]
     write_results(tmp_path, rows)
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert [row["dataset"] for row in table] == ['a, "b"\nc', "digits"]
     assert list(table[0]) == list(Row.model_fields)
     assert json.loads(table[0]["options"]) == {"rank": 8}
+    assert json.loads(table[0]["conditions"]) == {"epochs": 10}
     assert (table[0]["top1"], table[0]["top5"]) == ("89.0", "")
 
 
@@ -203,6 +205,32 @@ def test_a_seed_with_several_learning_rates_counts_once_by_its_validation_score(
     ]
     (summary,) = summarise(rows)
     assert (summary.seeds, summary.top1) == ((0,), Stat(75.0, None))
+
+
+def test_rows_of_other_conditions_are_not_averaged_and_say_what_differs():
+    rows = [
+        make_row(f"{epochs}-{seed}", seed=seed, top1=float(epochs), conditions={"epochs": epochs, "batch_size": 64})
+        for epochs in (10, 30)
+        for seed in (0, 1)
+    ]
+    assert [(s.label, s.top1) for s in summarise(rows)] == [
+        ("losa epochs=10", Stat(10.0, 0.0)),
+        ("losa epochs=30", Stat(30.0, 0.0)),
+    ]
+
+
+def test_what_validation_chose_makes_no_group():
+    rows = [make_row(str(lr), lr=lr, val_score=lr, conditions={"epochs": 10}) for lr in (0.1, 0.2)]
+    assert [s.val_score for s in summarise(rows)] == [Stat(0.2, None)]
+
+
+def test_rows_from_before_there_were_conditions_are_read_and_stay_apart(tmp_path):
+    old, new = make_row("a"), make_row("b", seed=1, conditions={"epochs": 10})
+    del (document := old.model_dump())["conditions"]
+    (tmp_path / "results.json").write_text(json.dumps([document]))
+    write_results(tmp_path, [new])
+    assert read_results(tmp_path) == [old, new]
+    assert [s.seeds for s in summarise([old, new])] == [(0,), (1,)]
 
 
 def test_costs_are_averaged_and_memory_is_the_peak():

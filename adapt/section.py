@@ -38,20 +38,28 @@ class Section:
         return stat
 
     def mean(self, summary: Summary) -> float:
-        """For ranking: an unknown metric comes last."""
+        """Of a summary whose metric is known."""
         stat = self.stat(summary)
-        return float("-inf") if stat is None else stat.mean
+        assert stat is not None
+        return stat.mean
 
     @property
     def best(self) -> Summary | None:
-        best = max(self.summaries, key=self.mean)
-        return best if self.stat(best) else None
+        """What validation puts first: who chose by the test split would report the luckiest."""
+        return self._best_of(self.summaries)
 
     @property
     def probe(self) -> Summary | None:
-        """The linear probe; the better one where several poolings were tried."""
-        probes = [s for s in self.summaries if s.method == "linear_probe" and self.stat(s)]
-        return max(probes, key=self.mean, default=None)
+        """The linear probe; of several poolings the one that validation puts first."""
+        return self._best_of([s for s in self.summaries if s.method == "linear_probe"])
+
+    def _best_of(self, summaries: Sequence[Summary]) -> Summary | None:
+        """The first of equals."""
+        return max((s for s in summaries if self.stat(s)), key=_validation, default=None)
+
+
+def _validation(summary: Summary) -> float:
+    return float("-inf") if summary.val_score is None else summary.val_score.mean
 
 
 def sections_of(summaries: Sequence[Summary]) -> list[Section]:
@@ -83,17 +91,17 @@ def percent(stat: Stat | None) -> str:
 
 
 def headline(section: Section) -> str:
-    """What is best, and by how much it beats the linear probe."""
+    """What is best on validation, and by how much it beats the linear probe on the test split."""
     best, probe = section.best, section.probe
     what = f"{section.dataset} ({section.judged_by})" if section.judged_by else section.dataset
     if best is None:
         return f"{what}: no method has a result."
     name = METRIC_NAMES[section.metric]
-    line = f"{what}: best is {best.label}, {name} {percent(section.stat(best))}"
+    line = f"{what}: best on validation is {best.label}, {name} {percent(section.stat(best))}"
     if probe is None:
         return f"{line} (no linear probe to compare with)."
     if probe == best:
-        return f"{line}: no method beats the linear probe."
+        return f"{line}: no method beats the linear probe there."
     gain, probe_error = section.mean(best) - section.mean(probe), 100 - section.mean(probe)
     ratio = f", {(probe_error - gain) / probe_error:.2f} times its error" if probe_error > 0 else ""
     return f"{line}: {gain:+.2f} points on the linear probe ({section.mean(probe):.2f}){ratio}."

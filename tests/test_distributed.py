@@ -45,7 +45,7 @@ def test_two_processes_train_what_one_trains(tiny_config: Callable[..., Config],
         [*command, "run", str(file)], env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("best is") == 1, "one process prints the table"
+    assert done.stdout.count("best on validation is") == 1, "one process prints the table"
     ours, theirs = adaptors(config.run_dir), adaptors(two.run_dir)
     assert set(ours) == set(theirs) == set(alone)
     for method, tensors in ours.items():

@@ -34,7 +34,7 @@ def make_row(method: str = "losa", seed: int = 0, **changes) -> Row:
         "weight_decay": 0.01,
         "epochs": 30,
         "best_epoch": 12,
-        "val_score": 90.0,
+        "val_score": changes.get("top1", 90.0),
         "top1": 90.0 + seed,
         "top5": None,
         "mean_class_accuracy": 88.0,
@@ -138,10 +138,8 @@ def test_no_results_say_so():
 
 def test_headline_gives_points_and_ratio_of_errors():
     (section,) = sections_of(summarise(ROWS))
-    expected = (
-        "digits: best is losa, top-1 96.00 ± 1.41: +16.00 points on the linear probe (80.00), 0.20 times its error."
-    )
-    assert headline(section) == expected
+    best = "digits: best on validation is losa, top-1 96.00 ± 1.41: "
+    assert headline(section) == best + "+16.00 points on the linear probe (80.00), 0.20 times its error."
 
 
 @pytest.mark.parametrize(
@@ -157,10 +155,18 @@ def test_headline_without_a_comparison_says_why(rows, expected):
     assert expected in headline(sections_of(summarise(rows))[0])
 
 
-def test_the_better_of_two_probes_is_the_one_to_beat():
-    probes = [make_row("linear_probe", options={"pool": p}, top1=v) for p, v in (("cls", 70.0), ("mean", 80.0))]
-    (section,) = sections_of(summarise([*probes, make_row(top1=90.0)]))
-    assert "+10.00 points on the linear probe (80.00)" in headline(section)
+def test_best_and_probe_are_chosen_by_validation_though_the_test_split_favours_others():
+    scores = [("linear_probe", "cls", 60.0, 80.0), ("linear_probe", "mean", 90.0, 70.0)]
+    scores += [("losa", "cls", 91.0, 78.0), ("losa", "mean", 70.0, 85.0)]
+    rows = [make_row(m, options={"pool": pool}, val_score=val, top1=top1) for m, pool, val, top1 in scores]
+    (section,) = sections_of(summarise(rows))
+    assert "is losa pool=cls, top-1 78.00: +8.00 points on the linear probe (70.00)" in headline(section)
+
+
+def test_a_method_that_is_worse_on_the_test_split_is_no_winner():
+    rows = [make_row("linear_probe", val_score=80.0, top1=90.0), make_row("losa", val_score=85.0, top1=88.0)]
+    (section,) = sections_of(summarise(rows))
+    assert ": -2.00 points on the linear probe (90.00), 1.20 times its error." in headline(section)
 
 
 def test_every_dataset_and_backbone_has_its_own_section():
@@ -180,7 +186,10 @@ def test_what_was_judged_by_other_samples_is_no_rival(tmp_path):
     old, new = sections_of(summarise(rows))
     assert (old.title, new.title) == ("digits · vit_tiny · samples=0ld", "digits · vit_tiny · samples=n3w")
     assert [summary.label for summary in new.summaries] == ["linear_probe", "losa"]
-    assert "digits (samples=n3w): best is losa, top-1 60.00: +10.00 points on the linear probe" in headline(new)
+    assert (
+        "digits (samples=n3w): best on validation is losa, top-1 60.00: +10.00 points on the linear probe"
+        in headline(new)
+    )
     text = page(tmp_path, rows)
     assert "<small>vit_tiny · samples=n3w</small>" in text
     assert '<th scope="row">linear_probe samples=0ld</th>' in text  # where every trial is listed

@@ -44,7 +44,7 @@ def _high_water_mark() -> int | None:
 
 
 def break_even_epochs(
-    extract_seconds: float, forward_seconds: float, samples_extracted: int, samples_per_epoch: int
+    extract_seconds: float, forward_seconds: float, forward_samples: int, samples_per_epoch: int
 ) -> float | None:
     """Epochs of training after which extracting once has cost less than a forward pass in every epoch.
 
@@ -52,10 +52,11 @@ def break_even_epochs(
         extract_seconds: what extraction took in all, encoding and writing included.
         forward_seconds: what reading the samples and the forward pass took of it: online training pays that again in
             every epoch, for the samples of an epoch.
+        forward_samples: how many samples that was spent on.
     """
-    if not forward_seconds or not samples_extracted:
+    if not forward_seconds or not forward_samples:
         return None
-    return extract_seconds / (forward_seconds / samples_extracted * samples_per_epoch)
+    return extract_seconds / (forward_seconds / forward_samples * samples_per_epoch)
 
 
 def inference_gflops(

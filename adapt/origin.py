@@ -45,7 +45,7 @@ class Costs:
 
     extract_seconds: float | None = None
     forward_seconds: float | None = None
-    samples: int = 0
+    forward_samples: int = 0  # those of `forward_seconds`: one that also went forward for added layers counts again
     store_bytes: int | None = None
 
 
@@ -168,9 +168,9 @@ def _stored_origin(
         classes=store.classes,
         multi_label=store.schema.multi_label,
     )
-    samples = sum(store.num_samples(split) for split in store.splits)
-    log = store.log
-    costs = Costs(log.get("extract_seconds"), log.get("forward_seconds"), samples, store.n_bytes())
+    samples, log = sum(store.num_samples(split) for split in store.splits), store.log
+    forward = max(samples, round(log.get("forward_samples", 0)))  # older logs do not count them
+    costs = Costs(log.get("extract_seconds"), log.get("forward_seconds"), forward, store.n_bytes())
     identity = {**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)}
     shape = _shape(provenance.backbone, provenance.model_kwargs, provenance.image_size, inputs.own_backbone)
     pooled, dataset = PooledFeatures(features), store.schema.dataset

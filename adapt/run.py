@@ -204,7 +204,7 @@ def _break_even(costs: Costs, trained: Trained) -> float | None:
     if costs.extract_seconds is None or costs.forward_seconds is None:
         return None
     samples_per_epoch = round(trained.samples_per_second * trained.seconds_per_epoch)
-    return break_even_epochs(costs.extract_seconds, costs.forward_seconds, costs.samples, samples_per_epoch)
+    return break_even_epochs(costs.extract_seconds, costs.forward_seconds, costs.forward_samples, samples_per_epoch)
 
 
 def _gflops(name: str, trial: Trial, origin: Origin) -> float | None:

@@ -24,6 +24,7 @@ from store.arrays import (
     MARKS,
     MISSING,
     STATUS,
+    STORED,
     holds_plain_rows,
     layer_arrays,
     layer_digest,
@@ -206,8 +207,12 @@ class StoreWriter:
         forward_seconds: float,
         skipped: Mapping[str, str],
     ) -> None:
-        """Commit a shard whose values are durable. The log goes first: a crash in between must lose no reason."""
-        self.add_to_log({"extract_seconds": seconds, "forward_seconds": forward_seconds}, skipped)
+        """Commit a shard whose values are durable. The log goes first: a crash in between must lose no reason.
+
+        It counts what went forward as well: a sample does so again for layers that are added.
+        """
+        forward = {"forward_seconds": forward_seconds, "forward_samples": float((status == STORED).sum())}
+        self.add_to_log({"extract_seconds": seconds, **forward}, skipped)
         self.mark(split, shard, status)
 
     def unmark(self, split: str, shards: Iterable[int]) -> None:
@@ -250,11 +255,11 @@ class StoreWriter:
                 got = f"{encoded.values.dtype} {encoded.values.shape}"
                 raise ValueError(f"layer {layer} of this shard takes {schema.dtype} values {shape}, got {got}")
 
-    def add_to_log(self, seconds: Mapping[str, float], skipped: Mapping[str, str]) -> None:
-        """Add up time spent by name, and samples skipped (id -> reason); outside every comparison of bytes."""
+    def add_to_log(self, costs: Mapping[str, float], skipped: Mapping[str, str]) -> None:
+        """Add up costs by name, and samples skipped (id -> reason); outside every comparison of bytes."""
         self._check_lock()
         log = self.read_log()
-        log |= {name: log.get(name, 0.0) + spent for name, spent in seconds.items()}
+        log |= {name: log.get(name, 0.0) + spent for name, spent in costs.items()}
         log["skipped"] = {**log.get("skipped", {}), **skipped}
         self._folder.write_group(LOG, log)
 

@@ -7,6 +7,10 @@ import pytest
 
 import sidecache as sc
 from adapt.config import Config
+from adapt.origin import Inputs, open_origin
+from store.address import store_url
+from store.arrays import LOG
+from store.backend import Folder
 
 MakeConfig = Callable[..., Config]
 
@@ -40,6 +44,18 @@ def test_points_beyond_the_edge_of_a_grid_are_counted(
     n_tried = len(json.loads(kept.read_text())["points"])
     assert n_tried > 3
     assert f"among {n_tried} on validation" in capsys.readouterr().err
+
+
+def test_samples_that_went_forward_again_for_added_layers_count_again(tiny_config: MakeConfig) -> None:
+    config = tiny_config("methods=[linear_probe]")
+    sc.extract(tiny_config("store.layers={last: 1}"))
+    sc.extract(config)
+    assert open_origin(config, Inputs(config), print).costs.forward_samples == 2 * (24 + 12)
+    folder = Folder(store_url(config.store.path))
+    log = folder.read_group(LOG) or {}
+    del log["forward_samples"]  # as stores are that were made before it was counted
+    folder.write_group(LOG, log)
+    assert open_origin(config, Inputs(config), print).costs.forward_samples == 24 + 12
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import timm
-from jaxtyping import Int
 
 from adapt.adaptor import Facts
+from adapt.agreement import Rows, require_match, require_same_backbone, source_rows
 from adapt.config import Config
 from adapt.distributed import world
 from adapt.features import (
@@ -25,16 +25,16 @@ from adapt.methods import build_model, find_method
 from adapt.pooled import PooledFeatures
 from adapt.spec import FeatureSpec
 from extract.backbone import Backbone, ModelBackbone, digests, empty_backbone, load_backbone
+from extract.describe import list_split, sample_digests
 from extract.forward import FrozenForward, resolve_device, resolve_precision
-from extract.sources import ImageSource, drawn_text, open_source
+from extract.sources import ImageSource, open_source
 from extract.vivit_weights import VIVIT
 from store.address import store_url
 from store.backend import Folder
 from store.errors import UserError
 from store.growth import read_known
-from store.layout import describe_tokens, resolve_layers
+from store.layout import resolve_layers
 from store.reader import Store, open_store
-from store.schema import refuse_difference
 
 Say = Callable[[str], None]
 
@@ -76,13 +76,19 @@ class Origin:
             )
         if features.spec.layout != backbone.layout:
             raise UserError("end-to-end methods need store.tokens: all; their read-out is standardised by those tokens")
-        expected = {name: getattr(self.facts, name) for name in ("weights_digest", "preprocessing_digest")}
-        found = digests(backbone)
-        different = {name: (expected[name], found[name]) for name in found if expected[name] != found[name]}
-        refuse_difference(different, self.store.url if self.store else "the features")
-        rows = {split: _source_rows(self.store, split, images.ids) for split, images in source.splits.items()}
+        require_same_backbone(self.facts, backbone, self.store.url if self.store else "the features")
         backbone.module.to(features.device)
-        return ImageBatches(source, backbone, features.device, rows, augment)
+        return ImageBatches(source, backbone, features.device, self._rows, augment)
+
+    @cached_property
+    def _rows(self) -> dict[str, Rows]:
+        """Split -> the source's row of every row of the features, found and checked once for all methods."""
+        source = self.inputs.source
+        if self.store is None:
+            return {split: np.arange(len(images)) for split, images in source.splits.items()}
+        here = world()
+        rows: dict[str, Rows] = here.tell(source_rows(self.store, source) if here.leads else None)
+        return rows
 
 
 def _shape(name: str, model_kwargs: Mapping[str, Any], image_size: Sequence[int], own: bool) -> ModelBackbone | None:
@@ -91,33 +97,19 @@ def _shape(name: str, model_kwargs: Mapping[str, Any], image_size: Sequence[int]
     return empty_backbone(name, model_kwargs, frames=image_size[0] if len(image_size) == 4 else None)
 
 
-def _source_rows(store: Store | None, split: str, ids: Sequence[str]) -> Int[np.ndarray, "samples"]:
-    """The source's row of every row of the features."""
-    if store is None:
-        return np.arange(len(ids))
-    row_of, stored = {sample: row for row, sample in enumerate(ids)}, store.sample_ids(split)
-    if missing := [sample for sample in stored if sample not in row_of]:
-        raise UserError(
-            f"{len(missing)} samples of {split} in {store.url} are no longer in the source, the first is "
-            f"{missing[0]!r}; end-to-end methods read the images again: put them back, "
-            "or choose a new store.path and extract anew"
-        )
-    return np.array([row_of[sample] for sample in stored])
-
-
 class Inputs:
     """The source and backbone of a configuration, opened when first needed; a user's own can be given instead."""
 
     def __init__(self, config: Config, source: ImageSource | None = None, backbone: Backbone | None = None) -> None:
-        self._config, self._own_source, self.own_backbone = config, source, backbone is not None
+        self._config, self.own_source, self.own_backbone = config, source, backbone is not None
         if backbone is not None:
             self.backbone = backbone
 
     @cached_property
     def source(self) -> ImageSource:
         """The samples; of a test split that is drawn, those that the store holds on the side where it holds them."""
-        if self._own_source is not None:
-            return self._own_source
+        if self.own_source is not None:
+            return self.own_source
         return open_source(self._config.data, read_known(Folder(store_url(self._config.store.path))))
 
     def at(self, config: Config) -> "Inputs":
@@ -143,7 +135,7 @@ def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
     if config.train.feature_source == "online":
         return _online_origin(config, inputs)
     store = open_store(config.store.path)
-    layers = require_match(store, config, inputs)
+    layers = require_match(store, config, inputs.own_source, inputs.own_backbone)
     streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
     needed = needed_layers(config, streamed.spec, len(store.classes))
     n_bytes = store.schema.bytes_of(store.num_samples("train"), needed)
@@ -195,32 +187,18 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
         multi_label=source.multi_label,
         **digests(backbone),
     )
-    identity = {**facts.model_dump(mode="json"), "data": config.data.model_dump(mode="json")}
+    identity = {**facts.model_dump(mode="json"), "samples": _samples(source), "sampling": source.sampling}
     shape = _shape(backbone.name, backbone.model_kwargs, backbone.image_size, inputs.own_backbone)
     return Origin(inputs, None, PooledFeatures(features), identity, source.name, backbone.name, shape, facts, Costs())
 
 
-def require_match(store: Store, config: Config, inputs: Inputs) -> tuple[int, ...]:
-    """Refuse a store that the configuration does not describe, as far as can be told without loading the backbone.
-
-    Returns the layers that the configuration chooses among the stored ones.
-    """
-    provenance, layers = store.schema.provenance, resolve_layers(config.store.layers, store.schema.depth)
-    pairs: dict[str, tuple[Any, Any]] = {
-        "store.dtype": (provenance.dtype, config.store.dtype),
-        "store.tokens": (provenance.tokens, describe_tokens(config.store.tokens)),
-    }
-    if not inputs.own_backbone:
-        size, name = config.backbone.image_size, config.backbone.name
-        pairs["backbone.name"] = (provenance.backbone, name or provenance.backbone)
-        pairs["backbone.image_size"] = (provenance.image_size[-1], size or provenance.image_size[-1])
-    if provenance.drawn:
-        pairs["data, how the test split is drawn"] = (provenance.drawn, drawn_text(config.data))
-    different = {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
-    if not set(layers) <= set(store.layers):
-        different["store.layers"] = (list(store.layers), list(layers))
-    refuse_difference(different, store.url)
-    return layers
+def _samples(source: ImageSource) -> dict[str, str]:
+    """By what the results of a source are known again, as a store knows its samples; every file is read."""
+    here, splits = world(), source.splits
+    digests: dict[str, str] = here.tell(
+        sample_digests({name: list_split(name, split) for name, split in splits.items()}) if here.leads else None
+    )
+    return digests
 
 
 def needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[int, ...]:

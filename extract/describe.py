@@ -31,6 +31,11 @@ def list_split(name: str, split: ImageSplit) -> Listing:
     return Listing(tuple(split.ids), np.asarray(split.labels), digests_array)
 
 
+def sample_digests(listings: Mapping[str, Listing]) -> dict[str, str]:
+    """Split -> a digest of its samples: their ids, labels and contents, in their order."""
+    return {split: _listing_digest(listing) for split, listing in listings.items()}
+
+
 def _listing_digest(listing: Listing) -> str:
     digest = hashlib.blake2b("\0".join(listing.ids).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(listing.labels).tobytes())
@@ -44,7 +49,7 @@ def wanted_schema(
     """What the store of a job should say of itself."""
     backbone = forward.backbone
     facts = {
-        "samples": {split: _listing_digest(listing) for split, listing in listings.items()},
+        "samples": sample_digests(listings),
         "precision": forward.precision,
         "sampling": source.sampling,
         "drawn": source.drawn,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from store.backend import Folder
 from store.errors import ChangedError
+from store.reader import Store
 from store.schema import Schema
 from store.writer import Listing, read_listing
 
@@ -20,16 +21,41 @@ def require_growth(folder: Folder, stored: Schema, wanted: Schema, listings: Map
         ChangedError: samples are gone, or their content or class is another one, or there are other classes; the
             message shows how many, and the first ids of each kind.
     """
-    lines = _class_lines(stored.classes, wanted.classes)
-    for split in stored.splits:
-        same_classes = stored.classes == wanted.classes  # else labels cannot be compared
-        lines += _sample_lines(split, read_listing(folder, split), listings[split], same_classes)
-    if lines:
+    held = {split: read_listing(folder, split) for split in stored.splits}
+    if lines := _changes(stored.classes, wanted.classes, held, listings):
         raise ChangedError(
-            f"the samples are no longer those that the store {folder.place} holds:{''.join(lines)}\n"
+            f"the samples are no longer those that the store {folder.place} holds:{lines}\n"
             "Only new samples of its classes can be added. Put the old ones back, choose another store.path, or "
             "extract all to a store beside this one: `sidecache extract --on-changed new-store`"
         )
+
+
+def require_unchanged(store: Store, classes: Sequence[str], listings: Mapping[str, Listing]) -> None:
+    """Refuse samples that are not those that can be read from a store, as they were.
+
+    Args:
+        listings: of all splits; samples that the store does not know do not matter.
+
+    Raises:
+        ChangedError: as of `require_growth`.
+    """
+    held = {split: store.listing(split) for split in store.splits}
+    if lines := _changes(store.classes, classes, held, listings):
+        raise ChangedError(
+            f"the samples are no longer those that the store {store.url} holds:{lines}\n"
+            "Methods that train end to end read the images again. Put the old ones back, or extract to another store: "
+            "choose another store.path, or `sidecache run --on-changed new-store`"
+        )
+
+
+def _changes(
+    stored: Sequence[str], wanted: Sequence[str], held: Mapping[str, Listing], listings: Mapping[str, Listing]
+) -> str:
+    """What differs of classes and samples, in a line each."""
+    lines = _class_lines(stored, wanted)
+    for split, listing in held.items():
+        lines += _sample_lines(split, listing, listings[split], stored == wanted)  # else labels cannot be compared
+    return "".join(lines)
 
 
 def _class_lines(stored: Sequence[str], wanted: Sequence[str]) -> list[str]:

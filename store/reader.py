@@ -19,6 +19,7 @@ from store.failures import OutageError
 from store.formats import Encoded, decode_numpy
 from store.layer import Layer
 from store.schema import Schema
+from store.writer import Listing
 
 _SHARD_OF_FILE = re.compile(r"/c/(\d+)[/\"]")  # in the name of the file that tensorstore complains of
 
@@ -119,6 +120,11 @@ class Store:
         rows = self._rows(split)
         ids = self._folder.read_strings(f"{split}/sample_id")
         return [ids[row] for row in rows]
+
+    def listing(self, split: str) -> Listing:
+        """Ids, labels and digests, in row order; errors as of `labels`."""
+        digests: np.ndarray = self._folder.read_array(f"{split}/sample_digest")[self._rows(split)]
+        return Listing(tuple(self.sample_ids(split)), self.labels(split), digests)
 
     def skipped(self, split: str) -> dict[str, str]:
         """Id -> reason of every sample that could not be decoded."""

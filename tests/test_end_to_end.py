@@ -113,12 +113,50 @@ def test_samples_that_the_store_skipped_are_left_out(tiny_config: MakeConfig) ->
     assert sc.open_store(config.store.path).num_samples("train") == 23
 
 
-def test_a_sample_that_went_after_the_extraction_is_named(tiny_config: MakeConfig) -> None:
-    config = tiny_config("methods=[bitfit]")
+def _remove(root: Path) -> None:
+    (root / "train" / "blue" / "3.png").unlink()
+
+
+def _blacken(root: Path) -> None:
+    Image.new("RGB", (40, 32)).save(root / "train" / "red" / "3.png")
+
+
+def _rename_class(root: Path) -> None:
+    for split in ("train", "test"):
+        (root / split / "red").rename(root / split / "rust")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_remove, r"train: 1 \('.*blue/3\.png'\) gone"),
+        (_blacken, r"train: 1 \('.*red/3\.png'\) changed"),
+        (_rename_class, r"classes: 1 \('rust'\) new\n  classes: 1 \('red'\) gone"),
+    ],
+)
+def test_samples_that_are_no_longer_the_stores_are_named(
+    tiny_config: MakeConfig, change: Callable[[Path], None], message: str
+) -> None:
+    config = tiny_config("methods=[linear_probe, bitfit]")
     sc.extract(config)
-    (config.data.root / "train" / "blue" / "3.png").unlink()  # type: ignore[operator]
-    with pytest.raises(UserError, match=r"1 samples of train in .* the first is '.*3\.png'; .*put them back"):
+    change(config.data.root)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"(?s){message}.*Methods that train end to end read the images again\. Put"):
         sc.train(config)
+    assert [row.method for row in sc.train(tiny_config("methods=[linear_probe]"))] == ["linear_probe"]
+
+
+def test_a_sample_that_got_another_label_is_named(tiny_config: MakeConfig) -> None:
+    """Its image and id are the store's."""
+    images = [(Image.new("RGB", (32, 32), (60 * row, 0, 90)), row % 2) for row in range(5)]
+    relabelled = [*images[:4], (images[4][0], 1)]
+    config = tiny_config("methods=[bitfit]")
+    sc.extract(config, from_datasets({"train": images, "test": images}, ["a", "b"]))
+    other = from_datasets({"train": images, "test": relabelled}, ["a", "b"])
+    with pytest.raises(UserError, match=r"test: 1 \('test/00000004'\) of another class"):
+        sc.train(config, other)
+    vectors = [(image, np.eye(2)[label]) for image, label in images]
+    with pytest.raises(UserError, match="multi_label: stored False, wanted True"):
+        sc.train(config, from_datasets({"train": vectors, "test": vectors}, ["a", "b"]))
 
 
 def test_reduced_tokens_and_foreign_modules_are_refused(tiny_config: MakeConfig) -> None:

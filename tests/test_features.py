@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import sidecache as sc
@@ -69,6 +70,19 @@ def test_the_three_sources_train_to_the_same_bits(tiny_config: MakeConfig) -> No
         assert trained[kind][1:] == trained["resident"][1:]
         for name, tensor in trained["resident"][0].items():
             assert torch.equal(trained[kind][0][name], tensor), (kind, name)
+
+
+@pytest.mark.parametrize("change", ["images", "labels", "classes"])
+def test_online_results_of_other_samples_are_not_taken_for_these(tiny_config: MakeConfig, change: str) -> None:
+    """Of a user's datasets the configuration says nothing."""
+    config = tiny_config("train.feature_source=online", "methods=[linear_probe]")
+    pairs = [(Image.new("RGB", (32, 32), (9 * row, 80 * (row % 2), 90)), row % 2) for row in range(24)]
+    other = [(image.rotate(9, fillcolor="red") if change == "images" else image, label) for image, label in pairs]
+    if change == "labels":
+        other[0] = (other[0][0], 1)
+    before = sc.from_datasets({"train": pairs, "test": pairs}, ["a", "b"])
+    after = sc.from_datasets({"train": pairs, "test": other}, ["a", "c" if change == "classes" else "b"])
+    assert [len(sc.train(config, source)) for source in (before, before, after)] == [1, 1, 2]
 
 
 def test_no_gradient_reaches_the_backbone(tiny_config: MakeConfig) -> None:

@@ -144,6 +144,17 @@ def test_cached_and_online_training_of_clips_give_the_same_weights(
         torch.testing.assert_close(tensor, tensors[1][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("drawn", [{"stride": 2}, {"frames": 2}, {"crops": 1}])
+def test_training_refuses_a_store_of_other_frames(config: Callable[..., Config], drawn: dict[str, Any]) -> None:
+    sampled = {"frames": FRAMES, "clips": 1, "crops": 3}
+    kind, probe = "frame by frame", ["linear_probe"]
+    sc.extract(config(kind, data={"video": sampled}))
+    sampled["time_limit"] = 9.0  # of which the frames do not depend
+    assert len(sc.train(config(kind, data={"video": sampled}, methods=probe))) == 1
+    with pytest.raises(UserError, match=r"data\.video, how frames are drawn: stored"):
+        sc.train(config(kind, data={"video": sampled | drawn}, methods=probe))
+
+
 def test_damaged_videos_end_no_job_and_are_named(config: Callable[..., Config], videos: Path, tmp_path: Path) -> None:
     """A corrupt, a truncated, an endless and an empty file: the rest is stored as it is without them."""
     job = config(

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
+from adapt.agreement import require_match
 from adapt.config import Config, MethodConfig
 from adapt.features import spec_of_backbone
 from adapt.intrinsic_dimension import entry_of
 from adapt.methods import build_model, find_method
-from adapt.origin import Inputs, needed_layers, require_match
+from adapt.origin import needed_layers
 from adapt.spec import FeatureSpec
 from extract.describe import schema_for
 from extract.shape import backbone_shape
@@ -134,7 +135,7 @@ class Survey:
             if open_schema(folder) is None:
                 return None
             store = open_store(self.config.store.path)
-            require_match(store, self.config, Inputs(self.config))
+            require_match(store, self.config)
         except (UserError, JobError) as error:
             self.notes.append(str(error))
             return None

@@ -73,16 +73,24 @@ def _initialise(tail: Tail) -> Tail:
 
 
 def list_methods(backbone: str, num_classes: int) -> list[dict[str, Any]]:
-    """Every method with its default options; `trainable_params` counts without the head, `head_params` the head."""
+    """Every method with its default options; `trainable_params` counts without the head, `head_params` the head.
+
+    Both are None of a method that does not serve this backbone; `unavailable` then says why.
+    """
     shape = empty_backbone(backbone, {})
-    spec = spec_of_backbone(shape, range(shape.depth))
-    listed = []
-    for name, method in METHODS.items():
+    return [
+        {"method": name, "needs": method.needs, **_count(name, num_classes, shape)} for name, method in METHODS.items()
+    ]
+
+
+def _count(name: str, num_classes: int, shape: ModelBackbone) -> dict[str, Any]:
+    spec, options = spec_of_backbone(shape, range(shape.depth)), find_method(name).options()
+    try:
         with torch.device("meta"):
-            model = build_model(name, spec, num_classes, method.options(), shape)
-        parameters, head = count_params(model)
-        listed.append({"method": name, "needs": method.needs, "trainable_params": parameters, "head_params": head})
-    return listed
+            parameters, head = count_params(build_model(name, spec, num_classes, options, shape))
+    except UserError as error:
+        return {"trainable_params": None, "head_params": None, "unavailable": str(error)}
+    return {"trainable_params": parameters, "head_params": head, "unavailable": None}
 
 
 def print_methods(listed: list[dict[str, Any]], backbone: str) -> None:
@@ -91,6 +99,10 @@ def print_methods(listed: list[dict[str, Any]], backbone: str) -> None:
     for heading in ("method", "needs", "trained parameters", "of the head"):
         table.add_column(heading, justify="right" if "param" in heading or "head" in heading else "left")
     for method in listed:
-        counts = f"{method['trainable_params']:,}", f"{method['head_params']:,}"
-        table.add_row(method["method"], method["needs"].replace("_", " "), *counts)
+        counts = [method["trainable_params"], method["head_params"]]
+        shown = ["not available", ""] if method["unavailable"] else [f"{count:,}" for count in counts]
+        table.add_row(method["method"], method["needs"].replace("_", " "), *shown)
     Console().print(table)
+    for method in listed:
+        if method["unavailable"]:
+            Console().print(f"{method['method']}: {method['unavailable']}", markup=False, highlight=False)

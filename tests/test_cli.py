@@ -220,9 +220,26 @@ def test_json_of_methods_is_one_document(command: Command) -> None:
     status, out, err = command("methods", "--backbone", "vit_base_patch16_224", "--num-classes", "10", "--json")
     listed = {method.pop("method"): method for method in only_document(out, err)}
     assert status == 0
-    assert listed["linear_probe"] == {"needs": "features", "trainable_params": 0, "head_params": 15370}
-    assert set(listed["losa"]) == {"needs", "trainable_params", "head_params"}
+    assert listed["linear_probe"] == {
+        "needs": "features",
+        "trainable_params": 0,
+        "head_params": 15370,
+        "unavailable": None,
+    }
+    assert set(listed["losa"]) == set(listed["linear_probe"])
     assert "trained parameters" in command("methods")[1]
+
+
+def test_methods_that_do_not_serve_a_backbone_are_listed_as_such(command: Command) -> None:
+    status, out, err = command("methods", "--backbone", "beit_base_patch16_224", "--json")
+    listed = {method["method"]: method for method in only_document(out, err)}
+    assert status == 0
+    assert [name for name, method in listed.items() if method["unavailable"]] == ["prompt"]
+    assert listed["prompt"]["trainable_params"] is listed["prompt"]["head_params"] is None
+    status, table, _ = command("methods", "--backbone", "beit_base_patch16_224")
+    assert status == 0
+    assert "not available" in next(line for line in table.splitlines() if "prompt" in line)
+    assert "prompt: " in table
 
 
 def test_json_of_predict_is_one_document(command: Command, job: Path) -> None:

@@ -32,8 +32,8 @@ class Readout(nn.Module):
         prefix, patches = spec.layout.num_prefix_tokens, spec.layout.num_patches
         if pool == "auto":
             pool = "cls_mean" if prefix and patches else "cls" if prefix else "mean"
-        if (pool in ("cls", "cls_mean") and not prefix) or (pool in ("mean", "cls_mean") and not patches):
-            legal = [*(["cls"] if prefix else []), *(["mean"] if patches else []), "backbone"]
+        legal = _legal(spec)
+        if pool not in legal:
             raise UserError(f"pool {pool!r} needs tokens that are not there ({spec.layout}); legal: {', '.join(legal)}")
         self.mode, self.num_prefix_tokens, self.tail = pool, prefix, spec.tail
         self.class_tokens = spec.layout.class_tokens
@@ -78,3 +78,11 @@ class Readout(nn.Module):
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
         """Logits of normalised tokens."""
         return self.classify(self.pool(tokens))
+
+
+def _legal(spec: FeatureSpec) -> list[str]:
+    """The ways to pool for which the tokens are there."""
+    prefix, patches = spec.layout.num_prefix_tokens > 0, spec.layout.num_patches > 0
+    there = {"cls": prefix, "mean": patches, "cls_mean": prefix and patches}
+    there["backbone"] = spec.tail.can_pool(spec.layout)
+    return [pool for pool, legal in there.items() if legal]

@@ -22,6 +22,10 @@ class Tail(Protocol):
         """Final norm."""
         ...
 
+    def can_pool(self, layout: TokenLayout) -> bool:
+        """Whether tokens of that layout hold what `pool` reads."""
+        ...
+
     def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
         """Pooling of normalised tokens, as the backbone does it."""
         ...

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from extract.vivit_weights import VIVIT, empty_vivit
 from extract.weights import build_empty
+from store.layout import TokenLayout
 
 
 class Tail(nn.Module):
@@ -38,7 +39,7 @@ class Tail(nn.Module):
         self.pool_type, self.num_prefix_tokens = pool_type, num_prefix_tokens  # the latter of one frame
         self.prefix_sets = prefix_sets
         self.distilled = distilled  # DeiT reads its class token and its distillation token
-        self.reads_patches = attn_pool is not None or pool_type != "token"
+        self.reads_patches = attn_pool is not None or (pool_type != "token" and not distilled)
         self.eval().requires_grad_(False)
 
     def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
@@ -70,6 +71,15 @@ class Tail(nn.Module):
             return tokens[:, :2].mean(dim=1)
         pooled = global_pool_nlc(tokens, pool_type=self.pool_type, num_prefix_tokens=self.num_prefix_tokens)
         return self.normalise_pooled(pooled)
+
+    def can_pool(self, layout: TokenLayout) -> bool:
+        """Whether the tokens that it reads, or that stand before these, are there; reduced tokens may lack some."""
+        prefix = layout.num_prefix_tokens // layout.prefix_sets
+        if self.attn_pool is None and not self.pool_type:
+            return False  # such a backbone does not pool
+        if self.reads_patches:
+            return layout.num_patches > 0 and prefix >= self.num_prefix_tokens
+        return prefix >= (2 if self.distilled else 1)
 
     def normalise_pooled(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """The norm that some backbones have behind their pooling."""

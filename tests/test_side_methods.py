@@ -116,7 +116,7 @@ class TestEveryMethod:
     ) -> None:
         with pytest.raises(UserError, match=r"pool 'cls' needs tokens that are not there.*legal: mean, backbone"):
             method(make_spec(prefix=0), CLASSES, pool="cls", **chosen)
-        with pytest.raises(UserError, match=r"pool 'mean' needs tokens that are not there.*legal: cls, backbone"):
+        with pytest.raises(UserError, match=r"pool 'mean' needs tokens that are not there.*legal: cls$"):
             method(make_spec(grid=()), CLASSES, pool="mean", **chosen)
 
 

@@ -14,6 +14,7 @@ from adapt.memory import bytes_at_once, free_bytes
 from adapt.spec import FeatureSpec, TokensByLayer
 from extract.backbone import Backbone
 from extract.forward import FrozenForward
+from extract.preprocess import is_described
 from extract.sources import ImageSource
 from extract.tail import Tail, tail_from_arrays
 from extract.transfer import to_device
@@ -229,10 +230,9 @@ def choose_source(wanted: str, needed: int, device: torch.device) -> Choice:
 
 def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureSpec:
     """What a store's tokens look like (of all its layers, or of some), with the tail that it keeps."""
-    schema = store.schema
+    schema, provenance = store.schema, store.schema.provenance
     tail = Tail(norm=nn.LayerNorm(schema.dim, elementwise_affine=False))
-    if schema.tail_tensors:
-        provenance = schema.provenance
+    if schema.tail_tensors or is_described(provenance.preprocessing):  # of some named models it holds no tensor
         tail = tail_from_arrays(provenance.backbone, provenance.model_kwargs, store.tail_arrays(), schema.prefix_sets)
     chosen = schema.check_layers(tuple(layers or schema.layers))
     return FeatureSpec(chosen, schema.depth, schema.dim, schema.token_layout, tail)

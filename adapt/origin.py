@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import timm
+import torch
 
 from adapt.adaptor import Facts
 from adapt.agreement import Rows, require_match, require_same_backbone, source_rows
@@ -206,6 +207,8 @@ def needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[
     needed = set(spec.layers[-1:])
     for method in config.parsed_methods():
         if find_method(method.name).needs == "features":
-            models = [build_model(method.name, spec, num_classes, trial.options) for trial in method.trials]
+            different = {trial.options.model_dump_json(): trial.options for trial in method.trials}
+            with torch.device("meta"):  # neither memory nor a draw from the caller's generator
+                models = [build_model(method.name, spec, num_classes, options) for options in different.values()]
             needed |= {layer for model in models for layer in model.layers}  # type: ignore[union-attr]
     return tuple(sorted(needed))

@@ -35,6 +35,11 @@ def describe(config: dict[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, default=list)
 
 
+def is_described(preprocessing: str) -> bool:
+    """Whether `describe` wrote it: the preprocessing of a named model, not of a module of the user's."""
+    return preprocessing.startswith("{")
+
+
 def transform_digest(transform: Transform) -> str:
     """Hash of what the transform makes of a fixed synthetic image (not square, with gradients and edges)."""
     y, x = np.mgrid[0:181, 0:263]

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,12 +19,16 @@ from adapt.features import (
     ResidentFeatures,
     StreamedFeatures,
     choose_source,
+    spec_of_backbone,
+    spec_of_store,
 )
-from adapt.origin import Inputs
+from adapt.methods import build_model, trainable
+from adapt.origin import Inputs, needed_layers
 from adapt.pooled import PooledFeatures
 from adapt.readout import Readout
 from adapt.run import adaptor_path
 from adapt.run import train as train_job
+from extract.backbone import TimmBackbone
 from extract.forward import FrozenForward
 from store.errors import JobError, UserError
 from store.writer import StoreWriter
@@ -106,6 +112,52 @@ def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) 
     for readout in readouts:
         expected = readout.pool(readout.normalise(tokens[2]))
         torch.testing.assert_close(pooled.whole("train", 2, readout), expected)
+
+
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_the_read_out_of_a_store_is_that_of_the_backbone(tiny_config: MakeConfig, final_norm: bool) -> None:
+    """Also where the backbone's has no tensor: then nothing stands before the pooling."""
+    kwargs = TINY | {"final_norm": final_norm}
+    config = tiny_config(f"backbone.model_kwargs={kwargs}", "methods=[{name: losa, rank: 4, token_rank: 2}]")
+    inputs = Inputs(config)
+    store = sc.extract(config).store
+    of_store, of_backbone = spec_of_store(store).tail, spec_of_backbone(inputs.backbone, range(3)).tail
+    assert len(store.tail_arrays()) == (2 if final_norm else 0)
+    tokens = torch.randn(2, 17, 32) * 3 + 1
+    assert torch.equal(of_store.normalise(tokens), of_backbone.normalise(tokens))
+    assert torch.equal(of_store.normalise(tokens), tokens) is not final_norm
+
+
+@torch.no_grad()
+def test_without_a_final_norm_a_head_stands_on_the_pooled_tokens_themselves(tiny_config: MakeConfig) -> None:
+    config = tiny_config(f"backbone.model_kwargs={TINY | {'final_norm': False}}", "methods=[linear_probe]")
+    (row,) = sc.run(config)
+    readout = sc.load_adaptor(adaptor_path(config.run_dir, row), device="cpu").model.readout
+    rows = np.arange(24)
+    _, tokens = next(StreamedFeatures(sc.open_store(config.store.path), CPU).batches("train", [rows], [2]))
+    pooled = torch.cat([tokens[2][:, 0], tokens[2][:, 1:].mean(dim=1)], dim=1)
+    torch.testing.assert_close(readout.pool(readout.normalise(tokens[2])), pooled)
+    torch.testing.assert_close(readout.std, pooled.std(dim=0, correction=0), rtol=0.2, atol=0.0)  # less validation rows
+
+
+def test_looking_for_the_layers_that_are_read_draws_nothing(
+    tiny_config: MakeConfig, tiny_backbone: TimmBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no memory either, and of trials that differ in their rates it looks at one."""
+    built = []
+
+    def counted(*arguments: Any) -> torch.nn.Module:
+        built.append(build_model(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr("adapt.origin.build_model", counted)
+    losa = "{name: losa, sweep: {lr: [0.1, 0.2, 0.3], layers: [[0], [1]]}}"
+    config = tiny_config(f"methods=[linear_probe, {losa}]")
+    before = torch.get_rng_state()
+    assert needed_layers(config, spec_of_backbone(tiny_backbone, range(3)), 3) == (0, 1, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [type(model).__name__ for model in built] == ["LinearProbe", "LoSA", "LoSA"]
+    assert all(tensor.is_meta for model in built for tensor in trainable(model).values())
 
 
 def test_the_choice_of_a_source_follows_from_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """What a frozen backbone is, how one is opened by its name, and what of its tokens is kept."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +11,7 @@ from extract.config import BackboneConfig, ClipConfig
 from extract.frames import FrameBackbone
 from extract.preprocess import Transform, transform_digest
 from extract.tail import Tail
+from extract.tapped import Images, TappedBackbone
 from extract.timm_vit import TimmBackbone, TokensByLayer
 from extract.vivit import VivitBackbone
 from extract.vivit_weights import VIVIT, empty_vivit, load_vivit
@@ -33,7 +33,6 @@ __all__ = [
     "reduce_tokens",
 ]
 
-Images = Float[Tensor, "batch ..."]  # (batch, channels, height, width), or clips (batch, frames, channels, ...)
 ModelBackbone = TimmBackbone | FrameBackbone | VivitBackbone  # those of which methods may train a copy
 
 
@@ -55,64 +54,6 @@ class Backbone(Protocol):
     def tokens(self, images: Images, layers: Sequence[int]) -> TokensByLayer:
         """Block outputs of the chosen layers, prefix tokens first; blocks after the last of them are not run."""
         ...
-
-
-Tap = Callable[[nn.Module, Images], Mapping[int, Float[Tensor, "batch tokens dim"]]]
-
-
-class TappedBackbone:
-    """A user's own module. `tap(module, images)` returns its tokens by absolute layer index.
-
-    Args:
-        module: any frozen module, on the CPU.
-        tap: maps (module, images (batch, ...)) to {layer: (batch, tokens, dim)}; prefix tokens first.
-        transform: turns one sample of the dataset into a tensor; the identity by default.
-        num_prefix_tokens: how many tokens stand before the patch grid.
-        grid: the patch grid (height, width); by default one row of all patch tokens.
-        example: one transformed sample, run once to learn the layers and shapes.
-        name: how reports call it.
-    """
-
-    tail: Tail | None = None
-
-    def __init__(
-        self,
-        module: nn.Module,
-        tap: Tap,
-        example: Float[Tensor, "..."],
-        transform: Transform | None = None,
-        num_prefix_tokens: int = 0,
-        grid: tuple[int, ...] | None = None,
-        name: str = "module",
-    ) -> None:
-        self.module, self._tap, self.name = module.eval().requires_grad_(False), tap, name
-        self.model_kwargs: dict[str, Any] = {}
-        self.transform = transform or torch.as_tensor
-        self.image_size, self.preprocessing = tuple(example.shape), _stable_repr(transform)
-        with torch.no_grad():
-            tokens = tap(module, example[None])
-        if not all(isinstance(layer, int) and layer >= 0 for layer in tokens):
-            raise UserError(f"tap must return tokens by layer index, from 0 on, got the keys {list(tokens)}")
-        shapes = {tuple(values.shape[1:]) for values in tokens.values()}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 2:
-            raise UserError(f"tap must return one (batch, tokens, dim) shape for every layer, got {sorted(shapes)}")
-        num_tokens, self.dim = next(iter(shapes))
-        self.depth = max(tokens) + 1
-        self.layout = TokenLayout(num_prefix_tokens, grid or (1, num_tokens - num_prefix_tokens))
-        if self.layout.num_tokens != num_tokens:
-            raise UserError(f"tap returned {num_tokens} tokens, but {self.layout} has {self.layout.num_tokens}")
-
-    def tokens(self, images: Images, layers: Sequence[int]) -> TokensByLayer:
-        """See `Backbone.tokens`."""
-        tokens = self._tap(self.module, images)
-        if missing := set(layers) - set(tokens):
-            raise UserError(f"tap returned layers {sorted(tokens)}, not {sorted(missing)}")
-        return {layer: tokens[layer] for layer in sorted(layers)}
-
-
-def _stable_repr(transform: object) -> str:
-    """A function's or object's text without its address, which is another one in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
 def load_backbone(config: BackboneConfig, clips: ClipConfig | None = None) -> ModelBackbone:
@@ -151,11 +92,19 @@ def empty_backbone(name: str, model_kwargs: Mapping[str, Any], frames: int | Non
 
 def digests(backbone: Backbone) -> dict[str, str]:
     """The digests by which a store knows a backbone and its preprocessing."""
+    weights = weights_digest(backbone.module)
+    if isinstance(backbone, TappedBackbone):
+        weights = f"{weights}, read by tap {backbone.tap_digest()}"
+    return {"weights_digest": weights, "preprocessing_digest": _preprocessing_digest(backbone)}
+
+
+def _preprocessing_digest(backbone: Backbone) -> str:
     try:
-        preprocessing = transform_digest(backbone.transform)
-    except (TypeError, ValueError, RuntimeError):  # a user's transform of something that is no image
-        preprocessing = backbone.preprocessing
-    return {"weights_digest": weights_digest(backbone.module), "preprocessing_digest": preprocessing}
+        return transform_digest(backbone.transform)
+    except Exception:  # a user's transform of something that is no image may raise anything
+        if isinstance(backbone, TappedBackbone):
+            return backbone.preprocessing_digest()
+        return backbone.preprocessing
 
 
 def reduce_tokens(

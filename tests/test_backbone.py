@@ -242,6 +242,54 @@ def test_a_users_module_is_known_again(own_config: sc.Config) -> None:
         sc.extract(own_config, source, other)
 
 
+def scaled_tap(net: nn.Module, images: Tensor) -> Mapping[int, Tensor]:
+    return {layer: 2 * values for layer, values in tap(net, images).items()}
+
+
+def tap_in_float32(net: nn.Module, images: Tensor) -> Mapping[int, Tensor]:
+    return tap(net, images.float())
+
+
+def test_another_tap_or_transform_is_another_backbone(own_config: sc.Config) -> None:
+    source = sc.from_datasets({"train": stripes(24), "test": stripes(8)}, classes=["rows", "columns"])
+    sc.extract(own_config, source, tapped())
+    with pytest.raises(UserError, match=r"provenance\.weights_digest: stored '\w+, read by tap \w+', wanted"):
+        sc.extract(own_config, source, tapped(tap=scaled_tap))
+    with pytest.raises(UserError, match=r"provenance\.preprocessing_digest: stored"):
+        sc.extract(own_config, source, tapped(transform=lambda sample: 2 * sample))
+    assert sc.extract(own_config, source, tapped(example=torch.randn(1, 8, 8))).shards_written == 0
+
+
+TRANSFORMS: dict[str, Any] = {
+    "of images": lambda image: torch.ones(1, 8, 8) * image.width,
+    "scaled": lambda sample: sample * 100.0,
+    "as it is": lambda sample: sample * 1.0,
+    "cut off": lambda sample: sample.clamp(0, 1),
+    "no attribute of an image": lambda sample: sample.float() + 1,
+    "centred": lambda sample: sample - sample.mean(),
+    "of neither": lambda sample: sample["pixels"],
+    "of neither, scaled": lambda sample: sample["pixels"] * 100.0,
+}
+
+
+def test_transforms_of_whatever_kind_are_told_apart_and_known_again() -> None:
+    first, again = ([digests(tapped(transform=t))["preprocessing_digest"] for t in TRANSFORMS.values()] for _ in "ab")
+    assert first == again
+    assert len(set(first)) == len(TRANSFORMS)
+
+
+@pytest.mark.parametrize("one", [tap, tap_in_float32])
+def test_the_digest_of_a_tap_bears_rounding_and_no_more(one: Any) -> None:
+    def rounded(net: nn.Module, images: Tensor) -> Mapping[int, Tensor]:
+        return {layer: values * (1 + 1e-7) for layer, values in one(net, images).items()}
+
+    def other(net: nn.Module, images: Tensor) -> Mapping[int, Tensor]:
+        return {layer: values.roll(1, dims=1) if layer else values for layer, values in one(net, images).items()}
+
+    known, same, changed = (tapped(tap=each).tap_digest() for each in (one, rounded, other))
+    assert known == same != changed
+
+
 def test_images_of_a_dataset_reach_the_transform_as_rgb(tiny_backbone: TimmBackbone) -> None:
     grey = Image.new("L", (40, 30), 77)
     source = sc.from_datasets({"train": [(grey, 0), (grey, 1)], "test": [(grey, 0)]}, classes=["a", "b"])

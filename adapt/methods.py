@@ -18,7 +18,7 @@ from adapt.tuning.compacter import CompacterOptions, install_compacter
 from adapt.tuning.intrinsic import IntrinsicOptions, install_intrinsic
 from adapt.tuning.kronecker import KroneckerOptions, install_kronecker
 from adapt.tuning.lepe import install_lepe
-from adapt.tuning.lora import LoRAFixOptions, LoRAOptions, install_lora, install_lora_fix
+from adapt.tuning.lora import LoRAOptions, install_lora, install_lora_fix
 from adapt.tuning.prompt import PromptOptions, install_prompts
 from adapt.tuning.rpb import install_rpb
 from adapt.tuning.subsets import train_all, train_attention, train_biases, train_norms
@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
     "layernorm": Method(TunedOptions, install=train_norms),
     "attention": Method(TunedOptions, install=train_attention),
     "lora": Method(LoRAOptions, install=install_lora),
-    "lora_fix": Method(LoRAFixOptions, install=install_lora_fix),
+    "lora_fix": Method(LoRAOptions, install=install_lora_fix),
     "kronecker": Method(KroneckerOptions, install=install_kronecker),
     "adapter": Method(AdapterOptions, install=install_adapters),
     "adapter_drop": Method(AdapterDropOptions, install=install_adapters),

@@ -14,7 +14,7 @@ from adapt.explain import explain
 from adapt.features import spec_of_backbone
 from adapt.methods import count_params, trainable
 from adapt.tuning.kronecker import KroneckerOptions, install_kronecker
-from adapt.tuning.lora import LoRAFixOptions, LoRAOptions, install_lora, install_lora_fix
+from adapt.tuning.lora import LoRAOptions, install_lora, install_lora_fix
 from adapt.tuning.tuned import Install, Tuned
 from adapt.tuning.updates import Update, UpdatedLinear, add_update, update_tensors
 from adapt.tuning.vit import TARGETS, Place, Vit, find_place
@@ -242,7 +242,7 @@ def test_callers_that_read_the_weight_past_the_module_see_the_update() -> None:
     torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [LoRAOptions, LoRAFixOptions, KroneckerOptions])
+@pytest.mark.parametrize("options", [LoRAOptions, KroneckerOptions])
 def test_targets_come_as_a_list_and_are_checked(options: Any) -> None:
     assert options.model_validate({"targets": ["fc1", "v"]}).targets == ("fc1", "v")
     for given in ([], ["q", "q"], ["query"], "q"):

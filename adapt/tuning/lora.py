@@ -22,7 +22,7 @@ from store.config import PositiveInt
 
 
 class LoRAOptions(TunedOptions):
-    """Options of `lora`; see `install_lora`."""
+    """Options of `lora` and `lora_fix`; see `install_lora`."""
 
     rank: PositiveInt = 4
     alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = Field(
@@ -30,10 +30,6 @@ class LoRAOptions(TunedOptions):
     )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     targets: Targets = ("q", "v")
-
-
-class LoRAFixOptions(LoRAOptions):
-    """Options of `lora_fix`; see `install_lora_fix`."""
 
 
 class LowRankUpdate(Update):

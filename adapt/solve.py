@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adapt.candidate import Candidate, all_finite
 from adapt.objective import Objective
 from adapt.readout import Readout
-from store.errors import JobError
+from store.errors import JobError, Note
 from store.progress import progress
 
 _MOST_ITERATIONS = 5_000  # of which 600 were the most that any search of benchmarks/probe.py needed
@@ -96,6 +96,7 @@ def _minimise(readout: Readout, data: Pooled, objective: Objective, weight_decay
     if used >= _MOST_ITERATIONS:
         warnings.warn(
             f"the linear probe of weight decay {weight_decay:g} is not at its optimum after {used:,} iterations",
+            Note,
             stacklevel=2,
         )
     return used

@@ -1,7 +1,9 @@
 """Opens the store of a job, or creates it, or lets it grow."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from extract.shard import report_failures
 from extract.sources import ImageSource, ImageSplit
 from store.added_layers import begin_layers, read_added
 from store.address import local_path
-from store.arrays import LOG, holds_samples, open_schema
+from store.arrays import DIGEST, LOG, STATUS, holds_samples, open_schema
 from store.backend import Folder
 from store.changes import require_growth
 from store.errors import JobError, UserError
@@ -25,6 +27,10 @@ from store.schema import Schema, require_same
 from store.space import free_bytes
 from store.writer import Listing, StoreWriter, create_store
 
+_OF_A_STORE = re.compile(
+    r"zarr\.json.*|(_log|rms|tail)(/.*)?|(train|test)(/(zarr\.json.*|(layer|scale)_\d+|label|sample_id|sample_digest|"
+    rf"{STATUS}|{DIGEST}))?"
+)
 CALIBRATION_SAMPLES = 32  # they go through the backbone twice; the error of int8 is the same from 8 to 256 of them
 
 
@@ -65,15 +71,16 @@ def open_or_create(
 
 
 def refuse_full_folder(folder: Folder) -> None:
-    """Raise UserError where a store would be made among other files; whatever a job of ours began holds a log."""
+    """Raise UserError where a store would be made among other files than those of one that was begun."""
     local = local_path(folder.url)
     if local is None or not local.is_dir() or open_schema(folder) is not None:
         return
-    names = {path.name for path in local.iterdir() if not path.name.startswith(".")} - {"lost+found"}
-    if names and LOG not in names:
-        raise UserError(
-            f"{folder.place} holds no store but other files ({sorted(names)[0]!r}); choose a store.path of its own"
-        )
+    for path in chain(local.iterdir(), local.glob("*/*")):  # in a folder of images the first stops it
+        name = path.relative_to(local).as_posix()
+        if not _OF_A_STORE.fullmatch(name) and not path.name.startswith(".") and name != "lost+found":
+            raise UserError(
+                f"{folder.place} holds no store, but other files ({name!r}); choose a store.path of its own"
+            )
 
 
 def _was_begun(folder: Folder, stored: Schema) -> bool:

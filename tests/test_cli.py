@@ -430,7 +430,7 @@ def test_a_store_is_not_made_among_other_files(command: Command, own_job: Path) 
     for path in ("images", "images/train", "."):
         status, _, err = command("extract", own_job / "pipeline.yaml", "-o", f"store.path={own_job / path}")
         assert status == 2
-        assert "holds no store but other files" in err
+        assert "holds no store, but other files" in err
     assert contents(own_job) == before
     (own_job / "empty").mkdir()
     assert command("extract", own_job / "pipeline.yaml", "-o", f"store.path={own_job / 'empty'}")[0] == 0

@@ -26,6 +26,7 @@ from adapt.intrinsic_dimension import (
 from adapt.origin import Inputs
 from adapt.run import measure_intrinsic_dimension
 from adapt.search import Trained, train_trials
+from extract.sources import SampleSplit
 from store.errors import JobError, UserError
 
 MakeConfig = Callable[..., Config]
@@ -174,17 +175,23 @@ def test_without_an_entry_the_train_section_serves(tiny_config: MakeConfig) -> N
 
 
 def test_only_training_rows_of_the_first_seed_are_read(
-    tiny_config: MakeConfig, trained: list[Any], image_folder: Path
+    tiny_config: MakeConfig, trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config("train.epochs=1", "train.seeds=[3, 4]")
     sc.extract(config)
     chunks = [path for path in Path(config.store.path).glob("test/layer_*/c/**/*") if path.is_file()]
-    images = list(image_folder.glob("test/*/*.png"))
-    for file in [*chunks, *images]:
+    for file in chunks:
         file.write_bytes(b"damaged")
+    decode, decoded = SampleSplit.__getitem__, set[str]()
+
+    def watched(split: SampleSplit, row: int) -> Any:
+        decoded.add(split.ids[row].split("/")[0])
+        return decode(split, row)
+
+    monkeypatch.setattr(SampleSplit, "__getitem__", watched)
     assert len(chunks) > 2
-    assert len(images) == 12
     assert measure_intrinsic_dimension(config, Inputs(config), None, (2,)).full_score > 0
+    assert decoded == {"train"}
     assert len(trained) == 3
 
 

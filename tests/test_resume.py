@@ -149,7 +149,7 @@ def test_a_job_that_cannot_fit_does_not_start(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: _Usage)
     with pytest.raises(
-        JobError, match=rf"36 samples need .* GiB at {tmp_path}/c\.zarr/, 0\.0 GiB are free; store fewer"
+        JobError, match=rf"36 samples need .* GiB at {tmp_path}/c\.zarr/, 0\.00 GiB are free; store fewer"
     ):
         extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
     assert not (tmp_path / "c.zarr").exists()

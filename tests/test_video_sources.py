@@ -256,8 +256,10 @@ def test_a_video_that_went_away_is_a_failure_and_no_damaged_sample(put: Any) -> 
         split.digest(0)
 
 
-def test_all_views_of_a_damaged_video_are_skipped_and_reported(put: Any) -> None:
-    root = put(*FOLDERS)
+def test_all_views_of_a_damaged_video_are_skipped_and_reported(
+    put: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root, path = put(*FOLDERS), str(tmp_path_factory.mktemp("store") / "c.zarr")
     (root / "train/b/1.mp4").write_bytes((root / "train/b/1.mp4").read_bytes()[:-2000])
     clips = ClipConfig(frames=2, clips=2)
     data = DataConfig(source="video_folder", root=root, video=clips, on_error="skip")
@@ -265,7 +267,7 @@ def test_all_views_of_a_damaged_video_are_skipped_and_reported(put: Any) -> None
         BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY), clips
     )
     config = ExtractConfig(precision="float32", device="cpu")
-    store = extract_tokens(open_source(data), backbone, data, StoreConfig(path=str(root / "c.zarr")), config).store
+    store = extract_tokens(open_source(data), backbone, data, StoreConfig(path=path), config).store
     assert store.schema.views == 2
     assert sorted(store.skipped("train")) == ["train/b/1.mp4#0", "train/b/1.mp4#1"]
     (reason,) = set(store.skipped("train").values())

@@ -2,7 +2,8 @@
 
 Both read the same pooled features of the store, standardised by the training rows; both are chosen on the same
 validation rows over the grid of the pipeline's `linear_probe`: scikit-learn's LogisticRegression with the C that stands
-for each weight decay. Test accuracy by seed and the means, what was chosen, and the seconds that each search took.
+for each weight decay. Test accuracy by seed and the means, what was chosen, and the seconds that each search took, on one
+thread: of several, OpenBLAS's wait for each other in products as small as these, and take many times as long.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from threadpoolctl import threadpool_limits
 
 from adapt.candidate import Candidate
 from adapt.config import load_config
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("-o", action="append", default=[], dest="overrides")
     add_record_options(parser)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     config = load_config(args.config, args.overrides)
     method = next(method for method in config.parsed_methods() if method.name == "linear_probe")
     store = open_store(config.store.path)
@@ -75,7 +78,8 @@ def main() -> None:
         ours = evaluate_split(best.model, pooled.features, "test").top1
         rows, val_rows = draw_validation(pooled.features.labels("train"), fraction, seed)
         before = time.perf_counter()
-        _, mode, decay, model, mean, std = fit_sklearn(train, decays, rows, val_rows, labels)
+        with threadpool_limits(1):
+            _, mode, decay, model, mean, std = fit_sklearn(train, decays, rows, val_rows, labels)
         theirs_seconds = time.perf_counter() - before
         theirs = 100 * model.score((test[mode] - mean) / std, store.labels("test"))
         probe = {"accuracy": ours, "seconds": middle - started, "pool": readout_of(best).mode}

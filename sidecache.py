@@ -149,8 +149,10 @@ def _extract_first(
     from adapt.distributed import world
     from adapt.extraction import at_store
     from adapt.run import make_run_dir
+    from adapt.trainable import require_trainable
 
-    make_run_dir(config.run_dir)  # before hours are spent on the store
+    require_trainable(config, backbone)  # this and the next before hours are spent on the store
+    make_run_dir(config.run_dir)
     here, path = world(), config.store.path
     if config.train.feature_source != "online" and here.leads:
         extraction = extract(config, source, backbone, on_changed)

@@ -7,12 +7,14 @@ from jaxtyping import Int
 
 from adapt.adaptor import Facts
 from adapt.config import Config
-from extract.backbone import Backbone, digests
+from adapt.spec import FeatureSpec
+from extract.backbone import Backbone, ModelBackbone, digests
 from extract.describe import list_split
 from extract.ordering import OrderedSplit
 from extract.sources import ImageSource, drawn_text
 from extract.video.samples import sampling_text
 from store.changes import require_unchanged
+from store.errors import UserError
 from store.layout import describe_tokens, resolve_layers
 from store.reader import Store
 from store.schema import refuse_difference
@@ -55,6 +57,17 @@ def _sampling(config: Config, source: ImageSource | None) -> str:
     if source is not None:
         return source.sampling
     return sampling_text(config.data.clips) if config.data.clips else ""
+
+
+def require_whole(backbone: Backbone, spec: FeatureSpec) -> ModelBackbone:
+    """Refuse what no end-to-end method can train: another module than a known model, and features of some tokens."""
+    if not isinstance(backbone, ModelBackbone):
+        raise UserError(
+            "end-to-end methods need a timm or ViViT backbone: a module of your own has no blocks to change"
+        )
+    if spec.layout != backbone.layout:
+        raise UserError("end-to-end methods need store.tokens: all; their read-out is standardised by those tokens")
+    return backbone
 
 
 def require_same_backbone(facts: Facts, backbone: Backbone, where: str) -> None:

@@ -38,9 +38,9 @@ class Objective:
             return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="sum") / count
         return F.cross_entropy(logits, labels, weights, reduction="sum") / count
 
-    def to(self, device: torch.device) -> "Objective":
-        """The same with its weights on a device, once and not in every step."""
-        return self if self.weights is None else replace(self, weights=self.weights.to(device))
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Objective":
+        """The same with its weights where the logits are, once and not in every step."""
+        return self if self.weights is None else replace(self, weights=self.weights.to(device, dtype))
 
     def judge(self, logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."]) -> tuple[float, float]:
         """(score in percent, minus the unweighted loss): what validation compares, the higher the better."""

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from adapt.adaptor import Facts
-from adapt.agreement import Rows, require_match, require_same_backbone, source_rows
+from adapt.agreement import Rows, require_match, require_same_backbone, require_whole, source_rows
 from adapt.config import Config
 from adapt.distributed import world
 from adapt.features import (
@@ -32,7 +32,6 @@ from extract.sources import ImageSource, open_source
 from extract.vivit_weights import VIVIT
 from store.address import store_url
 from store.backend import Folder
-from store.errors import UserError
 from store.growth import read_known
 from store.layout import resolve_layers
 from store.reader import Store, open_store
@@ -70,13 +69,8 @@ class Origin:
         Raises:
             UserError: the backbone or the samples are not those that the features were made from.
         """
-        source, backbone, features = self.inputs.source, self.inputs.backbone, self.pooled.features
-        if not isinstance(backbone, ModelBackbone):
-            raise UserError(
-                "end-to-end methods need a timm or ViViT backbone: a module of your own has no blocks to change"
-            )
-        if features.spec.layout != backbone.layout:
-            raise UserError("end-to-end methods need store.tokens: all; their read-out is standardised by those tokens")
+        source, features = self.inputs.source, self.pooled.features
+        backbone = require_whole(self.inputs.backbone, features.spec)
         require_same_backbone(self.facts, backbone, self.store.url if self.store else "the features")
         backbone.module.to(features.device)
         return ImageBatches(source, backbone, features.device, self._rows, augment)

@@ -5,6 +5,7 @@ started at that of another weight decay, it would be found sooner, but a point o
 the same point alone.
 """
 
+import copy
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,11 +21,10 @@ from adapt.readout import Readout
 from store.errors import JobError, Note
 from store.progress import progress
 
-_MOST_ITERATIONS = 5_000  # of which 600 were the most that any search of benchmarks/probe.py needed
+_MOST_ITERATIONS = 5_000  # of which 800 were the most that any search of benchmarks/probe.py needed
 _HISTORY = 30  # steps that the curvature is taken from
 # Of the mean loss, and as a share of the weight decay: the optimum of a weak one shows in smaller gradients.
-_GRADIENT_TOLERANCE, _SHARE_OF_DECAY = 1e-5, 0.01
-_CHANGE_TOLERANCE = 1e-12  # below the rounding of float32, which is where weak decays end
+_GRADIENT_TOLERANCE, _SHARE_OF_DECAY, _CHANGE_TOLERANCE = 1e-5, 0.03, 1e-12
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def solve_heads(candidates: Sequence[Candidate], data: Pooled, objective: Object
     """
     if not all_finite(data.features):
         raise JobError("the pooled features hold a value that is not finite: check the weights of the backbone")
-    started, iterations, objective = time.perf_counter(), 0, objective.to(data.features.device)
+    started, iterations, objective = time.perf_counter(), 0, objective.to(data.features.device, torch.float64)
     with progress(describe, len(candidates), "solutions") as advance:
         for candidate in candidates:
             readout = readout_of(candidate)
@@ -71,7 +71,7 @@ def readout_of(candidate: Candidate) -> Readout:
 
 
 def _minimise(readout: Readout, data: Pooled, objective: Objective, weight_decay: float) -> int:
-    head = readout.head
+    head = copy.deepcopy(readout.head).double()  # gradients of weak decays drown in the rounding of float32
     for tensor in head.parameters():
         nn.init.zeros_(tensor)
     optimizer = torch.optim.LBFGS(
@@ -83,7 +83,7 @@ def _minimise(readout: Readout, data: Pooled, objective: Objective, weight_decay
         tolerance_grad=min(_GRADIENT_TOLERANCE, _SHARE_OF_DECAY * weight_decay or _GRADIENT_TOLERANCE),
         tolerance_change=_CHANGE_TOLERANCE,
     )
-    x = readout.standardised(data.features)
+    x = readout.standardised(data.features).double()
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -92,6 +92,7 @@ def _minimise(readout: Readout, data: Pooled, objective: Objective, weight_decay
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
+    readout.head.load_state_dict(head.state_dict())
     used: int = optimizer.state[head.weight]["n_iter"]
     if used >= _MOST_ITERATIONS:
         warnings.warn(

@@ -87,7 +87,7 @@ class Reader:
 
     def __init__(self, name: str, store: Store, folder: Path) -> None:
         fresh = multiprocessing.get_context("forkserver")  # which has imported all that is needed, and nothing more
-        fresh.set_forkserver_preload(["benchmarks.reading"])
+        fresh.set_forkserver_preload(["benchmarks.readers"])
         self._connection, theirs = fresh.Pipe()
         fresh.Process(target=serve, args=(name, store.url, folder, theirs), daemon=True).start()
         theirs.close()

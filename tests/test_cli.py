@@ -1,6 +1,7 @@
 """The command line: exit statuses, messages of one line, clean output, and predictions that equal the evaluation."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -463,3 +464,22 @@ def test_a_split_that_is_not_used_is_told(command: Command, own_job: Path) -> No
 
 def test_the_version_is_printed(command: Command) -> None:
     assert command("--version") == (0, f"{sc.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("methods=[linear_probe, {name: kronecker, n: 7}]", "n: 7 does not divide"),
+        ("methods=[linear_probe, {name: losa, pool: cls}]", "pool 'cls' reads the class token"),
+        ("train.device=gpu", "device 'gpu' cannot be used here"),
+        ("methods=[lora] store.tokens=cls", "end-to-end methods need store.tokens: all"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_extracted(
+    command: Command, own_job: Path, override: str, message: str
+) -> None:
+    keys = re.split(r" (?=store)", override)
+    status, _, err = command("run", own_job / "pipeline.yaml", *(word for key in keys for word in ("-o", key)))
+    assert status == 2
+    assert message in err
+    assert {path.name for path in own_job.iterdir()} == {"images", "pipeline.yaml"}

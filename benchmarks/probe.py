@@ -2,8 +2,8 @@
 
 Both read the same pooled features of the store, standardised by the training rows; both are chosen on the same
 validation rows over the grid of the pipeline's `linear_probe`: scikit-learn's LogisticRegression with the C that stands
-for each weight decay. Test accuracy by seed and the means, what was chosen, and the seconds that each search took, on one
-thread: of several, OpenBLAS's wait for each other in products as small as these, and take many times as long.
+for each weight decay. Test accuracy by seed and the means, what was chosen, and the seconds that each search took, on
+one thread: of several, OpenBLAS's wait for each other in products as small as these, and take many times as long.
 """
 
 import argparse

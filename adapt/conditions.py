@@ -24,9 +24,7 @@ def conditions_of(
         identity: everything that decides a feature.
     """
     solved, features = find_method(method).solved, dict(identity)
-    samples = [
-        features.pop(name, None) for name in ("samples", "data")
-    ]  # digests of a store's; the section of a config
+    samples = features.pop("samples", None)
     stored = {f"store.{name}": features.pop(name, None) for name in _OF_THE_STORE}
     trained = {name: value for name, value in asdict(settings).items() if name in _OF_SOLVED or not solved}
     trained.pop("seed", None)

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -300,11 +301,17 @@ def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory
 
 
 def _write_report(run_dir: Path) -> None:
+    from adapt.document import read_document
     from adapt.report import write_report
     from adapt.results import read_results
+    from store.errors import UserError
 
-    config = run_dir / "config.yaml"
-    write_report(run_dir, read_results(run_dir), config.read_text(encoding="utf-8") if config.exists() else None)
+    config, text, title = run_dir / "config.yaml", None, ""
+    if config.exists():
+        text = config.read_text(encoding="utf-8")
+        with suppress(UserError):  # a file that is no configuration any more is shown all the same
+            title = str(read_document(config, []).get("name", ""))
+    write_report(run_dir, read_results(run_dir), text, title)
 
 
 def _print_results(run_dir: Path) -> None:

@@ -84,7 +84,7 @@ class MethodConfig(Section):
 class Config(Section):
     """The whole of pipeline.yaml."""
 
-    name: str = "sidecache"
+    name: str = ""
     run_dir: Path = Field(Path("runs/sidecache"), strict=False, description="the path of a folder")
     data: DataConfig = DataConfig()
     backbone: BackboneConfig

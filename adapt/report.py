@@ -99,8 +99,12 @@ def _shown(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | None = None) -> Path:
-    """`report.html` in the run directory; `config_text` is the resolved configuration, as YAML."""
+def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | None = None, title: str = "") -> Path:
+    """`report.html` in the run directory, whose name is its title where none is given.
+
+    Args:
+        config_text: the resolved configuration, as YAML.
+    """
     if not rows:
         raise UserError(f"no results to report in {run_dir}: run `sidecache run` first")
     environment = Environment(
@@ -109,7 +113,7 @@ def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | No
     template = environment.from_string(files("adapt").joinpath("report.html.j2").read_text(encoding="utf-8"))
     shown = differing_by_method(rows)
     page = template.render(
-        name=Path(run_dir).resolve().name,
+        name=title or Path(run_dir).resolve().name,
         sections=sections_of(summarise(rows)),
         columns_of=columns_of,
         headline=headline,

@@ -483,3 +483,13 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_extracted(
     assert status == 2
     assert message in err
     assert {path.name for path in own_job.iterdir()} == {"images", "pipeline.yaml"}
+
+
+def test_a_report_is_called_as_the_job(command: Command, own_job: Path) -> None:
+    assert command("run", own_job / "pipeline.yaml", "-o", "methods=[linear_probe]")[0] == 0
+    page = own_job / "run/report.html"
+    assert "<h1>run</h1>" in page.read_text(encoding="utf-8")
+    assert command("run", own_job / "pipeline.yaml", "-o", "methods=[linear_probe]", "-o", "name=a & b")[0] == 0
+    assert "<h1>a &amp; b</h1>" in page.read_text(encoding="utf-8")
+    assert command("report", own_job / "run")[0] == 0
+    assert "<h1>a &amp; b</h1>" in page.read_text(encoding="utf-8")

@@ -80,6 +80,11 @@ class MethodConfig(Section):
     batch_size: PositiveInt
     trials: tuple[Trial, ...]
 
+    @property
+    def different_options(self) -> list[Section]:
+        """Those of the trials, each once: rates and weight decays build no other model."""
+        return list({trial.options.model_dump_json(): trial.options for trial in self.trials}.values())
+
 
 class Config(Section):
     """The whole of pipeline.yaml."""

@@ -201,8 +201,7 @@ def needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[
     needed = set(spec.layers[-1:])
     for method in config.parsed_methods():
         if find_method(method.name).needs == "features":
-            different = {trial.options.model_dump_json(): trial.options for trial in method.trials}
             with torch.device("meta"):  # neither memory nor a draw from the caller's generator
-                models = [build_model(method.name, spec, num_classes, options) for options in different.values()]
+                models = [build_model(method.name, spec, num_classes, options) for options in method.different_options]
             needed |= {layer for model in models for layer in model.layers}  # type: ignore[union-attr]
     return tuple(sorted(needed))

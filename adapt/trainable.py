@@ -27,7 +27,7 @@ def require_trainable(config: Config, own_backbone: Backbone | None = None) -> N
     spec = spec_of_backbone(backbone, resolve_layers(config.store.layers, backbone.depth), config.store.tokens)
     for method in config.parsed_methods():
         whole = require_whole(backbone, spec) if find_method(method.name).needs == "end_to_end" else None
-        for options in {trial.options.model_dump_json(): trial.options for trial in method.trials}.values():
+        for options in method.different_options:
             if getattr(options, "targets", None) != "auto":  # which a measurement will choose
                 with torch.device("meta"):
                     build_model(method.name, spec, 2, options, whole)

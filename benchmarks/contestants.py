@@ -22,6 +22,7 @@ from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.forward import FrozenForward
 from extract.run import extract_tokens
 from extract.sources import open_source
+from extract.transfer import finish
 from store.config import StoreConfig
 from store.groups import in_groups
 from store.reader import open_store
@@ -103,8 +104,7 @@ class Epochs:
                 pass
         else:
             self._run_plainly()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        finish(self.device)
 
     def _run_plainly(self) -> None:
         for rows, images in self._inputs.batches("train", self._groups, []):

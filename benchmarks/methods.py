@@ -35,6 +35,7 @@ from adapt.tuning.vit import Vit
 from benchmarks.record import add_record_options, machine, save
 from extract.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig
+from extract.transfer import finish
 
 CLASSES, RANK = 10, 4
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64}  # `--small`: does it run at all
@@ -101,17 +102,13 @@ class Step:
 
     def run(self) -> tuple[float, float]:
         """Seconds that it took, and that the processor worked for it."""
-        self.wait()
+        finish(self.device)
         started = time.perf_counter(), time.process_time()
         self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.wait()
+        finish(self.device)
         return time.perf_counter() - started[0], time.process_time() - started[1]
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def saved_bytes(step: Step) -> int:

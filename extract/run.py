@@ -21,7 +21,7 @@ from store.backend import Folder
 from store.config import StoreConfig
 from store.growth import read_known
 from store.layout import resolve_layers
-from store.lock import Lock, hold
+from store.lock import Lock, hold, remove_dead
 from store.progress import progress
 from store.reader import Store, open_store
 from store.schema import Schema
@@ -88,6 +88,8 @@ def extract_tokens(
             done += job.fill(schema, started)
             if lacking := set(wanted.layers).difference(schema.layers):
                 done += job.add_layers(schema, sorted(lacking))
+    else:
+        remove_dead(folder)
     seconds = time.perf_counter() - started
     return Extraction(open_store(store.path), store.path, done.shards, done.samples, seconds, done.retries)
 

@@ -68,9 +68,19 @@ def hold(
     try:
         yield lock
     finally:
-        ended.set()
-        heart.join()
-        lock.release()
+        try:
+            ended.set()
+            heart.join()
+        finally:
+            lock.release()
+
+
+def remove_dead(folder: Folder) -> None:
+    """Remove the lock of a job that was killed when nothing but this was left to do; others are left alone."""
+    with suppress(JobError):  # of a store that nobody is to write
+        owner, generation = _read(folder)
+        if owner is not None and owner.get("machine") == _machine() and _process_lives(owner) is False:
+            _delete(folder, generation)
 
 
 class Lock:
@@ -133,11 +143,7 @@ class Lock:
             suppress(JobError),
         ):  # a disk that refuses now refuses the job's own writes, or the job is done
             self._released = True
-            self._folder.write_if(_KEY, None, self._generation)
-        if folder := local_path(self._folder.url):  # empty folders would puzzle Zarr readers
-            with suppress(OSError):
-                for empty in (folder / LOCK, (folder / LOCK).parent, folder):
-                    empty.rmdir()
+            _delete(self._folder, self._generation)
 
     def _lives(self, owner: Mapping[str, Any]) -> bool:
         """Whether the owner of the lock just read is at work, or may be."""
@@ -200,6 +206,15 @@ def _read(folder: Folder) -> tuple[dict[str, Any] | None, bytes]:
     except (ValueError, KeyError, TypeError, RecursionError):
         owner = {}
     return owner if isinstance(owner, dict) else {}, generation
+
+
+def _delete(folder: Folder, generation: bytes) -> None:
+    """Delete the lock if it still is of that generation, and the folders that are empty without it."""
+    folder.write_if(_KEY, None, generation)
+    if path := local_path(folder.url):  # empty folders would puzzle Zarr readers
+        with suppress(OSError):
+            for empty in (path / LOCK, (path / LOCK).parent, path):
+                empty.rmdir()
 
 
 def _this_process() -> dict[str, Any]:

@@ -17,8 +17,11 @@ from extract.config import DataConfig, ExtractConfig
 from extract.run import Extraction, extract_tokens
 from extract.sources import open_source
 from store import writer
+from store.address import store_url
+from store.backend import LOCK, Folder
 from store.config import StoreConfig
 from store.errors import JobError, UserError
+from store.lock import BEAT_SECONDS, PATIENCE_SECONDS, Lock
 from store.reader import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +66,9 @@ def test_a_killed_growth_resumes_to_the_same_bytes(image_folder: Path, tmp_path:
     for trial in found["trials"]:
         assert trial["resumed"] == 0, trial
         assert contents(Path(trial["store"])) == whole, trial
-        assert [file.name for file in (Path(trial["store"]) / "_log").iterdir()] == ["zarr.json"], trial
+        log = Path(trial["store"]) / "_log"
+        left = {str(file.relative_to(log)) for file in log.rglob("*") if file.is_file() and file.suffix != ".__lock"}
+        assert left == {"zarr.json"}, trial
     assert any(0 < trial["written"] < found["total"] for trial in found["trials"]), found
 
 
@@ -82,6 +87,20 @@ def test_a_finished_store_is_left_alone(image_folder: Path, tmp_path: Path, tiny
     assert (first.shards_written, first.samples_written) == (5 + 3, 36)
     assert (again.shards_written, again.samples_written) == (0, 0)
     assert contents(tmp_path / "c.zarr") == before
+
+
+def test_a_lock_that_is_left_on_a_whole_store_is_removed(
+    image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone
+) -> None:
+    extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    folder = Folder(store_url(str(tmp_path / "c.zarr")))
+    Lock(folder, BEAT_SECONDS, PATIENCE_SECONDS).acquire()
+    assert extract(image_folder, tmp_path / "c.zarr", tiny_backbone).shards_written == 0
+    owner = folder.read_group(LOCK)
+    assert owner is not None, "this process holds it, and lives"
+    folder.write_group(LOCK, {**owner, "process": 2**31 - 1})  # a number that no process has
+    assert extract(image_folder, tmp_path / "c.zarr", tiny_backbone).shards_written == 0
+    assert [file.name for file in (tmp_path / "c.zarr/_log").iterdir()] == ["zarr.json"]
 
 
 def test_a_lost_mark_is_one_shard_again(image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone) -> None:

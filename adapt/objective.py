@@ -11,6 +11,16 @@ from adapt.metrics import average_views, evaluate
 
 
 @dataclass(frozen=True)
+class Expansion:
+    """A loss with its derivatives in the logits; the Hessian of one sample is diag(rows) - shared rowsᵀ."""
+
+    loss: Float[Tensor, ""]
+    gradient: Float[Tensor, "classes batch"]
+    rows: Float[Tensor, "classes batch"]
+    shared: Float[Tensor, "classes batch"]
+
+
+@dataclass(frozen=True)
 class Objective:
     """A mean loss that can be summed up over parts of a batch.
 
@@ -37,6 +47,21 @@ class Objective:
             target = labels.to(logits.dtype)
             return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="sum") / count
         return F.cross_entropy(logits, labels, weights, reduction="sum") / count
+
+    def expand(self, logits: Float[Tensor, "classes batch"], labels: Shaped[Tensor, "batch ..."]) -> Expansion:
+        """The loss and its derivatives in the logits; classes come first: several times as fast where they are few."""
+        weights = logits.new_ones(len(logits)) if self.weights is None else self.weights
+        count = self._count(labels, self.weights)
+        if self.multi_label:
+            p, positive = logits.sigmoid(), labels.T.to(logits.dtype)
+            pull, push = positive * weights[:, None] / count, (1 - positive) / count
+            loss = -(pull * F.logsigmoid(logits) + push * F.logsigmoid(-logits)).sum()
+            return Expansion(loss, push * p - pull * (1 - p), p * (1 - p) * (pull + push), torch.zeros_like(p))
+        of_sample, total = weights[labels] / count, logits.logsumexp(dim=0)
+        p = (logits - total).exp()
+        loss = ((total - logits.gather(0, labels[None])[0]) * of_sample).sum()
+        rows = p * of_sample
+        return Expansion(loss, rows.scatter_add(0, labels[None], -of_sample[None]), rows, p)
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Objective":
         """The same with its weights where the logits are, once and not in every step."""

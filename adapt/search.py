@@ -17,6 +17,7 @@ from adapt.images import ImageBatches
 from adapt.methods import build_model, find_method
 from adapt.objective import make_objective
 from adapt.pooled import PooledFeatures
+from adapt.readout import Readout
 from adapt.run_files import read_json, write_text
 from adapt.solve import Pooled, readout_of, solve_heads
 from adapt.split import draw_validation
@@ -74,7 +75,7 @@ class Material:
         """A fresh model whose every draw comes from the seed."""
         features, backbone = self.pooled.features, self.images.backbone if self.images else None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # and not a GPU's, which would not be put back
             return build_model(name, features.spec, features.num_classes, trial.options, backbone)
 
 
@@ -143,8 +144,12 @@ class _Pass:
         pooled, layer = self._material.pooled, _layers(group[0])[-1]
         readouts = [readout_of(candidate).to(pooled.features.device) for candidate in group]
         pooled.require("train", layer, readouts)
+        rows, of_mode = torch.from_numpy(self.rows), dict[str, Readout]()
         for readout in readouts:
-            readout.standardise(pooled.whole("train", layer, readout)[torch.from_numpy(self.rows)])
+            alike = of_mode.setdefault(readout.mode, readout)
+            if alike is readout:
+                readout.standardise(pooled.whole("train", layer, readout)[rows])
+            readout.mean, readout.std = alike.mean, alike.std
 
     def _solve(self, group: Sequence[Candidate], what: str) -> float:
         pooled, layer = self._material.pooled, _layers(group[0])[-1]

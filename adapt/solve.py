@@ -1,30 +1,27 @@
-"""Linear probes solved to their optimum: the loss is convex, so the whole training split goes into every step (L-BFGS).
+"""Linear probes solved to their optimum: the loss is convex, so no learning rate could give a better one.
 
-No learning rate takes part, and none could give a better probe at the same weight decay. Every solution starts at zero:
-started at that of another weight decay, it would be found sooner, but a point of a search would be another model than
-the same point alone.
+Solutions are reached from the strong weight decays to the weak, each from what the last two point to. The decays on the
+way are the same for every search, so that a point of one is the same model as that point alone.
 """
 
-import copy
+import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.candidate import Candidate, all_finite
+from adapt.newton import LinearProblem, Solution
 from adapt.objective import Objective
 from adapt.readout import Readout
 from store.errors import JobError, Note
 from store.progress import progress
 
-_MOST_ITERATIONS = 5_000  # of which 800 were the most that any search of benchmarks/probe.py needed
-_HISTORY = 30  # steps that the curvature is taken from
-# Of the mean loss, and as a share of the weight decay: the optimum of a weak one shows in smaller gradients.
-_GRADIENT_TOLERANCE, _SHARE_OF_DECAY, _CHANGE_TOLERANCE = 1e-5, 0.03, 1e-12
+_WAY = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -50,17 +47,20 @@ def solve_heads(candidates: Sequence[Candidate], data: Pooled, objective: Object
     """
     if not all_finite(data.features):
         raise JobError("the pooled features hold a value that is not finite: check the weights of the backbone")
-    started, iterations, objective = time.perf_counter(), 0, objective.to(data.features.device, torch.float64)
+    started, readout = time.perf_counter(), readout_of(candidates[0])
+    problem = LinearProblem(readout.standardised(data.features), data.labels, objective)
+    way = _Way(problem, problem.zero(readout.head.out_features))
     with progress(describe, len(candidates), "solutions") as advance:
-        for candidate in candidates:
-            readout = readout_of(candidate)
-            used = _minimise(readout, data, objective, candidate.weight_decay)
+        for candidate in sorted(candidates, key=lambda candidate: -candidate.weight_decay):
+            solution = way.solve(candidate.weight_decay)
+            if not solution.found:
+                _warn(candidate.weight_decay, solution.passes)
+            _take(readout_of(candidate), *problem.head(solution.weights))
             with torch.no_grad():
-                logits = readout.classify(data.val_features)
-            candidate.consider(objective.judge(logits.cpu(), data.val_labels.cpu()), used)
-            iterations += used
+                logits = readout_of(candidate).classify(data.val_features)
+            candidate.consider(objective.judge(logits.cpu(), data.val_labels.cpu()), solution.passes)
             advance(1)
-    return (time.perf_counter() - started) / max(1, iterations)
+    return (time.perf_counter() - started) / way.passes
 
 
 def readout_of(candidate: Candidate) -> Readout:
@@ -70,34 +70,46 @@ def readout_of(candidate: Candidate) -> Readout:
     return readout
 
 
-def _minimise(readout: Readout, data: Pooled, objective: Objective, weight_decay: float) -> int:
-    head = copy.deepcopy(readout.head).double()  # gradients of weak decays drown in the rounding of float32
-    for tensor in head.parameters():
-        nn.init.zeros_(tensor)
-    optimizer = torch.optim.LBFGS(
-        head.parameters(),
-        max_iter=_MOST_ITERATIONS,
-        max_eval=25 * _MOST_ITERATIONS,  # what the line searches of all of them may take: no limit of its own
-        history_size=_HISTORY,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=min(_GRADIENT_TOLERANCE, _SHARE_OF_DECAY * weight_decay or _GRADIENT_TOLERANCE),
-        tolerance_change=_CHANGE_TOLERANCE,
-    )
-    x = readout.standardised(data.features).double()
+def _take(readout: Readout, weight: Tensor, bias: Tensor) -> None:
+    with torch.no_grad():
+        readout.head.weight.copy_(weight)
+        readout.head.bias.copy_(bias)
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = objective(head(x), data.labels) + 0.5 * weight_decay * head.weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    readout.head.load_state_dict(head.state_dict())
-    used: int = optimizer.state[head.weight]["n_iter"]
-    if used >= _MOST_ITERATIONS:
-        warnings.warn(
-            f"the linear probe of weight decay {weight_decay:g} is not at its optimum after {used:,} iterations",
-            Note,
-            stacklevel=2,
-        )
-    return used
+def _warn(decay: float, passes: int) -> None:
+    text = f"the linear probe of weight decay {decay:g} is not at its optimum after {passes:,} passes over the samples"
+    warnings.warn(text, Note, stacklevel=3)
+
+
+class _Way:
+    """Solutions of one problem at ever weaker decays."""
+
+    def __init__(self, problem: LinearProblem, zero: Tensor) -> None:
+        self._problem, self._zero = problem, zero
+        self._steps: list[tuple[float, Solution]] = []  # those of the way so far
+        self.passes = 0
+
+    def solve(self, decay: float) -> Solution:
+        """The solution at a decay no stronger than those before; its passes are all that lead to it from zero."""
+        for step in _WAY[len(self._steps) :]:
+            if step >= decay:
+                self._steps.append((step, self._solve_next(step)))
+        if self._steps and self._steps[-1][0] == decay:
+            return self._steps[-1][1]
+        return self._solve_next(decay)
+
+    def _solve_next(self, decay: float) -> Solution:
+        solution = self._problem.minimise(decay, self._towards(decay))
+        self.passes += solution.passes
+        before = self._steps[-1][1].passes if self._steps else 0
+        return replace(solution, passes=before + solution.passes)
+
+    def _towards(self, decay: float) -> Tensor:
+        """The line through the last two, over the logarithm of the decay."""
+        if not self._steps:
+            return self._zero
+        last, weights = self._steps[-1][0], self._steps[-1][1].weights
+        if len(self._steps) == 1 or not decay:
+            return weights
+        before, weights_before = self._steps[-2][0], self._steps[-2][1].weights
+        return weights + (weights - weights_before) * (math.log(decay / last) / math.log(last / before))

@@ -55,9 +55,9 @@ def test_extracting(run: Run, pipeline: Path) -> None:
 def test_probe(run: Run, pipeline: Path, tiny_config: Callable[..., Config]) -> None:
     config = tiny_config()
     extract(config, open_source(config.data), load_backbone(config.backbone), Path(config.store.path))
-    found = run("probe", pipeline)
-    assert [row["seed"] for row in found["rows"]] == [0]
-    assert set(found["means"]) == {"probe", "sklearn"}
+    found = run("probe", pipeline, "--rounds", 1)
+    assert set(found["seeds"]) == {"0"}
+    assert set(found["means"]) == {"linear_probe", "scikit-learn", "scikit-learn, tol=1e-6"}
 
 
 def test_ablation(run: Run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def write_text(path: Path, text: str) -> None:
         JobError: it cannot be written; the old one stays.
     """
     try:
-        write_files([(path, memoryview(text.encode()))])
+        write_files([(path, [memoryview(text.encode())])])
     except OSError as error:
         reason = error.strerror or error
         raise JobError(f"{path} cannot be written ({reason}); what was there before is kept") from error

@@ -28,7 +28,8 @@ from store.groups import in_groups
 from store.reader import open_store
 
 FROM_CACHE, RESIDENT, ONLINE, PEFT = "losa from the cache", "losa resident", "losa online", "peft lora"
-CONTESTANTS = (FROM_CACHE, RESIDENT, ONLINE, PEFT, "lora", "full")
+NARROW, NARROW_RANK = "losa of rank 16 from the cache", 16
+CONTESTANTS = (FROM_CACHE, NARROW, RESIDENT, ONLINE, PEFT, "lora", "full")
 RANK = 4  # of peft's LoRA: the default of our `lora`
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}  # `--small`: does it run at all
 
@@ -52,10 +53,11 @@ class Bench:
 
     def contestant(self, name: str) -> tuple[nn.Module, Any]:
         """A model, and what it trains from; nothing that the others need is opened."""
-        if name in (FROM_CACHE, RESIDENT):
+        if name in (FROM_CACHE, NARROW, RESIDENT):
             streamed = StreamedFeatures(open_store(self.store), self.device)
             resident = ResidentFeatures(streamed, streamed.spec.layers) if name == RESIDENT else None
-            return build("losa", streamed.spec, None), resident or streamed
+            options = {"rank": NARROW_RANK} if name == NARROW else {}
+            return build("losa", streamed.spec, None, **options), resident or streamed
         source, backbone = open_source(self._data), load_backbone(self._backbone)
         if name == ONLINE:
             forward = FrozenForward(backbone, range(backbone.depth), "all", self._config)
@@ -81,8 +83,8 @@ def draw_photographs(root: Path, samples: int) -> None:
         Image.fromarray(pixels).resize((256, 256)).save(folder / f"{number:05d}.jpg")
 
 
-def build(name: str, spec: Any, backbone: Any) -> nn.Module:
-    return build_model(name, spec, 2, METHODS[name].options(), backbone)
+def build(name: str, spec: Any, backbone: Any, **options: Any) -> nn.Module:
+    return build_model(name, spec, 2, METHODS[name].options(**options), backbone)
 
 
 class Epochs:

@@ -4,9 +4,10 @@ Parts can be run one by one, and speed in either --precision: those that the fil
 
 speed   Samples a second in training, all of made-up photographs of 224 pixels through a --model of random weights, by
         the program's own loop (`adapt.train.fit`): LoSA with its default options, streamed from an int8 store of all
-        layers and tokens, reading and decoding included, and resident; the same LoSA online; our `lora`; `full`; and
-        peft's LoRA in a plain loop over the same batches of images. Same batch and precision, in one process, in
-        turning order, medians over the rounds; a round of LoSA from the cache is several batches, of the others one.
+        layers and tokens, reading and decoding included, and resident; the same LoSA online, and of rank 16; our
+        `lora`; `full`; and peft's LoRA in a plain loop over the same batches of images. Same batch and precision, in
+        one process, in turning order, medians over the rounds; a round of LoSA from the cache is several batches, of
+        the others one.
         On a GPU: `--device cuda --model vit_giant_patch14_dinov2 --precision bfloat16 --batch 64`. `cpu_seconds`
         count the processor's time of all threads, which other work on the machine disturbs less.
 memory  The same at batch 64, each in a process of its own: the highest resident memory while it opens what it trains
@@ -35,13 +36,12 @@ import torch
 
 from adapt.cost import peak_memory
 from adapt.features import StreamedFeatures
-from benchmarks.contestants import CONTESTANTS, FROM_CACHE, ONLINE, PEFT, RESIDENT, Bench, Epochs, build
+from benchmarks.contestants import CONTESTANTS, FROM_CACHE, NARROW, ONLINE, PEFT, RESIDENT, Bench, Epochs, build
 from benchmarks.made_up import write_store
 from benchmarks.record import add_record_options, machine, save
 
-RATIOS = {
-    f"{ours} / {theirs}": (ours, theirs) for ours in (FROM_CACHE, RESIDENT) for theirs in (PEFT, "lora", "full", ONLINE)
-}
+_PAIRS = [(ours, theirs) for ours in (FROM_CACHE, RESIDENT) for theirs in (PEFT, "lora", "full", ONLINE)]
+RATIOS = {f"{ours} / {theirs}": (ours, theirs) for ours, theirs in [*_PAIRS, (NARROW, PEFT)]}
 
 
 def compare(epochs: Mapping[str, Epochs], rounds: int) -> dict[str, dict[str, Any]]:
@@ -64,7 +64,7 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bench.extract()
     epochs = {}
     for name in CONTESTANTS:
-        count = args.batch * (args.batches if name in (FROM_CACHE, RESIDENT) else 1)
+        count = args.batch * (args.batches if name in (FROM_CACHE, NARROW, RESIDENT) else 1)
         epochs[name] = Epochs(*bench.contestant(name), np.arange(count), args.batch, args.precision)
     figures = compare(epochs, args.rounds)
     for taken in figures.values():

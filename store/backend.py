@@ -95,16 +95,16 @@ class Folder:
         self._require_disk()
         _checked(lambda: self._documents.write(key, content).result(), f"write {self.place}{key}")
 
-    def write_files(self, files: Iterable[tuple[str, memoryview]], doing: str) -> None:
+    def write_files(self, files: Iterable[tuple[str, Sequence[memoryview]]], doing: str) -> None:
         """Write many keys of a local folder whole, for whoever holds the store; all are durable when this returns."""
         self._require_disk()
         folder = local_path(self.url)
         assert folder is not None
 
-        def places() -> Iterator[tuple[Path, memoryview]]:
-            for key, content in files:
+        def places() -> Iterator[tuple[Path, Sequence[memoryview]]]:
+            for key, pieces in files:
                 remove_leftovers(folder / key)
-                yield folder / key, content
+                yield folder / key, pieces
 
         _checked(lambda: write_files(places()), doing)
 

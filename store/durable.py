@@ -5,18 +5,17 @@ tensorstore does the same for a file at a time; several at once need far fewer c
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = ".__lock"  # as tensorstore names what it is writing
+_AT_ONCE = 1024  # pieces, of which no system takes more
 
 
-def write_files(files: Iterable[tuple[Path, memoryview]]) -> None:
-    """Write files whole, in place of those that are there; all of them are durable when this returns.
-
-    The memory of one may be used again once the next one is asked for.
+def write_files(files: Iterable[tuple[Path, Sequence[memoryview]]]) -> None:
+    """Write files whole, each from its pieces, in place of those that are there; all are durable when this returns.
 
     Raises:
         OSError: the disk refuses; files that have their name by then are whole.
@@ -24,9 +23,9 @@ def write_files(files: Iterable[tuple[Path, memoryview]]) -> None:
     folders: set[Path] = set()
     with ExitStack() as open_files, ThreadPoolExecutor(1, "sync") as pool:  # which syncs one while the next is written
         begun = []
-        for path, content in files:
+        for path, pieces in files:
             folders |= _make_folders(path.parent)
-            temporary, file = _write(path, content, open_files)
+            temporary, file = _write(path, pieces, open_files)
             begun.append((path, temporary, pool.submit(os.fsync, file)))
         for path, temporary, synced in begun:
             synced.result()
@@ -64,14 +63,23 @@ def _make_folders(folder: Path) -> set[Path]:
     return {folder, *above}
 
 
-def _write(path: Path, content: memoryview, open_files: ExitStack) -> tuple[Path, int]:
-    """The name and descriptor of a file that holds the content, and is gone in the end unless it is renamed."""
+def _write(path: Path, pieces: Sequence[memoryview], open_files: ExitStack) -> tuple[Path, int]:
+    """The name and descriptor of a file that holds the pieces, and is gone in the end unless it is renamed."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")  # its own, whoever else writes this file
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     open_files.callback(_close, file, temporary)
-    while content:
-        content = content[os.write(file, content) :]
+    for start in range(0, len(pieces), _AT_ONCE):
+        _write_all(file, list(pieces[start : start + _AT_ONCE]))
     return temporary, file
+
+
+def _write_all(file: int, pieces: list[memoryview]) -> None:
+    while pieces:
+        written = os.writev(file, pieces)
+        while pieces and written >= pieces[0].nbytes:
+            written -= pieces.pop(0).nbytes
+        if written:
+            pieces[0] = pieces[0][written:]
 
 
 def _close(file: int, temporary: Path) -> None:

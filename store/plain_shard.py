@@ -42,19 +42,12 @@ class PlainShard:
         index[:rows, 1] = self.stride
         return index
 
-    def pack(self, values: Shaped[np.ndarray, "rows ..."], into: UInt8[np.ndarray, "n_bytes"]) -> memoryview:
-        """The file of some rows, in memory that is large enough for it."""
-        file = into[: self.file_bytes(len(values))]
-        rows = file[: len(values) * self.stride].reshape(len(values), self.stride)
-        rows[:, :-CRC_BYTES] = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
-        for row in rows:
-            _seal(row)
-        file[rows.size : -CRC_BYTES] = self.index(len(values)).reshape(-1).view(np.uint8)
-        _seal(file[rows.size :])
-        return file.data
+    def pieces(self, values: Shaped[np.ndarray, "rows ..."]) -> list[memoryview]:
+        """The file of some rows, piece after piece; the rows are not copied."""
+        file: list[memoryview] = []
+        for piece in (*np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8), self._index(len(values))):
+            file += [piece.data, memoryview(google_crc32c.value(piece).to_bytes(CRC_BYTES, "little"))]
+        return file
 
-
-def _seal(piece: UInt8[np.ndarray, "n_bytes"]) -> None:
-    """Write the checksum of all but its last bytes into these."""
-    crc = google_crc32c.value(piece[:-CRC_BYTES])
-    piece[-CRC_BYTES:] = np.frombuffer(crc.to_bytes(CRC_BYTES, "little"), np.uint8)
+    def _index(self, rows: int) -> UInt8[np.ndarray, "n_bytes"]:
+        return self.index(rows).reshape(-1).view(np.uint8)

@@ -149,7 +149,7 @@ class StoreWriter:
         with ThreadPoolExecutor(1, "digest") as beside:
             digests = beside.map(lambda layer: layer_digest(tokens[layer], status), self._schema.layers)
             if holds_plain_rows(self._folder, self._schema):
-                self._folder.write_files(self._pack(split, shard, values), doing)
+                self._folder.write_files(self._files(split, shard, values), doing)
             else:
                 self._write_arrays(split, shard, values, doing)
         wait([self._open(split, DIGEST)[shard].write(np.array(list(digests), np.uint32))], doing)
@@ -161,13 +161,14 @@ class StoreWriter:
             found |= zip(layer_arrays(self._schema, layer), parts, strict=True)
         return found
 
-    def _pack(self, split: str, shard: int, values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, memoryview]]:
-        """A shard's files by key, one after the other in the same memory."""
+    def _files(
+        self, split: str, shard: int, values: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[str, list[memoryview]]]:
+        """A shard's files by key, each in pieces."""
         arrays, shard_samples = shard_arrays(self._schema, split), self._schema.shard_samples
-        layouts = {name: PlainShard(shard_samples, part[0].nbytes) for name, part in values.items()}
-        memory = np.empty(max(layouts[name].file_bytes(len(part)) for name, part in values.items()), np.uint8)
         for name, part in values.items():
-            yield f"{split}/{shard_file(name, arrays[name], shard)}", layouts[name].pack(part, memory)
+            layout = PlainShard(shard_samples, part[0].nbytes)
+            yield f"{split}/{shard_file(name, arrays[name], shard)}", layout.pieces(part)
 
     def _write_arrays(self, split: str, shard: int, values: Mapping[str, np.ndarray], doing: str) -> None:
         rows = self._schema.shards(split).rows(shard)

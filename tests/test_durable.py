@@ -22,12 +22,10 @@ from store.durable import remove_leftovers, replacing, write_files
 from store.plain_shard import CRC_BYTES, PlainShard
 
 
-def files(folder: Path, content: bytes = b"new") -> Iterator[tuple[Path, memoryview]]:
-    """Three in folders that are not there yet, all in the same memory."""
-    memory = bytearray(len(content) + 1)
+def files(folder: Path, content: bytes = b"new") -> Iterator[tuple[Path, list[memoryview]]]:
+    """Three in folders that are not there yet, in two pieces each."""
     for number in range(3):
-        memory[:] = content + b"%d" % number
-        yield folder / f"{number}/c/0", memoryview(memory)
+        yield folder / f"{number}/c/0", [memoryview(content), memoryview(b"%d" % number)]
 
 
 def test_files_are_written_in_place_of_old_ones(tmp_path: Path) -> None:
@@ -42,7 +40,7 @@ def test_a_file_has_the_mode_that_any_new_file_has(tmp_path: Path) -> None:
     assert (tmp_path / "0/c/0").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("call", ["fsync", "write", "open"])
+@pytest.mark.parametrize("call", ["fsync", "writev", "open"])
 @pytest.mark.parametrize("number", range(3))
 def test_a_disk_that_refuses_leaves_every_file_old_or_new_and_nothing_else(
     tmp_path: Path, call: str, number: int
@@ -64,6 +62,21 @@ def test_a_disk_that_refuses_leaves_every_file_old_or_new_and_nothing_else(
     assert all(content in (before[name], b"new" + before[name][-1:]) for name, content in after.items())
 
 
+@pytest.mark.parametrize("most", [1, 7, 10**6])
+def test_a_file_of_many_pieces_is_whole_however_little_a_disk_takes_at_once(
+    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = [b"%d" % number * (number % 4) for number in range(3000)]  # some are empty
+
+    def writev(file: int, buffers: list[memoryview]) -> int:
+        assert len(buffers) <= os.sysconf("SC_IOV_MAX")
+        return os.write(file, b"".join(buffers)[:most])
+
+    monkeypatch.setattr(durable.os, "writev", writev)
+    write_files([(tmp_path / "whole", [memoryview(piece) for piece in pieces])])
+    assert (tmp_path / "whole").read_bytes() == b"".join(pieces)
+
+
 def test_what_killed_writers_left_can_be_removed(tmp_path: Path) -> None:
     write_files(files(tmp_path))
     for left in ("0.__lock", "0.abc.__lock"):
@@ -74,7 +87,7 @@ def test_what_killed_writers_left_can_be_removed(tmp_path: Path) -> None:
 
 
 def test_two_writers_of_the_same_files_do_not_disturb_each_other(tmp_path: Path) -> None:
-    def overtaken() -> Iterator[tuple[Path, memoryview]]:
+    def overtaken() -> Iterator[tuple[Path, list[memoryview]]]:
         yield from files(tmp_path, b"mine")
         write_files(files(tmp_path, b"theirs"))
 
@@ -119,7 +132,7 @@ def test_a_packed_shard_says_where_every_row_lies(samples: int, lacking: int, sh
     rows = max(1, samples - lacking)
     values = np.random.default_rng(rows).integers(-99, 99, (rows, *shape)).astype(kind)
     layout = PlainShard(samples, values[0].nbytes)
-    file = layout.pack(values, np.empty(layout.file_bytes(rows) + 5, np.uint8))
+    file = b"".join(layout.pieces(values))
     assert len(file) == layout.file_bytes(rows)
     index, end = np.frombuffer(file[-layout.index_bytes - CRC_BYTES : -CRC_BYTES], "<u8").reshape(-1, 2), len(file)
     assert google_crc32c.value(index.tobytes()) == int.from_bytes(file[end - CRC_BYTES :], "little")

@@ -13,6 +13,7 @@ from extract.describe import list_split
 from extract.ordering import OrderedSplit
 from extract.sources import ImageSource, drawn_text
 from extract.video.samples import sampling_text
+from extract.vivit_weights import VIVIT
 from store.changes import require_unchanged
 from store.errors import UserError
 from store.layout import describe_tokens, resolve_layers
@@ -41,9 +42,16 @@ def require_match(
         "data.video, how frames are drawn": (provenance.sampling, _sampling(config, source)),
     }
     if not own_backbone:
-        size, name = config.backbone.image_size, config.backbone.name
+        size, name, given = config.backbone.image_size, config.backbone.name, config.backbone.model_kwargs
         pairs["backbone.name"] = (provenance.backbone, name or provenance.backbone)
         pairs["backbone.image_size"] = (provenance.image_size[-1], size or provenance.image_size[-1])
+        held = provenance.model_kwargs
+        if provenance.backbone == VIVIT:  # of which only what differs from ViViT-B is kept
+            held = given | held
+        for key, value in given.items():
+            pairs[f"backbone.model_kwargs.{key}"] = (held.get(key), value)
+    if config.extract.precision != "auto":
+        pairs["extract.precision"] = (provenance.precision, config.extract.precision)
     if provenance.drawn:
         pairs["data, how the test split is drawn"] = (provenance.drawn, drawn_text(config.data))
     different = {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}

@@ -31,7 +31,7 @@ class Row(BaseModel):
     lr: float | None  # None, as `epochs` is, where the method was solved and not trained step by step
     weight_decay: float
     epochs: int | None
-    best_epoch: int  # of a solved method: the iterations that it took
+    best_epoch: int  # of a solved method: the passes over the samples that it took
     val_score: float | None
     top1: float | None
     top5: float | None

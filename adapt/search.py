@@ -32,7 +32,7 @@ class Trained:
     """Candidates after a pass, in the order of their trials, and what the pass cost."""
 
     candidates: list[Candidate]
-    seconds_per_epoch: float  # of a solved method: an iteration
+    seconds_per_epoch: float  # of a solved method: a pass over the samples
     samples_per_second: float
 
     @property
@@ -131,7 +131,7 @@ class _Pass:
         )
 
     def train(self, group: Sequence[Candidate], checkpoint: Path | None) -> float:
-        """Train candidates that read the same layers; returns the seconds of an epoch, or of an iteration."""
+        """Train candidates that read the same layers; returns the seconds of an epoch, or of a pass."""
         what = f"{self._name} seed {self._settings.seed}" + (f" ({len(group)} trials)" if len(group) > 1 else "")
         self._standardise(group)
         if find_method(self._name).solved:

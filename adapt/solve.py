@@ -35,12 +35,12 @@ class Pooled:
 
 
 def solve_heads(candidates: Sequence[Candidate], data: Pooled, objective: Objective, describe: str) -> float:
-    """Solve the head of every candidate, all with the same pooling; returns the seconds that one iteration took.
+    """Solve the head of every candidate, all with the same pooling; returns the seconds that a pass took.
 
     The minimised function is the mean loss + weight_decay / 2 times the squared weights, without the bias: that of
     scikit-learn's LogisticRegression with C = 1 / (samples x weight_decay).
 
-    Warns where one is not found in the iterations that there are.
+    Warns where one is not found in a hundred steps of Newton's method.
 
     Raises:
         JobError: a feature is not finite.

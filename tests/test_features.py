@@ -185,6 +185,8 @@ def test_an_unfinished_store_is_not_trained_from(tiny_config: MakeConfig) -> Non
         ("store.tokens=mean", "store.tokens: stored 'all', wanted 'mean'"),
         ("backbone.name=vit_small_patch16_224", "backbone.name: stored 'vit_tiny_patch16_224'"),
         ("backbone.image_size=64", "backbone.image_size: stored 32, wanted 64"),
+        ("backbone.model_kwargs.depth=5", "backbone.model_kwargs.depth: stored 3, wanted 5"),
+        ("extract.precision=bfloat16", "extract.precision: stored 'float32', wanted 'bfloat16'"),
     ],
 )
 def test_training_refuses_a_store_that_the_configuration_does_not_describe(

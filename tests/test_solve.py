@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from test_methods import CLASSES, DIM, build
 from torch import Tensor
 
 from adapt.candidate import Candidate
+from adapt.newton import LinearProblem
 from adapt.objective import Objective, make_objective
 from adapt.solve import Pooled, readout_of, solve_heads
 from store.errors import JobError
@@ -88,6 +90,32 @@ def test_fewer_samples_than_features_and_channels_that_never_vary(decay: float) 
     labels[:CLASSES] = torch.arange(CLASSES)
     features[:, 3:] = 0
     assert excess_loss(features, labels, decay) < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_problems_end_near_their_optimum(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    samples, width, classes, multi_label = (int(draw.choice(sizes)) for sizes in ([8, 30, 120], [1, 9], [2, 5], [0, 1]))
+    x = torch.from_numpy(draw.normal(size=(samples, width)) @ draw.normal(size=(width, width))).float()
+    drawn = draw.integers(0, 2, (samples, classes)) if multi_label else np.arange(samples) ** 2 % classes
+    labels = torch.from_numpy(drawn)
+    weights = torch.from_numpy(np.exp(draw.normal(size=classes))) if draw.integers(2) else None
+    objective, decay = Objective(bool(multi_label), weights), float(10 ** draw.uniform(-6, 1))
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        head = torch.from_numpy(flat).view(classes, width + 1).requires_grad_()
+        logits, penalty = x.double() @ head[:, :-1].T + head[:, -1], 0.5 * decay * head[:, :-1].square().sum()
+        total = objective(logits, labels) + penalty
+        total.backward()
+        return float(total.detach()), head.grad.numpy().ravel()
+
+    problem = LinearProblem(x, labels, objective)
+    solution = problem.minimise(decay, problem.zero(classes))
+    weight, bias = problem.head(solution.weights)
+    ours = torch.cat([weight, bias[:, None]], dim=1).numpy().ravel()
+    options = {"maxiter": 20_000, "maxfun": 50_000, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 30}
+    assert solution.found
+    assert loss(ours)[0] < (1 + 2e-5) * minimize(loss, ours, jac=True, method="L-BFGS-B", options=options).fun
 
 
 def test_without_weight_decay() -> None:

@@ -21,10 +21,10 @@ from adapt.explain import explain
 from adapt.features import spec_of_backbone
 from adapt.methods import build_model, find_method, learned_tensors
 from adapt.run_files import write_text
-from adapt.train import autocast
 from extract.backbone import Backbone, digests, load_backbone
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward import FrozenForward
+from extract.transfer import autocast
 from extract.weights import first_line
 from store.config import Section, Tokens
 from store.durable import replacing

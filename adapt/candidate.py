@@ -22,6 +22,12 @@ class Candidate:
     loss: float = math.inf
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """Those that the model reads, ascending."""
+        layers: tuple[int, ...] = self.model.layers  # type: ignore[assignment]
+        return layers
+
+    @property
     def rank(self) -> tuple[float, float]:
         """Higher is better: the score, then the loss where scores are equal."""
         return self.score, -self.loss

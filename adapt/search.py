@@ -107,13 +107,8 @@ def train_trials(
 def _by_layers(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     groups: dict[tuple[int, ...], list[Candidate]] = {}
     for candidate in candidates:
-        groups.setdefault(_layers(candidate), []).append(candidate)
+        groups.setdefault(candidate.layers, []).append(candidate)
     return list(groups.values())
-
-
-def _layers(candidate: Candidate) -> tuple[int, ...]:
-    layers: tuple[int, ...] = candidate.model.layers  # type: ignore[assignment]
-    return layers
 
 
 class _Pass:
@@ -141,7 +136,7 @@ class _Pass:
         )
 
     def _standardise(self, group: Sequence[Candidate]) -> None:
-        pooled, layer = self._material.pooled, _layers(group[0])[-1]
+        pooled, layer = self._material.pooled, group[0].layers[-1]
         readouts = [readout_of(candidate).to(pooled.features.device) for candidate in group]
         pooled.require("train", layer, readouts)
         rows, of_mode = torch.from_numpy(self.rows), dict[str, Readout]()
@@ -152,7 +147,7 @@ class _Pass:
             readout.mean, readout.std = alike.mean, alike.std
 
     def _solve(self, group: Sequence[Candidate], what: str) -> float:
-        pooled, layer = self._material.pooled, _layers(group[0])[-1]
+        pooled, layer = self._material.pooled, group[0].layers[-1]
         index, val_index = torch.from_numpy(self.rows), torch.from_numpy(self._val_rows)
         device, labels = pooled.features.device, self._labels
         by_pooling: dict[str, list[Candidate]] = {}

@@ -25,7 +25,7 @@ from adapt.metrics import Metrics, average_views, evaluate
 from adapt.objective import Objective
 from adapt.optimizer import Optimizer, make_optimizer, make_schedule
 from adapt.shuffle import WINDOW, epoch_batches
-from extract.transfer import finish, to_device
+from extract.transfer import autocast, finish, to_device
 from store.groups import in_groups
 from store.heap import keep_freed_memory
 from store.progress import progress
@@ -152,12 +152,6 @@ def evaluate_split(model: nn.Module, features: Batches, split: str, precision: s
     labels = features.labels(split)
     logits = predict_logits([model], features, split, np.arange(len(labels)), precision)[0]
     return evaluate(average_views(logits, features.views), labels[:: features.views])
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision for anything but float32."""
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 class Loop:

@@ -16,13 +16,13 @@ from adapt.features import OnlineFeatures, ResidentFeatures, StreamedFeatures, s
 from adapt.images import ImageBatches
 from adapt.methods import METHODS, build_model
 from adapt.objective import Objective
-from adapt.train import Loop, Settings, autocast
+from adapt.train import Loop, Settings
 from extract.backbone import load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.forward import FrozenForward
 from extract.run import extract_tokens
 from extract.sources import open_source
-from extract.transfer import finish
+from extract.transfer import autocast, finish
 from store.config import StoreConfig
 from store.groups import in_groups
 from store.reader import open_store

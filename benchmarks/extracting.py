@@ -22,14 +22,13 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from adapt.config import Config, load_config
-from adapt.train import autocast
 from benchmarks.made_up import encode
 from benchmarks.record import add_record_options, machine, save
 from extract.backbone import Backbone, load_backbone
 from extract.forward import FrozenForward
 from extract.run import extract_tokens
 from extract.sources import ImageSource, open_source
-from extract.transfer import finish
+from extract.transfer import autocast, finish
 from store.address import store_url
 from store.arrays import open_schema, read_rms
 from store.backend import Folder

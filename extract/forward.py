@@ -19,11 +19,10 @@ from extract.images import DecodeError
 from extract.preprocess import Transform
 from extract.sources import ImageSplit
 from extract.threads import thread_pool
-from extract.transfer import to_device
+from extract.transfer import autocast, to_device
 from store.config import Tokens
 from store.errors import UserError
 
-_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 RowTransform = Callable[[Any, int], Float[Tensor, "..."]]
 _AHEAD = 2  # batches decoded while one is in the forward pass
 
@@ -87,8 +86,7 @@ class FrozenForward:
     @torch.no_grad()
     def __call__(self, images: Images, layers: Sequence[int] | None = None) -> TokensByLayer:
         """Reduced tokens of the chosen layers (or of fewer), float32, on the device."""
-        dtype = _AUTOCAST.get(self.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(self.device, self.precision):
             tokens = self.backbone.tokens(to_device(images, self.device), layers or self.layers)
         layout = self.backbone.layout
         return {layer: reduce_tokens(values.float(), layout, self._tokens) for layer, values in tokens.items()}

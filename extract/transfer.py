@@ -1,4 +1,4 @@
-"""Tensors to the device that computes with them, and waiting for it."""
+"""Tensors to the device that computes with them, in what precision it does, and waiting for it."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,12 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not values.is_cuda:
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision for anything but float32."""
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def finish(device: torch.device) -> None:

@@ -31,10 +31,6 @@ class PlainShard:
         """Without its checksum."""
         return 2 * 8 * self.shard_samples
 
-    def file_bytes(self, rows: int) -> int:
-        """Of a shard of so many rows."""
-        return rows * self.stride + self.index_bytes + CRC_BYTES
-
     def index(self, rows: int) -> UInt64[np.ndarray, "shard_samples 2"]:
         """Start and length of every row of a shard that has so many."""
         index = np.full((self.shard_samples, 2), _NO_ROW, "<u8")

@@ -133,7 +133,7 @@ def test_a_packed_shard_says_where_every_row_lies(samples: int, lacking: int, sh
     values = np.random.default_rng(rows).integers(-99, 99, (rows, *shape)).astype(kind)
     layout = PlainShard(samples, values[0].nbytes)
     file = b"".join(layout.pieces(values))
-    assert len(file) == layout.file_bytes(rows)
+    assert len(file) == rows * layout.stride + layout.index_bytes + CRC_BYTES
     index, end = np.frombuffer(file[-layout.index_bytes - CRC_BYTES : -CRC_BYTES], "<u8").reshape(-1, 2), len(file)
     assert google_crc32c.value(index.tobytes()) == int.from_bytes(file[end - CRC_BYTES :], "little")
     assert (index[rows:] == 2**64 - 1).all()

@@ -42,10 +42,10 @@ def require_match(
         "data.video, how frames are drawn": (provenance.sampling, _sampling(config, source)),
     }
     if not own_backbone:
-        size, name, given = config.backbone.image_size, config.backbone.name, config.backbone.model_kwargs
+        size, name = config.backbone.image_size, config.backbone.name
         pairs["backbone.name"] = (provenance.backbone, name or provenance.backbone)
         pairs["backbone.image_size"] = (provenance.image_size[-1], size or provenance.image_size[-1])
-        held = provenance.model_kwargs
+        given, held = config.backbone.model_dump(mode="json")["model_kwargs"], provenance.model_kwargs  # both as JSON
         if provenance.backbone == VIVIT:  # of which only what differs from ViViT-B is kept
             held = given | held
         for key, value in given.items():

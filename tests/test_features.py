@@ -197,6 +197,16 @@ def test_training_refuses_a_store_that_the_configuration_does_not_describe(
         sc.train(tiny_config(override))
 
 
+def test_training_takes_model_kwargs_that_the_store_spells_otherwise(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    given = config.backbone.model_kwargs | {"img_size": (32, 32)}  # which JSON keeps as a list
+    backbone = config.backbone.model_copy(update={"model_kwargs": given, "image_size": None})
+    config = config.model_copy(update={"backbone": backbone})
+    sc.extract(config)
+    assert sc.extract(config).shards_written == 0
+    assert sc.train(config)
+
+
 def test_training_may_use_some_of_the_stored_layers(tiny_config: MakeConfig) -> None:
     sc.extract(tiny_config())
     config = tiny_config("store.layers=[0, 2]", "methods=[losa]")

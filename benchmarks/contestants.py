@@ -29,7 +29,8 @@ from store.reader import open_store
 
 FROM_CACHE, RESIDENT, ONLINE, PEFT = "losa from the cache", "losa resident", "losa online", "peft lora"
 NARROW, NARROW_RANK = "losa of rank 16 from the cache", 16
-CONTESTANTS = (FROM_CACHE, NARROW, RESIDENT, ONLINE, PEFT, "lora", "full")
+FROM_STORE = (FROM_CACHE, NARROW, RESIDENT)
+CONTESTANTS = (*FROM_STORE, ONLINE, PEFT, "lora", "full")
 RANK = 4  # of peft's LoRA: the default of our `lora`
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}  # `--small`: does it run at all
 
@@ -53,7 +54,7 @@ class Bench:
 
     def contestant(self, name: str) -> tuple[nn.Module, Any]:
         """A model, and what it trains from; nothing that the others need is opened."""
-        if name in (FROM_CACHE, NARROW, RESIDENT):
+        if name in FROM_STORE:
             streamed = StreamedFeatures(open_store(self.store), self.device)
             resident = ResidentFeatures(streamed, streamed.spec.layers) if name == RESIDENT else None
             options = {"rank": NARROW_RANK} if name == NARROW else {}

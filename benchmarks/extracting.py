@@ -12,8 +12,7 @@ import os
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from adapt.config import Config, load_config
 from benchmarks.made_up import encode
 from benchmarks.record import add_record_options, machine, save
+from benchmarks.rounds import compare
 from extract.backbone import Backbone, load_backbone
 from extract.forward import FrozenForward
 from extract.run import extract_tokens
@@ -80,20 +80,6 @@ def bare_loop(source: ImageSource, forward: FrozenForward, batch_size: int) -> N
         for images in loader:
             backbone.module.forward_features(images.to(device, non_blocking=True))  # type: ignore[operator]
     finish(device)
-
-
-def compare(
-    contestants: Mapping[str, Callable[[], None]], rounds: int, before: Mapping[str, Callable[[], None]] | None = None
-) -> dict[str, list[float]]:
-    """Seconds of each, by round, in turning order; what comes before some of them is off the clock."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds):
-        for name in list(contestants)[:: 1 if number % 2 else -1]:
-            (before or {}).get(name, lambda: None)()
-            started = time.perf_counter()
-            contestants[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 def writing(store: Path, rounds: int) -> dict[str, list[float]]:

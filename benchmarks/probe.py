@@ -9,7 +9,6 @@ as these, and take many times as long.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from adapt.solve import readout_of
 from adapt.split import draw_validation
 from adapt.train import evaluate_split
 from benchmarks.record import add_record_options, machine, save
+from benchmarks.rounds import compare
 from store.reader import Store, open_store
 
 TOLERANCES = {"scikit-learn": 1e-4, "scikit-learn, tol=1e-6": 1e-6}  # the first is its own
@@ -99,18 +99,14 @@ class Searches:
         return 100 * float(model.score(x, self._store.labels("test")))
 
 
-def compare(searches: Searches, seed: int, rounds: int) -> dict[str, dict[str, Any]]:
+def compare_searches(searches: Searches, seed: int, rounds: int) -> dict[str, dict[str, Any]]:
     """What each search chose, its test accuracy, and its median seconds."""
-    contestants: dict[str, Callable[[], Choice]] = {"linear_probe": lambda: searches.by_probe(seed)}
+    jobs: dict[str, Callable[[], Choice]] = {"linear_probe": lambda: searches.by_probe(seed)}
     for name, tolerance in TOLERANCES.items():
-        contestants[name] = lambda tolerance=tolerance: searches.by_sklearn(seed, tolerance)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    choices = {}
-    for _ in range(rounds):
-        for name, search in contestants.items():
-            started = time.perf_counter()
-            choices[name] = search()
-            seconds[name].append(time.perf_counter() - started)
+        jobs[name] = lambda tolerance=tolerance: searches.by_sklearn(seed, tolerance)
+    choices: dict[str, Choice] = {}
+    contestants = {name: lambda name=name, job=job: choices.update({name: job()}) for name, job in jobs.items()}
+    seconds = compare(contestants, rounds)
     return {
         name: {
             "accuracy": choice.test_accuracy(),
@@ -135,7 +131,7 @@ def main() -> None:
     store = open_store(config.store.path)
     searches = Searches(config, store)
     with threadpool_limits(1):
-        rows = {seed: compare(searches, seed, args.rounds) for seed in config.train.seeds}
+        rows = {seed: compare_searches(searches, seed, args.rounds) for seed in config.train.seeds}
     means = {
         name: {key: fmean(row[name][key] for row in rows.values()) for key in ("accuracy", "seconds", "speed")}
         for name in ("linear_probe", *TOLERANCES)

@@ -36,7 +36,18 @@ import torch
 
 from adapt.cost import peak_memory
 from adapt.features import StreamedFeatures
-from benchmarks.contestants import CONTESTANTS, FROM_CACHE, NARROW, ONLINE, PEFT, RESIDENT, Bench, Epochs, build
+from benchmarks.contestants import (
+    CONTESTANTS,
+    FROM_CACHE,
+    FROM_STORE,
+    NARROW,
+    ONLINE,
+    PEFT,
+    RESIDENT,
+    Bench,
+    Epochs,
+    build,
+)
 from benchmarks.made_up import write_store
 from benchmarks.record import add_record_options, machine, save
 
@@ -64,7 +75,7 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bench.extract()
     epochs = {}
     for name in CONTESTANTS:
-        count = args.batch * (args.batches if name in (FROM_CACHE, NARROW, RESIDENT) else 1)
+        count = args.batch * (args.batches if name in FROM_STORE else 1)
         epochs[name] = Epochs(*bench.contestant(name), np.arange(count), args.batch, args.precision)
     figures = compare(epochs, args.rounds)
     for taken in figures.values():

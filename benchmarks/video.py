@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from benchmarks.record import add_record_options, machine, save
+from benchmarks.rounds import compare
 from extract.backbone import load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
 from extract.run import extract_tokens
@@ -90,12 +91,6 @@ def quarters(marks: Sequence[tuple[float, int]]) -> list[int]:
     return [max(part) // 2**20 for part in parts]
 
 
-def seconds_of(job: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    job()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -110,7 +105,6 @@ def main() -> None:
     backbone = load_backbone(BackboneConfig(name=MODEL, weights=args.weights), ClipConfig(frames=args.frames))
     image_backbone = load_backbone(BackboneConfig(name=MODEL, weights=args.weights))
     clips = found[:: max(1, len(found) // args.clips)][: args.clips]
-    seconds: dict[str, list[float]] = {"plain": [], "sidecache": []}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "clips"
         lay_out(clips, root)
@@ -118,9 +112,7 @@ def main() -> None:
             "plain": lambda: plain_loop(clips, image_backbone, args.frames),
             "sidecache": lambda: extract(root, backbone, args.frames),
         }
-        for number in range(args.rounds):
-            for name in list(contestants)[:: 1 if number % 2 else -1]:
-                seconds[name].append(seconds_of(contestants[name]))
+        seconds = compare(contestants, args.rounds)
     rates = {name: len(clips) / statistics.median(values) for name, values in seconds.items()}
     figures: dict[str, Any] = {
         **machine(),

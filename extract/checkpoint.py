@@ -1,22 +1,25 @@
 """Files of weights, none of them trusted: tensors only, never objects, and no tensor larger than the file it is in."""
 
+import argparse
 import re
+import warnings
 import zipfile
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.models import load_state_dict
+from safetensors.torch import load_file
 from torch import nn
-from torch.utils.serialization import config as serialization
+
+from extract.weight_layouts import find_state_dict
+from store.errors import Note
 
 _MOST_EXPANSION = 10  # of a compressed .npz; weights shrink by a tenth
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """The state dict of a .safetensors or torch file.
+    """The state dict of a ViT in a .safetensors or torch file, without wrappers; a note says what else it holds.
 
     Raises:
         ValueError: what is in it is no weights, or more than the file can hold. Libraries raise others for damage.
@@ -25,8 +28,11 @@ def read_tensors(file: Path) -> dict[str, Any]:
     if zipped:
         _require_plain(file)
     # Mapped, a tensor is a part of the file: older versions of torch let it reach into the memory behind a record.
-    with serialization.patch({"load.mmap": True}) if zipped else nullcontext():  # type: ignore[attr-defined]
-        state: dict[str, Any] = load_state_dict(str(file), weights_only=True)
+    state, left_out = find_state_dict(
+        load_file(file) if file.suffix == ".safetensors" else _load_torch(file, mmap=zipped)
+    )
+    if left_out:
+        warnings.warn(f"{file} also holds weights under {', '.join(left_out)}, which are left out", Note, stacklevel=2)
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{name!r} is no tensor")
@@ -35,6 +41,14 @@ def read_tensors(file: Path) -> dict[str, Any]:
         if tensor.is_complex():
             raise ValueError(f"{name!r} holds complex numbers")
     return state
+
+
+def _load_torch(file: Path, mmap: bool) -> dict[str, Any]:
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of a training script: names and values
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"it holds a {type(checkpoint).__name__}, no state dict")
+    return checkpoint
 
 
 def _require_plain(file: Path) -> None:

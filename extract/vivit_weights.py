@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from extract.config import BackboneConfig
+from extract.weight_layouts import require_fit
 from extract.weights import reaching_hub
 from store.errors import UserError
 
@@ -64,6 +65,8 @@ def load_vivit(config: BackboneConfig, frames: int) -> tuple[nn.Module, dict[str
             ignore_mismatched_sizes=True,  # they are in the report
         )
     _require_whole(config.weights, report)
+    with _opening(config.weights):
+        require_fit(model.state_dict(), model)
     return model.eval().requires_grad_(False), card
 
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import importlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from typing import Any
 import psutil
 import timm
 import torch
-from timm.models import load_model_config_from_hf
+from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, load_model_config_from_hf
 from torch import nn
 
 from extract.checkpoint import load_npz, read_tensors
 from extract.config import BackboneConfig
 from extract.hub_folder import read_hub_folder
-from store.errors import JobError, UserError
+from extract.weight_layouts import UNUSED, require_fit
+from store.errors import JobError, Note, UserError
 
 _ALTERNATIVES = (
     "give backbone.weights a local .safetensors, .pth or .npz file, or a folder in timm's hub format "
@@ -221,25 +223,50 @@ def _folder_recipe(config: BackboneConfig, folder: Path) -> Recipe:
     return Recipe(card.architecture, kwargs, card.weights, card.pretrained_cfg)
 
 
+def _note_preprocessing(recipe: Recipe) -> None:
+    """Say which preprocessing a file gets whose name has no tag, where timm knows several for that architecture."""
+    tagged = get_arch_pretrained_cfgs(recipe.name)
+    if "." in recipe.name or len({_preprocessing(cfg) for cfg in tagged.values()}) < 2:
+        return
+    default = timm.get_pretrained_cfg(recipe.name, allow_unregistered=False)
+    assert default is not None
+    mean, std, interpolation, crop = _preprocessing(default)
+    warnings.warn(
+        f"images are preprocessed as for timm's {recipe.name}.{default.tag}: mean {mean}, std {std}, {interpolation}, "
+        f"crop {crop}; if {recipe.file} holds other weights, write their tag into backbone.name. Tags of this "
+        f"architecture: {', '.join(sorted(name.split('.', 1)[1] for name in tagged if '.' in name))}",
+        Note,
+        stacklevel=2,
+    )
+
+
+def _preprocessing(cfg: PretrainedCfg) -> tuple[tuple[float, ...], tuple[float, ...], str, float]:
+    return tuple(cfg.mean), tuple(cfg.std), cfg.interpolation, cfg.crop_pct
+
+
 def _from_file(recipe: Recipe) -> nn.Module:
     assert recipe.file is not None
     _require_room(recipe)
     overlay = {"pretrained_cfg_overlay": recipe.pretrained_cfg} if recipe.pretrained_cfg else {}
     model = _create(recipe, num_classes=0, **overlay)
+    if not recipe.pretrained_cfg:
+        _note_preprocessing(recipe)
     try:
         if recipe.file.suffix == ".npz":
             load_npz(recipe.file, model)
+            require_fit(model.state_dict(), model)
             return model
         state = read_tensors(recipe.file)
         filter_keys = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
         state = filter_keys(state, model) if filter_keys else state
+        require_fit(state, model)
         missing, unexpected = model.load_state_dict(state, strict=False)
     except Exception as error:  # torch, pickle, safetensors and numpy each have their own errors for a damaged file
         raise UserError(
             f"backbone.weights {recipe.file} does not load into {recipe.name!r}: {first_line(error)}"
         ) from error
-    # A classifier in the file is expected and dropped; anything else means it is the file of another model.
-    unexpected = [key for key in unexpected if not key.startswith(("head", "fc_norm", "classifier"))]
+    # Heads in the file are expected and dropped; anything else means that it is the file of another model.
+    unexpected = [key for key in unexpected if not key.startswith(UNUSED)]
     if missing or unexpected:
         raise UserError(
             f"backbone.weights {recipe.file} is not a checkpoint of {recipe.name!r}: "

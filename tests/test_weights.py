@@ -1,8 +1,11 @@
 """Weights: every file format gives the same model, and what is no checkpoint of it is refused."""
 
+import argparse
+import copy
 import gc
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from torch import nn
 from extract import weights
 from extract.config import BackboneConfig
 from extract.weights import load_model, weights_digest
-from store.errors import JobError, UserError
+from store.errors import JobError, Note, UserError
 
 NAME = "vit_tiny_patch16_224"
 KWARGS = {**TINY, "img_size": 32}
@@ -281,3 +284,151 @@ def test_wrong_arguments_are_not_blamed_on_the_hub(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(weights, "load_model_config_from_hf", lambda _: ({}, NAME, {"num_classes": 3}))
     assert "timm cannot build" in refuse("hf-hub:a/b", model_kwargs={"nope": 1}, image_size=None)
     assert "leave the name out" in refuse("hf-hub:a/b", name="vit_small_patch16_224")
+
+
+# Checkpoints of training scripts
+
+
+def prefixed(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def other_values(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "DeepSpeed": lambda s: {"module": s, "optimizer": {"state": {0: torch.ones(2)}}, "global_steps": 3},
+    "DINO": lambda s: {
+        "student": prefixed(other_values(s), "module.backbone."),
+        "teacher": prefixed(s, "backbone.") | {"head.mlp.0.weight": torch.randn(4, 4)},
+        "args": argparse.Namespace(arch="vit_tiny"),
+    },
+    "DINOv2": lambda s: {
+        "model": prefixed(other_values(s), "student.backbone.")
+        | prefixed(s, "teacher.backbone.")
+        | {"teacher.dino_head.mlp.0.weight": torch.randn(4, 4)}
+    },
+    "a student alone": lambda s: {"student": prefixed(s, "module.backbone.")},
+    "MAE": lambda s: {"model": s | {"mask_token": torch.randn(1, 1, 8), "decoder_blocks.0.norm1.bias": torch.ones(8)}},
+    "I-JEPA": lambda s: {
+        "encoder": prefixed(other_values(s), "module."),
+        "predictor": {"module.predictor_blocks.0.norm1.bias": torch.ones(4)},
+        "target_encoder": prefixed(s, "module."),
+    },
+    "timm with averages": lambda s: {
+        "state_dict": other_values(s),
+        "state_dict_ema": prefixed(s, "module."),
+        "epoch": 9,
+    },
+    "averages of MAE": lambda s: {"model": other_values(s), "model_ema": s, "scaler": {"scale": 1.0}},
+    "Lightning": lambda s: {"state_dict": prefixed(s, "model.backbone."), "hyper_parameters": {"lr": 0.1}},
+    "compiled, then distributed": lambda s: prefixed(s, "module._orig_mod."),
+    "distributed, then compiled": lambda s: {"model": prefixed(s, "_orig_mod.module.")},
+    "wrapped three times": lambda s: {"state_dict": {"model": {"module": s}}},
+}
+
+
+@pytest.mark.filterwarnings("ignore::store.errors.Note")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_checkpoints_of_training_scripts_load(tmp_path: Path, trained: nn.Module, expected: str, layout: str) -> None:
+    torch.save(LAYOUTS[layout](trained.state_dict()), tmp_path / "a.pth")
+    assert weights_digest(load(tmp_path / "a.pth")) == expected
+
+
+@pytest.mark.parametrize(
+    ("layout", "left_out"),
+    [("DINO", "student"), ("DINOv2", "model.student.backbone"), ("I-JEPA", "encoder"), ("averages of MAE", "model")],
+)
+def test_what_else_a_checkpoint_holds_is_noted(tmp_path: Path, trained: nn.Module, layout: str, left_out: str) -> None:
+    torch.save(LAYOUTS[layout](trained.state_dict()), tmp_path / "a.pth")
+    with pytest.warns(Note, match=rf"a\.pth also holds weights under {left_out}, which are left out"):
+        load(tmp_path / "a.pth")
+
+
+def test_weights_under_an_unknown_key_are_refused_with_the_keys(tmp_path: Path, trained: nn.Module) -> None:
+    state = dict(trained.state_dict())
+    torch.save({"generator": state, "discriminator": state, "epoch": 1}, tmp_path / "a.pth")
+    message = refuse(tmp_path / "a.pth")
+    assert "keys that hold tensors: 'discriminator', 'generator'; save the right ones by themselves" in message
+    torch.save(list(state.values()), tmp_path / "list.pth")
+    assert "it holds a list, no state dict" in refuse(tmp_path / "list.pth")
+    torch.save({"log": "x" * 200_000}, tmp_path / "log.pth")
+    assert "keys that hold tensors: none" in refuse(tmp_path / "log.pth")
+
+
+# Types, values and shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_load_as_float32(tmp_path: Path, trained: nn.Module, dtype: torch.dtype) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in trained.state_dict().items()}
+    save_file(state, tmp_path / "a.safetensors")
+    model = load(tmp_path / "a.safetensors")
+    assert torch.equal(model.cls_token, state["cls_token"].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_quantized_weights_are_refused(tmp_path: Path, trained: nn.Module, dtype: torch.dtype, ending: str) -> None:
+    state = dict(trained.state_dict())
+    state["blocks.1.mlp.fc1.weight"] = (100 * state["blocks.1.mlp.fc1.weight"]).to(dtype)
+    path = tmp_path / f"a{ending}"
+    save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
+    message = refuse(path)
+    assert f"blocks.1.mlp.fc1.weight holds {dtype}; legal: float16, bfloat16, float32, float64" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (torch.nan, "holds a value of nan"),
+        (-torch.inf, "holds a value of inf"),
+        (1e30, "legal: finite, at most 65,504"),
+    ],
+)
+@pytest.mark.parametrize("file", ["a.safetensors", "plain.pth", "a.npz"])
+def test_values_that_no_weight_has_are_refused(
+    tmp_path: Path, trained: nn.Module, file: str, value: float, told: str
+) -> None:
+    damaged = copy.deepcopy(trained)
+    with torch.no_grad():
+        damaged.blocks[1].mlp.fc1.bias[3] = value
+    message = refuse(save(damaged, tmp_path / file))
+    assert told in message or (value is torch.nan and "does not set ['blocks.1.mlp.fc1.bias']" in message)
+
+
+@pytest.mark.parametrize("change", [torch.zeros_like, lambda tensor: (100 * tensor).round()])
+@pytest.mark.parametrize("file", ["a.safetensors", "plain.pth", "a.npz"])
+def test_matrices_of_whole_numbers_are_refused(
+    tmp_path: Path, trained: nn.Module, file: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    damaged = copy.deepcopy(trained)
+    damaged.blocks[1].mlp.fc1.weight.data = change(damaged.blocks[1].mlp.fc1.weight.data)
+    told = "blocks.1.mlp.fc1.weight holds whole numbers only: it is quantized, damaged, or was never trained"
+    assert told in refuse(save(damaged, tmp_path / file))
+
+
+def test_shapes_that_differ_are_told(tmp_path: Path, trained: nn.Module) -> None:
+    message = refuse(save(trained, tmp_path / "a.safetensors"), model_kwargs={**TINY, "mlp_ratio": 2.0})
+    assert (
+        "9 tensors have another shape: blocks.0.mlp.fc1."
+        in message
+    )
+
+
+# The preprocessing of a file
+
+
+def test_a_file_under_a_name_without_tag_is_told_its_preprocessing(tmp_path: Path) -> None:
+    name, kwargs = "vit_small_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    torch.manual_seed(0)
+    path = tmp_path / "a.safetensors"
+    save_file(timm.create_model(name, num_classes=0, **kwargs).state_dict(), path)
+    untagged = BackboneConfig(name=name, weights=str(path), model_kwargs=kwargs)
+    with pytest.warns(
+        Note, match=rf"as for timm's {name}\.augreg_in21k_ft_in1k: mean \(0\.5, .* Tags .*: augreg.*dino"
+    ):
+        load_model(untagged)
+    tagged = BackboneConfig(name=f"{name}.dino", weights=str(path), model_kwargs=kwargs)
+    assert load_model(tagged)[2].pretrained_cfg["mean"] == (0.485, 0.456, 0.406)

@@ -22,11 +22,15 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 from xml.etree import ElementTree
 
+import pytest
 from cosmic_ray import mutating, plugins
 from cosmic_ray.ast import ast_nodes, get_ast_from_path
 from coverage import CoverageData
@@ -72,6 +76,7 @@ class Outcome:
 
     mutant: Mutant
     outcome: str
+    killed_by: str
     tests: int
     seconds: float
     difference: str
@@ -183,6 +188,14 @@ def mutate(mutant: Mutant) -> tuple[str, str]:
     return source, changed
 
 
+def require_sound(tree: Path) -> None:
+    """Raise SystemExit where tests fail on code that is not mutated: then their failures would say nothing."""
+    if (child := os.fork()) == 0:
+        _run_tests(["tests/test_store.py", "tests/test_search.py"], tree)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(f"the tests fail without any mutant:\n{(tree / 'mutant.log').read_text()[-3000:]}")
+
+
 class Trial:
     """The tests that reach a mutant, running in a forked process on a copy of the tree of its own."""
 
@@ -196,8 +209,7 @@ class Trial:
         self._deadline = self._started + 3 * reach.seconds(self._tests) + FROZEN
         self._child = os.fork()
         if self._child == 0:
-            os.setsid()
-            os._exit(_run_tests(self._tests, tree))
+            _run_tests(self._tests, tree)
 
     def outcome(self) -> Outcome | None:
         """What the tests said, with the tree put back; None while they run."""
@@ -212,20 +224,30 @@ class Trial:
         word = "frozen" if frozen else "survived" if survived else "killed"
         (self.tree / self.mutant.file).write_text(self._source)
         seconds = round(time.monotonic() - self._started, 1)
-        return Outcome(self.mutant, word, len(self._tests), seconds, self._difference)
+        return Outcome(self.mutant, word, self._failed(), len(self._tests), seconds, self._difference)
+
+    def _failed(self) -> str:
+        log = (self.tree / "mutant.log").read_text(errors="replace")
+        return next((line for line in log.splitlines() if line.startswith(("FAILED ", "ERROR "))), "")[:200]
 
 
-def _run_tests(tests: Sequence[str], tree: Path) -> int:
-    import pytest
-
-    log = os.open(tree / "mutant.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1), os.dup2(log, 2)
-    os.chdir(tree)
-    os.environ["PYTHONPATH"] = str(tree)
-    sys.dont_write_bytecode = True
-    sys.path[:] = [str(tree), *(place for place in sys.path if Path(place).resolve() != ROOT and place)]
-    # a stale .pyc can't be taken: a mutant may have its file's size and second
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-cov", f"--rootdir={tree}", *tests]))
+def _run_tests(tests: Sequence[str], tree: Path) -> NoReturn:
+    """In the forked process: it never returns to what its parent does."""
+    code = 1
+    try:
+        os.setsid()
+        log = os.open(tree / "mutant.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1), os.dup2(log, 2)
+        os.chdir(tree)
+        os.environ["PYTHONPATH"] = str(tree)
+        sys.dont_write_bytecode = True  # a mutant may have the size and the second of the file that was compiled
+        sys.path[:] = [str(tree), *(place for place in sys.path if place and Path(place).resolve() != ROOT)]
+        sys.modules["__main__"] = ModuleType("__main__")  # processes that a test spawns import no more than it
+        code = int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", f"--rootdir={tree}", *tests]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def copy_tree(folder: Path) -> Path:
@@ -243,7 +265,6 @@ def import_libraries() -> None:
     """What every test imports, once for all."""
     import distributed  # noqa: F401
     import pydantic  # noqa: F401
-    import pytest  # noqa: F401
     import sklearn.linear_model  # noqa: F401
     import timm  # noqa: F401
 
@@ -277,6 +298,7 @@ def judge_all(given: argparse.Namespace) -> list[Outcome]:
     )  # no TemporaryDirectory: processes that a test forks would remove it at their exit
     try:
         free = [copy_tree(folder / str(number)) for number in range(given.jobs)]
+        require_sound(free[0])
         running: list[Trial] = []
         while todo or running:
             while todo and free:
@@ -288,7 +310,7 @@ def judge_all(given: argparse.Namespace) -> list[Outcome]:
                     free.append(trial.tree)
                     kept[trial.mutant] = outcome
                     print(
-                        f"{outcome.outcome:8} {outcome.seconds:6} s  {trial.mutant.file}:{trial.mutant.first_line}",
+                        f"{outcome.outcome:8} {outcome.seconds:6} s  {trial.mutant.file}:{trial.mutant.first_line} {outcome.killed_by}",
                         flush=True,
                     )
                     given.out.write_text(json.dumps([asdict(one) for one in kept.values()], indent=1))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt.candidate import Candidate
+from extract.checkpoint import require_plain
 from store.durable import replacing
 from store.errors import JobError
 
@@ -51,9 +52,19 @@ class Checkpoint:
         if self._path is None or not self._path.exists():
             return Done()
         try:
-            saved = torch.load(self._path, map_location=self._device, weights_only=True)
-        except Exception as error:  # whatever torch finds wrong with it
+            return self._restore(self._path)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever torch finds wrong with it, or another run's state
             raise JobError(f"the checkpoint {self._path} is damaged; delete it to start anew") from error
+
+    def _restore(self, path: Path) -> Done:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        require_plain(path)
+        saved = torch.load(path, map_location=self._device, weights_only=True)
+        if saved["file"] != path.name:
+            raise ValueError(f"it is {saved['file']}")
         for parts, (candidate, optimizer, scheduler) in zip(saved["candidates"], self._members, strict=True):
             candidate.load(parts["model"])
             optimizer.load_state_dict(parts["optimizer"])
@@ -79,7 +90,8 @@ class Checkpoint:
         if self._path is None or started < self._save_at:
             return
         rng = [generator.get_state() for generator in _generators(self._device)]
-        state = {"done": asdict(done), "rng": rng, "candidates": [_state(each) for each in self._members]}
+        candidates = [_state(each) for each in self._members]
+        state = {"file": self._path.name, "done": asdict(done), "rng": rng, "candidates": candidates}
         try:
             # Given a path, torch would not say what is wrong; and of a write that fails it raises two errors.
             with replacing(self._path) as partial, partial.open("wb") as file:

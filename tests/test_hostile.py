@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from test_report import Tags, make_row, terminal
 from torch import nn
 
-from adapt.adaptor import load_adaptor
+from adapt.adaptor import Card, load_adaptor, sealed
 from adapt.report import write_report
 from adapt.visible import visible
 from extract.backbone import TimmBackbone, digests
@@ -501,10 +501,12 @@ def adaptor(tiny_backbone: TimmBackbone, tmp_path: Path) -> Callable[..., str]:
             "classes": ["a", "b", "c"],
             "multi_label": False,
             "metrics": {},
+            "train_precision": "float32",
             **digests(tiny_backbone),
         }
         save_file(tensors or {"x": torch.zeros(1)}, tmp_path / "a.safetensors")
-        (tmp_path / "a.json").write_text(text if text is not None else json.dumps({**card, **changes}))
+        document = sealed({**card, **changes}, tmp_path / "a.safetensors")
+        (tmp_path / "a.json").write_text(text if text is not None else json.dumps(document))
         return refused(lambda: load_adaptor(tmp_path / "a.safetensors", tiny_backbone, "cpu"))
 
     return attempt
@@ -547,15 +549,13 @@ def test_tensors_of_another_type_or_without_a_value_are_refused(
 
 
 def test_a_card_names_files_by_path_only_where_no_backbone_is_given(tmp_path: Path) -> None:
-    from adapt.adaptor import Card
-
     card = Card(
         method="losa", options={}, metrics={}, backbone=BackboneConfig(name=NAME, weights=str(tmp_path / "none.pth")),
         weights_digest="", preprocessing_digest="", precision="float32", layers=(0,), tokens="all", classes=("a", "b"),
-        multi_label=False,
+        multi_label=False, train_precision="float32",
     )  # fmt: skip
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
-    (tmp_path / "a.json").write_text(card.model_dump_json())
+    (tmp_path / "a.json").write_text(json.dumps(sealed(card.model_dump(mode="json"), tmp_path / "a.safetensors")))
     assert "none.pth': there is no such file or folder" in refused(lambda: load_adaptor(tmp_path / "a.safetensors"))
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapt.results import Row, read_results, write_results
+from adapt.run_files import with_checksum
 from adapt.summary import Stat, summarise
 from store import durable
 from store.errors import JobError, UserError
@@ -80,7 +81,7 @@ def test_workers_that_write_at_once_lose_no_row(tmp_path):
 def test_json_is_a_list_of_objects_with_null_where_undefined(tmp_path):
     write_results(tmp_path, [make_row()])
     (row,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert list(row) == list(Row.model_fields)
+    assert list(row) == [*Row.model_fields, "checksum"]
     assert row["top5"] is None
     assert row["break_even_epochs"] is None
 
@@ -122,15 +123,19 @@ def test_missing_results_say_to_run_first(tmp_path):
         (b'[{"trial_id": "a"', "delimiter"),
         (b"", "Expecting value"),
         (b"\xff\xfe", "utf-8"),
-        (b"[" * 100_000, "recursion"),
-        (b"{}", "top level: Input should be a valid list"),
-        (b'[{"trial_id": "a"}]', "0 -> method: Field required"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"{}", "top level: it is no list of rows"),
+        (b"[3]", "row 0: it is no JSON object"),
+        (b'[{"trial_id": "a"}]', "row 0: its content does not fit its checksum"),
+        (json.dumps([with_checksum({"trial_id": "a"})]).encode(), "0 -> method: Field required"),
     ],
 )
 def test_damaged_results_are_refused_and_not_overwritten(tmp_path, content, reason):
     path = tmp_path / "results.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"results\.json is damaged \(.*{reason}.*\): repair it, or move it away"):
+    with pytest.raises(
+        UserError, match=rf"results\.json is damaged \(.*{reason}.*\): take damaged rows out, or move it"
+    ):
         read_results(tmp_path)
     with pytest.raises(UserError, match="is damaged"):
         write_results(tmp_path, [make_row()])
@@ -222,15 +227,6 @@ def test_rows_of_other_conditions_are_not_averaged_and_say_what_differs():
 def test_what_validation_chose_makes_no_group():
     rows = [make_row(str(lr), lr=lr, val_score=lr, conditions={"epochs": 10}) for lr in (0.1, 0.2)]
     assert [s.val_score for s in summarise(rows)] == [Stat(0.2, None)]
-
-
-def test_rows_from_before_there_were_conditions_are_read_and_stay_apart(tmp_path):
-    old, new = make_row("a"), make_row("b", seed=1, conditions={"epochs": 10})
-    del (document := old.model_dump())["conditions"]
-    (tmp_path / "results.json").write_text(json.dumps([document]))
-    write_results(tmp_path, [new])
-    assert read_results(tmp_path) == [old, new]
-    assert [s.seeds for s in summarise([old, new])] == [(0,), (1,)]
 
 
 def test_costs_are_averaged_and_memory_is_the_peak():

@@ -190,7 +190,8 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monke
     kept = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
     kept.save(Done(1))
     fresh = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
-    (tmp_path / "state.partial").symlink_to("/dev/full")
+    (tmp_path / "full").symlink_to("/dev/full")
+    monkeypatch.setattr("store.durable._temporary", lambda path: tmp_path / "full")
     with pytest.raises(JobError, match=r"the checkpoint .*state\.pt cannot be written \(No space left on device\)"):
         fresh.save(Done(2))
     assert fresh.load() == Done(1)

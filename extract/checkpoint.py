@@ -23,7 +23,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
     """
     zipped = file.suffix != ".safetensors" and zipfile.is_zipfile(file)
     if zipped:
-        require_plain(file)
+        _require_plain(file)
     # Mapped, a tensor is a part of the file: older versions of torch let it reach into the memory behind a record.
     with serialization.patch({"load.mmap": True}) if zipped else nullcontext():  # type: ignore[attr-defined]
         state: dict[str, Any] = load_state_dict(str(file), weights_only=True)
@@ -37,11 +37,8 @@ def read_tensors(file: Path) -> dict[str, Any]:
     return state
 
 
-def require_plain(file: Path) -> None:
-    """A zip archive as torch writes it: whole records, none compressed (by which it would grow), none over another.
-
-    torch writes a CRC-32 of every record and does not compare it when it reads; this does.
-    """
+def _require_plain(file: Path) -> None:
+    """A zip archive as torch writes it: whole records, none compressed (by which it would grow), none over another."""
     with zipfile.ZipFile(file) as archive:
         compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
         if compressed or _unpacked(archive) > file.stat().st_size or archive.testzip():

@@ -143,7 +143,7 @@ def test_damaged_results_are_refused_and_not_overwritten(tmp_path, content, reas
 
 
 def test_a_trial_that_is_there_twice_is_named(tmp_path):
-    row = make_row("abc").model_dump()
+    row = with_checksum(make_row("abc").model_dump())
     (tmp_path / "results.json").write_text(json.dumps([row, row]))
     with pytest.raises(UserError, match="trial 'abc' is there twice"):
         read_results(tmp_path)

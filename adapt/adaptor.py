@@ -184,13 +184,13 @@ def _read_card(path: Path) -> Card:
     except OSError as error:
         raise UserError(f"cannot read {file}, the card of an adaptor: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
+        raise UserError(f"{file} is no JSON: {error}; {_AGAIN}") from error
     except ValueError as error:
-        raise UserError(f"{file} is no adaptor's card: {error}") from error
+        raise UserError(f"{file} is no adaptor's card: {error}; {_AGAIN}") from error
     try:
         document = parse_json(text)
     except ValueError as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
+        raise UserError(f"{file} is no JSON: {error}; {_AGAIN}") from error
     try:
         without_checksum(_checked_part(document))
     except ValueError as error:

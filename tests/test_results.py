@@ -98,6 +98,27 @@ def test_csv_holds_every_row_and_column(tmp_path):
     assert (table[0]["top1"], table[0]["top5"]) == ("89.0", "")
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+def test_a_spreadsheet_runs_no_cell(tmp_path, start):
+    formula = f'{start}HYPERLINK("http://evil";A1)'
+    write_results(tmp_path, [make_row(dataset=formula, backbone=formula, options={formula: formula}, val_score=-1.5)])
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        (cells,) = csv.DictReader(file)
+    assert (cells["dataset"], cells["backbone"]) == (f"'{formula}", f"'{formula}")
+    assert not any(cell.startswith(start) for name, cell in cells.items() if name != "val_score")
+    assert json.loads(cells["options"]) == {formula: formula}
+    assert float(cells["val_score"]) == -1.5
+    (row,) = read_results(tmp_path)
+    assert row.dataset == formula
+
+
+def test_a_text_that_is_no_formula_is_itself_in_the_csv(tmp_path):
+    names = ["digits", "a=b", "'quoted'", "", "x-1", " =1"]
+    write_results(tmp_path, [make_row(name, dataset=name) for name in names])
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        assert [cells["dataset"] for cells in csv.DictReader(file)] == names
+
+
 def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     write_results(tmp_path, [make_row("a")])
     files = sorted(tmp_path.iterdir())

@@ -31,7 +31,9 @@ class Text:
         """As written; of another value that begins as this one, as a store beside the first does, with its own end."""
         head, _, tail = self.written.rpartition("}")
         start = self.value.removesuffix(tail)
-        return f"{head}}}{value.removeprefix(start)}" if value.startswith(start) else self.written
+        if value == self.value or not self.value.endswith(tail) or not value.startswith(start):
+            return self.written
+        return f"{head}}}{value.removeprefix(start)}"
 
 
 def expand(document: Any) -> Any:

@@ -115,7 +115,7 @@ def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
             document = sealed(card.model_dump(mode="json"), partial)
     except (OSError, SafetensorError) as error:
         raise JobError(f"{path} cannot be written ({error})") from error
-    write_text(path.with_suffix(".json"), json.dumps(document, indent=1))
+    write_text(path.with_suffix(".json"), json.dumps(document, indent=1, ensure_ascii=False))
 
 
 def sealed(card: dict[str, Any], tensors: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from adapt.run_files import make_run_dir
@@ -42,9 +42,8 @@ def hold_run_dir(run_dir: Path) -> Iterator[None]:
                 f"{run_dir} is in use by {_read_owner(path)}; wait until that job ends, or stop it, then run this one "
                 "again, or choose another run_dir"
             ) from error
-        held.callback(os.ftruncate, file, 0)
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(this_process(), indent=1).encode(), 0)
+        held.callback(_describe_in, file, b"")
+        _describe_in(file, json.dumps(this_process(), indent=1).encode())
         _remove_leftovers(run_dir)
         yield
 
@@ -60,7 +59,9 @@ def open_locked(path: Path, wait: bool) -> Iterator[int]:
     try:  # no link is followed: what it leads to would be written to
         file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
-        raise JobError(f"the lock {path} cannot be opened ({error.strerror}); delete it, then try again") from error
+        raise JobError(
+            f"the lock {path} cannot be opened ({error.strerror}); it must be a file that you may write"
+        ) from error
     try:
         _lock(file, path, wait)
         yield file
@@ -80,6 +81,13 @@ def _lock(file: int, path: Path, wait: bool) -> None:
             raise BlockingIOError(*error.args) from error
         message = f"{path} cannot be locked ({error.strerror}): see to it that no other job uses this run_dir"
         warnings.warn(message, Note, stacklevel=4)
+
+
+def _describe_in(file: int, owner: bytes) -> None:
+    """Words for others to read; the lock holds without them, also on a disk that is full."""
+    with suppress(OSError):
+        os.ftruncate(file, 0)
+        os.pwrite(file, owner, 0)
 
 
 def _read_owner(path: Path) -> str:

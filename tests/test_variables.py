@@ -10,11 +10,13 @@ from conftest import TINY
 from safetensors.torch import save_file
 
 import sidecache as sc
+from adapt.adaptor import _expanded
 from adapt.config import Config, load_config
 from adapt.config_file import read_config, write_config
 from adapt.extraction import at_store
 from adapt.variables import Text, expand
 from extract.backbone import TimmBackbone
+from extract.config import BackboneConfig
 from store.errors import UserError
 
 SECRET = "hunter2"
@@ -133,6 +135,13 @@ def test_a_run_leaves_no_value_in_any_file_and_its_adaptors_load(
     monkeypatch.delenv("TOKEN")
     with pytest.raises(UserError, match="the environment variable TOKEN is not set; set it, or write the path out"):
         sc.load_adaptor(adaptor, device="cpu")
+
+
+def test_no_variable_of_a_card_is_sent_to_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", SECRET)
+    hub, local = (BackboneConfig(weights=weights) for weights in ("hf-hub:evil/${TOKEN}", "/x/${TOKEN}"))
+    assert _expanded(hub) == hub
+    assert _expanded(local).weights == f"/x/{SECRET}"
 
 
 def test_a_text_that_a_variable_came_to_is_not_expanded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -114,13 +113,20 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
     Arguments and errors are those of `extract`. Returns one row a trained trial, those of earlier calls included.
     """
     from adapt.distributed import own_run_dir
+
+    with own_run_dir(config.run_dir) as run_dir:
+        return _train_in(run_dir, config, source, backbone)
+
+
+def _train_in(
+    run_dir: Path, config: "Config", source: "ImageSource | None", backbone: "Backbone | None"
+) -> "list[Row]":
     from adapt.origin import Inputs
     from adapt.run import train as run_training
 
-    with own_run_dir(config.run_dir) as run_dir:
-        own = config.model_copy(update={"run_dir": run_dir})
-        rows = run_training(own, Inputs(own, source, backbone), say)
-        _write_report(run_dir)
+    own = config.model_copy(update={"run_dir": run_dir})
+    rows = run_training(own, Inputs(own, source, backbone), say)
+    _write_report(run_dir)
     return rows
 
 
@@ -131,7 +137,12 @@ def run(
     on_changed: "OnChanged" = "fail",
 ) -> "list[Row]":
     """The whole job: `extract` what is missing, `train` what is not trained yet, write results and report."""
-    return train(_extract_first(config, source, backbone, on_changed), source, backbone)
+    from adapt.distributed import own_run_dir
+    from adapt.trainable import require_trainable
+
+    require_trainable(config, backbone)  # this and the lock before hours are spent on the store
+    with own_run_dir(config.run_dir) as run_dir:
+        return _train_in(run_dir, _extract_first(config, source, backbone, on_changed), source, backbone)
 
 
 def say(message: str) -> None:
@@ -149,11 +160,7 @@ def _extract_first(
     """The configuration with the store that was extracted to."""
     from adapt.distributed import world
     from adapt.extraction import at_store
-    from adapt.run import make_run_dir
-    from adapt.trainable import require_trainable
 
-    require_trainable(config, backbone)  # this and the next before hours are spent on the store
-    make_run_dir(config.run_dir)
     here, path = world(), config.store.path
     if config.train.feature_source != "online" and here.leads:
         extraction = extract(config, source, backbone, on_changed)
@@ -282,10 +289,12 @@ def intrinsic_command(
     from adapt.intrinsic_dimension import parse_dims, print_measurement
     from adapt.origin import Inputs
     from adapt.run import measure_intrinsic_dimension
+    from adapt.trainable import require_trainable
 
     parsed, chosen = _read(config, overrides), parse_dims(dims)
-    _extract_first(parsed)
+    require_trainable(parsed)
     with own_run_dir(parsed.run_dir) as run_dir:
+        _extract_first(parsed)
         own = parsed.model_copy(update={"run_dir": run_dir})
         measurement = measure_intrinsic_dimension(own, Inputs(own), block, chosen, say)
     if world().leads:
@@ -301,16 +310,11 @@ def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory
 
 
 def _write_report(run_dir: Path) -> None:
-    from adapt.document import read_document
+    from adapt.config_file import read_config
     from adapt.report import write_report
     from adapt.results import read_results
-    from store.errors import UserError
 
-    config, text, title = run_dir / "config.yaml", None, ""
-    if config.exists():
-        text = config.read_text(encoding="utf-8")
-        with suppress(UserError):  # a file that is no configuration any more is shown all the same
-            title = str(read_document(config, []).get("name", ""))
+    text, title = read_config(run_dir)
     write_report(run_dir, read_results(run_dir), text, title)
 
 

@@ -1,9 +1,14 @@
 """Trained adaptors on disk: safetensors of the trained tensors, with a JSON card beside them.
 
-Neither is trusted. The card names the backbone, as a configuration does: what it names is loaded (a local file, or
+The card holds a digest of the file of tensors and a checksum of itself, so that neither is read after it was damaged,
+edited or exchanged. Of the card only `backbone.weights` may be edited, for weights that were moved: what they hold has
+a digest of its own.
+
+Neither file is trusted. The card names the backbone, as a configuration does: what it names is loaded (a local file, or
 weights of the model hub), unless the caller gives the backbone.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,18 +25,25 @@ from torch import nn
 from adapt.explain import explain
 from adapt.features import spec_of_backbone
 from adapt.methods import build_model, find_method, learned_tensors
-from adapt.run_files import write_text
+from adapt.run_files import CHECKSUM, parse_json, read_text, with_checksum, without_checksum, write_text
+from adapt.variables import expand_text
 from extract.backbone import Backbone, digests, load_backbone
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward import FrozenForward
 from extract.transfer import autocast
 from extract.weights import first_line
 from store.config import Section, Tokens
-from store.durable import replacing
+from store.durable import remove_leftovers, replacing
 from store.errors import JobError, UserError
 from store.layout import resolve_layers
 
 _MOST_CARD_BYTES = 16 << 20
+_DIGEST = "tensors_digest"  # the field of the card on disk that says which file of tensors is its own
+
+_AGAIN = (
+    "put back card and tensors as they were written together, or delete both and train again; to load it onto weights "
+    "that were moved, change nothing but backbone.weights of the card"
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -58,7 +70,7 @@ class Card(Facts):
     method: str
     options: dict[str, Any]
     metrics: dict[str, float | None]
-    train_precision: Literal["float32", "bfloat16"] | None = None  # None: the card is older than this entry
+    train_precision: Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,7 @@ class Adaptor:
         """Images (batch, channels, height, width) or clips (batch, frames, channels, ...) -> (batch, classes)."""
         of_features = find_method(self.card.method).needs == "features"
         inputs = self.forward(images) if of_features else images.to(self.forward.device)
-        before = "float32" if of_features else self.card.precision  # of cards that do not say
-        with autocast(self.forward.device, self.card.train_precision or before):
+        with autocast(self.forward.device, self.card.train_precision):
             logits: torch.Tensor = self.model(inputs)
         return logits.float().cpu()
 
@@ -96,13 +107,21 @@ def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
         JobError: the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned_tensors(model).items()}
     try:
         with replacing(path) as partial:
             save_file(tensors, partial)
+            document = sealed(card.model_dump(mode="json"), partial)
     except (OSError, SafetensorError) as error:
         raise JobError(f"{path} cannot be written ({error})") from error
-    write_text(path.with_suffix(".json"), card.model_dump_json(indent=1))
+    write_text(path.with_suffix(".json"), json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def sealed(card: dict[str, Any], tensors: Path) -> dict[str, Any]:
+    """A card as it is kept beside a file of tensors: with the digest of that file, and a checksum of all."""
+    document = {**card, _DIGEST: _digest(tensors)}
+    return {**document, CHECKSUM: with_checksum(_checked_part(document))[CHECKSUM]}
 
 
 def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str = "auto") -> Adaptor:
@@ -119,7 +138,7 @@ def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str
     if not path.is_file():
         raise UserError(f"there is no adaptor {path}; give a .safetensors file that a run wrote below its adaptors/")
     card = _read_card(path)
-    backbone = backbone or load_backbone(card.backbone, card.clips)
+    backbone = backbone or load_backbone(_expanded(card.backbone), card.clips)
     found = digests(backbone)
     for name, expected in (
         ("weights_digest", card.weights_digest),
@@ -134,6 +153,13 @@ def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str
     model = _build_model(path, card, backbone)
     _load_tensors(path, model)
     return Adaptor(card, model.to(forward.device).eval(), forward)
+
+
+def _expanded(config: BackboneConfig) -> BackboneConfig:
+    """With `${VARIABLE}` replaced in the path of the weights; in a name that is sent to a hub it never is."""
+    if config.weights.startswith("hf-hub:"):
+        return config
+    return config.model_copy(update={"weights": expand_text(config.weights)})
 
 
 def _build_model(path: Path, card: Card, backbone: Backbone) -> nn.Module:
@@ -154,18 +180,49 @@ def _build_model(path: Path, card: Card, backbone: Backbone) -> nn.Module:
 def _read_card(path: Path) -> Card:
     file = path.with_suffix(".json")
     try:
-        if file.stat().st_size > _MOST_CARD_BYTES:
-            raise UserError(f"{file} is no adaptor's card: it is larger than {_MOST_CARD_BYTES >> 20} MiB")
-        return Card.model_validate(json.loads(file.read_text(encoding="utf-8")), strict=False)
-    except UserError:
-        raise
+        text = read_text(file, _MOST_CARD_BYTES)
     except OSError as error:
         raise UserError(f"cannot read {file}, the card of an adaptor: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no JSON: {error}; {_AGAIN}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is no adaptor's card: {error}; {_AGAIN}") from error
+    try:
+        document = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}; {_AGAIN}") from error
+    try:
+        without_checksum(_checked_part(document))
+    except ValueError as error:
+        raise UserError(f"{file} is no adaptor's card: {error}; {_AGAIN}") from error
+    return _parse_card(path, {name: value for name, value in document.items() if name != CHECKSUM})
+
+
+def _parse_card(path: Path, document: dict[str, Any]) -> Card:
+    file, digest = path.with_suffix(".json"), document.pop(_DIGEST, None)
+    try:
+        card = Card.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{file} is no adaptor's card: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
+    with _reading(path):
+        found = _digest(path)
+    if digest != found:
+        raise UserError(f"{path} is not the file of tensors that {file} was written with; {_AGAIN}")
+    return card
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _checked_part(document: Any) -> Any:
+    """What the checksum of a card is of: all but where the weights of the backbone lie."""
+    backbone = document.get("backbone") if isinstance(document, dict) else None
+    if not isinstance(backbone, dict):
+        return document
+    return {**document, "backbone": {name: value for name, value in backbone.items() if name != "weights"}}
 
 
 def _require_shapes(path: Path, wanted: Shapes) -> None:

@@ -1,6 +1,7 @@
 """The state of a training run, kept in a file as it goes, so that an interrupted run ends as any other."""
 
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,9 +52,18 @@ class Checkpoint:
         if self._path is None or not self._path.exists():
             return Done()
         try:
-            saved = torch.load(self._path, map_location=self._device, weights_only=True)
-        except Exception as error:  # whatever torch finds wrong with it
+            return self._restore(self._path)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever torch finds wrong with it, or another run's state
             raise JobError(f"the checkpoint {self._path} is damaged; delete it to start anew") from error
+
+    def _restore(self, path: Path) -> Done:
+        if not path.is_file() or not _is_whole(path):
+            raise ValueError("it is no regular file, or a record of it is damaged")
+        saved = torch.load(path, map_location=self._device, weights_only=True)
+        if saved["file"] != path.name:
+            raise ValueError(f"it is {saved['file']}")
         for parts, (candidate, optimizer, scheduler) in zip(saved["candidates"], self._members, strict=True):
             candidate.load(parts["model"])
             optimizer.load_state_dict(parts["optimizer"])
@@ -79,7 +89,8 @@ class Checkpoint:
         if self._path is None or started < self._save_at:
             return
         rng = [generator.get_state() for generator in _generators(self._device)]
-        state = {"done": asdict(done), "rng": rng, "candidates": [_state(each) for each in self._members]}
+        candidates = [_state(each) for each in self._members]
+        state = {"file": self._path.name, "done": asdict(done), "rng": rng, "candidates": candidates}
         try:
             # Given a path, torch would not say what is wrong; and of a write that fails it raises two errors.
             with replacing(self._path) as partial, partial.open("wb") as file:
@@ -93,6 +104,12 @@ class Checkpoint:
             ) from error
         ended = time.perf_counter()
         self._save_at = ended + max(_SAVE_EVERY_SECONDS, (ended - started) / _SHARE_OF_TIME)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every record has its CRC-32: torch writes them, and does not compare them when it reads."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is None
 
 
 def _state(member: Member) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from adapt.document import read_document
 from adapt.explain import explain, show
 from adapt.methods import METHODS, find_method
+from adapt.variables import Keys, Text, as_written, expand, texts_with_variables
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from store.config import PositiveInt, Section, StoreConfig
 from store.errors import UserError
@@ -105,6 +106,7 @@ class Config(Section):
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="{option: [values]}, every combination of which is tried"
     )
+    _texts: tuple[Text, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _check_methods(self) -> "Config":
@@ -124,6 +126,10 @@ class Config(Section):
         """The methods with their grids."""
         return tuple(_parse_method(entry, self.train, self.sweep) for entry in self.methods)
 
+    def as_written(self) -> dict[str, Any]:
+        """All values as plain dicts and lists, with `${VARIABLE}` where the user wrote it: fit to be kept in a file."""
+        return as_written(self.model_dump(mode="json"), self._texts)
+
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Read pipeline.yaml, or a dict of the same shape.
@@ -138,10 +144,14 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     document = read_document(source, overrides)
     folder = Path.cwd() if isinstance(source, Mapping) else Path(source).expanduser().absolute().parent
     try:
-        config = Config.model_validate(document)
+        config = Config.model_validate(expand(document))
     except ValidationError as error:
         raise UserError(explain(error, Config)) from error
-    return _resolve_paths(config, folder)
+    except RecursionError as error:
+        raise UserError("the configuration is nested too deeply, or holds itself") from error
+    resolved = _resolve_paths(config, folder)
+    resolved._texts = tuple(_resolve_text(text, resolved, folder) for text in texts_with_variables(document))
+    return resolved
 
 
 def _parse_method(entry: str | dict[str, Any], train: TrainConfig, sweep: Mapping[str, list[Any]]) -> MethodConfig:
@@ -219,6 +229,21 @@ def _resolve_paths(config: Config, folder: Path) -> Config:
         store = store.model_copy(update={"path": str(_resolve("store.path", store.path, folder))})
     run_dir = _resolve("run_dir", config.run_dir, folder)
     return config.model_copy(update={"run_dir": run_dir, "data": data, "backbone": backbone, "store": store})
+
+
+def _resolve_text(text: Text, config: Config, folder: Path) -> Text:
+    """A path with variables, as it has to be written for any folder; other texts stay as they are."""
+    values: dict[Keys, Any] = {
+        ("run_dir",): config.run_dir,
+        ("data", "root"): config.data.root,
+        ("backbone", "weights"): config.backbone.weights,
+        ("store", "path"): config.store.path,
+    }
+    value = str(values.get(text.keys, text.value))
+    if value == text.value:
+        return text
+    is_absolute = Path(text.value).expanduser().is_absolute()
+    return Text(text.keys, text.written if is_absolute else str(folder / text.written), value)
 
 
 def _resolve(key: str, path: str | Path, folder: Path) -> Path:

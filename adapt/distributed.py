@@ -8,7 +8,7 @@ no common divisor, and a process without a part adds zeros (which DistributedDat
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adapt.run_lock import hold_run_dir
+
 _PATIENCE = timedelta(days=30)
+_PROGRESS = ("results.json", "intrinsic.json", "adaptors", "checkpoints", "search")
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,25 @@ def world() -> World:
 
 @contextmanager
 def own_run_dir(run_dir: Path) -> Iterator[Path]:
-    """The run directory for the process that leads; for every other one a copy that goes when the work is done."""
+    """The run directory for the process that leads; for every other one a copy that goes when the work is done.
+
+    Raises:
+        UserError: no folder can be made there.
+        JobError: another job is at work in it.
+    """
     here = world()
-    with TemporaryDirectory() as scratch:
-        if not here.leads and run_dir.exists():
-            shutil.copytree(run_dir, scratch, dirs_exist_ok=True)
+    with TemporaryDirectory() as scratch, hold_run_dir(run_dir) if here.leads else nullcontext():
+        if not here.leads:
+            _copy_progress(run_dir, Path(scratch))
         here.wait()  # nothing is written before all have their copy
         yield run_dir if here.leads else Path(scratch)
         here.wait()
+
+
+def _copy_progress(run_dir: Path, copy: Path) -> None:
+    """What tells a job how far it is; of what else lies in a run directory, a store may be large."""
+    for name in _PROGRESS:
+        if (run_dir / name).is_dir():
+            shutil.copytree(run_dir / name, copy / name)
+        elif (run_dir / name).is_file():
+            shutil.copy(run_dir / name, copy / name)

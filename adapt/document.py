@@ -1,6 +1,5 @@
-"""The text of pipeline.yaml, with `-o` overrides and environment variables, as plain dicts and lists."""
+"""The text of pipeline.yaml, with `-o` overrides, as plain dicts and lists."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from adapt.explain import show
 from store.errors import UserError
 
-_MOST_BYTES = 256 << 10  # PyYAML takes seconds for each megabyte
+MOST_BYTES = 256 << 10  # PyYAML takes seconds for each megabyte
 _MOST_VALUES = 100_000
 _LONGEST_NUMBER = 64  # characters; PyYAML's reading of 1:30:00 as seconds is quadratic
 _LONGEST_MESSAGE = 300
@@ -66,25 +65,21 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def read_document(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A YAML file, or a mapping as it is, with overrides merged in and every ${VARIABLE} replaced.
+    """A YAML file, or a mapping as it is, with overrides merged in.
 
     Raises:
-        UserError: no such file, not YAML, an override of another form, a variable that is not set.
+        UserError: no such file, not YAML, an override of another form.
     """
     document = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
     for override in overrides:
         document = _override(document, override)
-    try:
-        expanded: dict[str, Any] = _expand(document)
-    except RecursionError as error:
-        raise UserError("the configuration is nested too deeply, or holds itself") from error
-    return expanded
+    return document
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.expanduser().open("rb") as file:
-            text = _limited(path, file.read(_MOST_BYTES + 1)).decode("utf-8")
+            text = _limited(path, file.read(MOST_BYTES + 1)).decode("utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UserError:
@@ -92,7 +87,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (ValueError, RuntimeError) as error:  # no UTF-8, a NUL in the path, no home folder of that user
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise UserError(f"cannot read {path}: {reason}") from error
-    document = _parse_yaml(text, str(path))
+    document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         given = "nothing" if document is None else type(document).__name__
         raise UserError(f"{path} must hold sections such as `data:` and `backbone:`, but holds {given}")
@@ -100,12 +95,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _limited(path: Path, content: bytes) -> bytes:
-    if len(content) > _MOST_BYTES:
-        raise UserError(f"{path} is larger than {_MOST_BYTES >> 10} KiB, the limit of a configuration; make it smaller")
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path} is larger than {MOST_BYTES >> 10} KiB, the limit of a configuration; make it smaller")
     return content
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """What YAML holds, read with the limits of a configuration.
+
+    Raises:
+        UserError: it is no YAML, or beyond a limit; `where` names it.
+    """
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
     except Exception as error:  # for texts such as `!!int ""` PyYAML fails in many ways of its own
@@ -121,7 +121,7 @@ def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path):
         raise UserError(f"-o {_cut(override)}: write it as -o section.key=value, for example -o train.epochs=5")
-    value = _parse_yaml(text, f"-o {_cut(override)}")
+    value = parse_yaml(text, f"-o {_cut(override)}")
     replaced: dict[str, Any] = _put(document, path, value)
     return replaced
 
@@ -132,27 +132,3 @@ def _put(base: Any, path: list[str], value: Any) -> Any:
         return value
     inner = base if isinstance(base, dict) else {}
     return inner | {path[0]: _put(inner.get(path[0]), path[1:], value)}
-
-
-def _expand(value: Any) -> Any:
-    """Replace ${VARIABLE} in every text."""
-    if isinstance(value, dict):
-        return {key: _expand(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def substitute(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise UserError(
-                f"{show(value)}: the environment variable {match[1]} is not set; set it, or write the path out"
-            )
-        return os.environ[match[1]]
-
-    text = re.sub(r"\$\{(\w+)\}", substitute, value)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{show(text)} cannot be written as UTF-8; leave such characters out") from error
-    return text

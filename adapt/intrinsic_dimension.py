@@ -12,16 +12,16 @@ name `intrinsic` in `methods:` with a sweep of `lr` around 1, and give the head 
 """
 
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -29,11 +29,12 @@ from rich.table import Table
 from adapt.config import Config, MethodConfig, Trial
 from adapt.origin import Say
 from adapt.results import Row
-from adapt.run_files import read_json, write_text
+from adapt.run_files import damaged, read_json, write_json, write_text
 from adapt.search import Material
 from adapt.tuning.intrinsic import Subspace, count
 from adapt.tuning.updates import Target
 from adapt.tuning.vit import Sublayer
+from store.config import PositiveInt
 from store.errors import UserError
 
 DIMS = (8, 32, 128, 512)
@@ -174,46 +175,81 @@ def parse_dims(text: str) -> tuple[int, ...]:
     return tuple(sorted(dims))
 
 
+class _Score(BaseModel):
+    """The score of a trial, beside what describes the trial to a reader."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    score: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Last(BaseModel):
+    """What a measurement was of, beside its outcome."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    block: Annotated[int, Field(ge=0)]
+    dims: Annotated[list[PositiveInt], Field(min_length=1)]
+
+
+class _Document(BaseModel):
+    """`intrinsic.json`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    features: str | None = None
+    measurement: _Last | None = None
+    scores: dict[str, _Score] = {}
+
+
 class Record:
     """`intrinsic.json` of a run directory: the last measurement, and every score as it comes.
 
     A score that `results` of the same run tell is not computed again.
+
+    Raises:
+        JobError: the file is damaged.
     """
 
     def __init__(self, run_dir: Path, results: Iterable[Row]) -> None:
         self._file = run_dir / "intrinsic.json"
         self._results = {row.trial_id: row.val_score for row in results if row.val_score is not None}
-        self._document: dict[str, Any] = {"features": None, "measurement": None, "scores": {}}
-        if self._file.exists():
-            self._document |= read_json(self._file)
+        self._document = self._read() if self._file.exists() else _Document()
 
     def asked(self, features: str) -> tuple[int | None, tuple[int, ...]]:
         """Block and dimensions of the last measurement from these features; what is usual where there was none."""
-        last = self._document["measurement"]
-        if last is None or self._document["features"] != features:
+        last = self._document.measurement
+        if last is None or self._document.features != features:
             return None, DIMS
-        return last["block"], tuple(last["dims"])
+        return last.block, tuple(last.dims)
 
     def score(self, trial_id: str, method: MethodConfig, trial: Trial, train: Callable[[], float]) -> float:
         """The score of a trial, which is trained if it is not known."""
         if trial_id in self._results:
             return self._results[trial_id]
-        scores = self._document["scores"]
+        scores = self._document.scores
         if trial_id not in scores:
             facts = trial.model_dump(mode="json", serialize_as_any=True)
-            scores[trial_id] = {"method": method.name, **facts, "score": train()}
+            scores[trial_id] = _Score(score=train(), method=method.name, **facts)
             self._write()
-        score: float = scores[trial_id]["score"]
-        return score
+        return scores[trial_id].score
 
     def keep(self, features: str, measurement: Measurement) -> None:
         """Keep a measurement from these features, and draw it in `intrinsic.svg`."""
-        self._document |= {"features": features, "measurement": measurement.document()}
+        last = _Last.model_validate(measurement.document())
+        self._document = _Document(features=features, measurement=last, scores=self._document.scores)
         self._write()
         write_text(self._file.with_suffix(".svg"), draw(measurement))
 
+    def _read(self) -> _Document:
+        try:
+            return _Document.model_validate(read_json(self._file))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise damaged(self._file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
     def _write(self) -> None:
-        write_text(self._file, json.dumps(self._document, indent=1))
+        write_json(self._file, self._document.model_dump())
 
 
 def print_measurement(measurement: Measurement) -> None:

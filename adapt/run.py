@@ -5,21 +5,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adapt.adaptor import Card, save_adaptor
 from adapt.conditions import conditions_of, digest
 from adapt.config import Config, MethodConfig, Trial
+from adapt.config_file import write_config
 from adapt.cost import break_even_epochs, inference_gflops, peak_memory
 from adapt.intrinsic_dimension import Measurement, Record, entry_of, measure, resolve_targets
 from adapt.methods import count_params, find_method
 from adapt.origin import Costs, Inputs, Origin, Say, open_origin
 from adapt.results import Row, read_results, write_results
-from adapt.run_files import read_json, write_text
-from adapt.search import Material, Trained, choose_trial, train_trials
+from adapt.run_files import make_run_dir
+from adapt.search import Material, Trained, choose_trial, read_points, train_trials
 from adapt.train import Settings, evaluate_split
+from extract.config import BackboneConfig
 from extract.forward import resolve_device, resolve_precision
-from store.errors import UserError
 
 
 def train(config: Config, inputs: Inputs, say: Say = lambda _: None) -> list[Row]:
@@ -43,19 +42,7 @@ def measure_intrinsic_dimension(
 def prepare_run_dir(config: Config) -> None:
     """Make the run directory and keep the resolved configuration in it."""
     make_run_dir(config.run_dir)
-    write_text(config.run_dir / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def make_run_dir(run_dir: Path) -> None:
-    """Make the run directory.
-
-    Raises:
-        UserError: the path is not one where a folder can be made.
-    """
-    try:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_dir {run_dir} cannot be made ({error.strerror}); choose another one") from error
+    write_config(config)
 
 
 def settings_of(config: Config, method: MethodConfig, seed: int) -> Settings:
@@ -84,11 +71,8 @@ def _train_method(method: MethodConfig, config: Config, origin: Origin, say: Say
     for seed in config.train.seeds:
         settings = settings_of(config, method, seed)
         trial_id = _trial_id(method, trial, config, origin, material, settings)
-        if done := _finished(config.run_dir).get(trial_id):
+        if _is_finished(config.run_dir, trial_id):
             say(f"{method.name} seed {seed}: done before")
-            if not done.conditions:  # written before rows had any: with them it can be averaged with new ones
-                conditions = _conditions(method, config, origin, material, settings)
-                write_results(config.run_dir, [done.model_copy(update={"conditions": conditions})])
             continue
         _train_seed(trial_id, method, trial, config, origin, material, settings)
 
@@ -142,7 +126,7 @@ def _choose(method: MethodConfig, config: Config, origin: Origin, material: Mate
     kept = config.run_dir / "search" / f"{method.name}-{search_id}.json"
     trial = choose_trial(method, run, kept)
     if len(method.trials) > 1:
-        n_tried = len(read_json(kept)["points"])  # more than the grid has where that was widened
+        n_tried = len(read_points(kept))  # more than the grid has where that was widened
         say(f"{method.name}: chose {_describe(trial)} among {n_tried} on validation")
     return trial
 
@@ -193,11 +177,18 @@ def _train_seed(
         options=options,
         metrics=metrics,
         train_precision=settings.precision,
-        **dict(origin.facts),
+        **{**dict(origin.facts), "backbone": _backbone_of_card(config)},
     )
     save_adaptor(adaptor_path(config.run_dir, row), best.model, card)
     write_results(config.run_dir, [row])
     _delete_checkpoints(file)
+
+
+def _backbone_of_card(config: Config) -> BackboneConfig:
+    """With `${VARIABLE}` in the path of its weights as the user wrote it; names are kept as they are."""
+    if config.backbone.weights.startswith("hf-hub:"):
+        return config.backbone
+    return config.backbone.model_copy(update={"weights": config.as_written()["backbone"]["weights"]})
 
 
 def _break_even(costs: Costs, trained: Trained) -> float | None:
@@ -224,8 +215,10 @@ def adaptor_path(run_dir: Path, row: Row) -> Path:
     return run_dir / "adaptors" / f"{row.method}-seed{row.seed}-{row.trial_id[:8]}.safetensors"
 
 
-def _finished(run_dir: Path) -> dict[str, Row]:
-    return {row.trial_id: row for row in _rows(run_dir) if adaptor_path(run_dir, row).exists()}
+def _is_finished(run_dir: Path, trial_id: str) -> bool:
+    """Whether row, adaptor and card are there; a trial of which one was deleted is trained again."""
+    paths = [adaptor_path(run_dir, row) for row in _rows(run_dir) if row.trial_id == trial_id]
+    return any(path.exists() and path.with_suffix(".json").exists() for path in paths)
 
 
 def _rows(run_dir: Path) -> list[Row]:

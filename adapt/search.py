@@ -1,14 +1,14 @@
 """Choosing lr, weight decay and options on validation data; a grid over features is trained in one pass over them."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from adapt.candidate import Candidate
@@ -18,7 +18,7 @@ from adapt.methods import build_model, find_method
 from adapt.objective import make_objective
 from adapt.pooled import PooledFeatures
 from adapt.readout import Readout
-from adapt.run_files import read_json, write_text
+from adapt.run_files import damaged, read_json, write_json
 from adapt.solve import Pooled, readout_of, solve_heads
 from adapt.split import draw_validation
 from adapt.train import Settings, fit
@@ -163,7 +163,33 @@ class _Pass:
 
 
 Run = Callable[[Sequence[Trial], str], Trained]
-Points = dict[int, dict[str, Any]]  # by the trial's position in the grid: its options, and what validation says of it
+_Number = Annotated[float, Field(ge=-math.inf)]  # which nan is not; minus infinity is a trial that diverged
+
+
+class Point(BaseModel):
+    """A trial of the grid, and what validation says of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    options: dict[str, Any]
+    lr: float | None
+    weight_decay: float
+    score: _Number
+    loss: _Number
+    epoch: int
+
+
+Points = dict[Annotated[int, Field(strict=False)], Point]  # by the trial's position in the grid
+
+
+class _Scores(BaseModel):
+    """A file of scores; `search` is its own name, so that no other search's file is taken for it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    search: str
+    method: str
+    points: Points
 
 
 def choose_trial(method: MethodConfig, run: Run, kept: Path) -> Trial:
@@ -174,24 +200,41 @@ def choose_trial(method: MethodConfig, run: Run, kept: Path) -> Trial:
         kept: a file that keeps scores as they come, so that none is computed twice.
 
     Raises:
-        JobError: training diverged at every point.
+        JobError: training diverged at every point; the file is damaged.
     """
     trials = list(method.trials)
     if len(trials) == 1:
         return trials[0]
-    points: Points = {}
-    if kept.exists():
-        points = {int(index): point for index, point in read_json(kept)["points"].items()}
+    points = read_points(kept)
     for _ in range(1 + _WIDENINGS):
         for todo in _passes(method, [index for index in range(len(trials)) if index not in points]):
             candidates = run([trials[index] for index in todo], str(todo[0])).candidates
             points |= {index: _point(trials[index], c) for index, c in zip(todo, candidates, strict=True)}
-            write_text(kept, json.dumps({"method": method.name, "points": points}, indent=1))
-        best = max(range(len(trials)), key=lambda index: (points[index]["score"], -points[index]["loss"]))
-        if points[best]["score"] == -math.inf:
+            scores = _Scores(search=kept.stem, method=method.name, points=points)
+            write_json(kept, scores.model_dump())
+        best = max(range(len(trials)), key=lambda index: (points[index].score, -points[index].loss))
+        if points[best].score == -math.inf:
             raise diverged(trials)
         trials += beyond_the_edge(trials, trials[best])
     return trials[best]
+
+
+def read_points(kept: Path) -> Points:
+    """The scores of a search so far.
+
+    Raises:
+        JobError: the file is damaged, or another search's.
+    """
+    if not kept.exists():
+        return {}
+    try:
+        scores = _Scores.model_validate(read_json(kept))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise damaged(kept, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if scores.search != kept.stem:
+        raise damaged(kept, f"it holds the scores of the search {scores.search}")
+    return scores.points
 
 
 def diverged(tried: Sequence[Trial] | Sequence[Candidate]) -> JobError:
@@ -219,6 +262,6 @@ def _passes(method: MethodConfig, todo: list[int]) -> list[list[int]]:
     return [todo] if todo else []
 
 
-def _point(trial: Trial, candidate: Candidate) -> dict[str, Any]:
-    outcome = {"score": candidate.score, "loss": candidate.loss, "epoch": candidate.best_epoch}
-    return trial.model_dump(mode="json", serialize_as_any=True) | outcome
+def _point(trial: Trial, candidate: Candidate) -> Point:
+    facts = trial.model_dump(mode="json", serialize_as_any=True)
+    return Point(**facts, score=candidate.score, loss=candidate.loss, epoch=candidate.best_epoch)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from extract.config import BackboneConfig
+from extract.module_limit import limited_modules
 from extract.weight_layouts import require_fit
-from extract.weights import reaching_hub
+from extract.weights import reaching_hub, require_room
 from store.errors import UserError
 
 VIVIT = "vivit"  # the `backbone.name` of every ViViT
@@ -42,6 +43,7 @@ def load_vivit(config: BackboneConfig, frames: int) -> tuple[nn.Module, dict[str
     overrides = config.model_kwargs | ({"image_size": config.image_size} if config.image_size else {})
     if config.weights == "random":
         vivit_config = _configure({}, overrides, frames)
+        require_room(VIVIT, overrides, _empty(vivit_config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return _build(vivit_config), {}
@@ -55,6 +57,7 @@ def load_vivit(config: BackboneConfig, frames: int) -> tuple[nn.Module, dict[str
             f"backbone.weights {config.weights!r} holds a {document.get('model_type')!r}, no ViViT; {_LEGAL}"
         )
     vivit_config = _configure(document, overrides, frames)
+    require_room(VIVIT, overrides, _empty(vivit_config), _only_file(source))
     with _opening(config.weights), _quiet(transformers):
         model, report = transformers.VivitModel.from_pretrained(
             source,
@@ -72,8 +75,18 @@ def load_vivit(config: BackboneConfig, frames: int) -> tuple[nn.Module, dict[str
 
 def empty_vivit(model_kwargs: Mapping[str, Any], frames: int | None = None) -> nn.Module:
     """The architecture without weights, on the meta device."""
+    return _empty(_configure({}, model_kwargs, frames))
+
+
+def _empty(vivit_config: Any) -> nn.Module:
     with torch.device("meta"):
-        return _build(_configure({}, model_kwargs, frames))
+        return _build(vivit_config)
+
+
+def _only_file(source: str) -> Path | None:
+    """The file of the weights in a folder; None where the hub has them, or several files."""
+    found = [Path(source) / name for name in ("model.safetensors", "pytorch_model.bin")]
+    return next((file for file in found if file.is_file()), None)
 
 
 def architecture(config: Any) -> dict[str, Any]:
@@ -135,7 +148,8 @@ def _configure(document: Mapping[str, Any], overrides: Mapping[str, Any], frames
 
 def _build(vivit_config: Any) -> nn.Module:
     try:
-        model: nn.Module = _transformers().VivitModel(vivit_config, add_pooling_layer=False)
+        with limited_modules():
+            model: nn.Module = _transformers().VivitModel(vivit_config, add_pooling_layer=False)
     except Exception as error:  # wrong sizes surface anywhere in the constructor
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"transformers cannot build this ViViT: {reason}") from error

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import nn
 from extract.checkpoint import load_npz, read_tensors
 from extract.config import BackboneConfig
 from extract.hub_folder import read_hub_folder
+from extract.module_limit import limited_modules
 from extract.weight_layouts import UNUSED, require_fit
 from store.errors import JobError, Note, UserError
 
@@ -34,7 +35,7 @@ _OURS = {
     "in_chans": "images have three channels",
     "features_only": "tokens are tapped from the whole model",
 }
-_MOST = 16_384  # for a whole number of model_kwargs: a depth of a billion would be built block by block
+_MOST = 16_384  # for a whole number of model_kwargs, also inside a list
 _FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 
 
@@ -110,7 +111,8 @@ def _require_name(config: BackboneConfig) -> str:
 def _create(recipe: Recipe, **more: Any) -> nn.Module:
     _require_known(recipe)
     try:
-        model: nn.Module = timm.create_model(recipe.name, **recipe.kwargs, **more)
+        with limited_modules():
+            model: nn.Module = timm.create_model(recipe.name, **recipe.kwargs, **more)
     except Exception as error:  # wrong arguments surface anywhere in a model's constructor
         raise UserError(
             f"timm cannot build {recipe.name!r} with model_kwargs {recipe.kwargs}: {first_line(error)}"
@@ -129,23 +131,42 @@ def _require_known(recipe: Recipe) -> None:
     if taken := [name for name in recipe.kwargs if name in _OURS]:
         raise UserError(f"backbone.model_kwargs may not hold {taken[0]!r}: {_OURS[taken[0]]}")
     for key, value in recipe.kwargs.items():
-        if isinstance(value, int) and value > _MOST:
-            raise UserError(f"backbone.model_kwargs.{key} is {value:,}; legal: at most {_MOST:,}")
+        if (largest := _largest(value)) > _MOST:
+            raise UserError(f"backbone.model_kwargs.{key} is {largest:,}; legal: at most {_MOST:,}")
+
+
+def _largest(value: Any) -> int:
+    """The largest whole number in a value of model_kwargs; 0 where there is none."""
+    if isinstance(value, list | tuple):
+        return max(map(_largest, value), default=0)
+    return value if isinstance(value, int) else 0
+
+
+def require_room(name: str, kwargs: Mapping[str, Any], empty: nn.Module, file: Path | None = None) -> None:
+    """Before anything is allocated: a model fits into memory and, at a byte a value, into the file it comes from.
+
+    Args:
+        empty: the model on the meta device.
+
+    Raises:
+        UserError: it does not.
+    """
+    n_values = sum(tensor.numel() for tensor in empty.parameters())
+    n_more = sum(tensor.numel() for tensor in empty.buffers())
+    if (wanted := 4 * (n_values + n_more)) > (free := psutil.virtual_memory().available):
+        raise UserError(
+            f"{name!r} with model_kwargs {dict(kwargs)} takes {wanted / 1e9:,.1f} GB of memory, of which "
+            f"{free / 1e9:,.1f} GB are free; give a smaller one"
+        )
+    if file and n_values > (n_bytes := file.stat().st_size):
+        raise UserError(
+            f"backbone.weights {file} does not load into {name!r}: the model has {n_values:,} values, "
+            f"the file {n_bytes:,} bytes; check backbone.name, image_size and model_kwargs"
+        )
 
 
 def _require_room(recipe: Recipe) -> None:
-    """Before anything is allocated: the model fits into memory and, at a byte a value, into the file it comes from."""
-    n_values = sum(tensor.numel() for tensor in build_empty(recipe.name, recipe.kwargs).parameters())
-    if (wanted := 4 * n_values) > (free := psutil.virtual_memory().available):
-        raise UserError(
-            f"{recipe.name!r} with model_kwargs {recipe.kwargs} takes {wanted / 1e9:,.1f} GB of memory, of which "
-            f"{free / 1e9:,.1f} GB are free; give a smaller one"
-        )
-    if recipe.file and n_values > (n_bytes := recipe.file.stat().st_size):
-        raise UserError(
-            f"backbone.weights {recipe.file} does not load into {recipe.name!r}: the model has {n_values:,} values, "
-            f"the file {n_bytes:,} bytes; check backbone.name, image_size and model_kwargs"
-        )
+    require_room(recipe.name, recipe.kwargs, build_empty(recipe.name, recipe.kwargs), recipe.file)
 
 
 def _random(recipe: Recipe) -> nn.Module:

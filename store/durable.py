@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 TEMPORARY = ".__lock"  # as tensorstore names what it is writing
@@ -36,14 +37,14 @@ def write_files(files: Iterable[tuple[Path, Sequence[memoryview]]]) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what a writer of this file left that was killed; the caller must know that no other is at work on it."""
-    for left in path.parent.glob(f"{path.name}*{TEMPORARY}"):
+    for left in path.parent.glob(f"{escape(path.name)}*{TEMPORARY}"):
         left.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where a library is to write a file, which takes the place of `path` once it is on the disk; or else is gone."""
-    partial = path.with_suffix(".partial")
+    partial = _temporary(path)
     try:
         yield partial
         _sync(partial)
@@ -65,12 +66,17 @@ def _make_folders(folder: Path) -> set[Path]:
 
 def _write(path: Path, pieces: Sequence[memoryview], open_files: ExitStack) -> tuple[Path, int]:
     """The name and descriptor of a file that holds the pieces, and is gone in the end unless it is renamed."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")  # its own, whoever else writes this file
+    temporary = _temporary(path)
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     open_files.callback(_close, file, temporary)
     for start in range(0, len(pieces), _AT_ONCE):
         _write_all(file, list(pieces[start : start + _AT_ONCE]))
     return temporary, file
+
+
+def _temporary(path: Path) -> Path:
+    """A writer's own name for what it is writing, whoever else writes the same file."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
 def _write_all(file: int, pieces: list[memoryview]) -> None:

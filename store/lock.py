@@ -88,7 +88,7 @@ class Lock:
 
     def __init__(self, folder: Folder, beat_seconds: float, patience_seconds: float) -> None:
         self._folder, self._beat_seconds, self._patience_seconds = folder, beat_seconds, patience_seconds
-        self._owner: dict[str, Any] = _this_process()
+        self._owner: dict[str, Any] = this_process()
         self._beats, self._generation, self._mutex, self._released = 0, b"", Mutex(), False
 
     @property
@@ -104,7 +104,7 @@ class Lock:
                 return
             if owner is not None and self._lives(owner):
                 raise JobError(
-                    f"{self._folder.place} is in use by {_describe(owner)}; wait until that job ends, or stop it, "
+                    f"{self._folder.place} is in use by {describe_owner(owner)}; wait until that job ends, or stop it, "
                     "then run this one again"
                 )
             if self._write():  # else another was faster: look again
@@ -126,8 +126,8 @@ class Lock:
                 self._generation = generation
                 return
         raise JobError(
-            f"this job lost {self._folder.place} to {_describe(owner or {})}, because it stood still for too long; "
-            "it stops before it writes anything more; what is committed is kept"
+            f"this job lost {self._folder.place} to {describe_owner(owner or {})}, because it stood still for too "
+            "long; it stops before it writes anything more; what is committed is kept"
         )
 
     def beat_until(self, ended: Event) -> None:
@@ -184,7 +184,7 @@ class Watch:
         """
         owner, _ = _read(self._folder)
         if owner is None or owner.get("id") != self._owner_id:
-            now = "nobody" if owner is None else _describe(owner)
+            now = "nobody" if owner is None else describe_owner(owner)
             raise JobError(
                 f"the job that this worker belongs to has lost {self._folder.place} to {now}; it writes nothing"
             )
@@ -193,7 +193,7 @@ class Watch:
 def read_owner(folder: Folder) -> str | None:
     """Who holds a store, in words; None where nobody does."""
     attributes = folder.read_group(LOCK)
-    return None if attributes is None else _describe(attributes)
+    return None if attributes is None else describe_owner(attributes)
 
 
 def _read(folder: Folder) -> tuple[dict[str, Any] | None, bytes]:
@@ -217,7 +217,8 @@ def _delete(folder: Folder, generation: bytes) -> None:
                 empty.rmdir()
 
 
-def _this_process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
+    """What an owner writes of itself, by which others know it again."""
     return {
         "id": uuid.uuid4().hex,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -249,7 +250,8 @@ def _process_lives(owner: Mapping[str, Any]) -> bool | None:
         return None
 
 
-def _describe(owner: Mapping[str, Any]) -> str:
+def describe_owner(owner: Mapping[str, Any]) -> str:
+    """Command, process, host and time of an owner, for a message."""
     if not {"command", "process", "host", "since"} <= set(owner):
         return "another job"
     return f"`{owner['command']}` (process {owner['process']} on {owner['host']}, since {owner['since']})"

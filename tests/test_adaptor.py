@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import sidecache as sc
-from adapt.adaptor import Card, load_adaptor, save_adaptor
+from adapt.adaptor import Card, load_adaptor, save_adaptor, sealed
 from adapt.config import Config
 from adapt.predict import predict
 from extract.backbone import TappedBackbone, TimmBackbone, digests, load_backbone
@@ -53,6 +53,7 @@ def card_for(method: str, backbone: TimmBackbone, **changes: Any) -> Card:
         "classes": ("a", "b", "c"),
         "multi_label": False,
         "metrics": {"top1": 50.0, "mean_average_precision": None},
+        "train_precision": "float32",
         **digests(backbone),
     }
     return Card(**(fields | changes))
@@ -77,9 +78,15 @@ def refuse(path: Path, backbone: TimmBackbone | None = None) -> str:
     return str(refused.value)
 
 
-def edit_card(path: Path, **changes: Any) -> Path:
-    card = path.with_suffix(".json")
-    card.write_text(json.dumps(json.loads(card.read_text()) | changes))
+def card_of(path: Path) -> dict[str, Any]:
+    """The card of an adaptor, without what vouches for it."""
+    card: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    return {name: value for name, value in card.items() if name not in ("tensors_digest", "checksum")}
+
+
+def forge_card(path: Path, **changes: Any) -> Path:
+    """Change a card, or the tensors before, as the program itself would: digest and checksum fit."""
+    path.with_suffix(".json").write_text(json.dumps(sealed(card_of(path) | changes, path)))
     return path
 
 
@@ -116,7 +123,7 @@ def test_the_card_survives_the_file(method: str, saved: Path, tiny_backbone: Tim
 
 @torch.no_grad()
 def test_multi_label_probabilities_are_sigmoids(saved: Path, tiny_backbone: TimmBackbone) -> None:
-    adaptor = load_adaptor(edit_card(saved, multi_label=True), tiny_backbone, "cpu")
+    adaptor = load_adaptor(forge_card(saved, multi_label=True), tiny_backbone, "cpu")
     images = torch.randn(4, 3, 32, 32)
     logits = adaptor.model(adaptor.forward(images))
     torch.testing.assert_close(adaptor.probabilities(images), 1 / (1 + (-logits).exp()))
@@ -223,8 +230,10 @@ def test_a_missing_file_or_card_is_told(saved: Path, tiny_backbone: TimmBackbone
     [
         ("{", "is no JSON: "),
         ("[]", "is no adaptor's card: "),
-        ("{}", "is no adaptor's card: backbone: "),
-        ("\xff", "JSON"),
+        ("null", "is no adaptor's card: it is no JSON object"),
+        ("[[", "is no JSON: "),
+        ("{}", "is no adaptor's card: its content does not fit its checksum: it was damaged, or edited by hand; put "),
+        ("\xff", "is no JSON: "),
     ],
 )
 def test_a_damaged_card_is_told(saved: Path, tiny_backbone: TimmBackbone, text: str, message: str) -> None:
@@ -252,7 +261,7 @@ def test_a_damaged_card_is_told(saved: Path, tiny_backbone: TimmBackbone, text: 
 def test_a_card_with_a_wrong_field_is_told(
     saved: Path, tiny_backbone: TimmBackbone, changes: dict[str, Any], message: str
 ) -> None:
-    assert message in refuse(edit_card(saved, **changes), tiny_backbone)
+    assert message in refuse(forge_card(saved, **changes), tiny_backbone)
 
 
 def edited(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]:
@@ -267,13 +276,46 @@ def edited(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor
 @pytest.mark.parametrize("how", ["missing", "extra", "shape"])
 def test_other_tensors_than_the_card_describes_are_refused(saved: Path, tiny_backbone: TimmBackbone, how: str) -> None:
     save_file(edited(load_file(saved), how), saved)
+    forge_card(saved)
     assert f"{saved} does not hold the tensors that its card describes: [(" in refuse(saved, tiny_backbone)
 
 
 @pytest.mark.parametrize("keep", [0, 20, 200])
 def test_a_damaged_file_is_refused(saved: Path, tiny_backbone: TimmBackbone, keep: int) -> None:
     saved.write_bytes(saved.read_bytes()[:keep])
+    assert f"{saved} is not the file of tensors that {saved.with_suffix('.json')} was" in refuse(saved, tiny_backbone)
+    forge_card(saved)
     assert f"cannot read the adaptor {saved}: " in refuse(saved, tiny_backbone)
+
+
+def test_the_card_of_another_adaptor_is_refused(tiny_backbone: TimmBackbone, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    for bias, path in enumerate((one, other)):
+        save_adaptor(path, trained("linear_probe", tiny_backbone), card_for("linear_probe", tiny_backbone))
+        save_file(load_file(path) | {"readout.head.bias": torch.full((3,), float(bias))}, path)
+        forge_card(path)
+    one.with_suffix(".json").rename(other.with_suffix(".json"))
+    message = refuse(other, tiny_backbone)
+    assert message.startswith(f"{other} is not the file of tensors that {other.with_suffix('.json')} was written with;")
+    assert "put back card and tensors as they were written together, or delete both and train again" in message
+
+
+def test_an_adaptor_may_be_renamed_and_its_weights_moved(tiny_backbone: TimmBackbone, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adaptor(path, trained("linear_probe", tiny_backbone), card_for("linear_probe", tiny_backbone))
+    for ending in (".json", ".safetensors"):
+        path.with_suffix(ending).rename(tmp_path / f"best{ending}")
+    path = tmp_path / "best.safetensors"
+    save_file(tiny_backbone.module.state_dict(), tmp_path / "moved.safetensors")
+    card = json.loads(path.with_suffix(".json").read_text())
+    card["backbone"]["weights"] = str(tmp_path / "moved.safetensors")
+    path.with_suffix(".json").write_text(json.dumps(card))
+    images = torch.randn(4, 3, 32, 32)
+    expected = load_adaptor(path, tiny_backbone, "cpu").probabilities(images)
+    assert torch.equal(load_adaptor(path, device="cpu").probabilities(images), expected)
+    card["classes"] = card["classes"][::-1]
+    path.with_suffix(".json").write_text(json.dumps(card))
+    assert "does not fit its checksum: it was damaged, or edited by hand" in refuse(path)
 
 
 def test_nothing_reaches_the_backbone(saved: Path, tiny_backbone: TimmBackbone) -> None:

@@ -1,6 +1,5 @@
 """Conditions tell all that decides an outcome apart, and nothing else; rows of one run directory keep them."""
 
-import json
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -57,14 +56,3 @@ def test_a_grown_dataset_has_a_table_of_its_own(tiny_config: MakeConfig) -> None
     before, after = summarise(sc.run(config))
     assert before.judged_by["samples"] != after.judged_by["samples"]
     assert len(sections_of([before, after])) == 2
-
-
-def test_rows_from_before_there_were_conditions_get_theirs_in_the_next_run(tiny_config: MakeConfig) -> None:
-    config = tiny_config("methods=[linear_probe]")
-    (row,) = sc.run(config)
-    assert row.conditions
-    file = config.run_dir / "results.json"
-    file.write_text(json.dumps([row.model_dump(exclude={"conditions"})]))
-    rows = sc.run(tiny_config("methods=[linear_probe]", "train.seeds=[0, 1]"))
-    assert rows[0] == row
-    assert [summary.seeds for summary in summarise(rows)] == [(0, 1)]

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 import sidecache as sc
 from adapt.config import Config
-from adapt.distributed import World, world
+from adapt.distributed import World, _copy_progress, world
+from adapt.run_files import write_text
 
 ROOT = Path(__file__).parent.parent
 METHODS = "methods=[linear_probe, bitfit, {name: losa, rank: 4, token_rank: 2}]"
@@ -51,6 +52,18 @@ def test_two_processes_train_what_one_trains(tiny_config: Callable[..., Config],
     for method, tensors in ours.items():
         for name, tensor in tensors.items():
             torch.testing.assert_close(theirs[method][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_another_process_copies_what_tells_the_progress_and_no_store(tmp_path: Path) -> None:
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    for name in ("results.json", "search/s.json", "cache.zarr/train/c/0", ".run.lock"):
+        write_text(run / name, "x")
+    copy.mkdir()
+    _copy_progress(run, copy)
+    assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} == {
+        "results.json",
+        "search/s.json",
+    }
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

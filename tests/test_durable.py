@@ -115,6 +115,21 @@ def test_a_file_that_a_library_writes_is_on_the_disk_before_it_has_its_name(
     assert contents(tmp_path) == {"whole": b"new"}
 
 
+def test_two_libraries_that_write_the_same_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_bytes(b"first")
+        second.write_bytes(b"second")
+    assert contents(tmp_path) == {path.name: b"first"}, "the one that ends last"
+
+
+def test_a_name_with_signs_of_a_pattern_has_its_leftovers_removed_alone(tmp_path: Path) -> None:
+    for name in ("a[1]", "a1"):
+        (tmp_path / f"{name}.0.__lock").write_bytes(b"half")
+    remove_leftovers(tmp_path / "a[1]")
+    assert set(contents(tmp_path)) == {"a1.0.__lock"}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_a_store_is_byte_for_byte_what_tensorstore_writes(
     tmp_path: Path, dtype: Dtype, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,13 @@ from safetensors.torch import save_file
 from test_report import Tags, make_row, terminal
 from torch import nn
 
-from adapt.adaptor import load_adaptor
+from adapt.adaptor import Card, load_adaptor, sealed
 from adapt.report import write_report
 from adapt.visible import visible
-from extract.backbone import TimmBackbone, digests
-from extract.config import BackboneConfig, DataConfig
+from extract.backbone import TimmBackbone, digests, empty_backbone, load_backbone
+from extract.config import BackboneConfig, ClipConfig, DataConfig
 from extract.images import DecodeError, decode_rgb
+from extract.module_limit import limited_modules
 from extract.samples import FileSlice
 from extract.sources import ImageSource, open_source
 from extract.weights import load_model
@@ -453,9 +455,51 @@ def test_a_model_is_not_built_that_the_file_cannot_fill_or_memory_hold(state: An
     save_file(state, tmp_path / "a.safetensors")
     assert "the model has " in refused(lambda: load(tmp_path / "a.safetensors", embed_dim=2048))
     assert "of memory, of which" in refused(lambda: load(Path("random"), embed_dim=16_384, depth=96))
-    assert "model_kwargs.depth is 1,000,000,000; legal: at most 16,384" in refused(
-        lambda: load(Path("random"), depth=10**9)
-    )
+    for kwargs in ({"depth": 10**9}, {"patch_size": [8, 10**9]}, {"patch_size": [[10**9]]}):
+        name = next(iter(kwargs))
+        assert f"model_kwargs.{name} is 1,000,000,000; legal: at most 16,384" in refused(
+            lambda kwargs=kwargs: load(Path("random"), **kwargs)
+        )
+
+
+def test_a_model_without_end_is_not_built_whoever_names_it(
+    adaptor: Callable[..., str], state: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kwargs = {"depth": 16_384, "embed_dim": 8, "num_heads": 1}  # few values, and a minute of modules
+    assert "it has more than 5,000 modules; give a smaller depth" in refused(lambda: load(Path("random"), **kwargs))
+    monkeypatch.setattr("extract.module_limit._MOST_MODULES", 300)
+    message, backbone = "it has more than 300 modules; give a smaller depth", {"name": NAME, "weights": "random"}
+    assert message in refused(lambda: empty_backbone(NAME, kwargs))
+    assert message in adaptor(backbone={**backbone, "model_kwargs": kwargs}, given=None)
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": kwargs}))
+    assert message in refused(lambda: load_model(BackboneConfig(weights=str(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_hidden_layers": 10**9, "hidden_size": 8, "num_attention_heads": 1}, "more than 300 modules"),
+        ({"hidden_size": 2**24, "num_attention_heads": 1}, "of memory, of which"),
+    ],
+)
+def test_no_vivit_is_built_that_memory_cannot_hold(
+    kwargs: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("extract.module_limit._MOST_MODULES", 300)
+    config = BackboneConfig(name="vivit", weights="random", model_kwargs=kwargs)
+    assert message in refused(lambda: load_backbone(config, ClipConfig(frames=32)))
+
+
+def test_the_limit_of_modules_ends_with_its_model_and_is_each_threads_own() -> None:
+    with limited_modules():
+        for _ in range(3):
+            nn.Sequential(*(nn.Identity() for _ in range(1_000)))
+        in_a_thread = Thread(target=lambda: nn.Sequential(*(nn.Identity() for _ in range(6_000))))
+        in_a_thread.start()
+        in_a_thread.join()
+    assert len(nn.Sequential(*(nn.Identity() for _ in range(6_000)))) == 6_000
 
 
 @pytest.mark.parametrize(
@@ -490,7 +534,12 @@ def test_a_hostile_hub_folder_is_refused(card: Any, message: str, state: Any, tm
 def adaptor(tiny_backbone: TimmBackbone, tmp_path: Path) -> Callable[..., str]:
     """Write an adaptor with changes to its card, load it, and give back the refusal."""
 
-    def attempt(tensors: dict[str, torch.Tensor] | None = None, text: str | None = None, **changes: Any) -> str:
+    def attempt(
+        tensors: dict[str, torch.Tensor] | None = None,
+        text: str | None = None,
+        given: TimmBackbone | None = tiny_backbone,
+        **changes: Any,
+    ) -> str:
         card: dict[str, Any] = {
             "method": "losa",
             "options": {},
@@ -501,11 +550,13 @@ def adaptor(tiny_backbone: TimmBackbone, tmp_path: Path) -> Callable[..., str]:
             "classes": ["a", "b", "c"],
             "multi_label": False,
             "metrics": {},
+            "train_precision": "float32",
             **digests(tiny_backbone),
         }
         save_file(tensors or {"x": torch.zeros(1)}, tmp_path / "a.safetensors")
-        (tmp_path / "a.json").write_text(text if text is not None else json.dumps({**card, **changes}))
-        return refused(lambda: load_adaptor(tmp_path / "a.safetensors", tiny_backbone, "cpu"))
+        document = sealed({**card, **changes}, tmp_path / "a.safetensors")
+        (tmp_path / "a.json").write_text(text if text is not None else json.dumps(document))
+        return refused(lambda: load_adaptor(tmp_path / "a.safetensors", given, "cpu"))
 
     return attempt
 
@@ -518,6 +569,7 @@ def adaptor(tiny_backbone: TimmBackbone, tmp_path: Path) -> Callable[..., str]:
         {"options": {"token_rank": 10**12}},
         {"method": "lora", "options": {"rank": 10**9}},
         {"method": "adapter", "options": {"bottleneck": 10**10}},
+        {"method": "compacter", "options": {"bottleneck": 10**10 + 1}},
         {"method": "prompt", "options": {"length": 10**9}},
         {"classes": [str(k) for k in range(100_000)]},
     ],
@@ -547,15 +599,13 @@ def test_tensors_of_another_type_or_without_a_value_are_refused(
 
 
 def test_a_card_names_files_by_path_only_where_no_backbone_is_given(tmp_path: Path) -> None:
-    from adapt.adaptor import Card
-
     card = Card(
         method="losa", options={}, metrics={}, backbone=BackboneConfig(name=NAME, weights=str(tmp_path / "none.pth")),
         weights_digest="", preprocessing_digest="", precision="float32", layers=(0,), tokens="all", classes=("a", "b"),
-        multi_label=False,
+        multi_label=False, train_precision="float32",
     )  # fmt: skip
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
-    (tmp_path / "a.json").write_text(card.model_dump_json())
+    (tmp_path / "a.json").write_text(json.dumps(sealed(card.model_dump(mode="json"), tmp_path / "a.safetensors")))
     assert "none.pth': there is no such file or folder" in refused(lambda: load_adaptor(tmp_path / "a.safetensors"))
 
 

@@ -255,7 +255,7 @@ def test_of_many_that_reach_for_it_one_gets_it(tmp_path: Path, place: str) -> No
 
 
 def write_owner(folder: Folder, **changes: Any) -> None:
-    folder.write_group(LOCK, lock_module._this_process() | {"beats": 3} | changes)
+    folder.write_group(LOCK, lock_module.this_process() | {"beats": 3} | changes)
 
 
 def test_a_process_number_that_is_anothers_by_now_holds_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

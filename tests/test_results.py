@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapt.results import Row, read_results, write_results
+from adapt.run_files import with_checksum
 from adapt.summary import Stat, summarise
 from store import durable
 from store.errors import JobError, UserError
@@ -80,7 +81,7 @@ def test_workers_that_write_at_once_lose_no_row(tmp_path):
 def test_json_is_a_list_of_objects_with_null_where_undefined(tmp_path):
     write_results(tmp_path, [make_row()])
     (row,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert list(row) == list(Row.model_fields)
+    assert list(row) == [*Row.model_fields, "checksum"]
     assert row["top5"] is None
     assert row["break_even_epochs"] is None
 
@@ -95,6 +96,27 @@ def test_csv_holds_every_row_and_column(tmp_path):
     assert json.loads(table[0]["options"]) == {"rank": 8}
     assert json.loads(table[0]["conditions"]) == {"epochs": 10}
     assert (table[0]["top1"], table[0]["top5"]) == ("89.0", "")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+def test_a_spreadsheet_runs_no_cell(tmp_path, start):
+    formula = f'{start}HYPERLINK("http://evil";A1)'
+    write_results(tmp_path, [make_row(dataset=formula, backbone=formula, options={formula: formula}, val_score=-1.5)])
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        (cells,) = csv.DictReader(file)
+    assert (cells["dataset"], cells["backbone"]) == (f"'{formula}", f"'{formula}")
+    assert not any(cell.startswith(start) for name, cell in cells.items() if name != "val_score")
+    assert json.loads(cells["options"]) == {formula: formula}
+    assert float(cells["val_score"]) == -1.5
+    (row,) = read_results(tmp_path)
+    assert row.dataset == formula
+
+
+def test_a_text_that_is_no_formula_is_itself_in_the_csv(tmp_path):
+    names = ["digits", "a=b", "'quoted'", "", "x-1", " =1"]
+    write_results(tmp_path, [make_row(name, dataset=name) for name in names])
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        assert [cells["dataset"] for cells in csv.DictReader(file)] == names
 
 
 def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
@@ -122,15 +144,19 @@ def test_missing_results_say_to_run_first(tmp_path):
         (b'[{"trial_id": "a"', "delimiter"),
         (b"", "Expecting value"),
         (b"\xff\xfe", "utf-8"),
-        (b"[" * 100_000, "recursion"),
-        (b"{}", "top level: Input should be a valid list"),
-        (b'[{"trial_id": "a"}]', "0 -> method: Field required"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"{}", "top level: it is no list of rows"),
+        (b"[3]", "row 0: it is no JSON object"),
+        (b'[{"trial_id": "a"}]', "row 0: its content does not fit its checksum"),
+        (json.dumps([with_checksum({"trial_id": "a"})]).encode(), "0 -> method: Field required"),
     ],
 )
 def test_damaged_results_are_refused_and_not_overwritten(tmp_path, content, reason):
     path = tmp_path / "results.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"results\.json is damaged \(.*{reason}.*\): repair it, or move it away"):
+    with pytest.raises(
+        UserError, match=rf"results\.json is damaged \(.*{reason}.*\): take damaged rows out, or move it"
+    ):
         read_results(tmp_path)
     with pytest.raises(UserError, match="is damaged"):
         write_results(tmp_path, [make_row()])
@@ -138,7 +164,7 @@ def test_damaged_results_are_refused_and_not_overwritten(tmp_path, content, reas
 
 
 def test_a_trial_that_is_there_twice_is_named(tmp_path):
-    row = make_row("abc").model_dump()
+    row = with_checksum(make_row("abc").model_dump())
     (tmp_path / "results.json").write_text(json.dumps([row, row]))
     with pytest.raises(UserError, match="trial 'abc' is there twice"):
         read_results(tmp_path)
@@ -222,15 +248,6 @@ def test_rows_of_other_conditions_are_not_averaged_and_say_what_differs():
 def test_what_validation_chose_makes_no_group():
     rows = [make_row(str(lr), lr=lr, val_score=lr, conditions={"epochs": 10}) for lr in (0.1, 0.2)]
     assert [s.val_score for s in summarise(rows)] == [Stat(0.2, None)]
-
-
-def test_rows_from_before_there_were_conditions_are_read_and_stay_apart(tmp_path):
-    old, new = make_row("a"), make_row("b", seed=1, conditions={"epochs": 10})
-    del (document := old.model_dump())["conditions"]
-    (tmp_path / "results.json").write_text(json.dumps([document]))
-    write_results(tmp_path, [new])
-    assert read_results(tmp_path) == [old, new]
-    assert [s.seeds for s in summarise([old, new])] == [(0,), (1,)]
 
 
 def test_costs_are_averaged_and_memory_is_the_peak():

@@ -1,6 +1,5 @@
 """Choosing on validation: what is kept, what is not computed twice, and grids that are too narrow."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import nn
 
 from adapt.candidate import Candidate
 from adapt.config import MethodConfig, Trial, load_config
+from adapt.run_files import read_json, write_json
 from adapt.search import Trained, beyond_the_edge, choose_trial
 from store.errors import JobError
 
@@ -54,9 +54,9 @@ def test_what_is_kept_is_not_computed_again(tmp_path: Path) -> None:
     judge = Judge(1.0)
     assert choose_trial(grid, judge, file) == first
     assert judge.passes == []
-    points = json.loads(file.read_text())["points"]
-    del points["1"], points["3"]
-    file.write_text(json.dumps({"method": "losa", "points": points}))
+    scores = read_json(file)
+    del scores["points"]["1"], scores["points"]["3"]
+    write_json(file, scores)
     assert choose_trial(grid, judge, file) == first
     assert judge.passes[0] == [0.01]
 

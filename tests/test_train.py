@@ -190,7 +190,8 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monke
     kept = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
     kept.save(Done(1))
     fresh = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
-    (tmp_path / "state.partial").symlink_to("/dev/full")
+    (tmp_path / "full").symlink_to("/dev/full")
+    monkeypatch.setattr("store.durable._temporary", lambda path: tmp_path / "full")
     with pytest.raises(JobError, match=r"the checkpoint .*state\.pt cannot be written \(No space left on device\)"):
         fresh.save(Done(2))
     assert fresh.load() == Done(1)
@@ -218,6 +219,39 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     features = MadeFeatures()
     with pytest.raises(JobError, match=r"the checkpoint .*state\.pt is damaged; delete it to start anew"):
         fit([candidate()], features, *rows_of(features), SETTINGS, PLAIN, tmp_path / "state.pt")
+
+
+def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch compares no CRC-32 of a record when it reads."""
+    monkeypatch.setattr(adapt.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
+    file, draw = tmp_path / "state.pt", np.random.default_rng(0)
+
+    def checkpoint() -> tuple[Checkpoint, Loop]:
+        loop = Loop([candidate()], MadeFeatures(), SETTINGS, PLAIN, 20)
+        return Checkpoint(file, loop.members, torch.device("cpu")), loop
+
+    kept, saved = checkpoint()
+    kept.save(Done(1))
+    content, refused = file.read_bytes(), 0
+    for place in draw.integers(0, 8 * len(content), 100):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << (place % 8)
+        file.write_bytes(flipped)
+        fresh, loop = checkpoint()
+        try:
+            done = fresh.load()
+        except JobError:
+            refused += 1
+            continue
+        assert done == Done(1)
+        for (ours, *_), (theirs, *_) in zip(loop.members, saved.members, strict=True):
+            for name, values in theirs.trained_state().items():
+                assert torch.equal(ours.trained_state()[name], values)
+    assert refused > 50
+    file.write_bytes(content)
+    other = Checkpoint(file.rename(tmp_path / "other.pt"), saved.members, torch.device("cpu"))
+    with pytest.raises(JobError, match=r"the checkpoint .*other\.pt is damaged"):
+        other.load()
 
 
 def test_a_rate_that_diverges_loses_and_alone_ends_early() -> None:

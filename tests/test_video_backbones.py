@@ -437,7 +437,7 @@ def test_weights_are_never_unpickled(checkpoint: Checkpoint, tmp_path: Path) -> 
 
 
 def damaged(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"no weights")
+    (folder / "model.safetensors").write_bytes(b"no weights" * 10_000)  # a shorter file could not fill the model
 
 
 def of_another_model(folder: Path) -> None:

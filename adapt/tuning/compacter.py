@@ -66,7 +66,7 @@ def install_compacter(vit: Vit, bottleneck: int = 64, n: int = 4, rank: int = 1)
         UserError: n does not divide the widths; blocks that do not add two residuals.
     """
     if vit.dim % n or bottleneck % n:
-        legal = [k for k in range(1, bottleneck + 1) if not vit.dim % k and not bottleneck % k]
+        legal = [k for k in range(1, min(vit.dim, bottleneck) + 1) if not vit.dim % k and not bottleneck % k]
         raise UserError(
             f"n ({n}) must divide the backbone's width ({vit.dim}) and bottleneck ({bottleneck}); legal here: {legal}"
         )

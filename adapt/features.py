@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.memory import bytes_at_once, free_bytes
 from adapt.spec import FeatureSpec, TokensByLayer
@@ -16,7 +16,7 @@ from extract.backbone import Backbone
 from extract.forward import FrozenForward
 from extract.preprocess import is_described
 from extract.sources import ImageSource
-from extract.tail import Tail, tail_from_arrays
+from extract.tail import plain_tail, tail_from_arrays
 from extract.transfer import to_device
 from store.config import Tokens
 from store.errors import UserError
@@ -231,7 +231,7 @@ def choose_source(wanted: str, needed: int, device: torch.device) -> Choice:
 def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureSpec:
     """What a store's tokens look like (of all its layers, or of some), with the tail that it keeps."""
     schema, provenance = store.schema, store.schema.provenance
-    tail = Tail(norm=nn.LayerNorm(schema.dim, elementwise_affine=False))
+    tail = plain_tail(schema.dim)
     if schema.tail_tensors or is_described(provenance.preprocessing):  # of some named models it holds no tensor
         tail = tail_from_arrays(provenance.backbone, provenance.model_kwargs, store.tail_arrays(), schema.prefix_sets)
     chosen = schema.check_layers(tuple(layers or schema.layers))
@@ -241,9 +241,7 @@ def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureS
 def spec_of_backbone(backbone: Backbone, layers: Sequence[int], tokens: Tokens = "all") -> FeatureSpec:
     """What a backbone's tokens look like; a module without a tail of its own is read through a plain LayerNorm."""
     tail, layout = backbone.tail, reduced_layout(backbone.layout, tokens)
-    tail = (
-        tail.for_sets(layout.prefix_sets) if tail else Tail(norm=nn.LayerNorm(backbone.dim, elementwise_affine=False))
-    )
+    tail = tail.for_sets(layout.prefix_sets) if tail else plain_tail(backbone.dim)
     return FeatureSpec(tuple(layers), backbone.depth, backbone.dim, layout, tail)
 
 

@@ -19,24 +19,25 @@ class Readout(nn.Module):
     method: without it a linear head converges slowly along the channels that vary least (see `standardise`).
 
     Args:
-        pool: `cls` (class token, or the mean of those of all frames), `mean` (mean of the patch tokens), `cls_mean`
-            (both, concatenated), `backbone` (as the backbone pools, its attention pool included) or `auto`
-            (`cls_mean`, or the one that is there).
+        pool: `cls` (class token, or the mean of all: of all frames, and of a distilled model's two), `mean` (mean of
+            the patch tokens), `cls_mean` (both, concatenated), `backbone` (as the backbone pools, its attention pool
+            included) or `auto` (`cls_mean`, or the one that is there). Registers are no class tokens.
 
     Raises:
-        UserError: the stored tokens do not hold what `pool` needs.
+        UserError: the stored tokens do not hold what `pool` needs; `backbone`, and the backbone does not pool.
     """
 
     def __init__(self, spec: FeatureSpec, num_classes: int, pool: Pool) -> None:
         super().__init__()
-        prefix, patches = spec.layout.num_prefix_tokens, spec.layout.num_patches
+        classes, patches = spec.layout.num_class_tokens, spec.layout.num_patches
         if pool == "auto":
-            pool = "cls_mean" if prefix and patches else "cls" if prefix else "mean"
+            pool = "cls_mean" if classes and patches else "cls" if classes else "mean"
         legal = _legal(spec)
         if pool not in legal:
-            raise UserError(f"pool {pool!r} needs tokens that are not there ({spec.layout}); legal: {', '.join(legal)}")
-        self.mode, self.num_prefix_tokens, self.tail = pool, prefix, spec.tail
-        self.class_tokens = spec.layout.class_tokens
+            unavailable = spec.tail.unavailable if pool == "backbone" else ""
+            reason = unavailable or f"it needs tokens that are not there ({spec.layout})"
+            raise UserError(f"pool {pool!r} is not available: {reason}; legal: {', '.join(legal)}")
+        self.mode, self.layout, self.tail = pool, spec.layout, spec.tail
         self.reads_patches = spec.tail.reads_patches if pool == "backbone" else pool != "cls"
         width = spec.dim * (2 if pool == "cls_mean" else 1)
         self.head = nn.Linear(width, num_classes)
@@ -65,10 +66,16 @@ class Readout(nn.Module):
             return self.tail.pool(tokens)
         parts = []
         if self.mode in ("cls", "cls_mean"):
-            parts.append(self.tail.normalise_pooled(tokens[:, self.class_tokens].mean(dim=1)))
+            parts.append(self.tail.normalise_pooled(self._class_tokens(tokens).mean(dim=(1, 2))))
         if self.mode in ("mean", "cls_mean"):
-            parts.append(self.tail.normalise_pooled(tokens[:, self.num_prefix_tokens :].mean(dim=1)))
+            parts.append(self.tail.normalise_pooled(tokens[:, self.layout.num_prefix_tokens :].mean(dim=1)))
         return torch.cat(parts, dim=1)
+
+    def _class_tokens(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch sets classes dim"]:
+        """The first prefix tokens of every set."""
+        sets, prefix = self.layout.prefix_sets, self.layout.num_prefix_tokens
+        by_set = tokens[:, :prefix].reshape(len(tokens), sets, prefix // sets, tokens.shape[2])
+        return by_set[:, :, : self.layout.num_class_tokens // sets]
 
     def classify(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """Logits of pooled features."""
@@ -82,7 +89,7 @@ class Readout(nn.Module):
 
 def _legal(spec: FeatureSpec) -> list[str]:
     """The ways to pool for which the tokens are there."""
-    prefix, patches = spec.layout.num_prefix_tokens > 0, spec.layout.num_patches > 0
-    there = {"cls": prefix, "mean": patches, "cls_mean": prefix and patches}
+    classes, patches = spec.layout.num_class_tokens > 0, spec.layout.num_patches > 0
+    there = {"cls": classes, "mean": patches, "cls_mean": classes and patches}
     there["backbone"] = spec.tail.can_pool(spec.layout)
     return [pool for pool, legal in there.items() if legal]

@@ -14,9 +14,13 @@ TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
 
 @runtime_checkable
 class Tail(Protocol):
-    """The backbone's frozen read-out; `extract.tail.Tail` is one."""
+    """The backbone's frozen read-out; `extract.tail.Tail` is one.
+
+    `unavailable` says why the backbone does not pool, where it does not; `reads_patches`, whether it pools patches.
+    """
 
     reads_patches: bool
+    unavailable: str
 
     def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Final norm."""

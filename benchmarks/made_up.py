@@ -49,6 +49,7 @@ def write_store(
         layers=tuple(range(layers)),
         dim=dim,
         num_prefix_tokens=1,
+        num_class_tokens=1,
         grid=grid,
         shard_samples=shard_samples,
         compressor=None,

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from extract.config import BackboneConfig, ClipConfig
 from extract.frames import FrameBackbone
+from extract.plain_vit import empty_vit
 from extract.preprocess import Transform, transform_digest
 from extract.tail import Tail
 from extract.tapped import Images, TappedBackbone
 from extract.timm_vit import TimmBackbone, TokensByLayer
 from extract.vivit import VivitBackbone
 from extract.vivit_weights import VIVIT, empty_vivit, load_vivit
-from extract.weights import build_empty, load_model, weights_digest
+from extract.weights import load_model, recipe_of, weights_digest
 from store.config import Pool, Tokens
 from store.errors import UserError
 from store.layout import TokenLayout, pool_sides
@@ -73,6 +74,8 @@ def load_backbone(config: BackboneConfig, clips: ClipConfig | None = None) -> Mo
                 "video_csv, or name one of timm's vision transformers"
             )
         return VivitBackbone(*load_vivit(config, clips.frames))
+    recipe = recipe_of(config)
+    empty_backbone(recipe.name, recipe.kwargs)  # what is no plain ViT is refused before weights are fetched or read
     backbone = TimmBackbone(*load_model(config), config.image_size)
     return FrameBackbone(backbone, clips.frames) if clips else backbone
 
@@ -82,11 +85,13 @@ def empty_backbone(name: str, model_kwargs: Mapping[str, Any], frames: int | Non
 
     Args:
         frames: how many a clip has; None for images, and for a ViViT as many as it takes.
+
+    Raises:
+        UserError: a wrong name or argument; a model that is no plain vision transformer.
     """
     if name == VIVIT:
         return VivitBackbone(empty_vivit(model_kwargs, frames), {})
-    kwargs = dict(model_kwargs)
-    backbone = TimmBackbone(name, kwargs, build_empty(name, kwargs), None)
+    backbone = empty_vit(name, dict(model_kwargs))
     return FrameBackbone(backbone, frames) if frames else backbone
 
 
@@ -114,15 +119,15 @@ def reduce_tokens(
     prefix, patches = tokens[:, : layout.num_prefix_tokens], tokens[:, layout.num_prefix_tokens :]
     if how == "all":
         return tokens
+    batch, _, dim = tokens.shape
+    sets, per_set = layout.prefix_sets, layout.num_prefix_tokens // layout.prefix_sets
     if how == "cls":
-        return prefix[:, layout.class_tokens]
+        return prefix.reshape(batch, sets, per_set, dim)[:, :, : layout.num_class_tokens // sets].flatten(1, 2)
     if how == "mean":
         return patches.mean(dim=1, keepdim=True)
     assert isinstance(how, Pool)
-    batch, _, dim = tokens.shape
-    if (sets := layout.prefix_sets) > 1:
-        kept = (batch, sets // how.time, how.time, layout.num_prefix_tokens // sets, dim)
-        prefix = prefix.reshape(kept).mean(dim=2).flatten(1, 2)
+    if sets > 1:
+        prefix = prefix.reshape(batch, sets // how.time, how.time, per_set, dim).mean(dim=2).flatten(1, 2)
     parts = pool_sides(layout, how)
     shape = [n for side, part in zip(layout.grid, parts, strict=True) for n in (side // part, part)]
     axes = tuple(range(2, 2 + len(shape), 2))  # those within a part

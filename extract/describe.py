@@ -97,6 +97,7 @@ def schema_for(
         layers=resolve_layers(store.layers, backbone.depth),
         dim=backbone.dim,
         num_prefix_tokens=layout.num_prefix_tokens,
+        num_class_tokens=layout.num_class_tokens,
         grid=layout.grid,
         prefix_sets=layout.prefix_sets,
         views=views,

@@ -20,7 +20,10 @@ class FrameBackbone:
         self.name, self.model_kwargs, self.module = of_frame.name, of_frame.model_kwargs, of_frame.module
         self.depth, self.dim, self.block_layout = of_frame.depth, of_frame.dim, of_frame.layout
         self.layout = TokenLayout(
-            frames * self.block_layout.num_prefix_tokens, (frames, *self.block_layout.grid), prefix_sets=frames
+            frames * self.block_layout.num_prefix_tokens,
+            (frames, *self.block_layout.grid),
+            prefix_sets=frames,
+            num_class_tokens=frames * self.block_layout.num_class_tokens,
         )
         self.image_size = (frames, *of_frame.image_size)
         self.transform, self.preprocessing, self.augment = of_frame.transform, of_frame.preprocessing, of_frame.augment

@@ -29,9 +29,14 @@ class TappedBackbone:
         tap: maps (module, images (batch, ...)) to {layer: (batch, tokens, dim)}; prefix tokens first.
         transform: turns one sample of the dataset into a tensor; the identity by default.
         num_prefix_tokens: how many tokens stand before the patch grid.
+        num_class_tokens: how many of these are class tokens, which come first; the others are registers, which no
+            pooling reads. To be given wherever there are prefix tokens.
         grid: the patch grid (height, width); by default one row of all patch tokens.
         example: one transformed sample, run once to learn the layers and shapes.
         name: how reports call it.
+
+    Raises:
+        UserError: what `tap` returns, or the layout given, is no tokens by layer.
     """
 
     tail: Tail | None = None
@@ -45,6 +50,7 @@ class TappedBackbone:
         num_prefix_tokens: int = 0,
         grid: tuple[int, ...] | None = None,
         name: str = "module",
+        num_class_tokens: int | None = None,
     ) -> None:
         self.module, self._tap, self.name = module.eval().requires_grad_(False), tap, name
         self.model_kwargs: dict[str, Any] = {}
@@ -60,7 +66,14 @@ class TappedBackbone:
             raise UserError(f"tap must return one (batch, tokens, dim) shape for every layer, got {sorted(shapes)}")
         num_tokens, self.dim = next(iter(shapes))
         self.depth = max(tokens) + 1
-        self.layout = TokenLayout(num_prefix_tokens, grid or (1, num_tokens - num_prefix_tokens))
+        if num_class_tokens is None and num_prefix_tokens:
+            raise UserError(
+                f"num_prefix_tokens is {num_prefix_tokens}: say how many of these are class tokens; legal for "
+                f"num_class_tokens: 0 to {num_prefix_tokens}"
+            )
+        self.layout = TokenLayout(
+            num_prefix_tokens, grid or (1, num_tokens - num_prefix_tokens), num_class_tokens=num_class_tokens or 0
+        )
         if self.layout.num_tokens != num_tokens:
             raise UserError(f"tap returned {num_tokens} tokens, but {self.layout} has {self.layout.num_tokens}")
 

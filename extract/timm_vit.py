@@ -19,20 +19,19 @@ TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
 
 
 class TimmBackbone:
-    """Any timm vision transformer with `forward_intermediates`."""
+    """A plain vision transformer of timm: blocks of equal shape over prefix tokens and a patch grid.
+
+    Whether a model is one is found out by `extract.plain_vit.empty_vit`, without its weights.
+    """
 
     def __init__(self, name: str, model_kwargs: dict[str, Any], model: nn.Module, image_size: int | None) -> None:
         blocks, patch_embed = getattr(model, "blocks", None), getattr(model, "patch_embed", None)
         grid = getattr(patch_embed, "grid_size", None)
         if not hasattr(model, "forward_intermediates") or blocks is None or grid is None:
-            raise UserError(
-                f"backbone.name {name!r} is no plain vision transformer (it has no token blocks on a patch grid); "
-                "legal: timm's vit_*, deit_*, eva*, beit* and their kin"
-            )
+            raise not_plain(name, model_kwargs, "it has no token blocks on a patch grid")
         self.name, self.model_kwargs, self.module = name, model_kwargs, model
         self.depth, self.dim = len(blocks), int(model.embed_dim)  # type: ignore[arg-type]
-        self.layout = TokenLayout(int(getattr(model, "num_prefix_tokens", 0)), tuple(int(side) for side in grid))
-        self.block_layout = self.layout
+        self.layout = self.block_layout = _layout(name, model_kwargs, model, grid)
         config = data_config(model, image_size)
         self.image_size = tuple(config["input_size"])
         _note_unseen_pixels(image_size, getattr(patch_embed, "patch_size", ()))
@@ -62,6 +61,28 @@ class TimmBackbone:
         copied.module.blocks = copied.module.blocks[:depth]  # type: ignore[index]
         copied.tail = tail_of(copied.module, shared=True)
         return copied
+
+
+def not_plain(name: str, model_kwargs: dict[str, Any], reason: str) -> UserError:
+    """The refusal of a model of which no tokens by layer can be had."""
+    given = f" with model_kwargs {model_kwargs}" if model_kwargs else ""
+    return UserError(
+        f"backbone.name {name!r}{given} is no plain vision transformer ({reason}); "
+        "legal: timm's vit_*, deit_*, eva*, beit* and their kin"
+    )
+
+
+def _layout(name: str, model_kwargs: dict[str, Any], model: nn.Module, grid: Sequence[int]) -> TokenLayout:
+    """The tokens as timm orders them: class token, distillation token or registers, patches."""
+    counts = {}
+    for kind in ("cls_token", "dist_token", "reg_token"):
+        parameter = getattr(model, kind, None)
+        counts[kind] = 0 if parameter is None else parameter.shape[1]
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    if prefix != sum(counts.values()):
+        raise not_plain(name, model_kwargs, f"of its {prefix} prefix tokens, these are known: {counts}")
+    classes = counts["cls_token"] + counts["dist_token"]
+    return TokenLayout(prefix, tuple(int(side) for side in grid), num_class_tokens=classes)
 
 
 def _note_unseen_pixels(image_size: int | None, patch: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ class VivitBackbone:
         config: Any = model.config
         self.name, self.model_kwargs, self.module = VIVIT, architecture(config), model
         self.depth, self.dim = int(config.num_hidden_layers), int(config.hidden_size)
-        self.layout = self.block_layout = TokenLayout(1, token_grid(config))
+        self.layout = self.block_layout = TokenLayout(1, token_grid(config), num_class_tokens=1)
         data = vivit_data_config(card, frame_size(config))
         self.image_size = (int(config.num_frames), *data["input_size"])
         self.transform, self.preprocessing = build_vivit_transform(data), describe(data)

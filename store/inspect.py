@@ -29,6 +29,7 @@ def describe_store(store: Store) -> dict[str, Any]:
         "layers": list(schema.layers),
         "num_tokens": schema.token_layout.num_tokens,
         "num_prefix_tokens": schema.num_prefix_tokens,
+        "num_class_tokens": schema.num_class_tokens,
         "grid": list(schema.grid),
         "dim": schema.dim,
         "dtype": schema.dtype,

@@ -5,7 +5,7 @@ A shard is `shard_samples` consecutive rows of one split, in every layer: the un
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from store.config import Every, Last, Layers, Pool, Tokens
 from store.errors import UserError
@@ -38,15 +38,29 @@ class Shards:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """The token axis: `num_prefix_tokens` (class token, registers), then the patch grid in row-major order.
+    """The token axis: `num_prefix_tokens`, then the patch grid in row-major order.
 
     The grid is (height, width), of videos (time, height, width). Where every frame has prefix tokens of its own, these
-    are `prefix_sets` sets of equal length, frame after frame.
+    are `prefix_sets` sets of equal length, frame after frame. `num_class_tokens` of the prefix tokens are class tokens
+    (of a distilled DeiT: class and distillation token), the first ones of every set; the others are registers.
+
+    Raises:
+        UserError: there are more class tokens than prefix tokens, or sets of unequal length.
     """
 
     num_prefix_tokens: int
     grid: tuple[int, ...]
     prefix_sets: int = 1
+    num_class_tokens: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        sets = self.prefix_sets
+        if not 0 <= self.num_class_tokens <= self.num_prefix_tokens:
+            raise UserError(f"a token layout has 0 to num_prefix_tokens class tokens, got {self}")
+        if min(*self.grid, sets, sets) < 1:
+            raise UserError(f"a token layout has at least one set and at least one patch a side, got {self}")
+        if self.num_prefix_tokens % sets or self.num_class_tokens % sets:
+            raise UserError(f"the prefix tokens of a token layout are sets of equal length, got {self}")
 
     @property
     def num_patches(self) -> int:
@@ -57,11 +71,6 @@ class TokenLayout:
     def is_video(self) -> bool:
         """Whether the grid has a time axis."""
         return len(self.grid) == 3
-
-    @property
-    def class_tokens(self) -> slice:
-        """The first prefix token of every set."""
-        return slice(0, self.num_prefix_tokens, max(1, self.num_prefix_tokens // self.prefix_sets))
 
     @property
     def num_tokens(self) -> int:
@@ -83,20 +92,25 @@ def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
     if tokens == "all":
         return layout
     if tokens == "mean":
-        return TokenLayout(0, (1,) * len(layout.grid))
+        return TokenLayout(0, (1,) * len(layout.grid), num_class_tokens=0)
     if tokens == "cls":
-        if layout.num_prefix_tokens == 0:
+        if layout.num_class_tokens == 0:
+            registers = f" ({layout.num_prefix_tokens} registers are none)" if layout.num_prefix_tokens else ""
             raise UserError(
-                "store.tokens is 'cls', but this backbone has no class token; legal here: all, mean, {pool: k}"
-                + (", {time: m}" if layout.is_video else "")
+                f"store.tokens is 'cls', but this backbone has no class token{registers}; "
+                "legal here: all, mean, {pool: k}" + (", {time: m}" if layout.is_video else "")
             )
-        return TokenLayout(layout.prefix_sets, (), layout.prefix_sets)
+        return TokenLayout(layout.num_class_tokens, (), layout.prefix_sets, num_class_tokens=layout.num_class_tokens)
     assert isinstance(tokens, Pool)
     _require_division(layout, tokens)
     grid = tuple(side // part for side, part in zip(layout.grid, pool_sides(layout, tokens), strict=True))
-    if layout.prefix_sets == 1:
-        return TokenLayout(layout.num_prefix_tokens, grid)
-    return TokenLayout(layout.num_prefix_tokens // tokens.time, grid, layout.prefix_sets // tokens.time)
+    fewer = tokens.time if layout.prefix_sets > 1 else 1  # sets are averaged as their frames are
+    return TokenLayout(
+        layout.num_prefix_tokens // fewer,
+        grid,
+        layout.prefix_sets // fewer,
+        num_class_tokens=layout.num_class_tokens // fewer,
+    )
 
 
 def pool_sides(layout: TokenLayout, pool: Pool) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from store.errors import OtherStoreError, UserError
 from store.formats import bytes_per_token
 from store.layout import Shards, TokenLayout
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class _Frozen(BaseModel):
@@ -63,6 +63,7 @@ class Schema(_Frozen):
     layers: tuple[int, ...]
     dim: int
     num_prefix_tokens: int
+    num_class_tokens: int  # among the prefix tokens; see `store.layout.TokenLayout`
     grid: tuple[int, ...]
     prefix_sets: int = 1
     views: int = 1  # consecutive rows that show the same sample
@@ -79,7 +80,12 @@ class Schema(_Frozen):
     @property
     def token_layout(self) -> TokenLayout:
         """Prefix tokens and grid, as stored."""
-        return TokenLayout(self.num_prefix_tokens, self.grid, self.prefix_sets)
+        return TokenLayout(self.num_prefix_tokens, self.grid, self.prefix_sets, num_class_tokens=self.num_class_tokens)
+
+    @pydantic.model_validator(mode="after")
+    def _check_layout(self) -> "Schema":
+        assert self.token_layout  # which refuses numbers that fit no layout
+        return self
 
     @property
     def bytes_per_sample(self) -> int:

@@ -49,6 +49,7 @@ def schema(dtype: str = "float32", compressor: str | None = None, multi_label: b
         "layers": LAYERS,
         "dim": DIM,
         "num_prefix_tokens": 1,
+        "num_class_tokens": 1,
         "grid": (2, 2),
         "shard_samples": SHARD,
         "compressor": compressor,

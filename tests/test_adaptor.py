@@ -98,7 +98,7 @@ def test_the_file_holds_what_training_leaves_behind_only(method: str, saved: Pat
     moved = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
     assert set(tensors) == moved | {"readout.mean", "readout.std"}
     state = model.state_dict()
-    assert set(state) - set(tensors) == {"readout.tail.norm.weight", "readout.tail.norm.bias"}
+    assert set(state) - set(tensors) == {"readout.tail.model.norm.weight", "readout.tail.model.norm.bias"}
     assert all(torch.equal(tensors[name], state[name]) for name in tensors)
     assert {file.name for file in saved.parent.iterdir()} == {saved.name, saved.with_suffix(".json").name}
 

@@ -34,22 +34,29 @@ def small(name: str, **kwargs: Any) -> TimmBackbone:
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "dim", "prefix", "grid"),
+    ("name", "depth", "dim", "prefix", "classes", "grid"),
     [
-        ("vit_base_patch16_224", 12, 768, 1, (14, 14)),
-        ("vit_giant_patch14_224", 40, 1408, 1, (16, 16)),
-        ("vit_small_patch14_reg4_dinov2", 12, 384, 5, (37, 37)),
-        ("deit_tiny_distilled_patch16_224", 12, 192, 2, (14, 14)),
-        ("vit_base_patch16_siglip_224", 12, 768, 0, (14, 14)),
-        ("eva02_tiny_patch14_224", 12, 192, 1, (16, 16)),
-        ("beit_base_patch16_224", 12, 768, 1, (14, 14)),
-        ("vit_base_patch16_clip_224", 12, 768, 1, (14, 14)),
-        ("vit_small_patch16_dinov3", 12, 384, 5, (16, 16)),
+        ("vit_base_patch16_224", 12, 768, 1, 1, (14, 14)),
+        ("vit_giant_patch14_224", 40, 1408, 1, 1, (16, 16)),
+        ("vit_small_patch14_reg4_dinov2", 12, 384, 5, 1, (37, 37)),
+        ("vit_mediumd_patch16_reg4_gap_256", 20, 512, 4, 0, (16, 16)),
+        ("deit_tiny_distilled_patch16_224", 12, 192, 2, 2, (14, 14)),
+        ("vit_base_patch16_siglip_224", 12, 768, 0, 0, (14, 14)),
+        ("eva02_tiny_patch14_224", 12, 192, 1, 1, (16, 16)),
+        ("beit_base_patch16_224", 12, 768, 1, 1, (14, 14)),
+        ("vit_base_patch16_clip_224", 12, 768, 1, 1, (14, 14)),
+        ("vit_small_patch16_dinov3", 12, 384, 5, 1, (16, 16)),
     ],
 )
-def test_depth_width_and_layout_of_known_models(name: str, depth: int, dim: int, prefix: int, grid: Any) -> None:
+def test_depth_width_and_layout_of_known_models(
+    name: str, depth: int, dim: int, prefix: int, classes: int, grid: Any
+) -> None:
     backbone = shape(name)
-    assert (backbone.depth, backbone.dim, backbone.layout) == (depth, dim, TokenLayout(prefix, grid))
+    assert (backbone.depth, backbone.dim, backbone.layout) == (
+        depth,
+        dim,
+        TokenLayout(prefix, grid, num_class_tokens=classes),
+    )
     assert all(tensor.is_meta for tensor in backbone.module.parameters())
 
 
@@ -61,16 +68,10 @@ def test_the_giant_has_257_tokens() -> None:
 def test_a_size_among_model_kwargs_reaches_layout_and_transform(size: Any) -> None:
     backbone = small("vit_tiny_patch16_224", **TINY, img_size=size)
     height, width = size if isinstance(size, list) else (size, size)
-    assert backbone.layout == TokenLayout(1, (height // 8, width // 8))
+    assert backbone.layout == TokenLayout(1, (height // 8, width // 8), num_class_tokens=1)
     pixels = backbone.transform(Image.new("RGB", (100, 50)))
     assert pixels.shape == (3, height, width) == backbone.image_size
     assert backbone.tokens(pixels[None], [2])[2].shape == (1, backbone.layout.num_tokens, 32)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto", "pvt_v2_b0"])
-def test_models_without_a_token_grid_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"'{name}' is no plain vision transformer .*legal: timm's vit_\*, deit_\*"):
-        shape(name)
 
 
 # Taps and tail
@@ -323,9 +324,42 @@ def test_a_tap_of_other_keys_than_layers_is_refused(key: Any) -> None:
 
 
 def test_a_layout_that_does_not_fit_the_tap_is_refused() -> None:
-    assert tapped(num_prefix_tokens=2, grid=(2, 3)).layout == TokenLayout(2, (2, 3))
+    layout = TokenLayout(2, (2, 3), num_class_tokens=1)
+    assert tapped(num_prefix_tokens=2, num_class_tokens=1, grid=(2, 3)).layout == layout
     with pytest.raises(UserError, match=r"tap returned 8 tokens, but .* has 9"):
         tapped(grid=(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"num_prefix_tokens": 2}, "num_prefix_tokens is 2: say how many of these are class tokens; .*: 0 to 2$"),
+        ({"num_prefix_tokens": 2, "num_class_tokens": 3}, "0 to num_prefix_tokens class tokens"),
+        ({"num_class_tokens": 1}, "0 to num_prefix_tokens class tokens"),
+        ({"num_prefix_tokens": 9, "num_class_tokens": 1}, "at least one patch a side"),
+    ],
+)
+def test_prefix_tokens_of_unknown_meaning_are_refused(layout: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tapped(**layout)
+
+
+def test_registers_of_a_users_module_are_no_class_tokens() -> None:
+    """What is pooled by default, and what `cls` takes where there is a class token before the registers."""
+    registers, both = tapped(num_prefix_tokens=2, num_class_tokens=0), tapped(num_prefix_tokens=2, num_class_tokens=1)
+    tokens = torch.randn(3, 8, 8)
+    assert torch.equal(pooled(registers, "auto", tokens), tokens[:, 2:].mean(dim=1))
+    assert torch.equal(pooled(both, "cls", tokens), tokens[:, 0])
+    with pytest.raises(UserError, match=r"pool 'cls' is not available: .*; legal: mean$"):
+        pooled(registers, "cls", tokens)
+    with pytest.raises(UserError, match="pool 'backbone' is not available: this backbone has no pooling of its own"):
+        pooled(registers, "backbone", tokens)
+
+
+def pooled(backbone: TappedBackbone, pool: str, tokens: Tensor) -> Tensor:
+    readout: Any = sc.create_model("linear_probe", backbone, 2, pool=pool).readout
+    result: Tensor = readout.pool(tokens)
+    return result
 
 
 def test_a_layer_that_the_tap_lacks_is_refused() -> None:

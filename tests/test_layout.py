@@ -1,5 +1,7 @@
 """The arithmetic of shards, layers and token grids, against brute force."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -75,16 +77,41 @@ def test_more_last_layers_than_there_are_and_no_layers_are_refused() -> None:
         resolve_layers([], 3)
 
 
-@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.sampled_from(["all", "mean", "cls", Pool(pool=2)]))
-def test_the_reduced_layout_is_that_of_the_reduced_tokens(prefix: int, height: int, width: int, how: object) -> None:
-    layout = TokenLayout(prefix, (2 * height, 2 * width))
+@given(
+    st.integers(0, 2), st.integers(0, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 3),
+    st.sampled_from(["all", "mean", "cls", Pool(pool=2), Pool(time=2)]),
+)  # fmt: skip
+def test_the_reduced_layout_is_that_of_the_reduced_tokens(
+    classes: int, registers: int, sets: int, height: int, width: int, how: Any
+) -> None:
+    """Every prefix token is numbered: class tokens from 1 on, registers from -1 down; patches are 0."""
+    per_set = [*range(1, classes + 1), *range(-1, -registers - 1, -1)]
+    layout = TokenLayout(sets * len(per_set), (4, 2 * height, 2 * width), sets, num_class_tokens=sets * classes)
     tokens = torch.zeros(1, layout.num_tokens, 3)
-    reduced = reduced_layout(layout, how)  # type: ignore[arg-type]
-    assert reduce_tokens(tokens, layout, how).shape == (1, reduced.num_tokens, 3)  # type: ignore[arg-type]
+    tokens[0, : layout.num_prefix_tokens] = torch.tensor(sets * per_set)[:, None].float()
+    if how == "cls" and not classes:
+        with pytest.raises(UserError, match="has no class token"):
+            reduced_layout(layout, how)
+        return
+    reduced, values = reduced_layout(layout, how), reduce_tokens(tokens, layout, how)[0, :, 0].tolist()
+    kept = {"mean": [], "cls": per_set[:classes]}.get(str(how), per_set)
+    assert len(values) == reduced.num_tokens
+    assert values[: reduced.num_prefix_tokens] == reduced.prefix_sets * kept
+    assert reduced.num_class_tokens == reduced.prefix_sets * sum(number > 0 for number in kept)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "classes", "sets", "grid"),
+    [(1, 2, 1, (4, 4)), (0, 1, 1, (4, 4)), (1, -1, 1, (4, 4)), (3, 1, 3, (3, 4, 4)), (4, 3, 3, (3, 4, 4)),
+     (1, 1, 0, (4, 4)), (1, 1, 1, (0, 4)), (1, 1, 1, (-1, 4))],
+)  # fmt: skip
+def test_numbers_that_are_no_layout_are_refused(prefix: int, classes: int, sets: int, grid: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="token layout"):
+        TokenLayout(prefix, grid, sets, num_class_tokens=classes)
 
 
 def test_pooling_averages_squares_and_keeps_prefixes() -> None:
-    layout = TokenLayout(2, (4, 6))
+    layout = TokenLayout(2, (4, 6), num_class_tokens=1)
     tokens = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 26, 3)).astype(np.float32))
     pooled = reduce_tokens(tokens, layout, Pool(pool=2))
     assert torch.equal(pooled[:, :2], tokens[:, :2])
@@ -117,15 +144,20 @@ def test_a_pool_that_keeps_every_token_is_refused(sides: dict[str, int]) -> None
 
 def test_a_pool_that_does_not_divide_the_grid_names_those_that_do() -> None:
     with pytest.raises(UserError, match=r"pools by 4, which does not divide the grid \(12, 6\); legal: \[2, 3, 6\]"):
-        reduced_layout(TokenLayout(1, (12, 6)), Pool(pool=4))
+        reduced_layout(TokenLayout(1, (12, 6), num_class_tokens=1), Pool(pool=4))
 
 
 def test_cls_without_a_class_token_names_what_is_legal() -> None:
     with pytest.raises(UserError, match=r"has no class token; legal here: all, mean, \{pool: k\}"):
-        reduced_layout(TokenLayout(0, (4, 4)), "cls")
+        reduced_layout(TokenLayout(0, (4, 4), num_class_tokens=0), "cls")
+
+
+def test_registers_are_no_class_tokens() -> None:
+    with pytest.raises(UserError, match=r"no class token \(4 registers are none\); legal here: all, mean, \{pool: k\}"):
+        reduced_layout(TokenLayout(4, (4, 4), num_class_tokens=0), "cls")
 
 
 def test_a_layout_counts_prefixes_and_patches() -> None:
-    assert TokenLayout(5, (3, 4)).num_tokens == 17
-    assert TokenLayout(1, ()).num_patches == 0
-    assert TokenLayout(1, ()).num_tokens == 1
+    assert TokenLayout(5, (3, 4), num_class_tokens=1).num_tokens == 17
+    assert TokenLayout(1, (), num_class_tokens=1).num_patches == 0
+    assert TokenLayout(1, (), num_class_tokens=1).num_tokens == 1

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tails import layout_of, make_tail
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,23 +13,22 @@ from adapt.losa import LoSA
 from adapt.methods import METHODS, build_model, count_params, trainable
 from adapt.spec import FeatureSpec
 from adapt.token_mixer import Mixer
-from extract.tail import Tail
 from store.errors import UserError
 from store.layout import TokenLayout
 
 CLASSES, DIM, LAYERS = 5, 16, (1, 3, 4)
 T, H, W = GRID = (4, 2, 3)
 
-VIVIT = TokenLayout(1, GRID)  # one class token for all frames
-BY_FRAME = TokenLayout(2 * T, GRID, prefix_sets=T)  # a class token and a register for every frame
-PLAIN = TokenLayout(0, GRID)
+VIVIT = layout_of(1, GRID)  # one class token for all frames
+BY_FRAME = layout_of(2 * T, GRID, T)  # a class token and a register for every frame
+PLAIN = layout_of(0, GRID)
 VIDEOS = [VIVIT, BY_FRAME, PLAIN]
 REDUCED = [
-    TokenLayout(0, (1, 1, 1)),  # store.tokens: mean
-    TokenLayout(T, (), prefix_sets=T),  # cls
-    TokenLayout(1, ()),  # cls of ViViT
-    TokenLayout(2, (1, H, W)),  # averaged over time
-    TokenLayout(2 * T, (T, 1, 1), prefix_sets=T),  # and over space
+    layout_of(0, (1, 1, 1)),  # store.tokens: mean
+    layout_of(T, (), T),  # cls
+    layout_of(1, ()),  # cls of ViViT
+    layout_of(2, (1, H, W)),  # averaged over time
+    layout_of(2 * T, (T, 1, 1), T),  # and over space
 ]
 OPTIONS: list[dict[str, Any]] = [
     {"rank": 4, "token_rank": 3, "time_rank": 2},
@@ -47,11 +47,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
 
 
 def make_spec(layout: TokenLayout) -> FeatureSpec:
-    norm = nn.LayerNorm(DIM)
-    nn.init.normal_(norm.weight, 1.0, 0.1)
-    sets = layout.prefix_sets
-    tail = Tail(norm, num_prefix_tokens=layout.num_prefix_tokens // sets, prefix_sets=sets)
-    return FeatureSpec(LAYERS, 6, DIM, layout, tail)
+    return FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, layout))
 
 
 def draw_tokens(spec: FeatureSpec, batch: int = 3) -> dict[int, Tensor]:
@@ -183,7 +179,7 @@ def test_prefix_tokens_are_mixed_over_channels_only(layout: TokenLayout) -> None
 
 def test_all_patches_at_once_are_those_of_a_long_image() -> None:
     options = {"rank": 4, "token_rank": 3, "factorised": False}
-    video, image = make_spec(VIVIT), make_spec(TokenLayout(1, (T * H, W)))
+    video, image = make_spec(VIVIT), make_spec(layout_of(1, (T * H, W)))
     torch.manual_seed(3)
     tokens, model = draw_tokens(video), moved(build("losa", options, video)).float()
     other = build("losa", {"rank": 4, "token_rank": 3}, image)
@@ -196,7 +192,7 @@ def test_all_patches_at_once_are_those_of_a_long_image() -> None:
 @pytest.mark.parametrize("options", [{"time_rank": 0}, {"time_rank": 3}, {"factorised": False}])
 def test_images_and_single_frames_know_no_time(prefix: int, grid: tuple[int, ...], options: dict[str, Any]) -> None:
     """Names, logits and gradients, to the last bit."""
-    image, spec = make_spec(TokenLayout(prefix, (3, 4))), make_spec(TokenLayout(prefix, grid))
+    image, spec = make_spec(layout_of(prefix, (3, 4))), make_spec(layout_of(prefix, grid))
     spec.tail.load_state_dict(image.tail.state_dict())
     tokens = draw_tokens(image)
     expected = outcome(LoSA(image, CLASSES, rank=4, dropout=0.2), tokens)
@@ -293,7 +289,7 @@ def test_only_temporal_mixing_sees_the_order_of_frames(method: str, options: dic
         (BY_FRAME, {"token_rank": 0}, "set time_rank: 0, or pool: mean or cls_mean"),
         (BY_FRAME, {"time_rank": 0}, "set token_rank: 0, or pool: mean or cls_mean"),
         (BY_FRAME, {"factorised": False}, "set token_rank: 0, or pool: mean or cls_mean"),
-        (TokenLayout(T, (T, 1, 1), prefix_sets=T), {}, "set time_rank: 0, or pool: mean or cls_mean"),
+        (layout_of(T, (T, 1, 1), T), {}, "set time_rank: 0, or pool: mean or cls_mean"),
     ],
 )
 def test_mixing_that_nothing_would_read_is_refused(layout: TokenLayout, options: dict[str, Any], remedy: str) -> None:

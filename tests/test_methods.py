@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 from end_to_end import CLASSES, EndToEnd, draw, load, move, tune
-from timm.layers import AttentionPoolLatent
+from tails import layout_of, make_tail
 from torch import Tensor, nn
 
 from adapt.losa import Add, LoSA
 from adapt.methods import METHODS, build_model, count_params, learned_tensors, trainable
 from adapt.spec import FeatureSpec
 from extract.backbone import TimmBackbone
-from extract.tail import Tail
+from extract.tail import NormOnly, Tail
 from store.errors import UserError
 from store.layout import TokenLayout
 
@@ -22,9 +22,8 @@ DIM, LAYERS = 16, (1, 3, 4)
 
 def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4)) -> FeatureSpec:
     """Three layers of a backbone of six, with a final norm that is not the identity."""
-    norm = nn.LayerNorm(DIM)
-    nn.init.normal_(norm.weight, 1.0, 0.1)
-    return FeatureSpec(LAYERS, 6, DIM, TokenLayout(prefix, grid), Tail(norm, num_prefix_tokens=prefix))
+    layout = layout_of(prefix, grid)
+    return FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, layout))
 
 
 def draw_tokens(spec: FeatureSpec, batch: int = 4) -> dict[int, Tensor]:
@@ -245,41 +244,86 @@ def test_layers_that_are_not_there_are_refused(options: dict[str, Any], message:
 
 
 def test_a_pool_without_its_tokens_is_refused() -> None:
-    with pytest.raises(UserError, match=r"pool 'cls' needs tokens that are not there.*legal: mean, backbone"):
+    with pytest.raises(
+        UserError, match=r"pool 'cls' is not available: it needs tokens that are not there.*legal: mean, backbone"
+    ):
         build("linear_probe", {"pool": "cls"}, make_spec(prefix=0))
-    with pytest.raises(UserError, match=r"pool 'mean' needs tokens that are not there.*legal: cls$"):
+    with pytest.raises(
+        UserError, match=r"pool 'mean' is not available: it needs tokens that are not there.*legal: cls$"
+    ):
         build("losa", {"pool": "mean"}, make_spec(prefix=1, grid=()))
 
 
+DISTILLED = TokenLayout(2, (2, 2), num_class_tokens=2)
+
+
 @pytest.mark.parametrize(
-    ("tail", "layout", "legal"),
+    ("backbone", "kwargs", "layout", "legal"),
     [
-        (Tail(pool_type="token", num_prefix_tokens=1), TokenLayout(1, (2, 2)), True),
-        (Tail(pool_type="token", num_prefix_tokens=1), TokenLayout(1, ()), True),
-        (Tail(pool_type="token", num_prefix_tokens=1), TokenLayout(0, (1, 1)), False),
-        (Tail(pool_type="avg", num_prefix_tokens=1), TokenLayout(1, ()), False),
-        (Tail(pool_type="avg", num_prefix_tokens=1), TokenLayout(0, (1, 1)), False),
-        (Tail(pool_type="avg"), TokenLayout(0, (1, 1)), True),
-        (Tail(attn_pool=AttentionPoolLatent(DIM, num_heads=2), pool_type="map"), TokenLayout(0, (2, 2)), True),
-        (Tail(attn_pool=AttentionPoolLatent(DIM, num_heads=2), num_prefix_tokens=1), TokenLayout(1, ()), False),
-        (Tail(pool_type="token", num_prefix_tokens=2, distilled=True), TokenLayout(1, ()), False),
-        (Tail(pool_type="token", num_prefix_tokens=2, distilled=True), TokenLayout(2, (2, 2)), True),
-        (Tail(pool_type="token", num_prefix_tokens=1, prefix_sets=3), TokenLayout(3, (), 3), True),
-        (Tail(pool_type="avg", num_prefix_tokens=1, prefix_sets=3), TokenLayout(3, (3, 2, 2), 3), True),
-        (Tail(pool_type=""), TokenLayout(0, (2, 2)), False),
+        (layout_of(1, (2, 2)), {"global_pool": "token"}, layout_of(1, (2, 2)), True),
+        (layout_of(1, (2, 2)), {"global_pool": "token"}, layout_of(1, ()), True),
+        (layout_of(5, (2, 2)), {"global_pool": "token"}, layout_of(1, ()), True),
+        (layout_of(1, (2, 2)), {"global_pool": "token"}, layout_of(0, (1, 1)), False),
+        (layout_of(1, (2, 2)), {"global_pool": "avg"}, layout_of(1, ()), False),
+        (layout_of(1, (2, 2)), {"global_pool": "avg"}, layout_of(0, (1, 1)), False),
+        (layout_of(0, (2, 2)), {"global_pool": "avg"}, layout_of(0, (1, 1)), True),
+        (layout_of(0, (2, 2)), {"global_pool": "map"}, layout_of(0, (2, 2)), True),
+        (layout_of(1, (2, 2)), {"global_pool": "map"}, layout_of(1, ()), False),
+        (layout_of(1, (2, 2)), {"global_pool": "prr"}, layout_of(1, ()), False),
+        (DISTILLED, {}, layout_of(1, ()), False),
+        (DISTILLED, {}, TokenLayout(2, (), num_class_tokens=2), True),
+        (DISTILLED, {}, DISTILLED, True),
+        (layout_of(3, (3, 2, 2), 3), {"global_pool": "token"}, layout_of(3, (), 3), True),
+        (layout_of(3, (3, 2, 2), 3), {"global_pool": "avg"}, layout_of(3, (3, 2, 2), 3), True),
     ],
 )
 def test_the_backbones_pooling_is_refused_where_its_tokens_are_missing(
-    tail: Tail, layout: TokenLayout, legal: bool
+    backbone: TokenLayout, kwargs: dict[str, Any], layout: TokenLayout, legal: bool
 ) -> None:
-    spec = FeatureSpec(LAYERS, 6, DIM, layout, tail)
+    spec = FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, backbone, **kwargs))
     if not legal:
-        with pytest.raises(UserError, match=r"'backbone' needs tokens that are not there.*; legal: [clsmean_, ]+$"):
+        with pytest.raises(UserError, match=r"'backbone' is not available: .* not there .*; legal: [clsmean_, ]+$"):
             build("linear_probe", {"pool": "backbone"}, spec)
         return
     logits = build("linear_probe", {"pool": "backbone"}, spec)(draw_tokens(spec))
     assert logits.isfinite().all()
     assert logits.shape == (4, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        (make_tail(DIM, layout_of(1, (2, 2)), global_pool=""), r"does not pool its tokens \(global_pool ''\)"),
+        (Tail(NormOnly(nn.Identity(), DIM)), "has no pooling of its own"),
+    ],
+)
+def test_a_backbone_that_does_not_pool_says_so(tail: Tail, reason: str) -> None:
+    spec = FeatureSpec(LAYERS, 6, DIM, layout_of(1, (2, 2)), tail)
+    with pytest.raises(UserError, match=rf"pool 'backbone' is not available: .*{reason}; legal: cls, mean, cls_mean$"):
+        build("linear_probe", {"pool": "backbone"}, spec)
+
+
+def test_registers_are_no_class_tokens() -> None:
+    layout = TokenLayout(4, (3, 4), num_class_tokens=0)
+    spec = FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, layout))
+    assert build("linear_probe", {}, spec).readout.mode == "mean"
+    for pool in ("cls", "cls_mean"):
+        with pytest.raises(UserError, match=rf"pool '{pool}' is not available.*num_class_tokens=0.*: mean, backbone$"):
+            build("linear_probe", {"pool": pool}, spec)
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3])
+@pytest.mark.parametrize(("classes", "registers"), [(1, 0), (1, 4), (2, 0), (2, 3)])
+def test_cls_is_the_mean_of_the_class_tokens_of_all_sets(sets: int, classes: int, registers: int) -> None:
+    per_set = classes + registers
+    layout = TokenLayout(sets * per_set, (sets, 2, 2), sets, num_class_tokens=sets * classes)
+    readout = build(
+        "linear_probe", {"pool": "cls"}, FeatureSpec((0,), 1, DIM, layout, Tail(NormOnly(nn.Identity(), DIM)))
+    )
+    tokens = torch.randn(3, layout.num_tokens, DIM).double()
+    places = [number * per_set + k for number in range(sets) for k in range(classes)]
+    expected = sum(tokens[:, place] for place in places) / len(places)
+    torch.testing.assert_close(readout.readout.pool(tokens), expected)
 
 
 def test_token_mixing_that_nothing_would_read_is_refused() -> None:

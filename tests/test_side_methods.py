@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tails import layout_of, make_tail
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,10 +16,8 @@ from adapt.methods import count_params, learned_tensors, trainable
 from adapt.probes import LinearProbe
 from adapt.spec import FeatureSpec
 from adapt.transformer_probe import TransformerProbe, TransformerProbeOptions
-from extract.tail import Tail
 from store.config import Section
 from store.errors import UserError
-from store.layout import TokenLayout
 
 CLASSES, DIM, LAYERS = 5, 16, (1, 3, 4)
 LAYOUTS = [(1, (3, 4)), (0, (3, 4)), (5, (2, 3))]  # prefix tokens and grid: plain, none, with registers
@@ -32,9 +31,8 @@ METHODS: list[tuple[Method, type[Section], dict[str, Any]]] = [
 
 
 def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4), dim: int = DIM) -> FeatureSpec:
-    norm = nn.LayerNorm(dim)
-    nn.init.normal_(norm.weight, 1.0, 0.1)
-    return FeatureSpec(LAYERS, 6, dim, TokenLayout(prefix, grid), Tail(norm, num_prefix_tokens=prefix))
+    layout = layout_of(prefix, grid)
+    return FeatureSpec(LAYERS, 6, dim, layout, make_tail(dim, layout))
 
 
 def draw_tokens(spec: FeatureSpec, batch: int = 4) -> dict[int, Tensor]:
@@ -114,9 +112,13 @@ class TestEveryMethod:
     def test_a_pool_without_its_tokens_is_refused(
         self, method: Method, options: type[Section], chosen: dict[str, Any]
     ) -> None:
-        with pytest.raises(UserError, match=r"pool 'cls' needs tokens that are not there.*legal: mean, backbone"):
+        with pytest.raises(
+            UserError, match=r"pool 'cls' is not available: it needs tokens that are not there.*legal: mean, backbone"
+        ):
             method(make_spec(prefix=0), CLASSES, pool="cls", **chosen)
-        with pytest.raises(UserError, match=r"pool 'mean' needs tokens that are not there.*legal: cls$"):
+        with pytest.raises(
+            UserError, match=r"pool 'mean' is not available: it needs tokens that are not there.*legal: cls$"
+        ):
             method(make_spec(grid=()), CLASSES, pool="mean", **chosen)
 
 

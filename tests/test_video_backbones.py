@@ -91,6 +91,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2 registers": ("vit_small_patch14_reg4_dinov2", SMALL | {"img_size": 56}),
     "siglip attention pool": ("vit_base_patch16_siglip_224", SMALL),
     "deit distilled": ("deit_tiny_distilled_patch16_224", SMALL),
+    "registers, no class token": ("vit_mediumd_patch16_reg4_gap_256", SMALL),
+    "attention pool over patches and registers": ("test_vit3", SMALL),
 }
 
 
@@ -116,7 +118,12 @@ def blocks_of(model: Any, images: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def test_the_tokens_of_a_clip_are_those_of_its_frames(framed: FrameBackbone) -> None:
     clips, prefix = clips_for(framed), framed.block_layout.num_prefix_tokens
-    assert framed.layout == TokenLayout(FRAMES * prefix, (FRAMES, *framed.block_layout.grid), FRAMES)
+    assert framed.layout == TokenLayout(
+        FRAMES * prefix,
+        (FRAMES, *framed.block_layout.grid),
+        FRAMES,
+        num_class_tokens=FRAMES * framed.block_layout.num_class_tokens,
+    )
     expected = blocks_of(framed.module, clips.flatten(0, 1))
     tokens = framed.tokens(clips, [0, 2])
     assert list(tokens) == [0, 2]
@@ -152,7 +159,9 @@ def test_reduced_tokens_of_frames_are_still_read_out(how: Tokens) -> None:
     assert backbone.tail is not None
     tail = tail_from_arrays(backbone.name, backbone.model_kwargs, backbone.tail.arrays(), layout.prefix_sets)
     normalised = tail.normalise(reduce_tokens(tokens, backbone.layout, how))
-    expected = normalised[:, layout.class_tokens].mean(dim=1)  # this backbone reads its class token
+    per_set = layout.num_prefix_tokens // layout.prefix_sets
+    firsts = [normalised[:, number * per_set] for number in range(layout.prefix_sets)]
+    expected = torch.stack(firsts).mean(dim=0)  # this backbone reads its class token
     torch.testing.assert_close(tail.pool(normalised), expected)
     assert torch.equal(backbone.tail.for_sets(layout.prefix_sets).pool(normalised), tail.pool(normalised))
     assert backbone.tail.prefix_sets == FRAMES
@@ -207,7 +216,7 @@ def test_vivits_tokens_are_transformers_hidden_states(vivit: VivitBackbone) -> N
 
 @torch.no_grad()
 def test_vivits_grid_is_time_then_height_then_width(vivit: VivitBackbone) -> None:
-    assert vivit.layout == vivit.block_layout == TokenLayout(1, (2, 4, 4))
+    assert vivit.layout == vivit.block_layout == TokenLayout(1, (2, 4, 4), num_class_tokens=1)
     clips = torch.zeros(2, *vivit.image_size)
     clips[1, 2:4, :, 8:16, 24:32] = 1.0  # the second tubelet in time, row 1, column 3
     embedded = vivit.module.embeddings(clips)
@@ -257,7 +266,7 @@ def test_the_architecture_is_built_again_from_what_a_store_keeps(vivit: VivitBac
 
 def test_vivit_b_and_vivit_e_have_the_sizes_of_the_papers() -> None:
     base = empty_backbone("vivit", {})
-    assert (base.depth, base.dim, base.layout) == (12, 768, TokenLayout(1, (16, 14, 14)))
+    assert (base.depth, base.dim, base.layout) == (12, 768, TokenLayout(1, (16, 14, 14), num_class_tokens=1))
     enormous = empty_backbone(
         "vivit",
         {"hidden_size": 1792, "num_hidden_layers": 56, "num_attention_heads": 16, "intermediate_size": 15360},
@@ -288,7 +297,7 @@ def test_a_trainable_copy_is_the_first_blocks_in_a_module_of_its_own(either: Mod
     assert torch.equal(copied.tokens(clips, [1])[1], before)
     assert copied.tail is not None
     modules = set(copied.module.modules())
-    assert copied.tail.norm in modules
+    assert copied.tail.model.norm in modules
     assert not modules & set(either.module.modules())
     assert not any(tensor.requires_grad for tensor in copied.module.parameters())
     disturb(copied.module)
@@ -310,7 +319,7 @@ def test_cls_reads_the_mean_of_the_class_tokens(either: ModelBackbone) -> None:
 @pytest.mark.parametrize("registers", [0, 4])
 def test_one_class_token_is_read_to_the_bit(tiny_backbone: TimmBackbone, registers: int) -> None:
     assert tiny_backbone.tail is not None
-    spec = FeatureSpec((2,), 3, 32, TokenLayout(1 + registers, (4, 4)), tiny_backbone.tail)
+    spec = FeatureSpec((2,), 3, 32, TokenLayout(1 + registers, (4, 4), num_class_tokens=1), tiny_backbone.tail)
     tokens = torch.randn(3, spec.layout.num_tokens, 32)
     assert torch.equal(Readout(spec, 5, "cls").pool(tokens), tokens[:, 0])
 
@@ -613,7 +622,7 @@ def test_the_card_beside_the_weights_is_used(checkpoint: Checkpoint, tmp_path: P
 
 
 def sets_of(prefix_sets: int, per_set: int, grid: tuple[int, ...]) -> TokenLayout:
-    return TokenLayout(prefix_sets * per_set, grid, prefix_sets)
+    return TokenLayout(prefix_sets * per_set, grid, prefix_sets, num_class_tokens=prefix_sets * min(per_set, 1))
 
 
 def by_hand(tokens: np.ndarray, layout: TokenLayout, how: Pool) -> list[np.ndarray]:
@@ -661,22 +670,21 @@ def test_pooling_over_space_and_time_is_that_of_loops(
 
 
 def test_cls_keeps_every_frames_class_token_and_mean_one_token() -> None:
-    layout = TokenLayout(6, (3, 2, 2), 3)  # of every frame a class token and a register
+    layout = sets_of(3, 2, (3, 2, 2))  # of every frame a class token and a register
     tokens = torch.arange(2 * 18.0).reshape(2, 18, 1)
     assert reduce_tokens(tokens, layout, "cls")[0].flatten().tolist() == [0, 2, 4]
-    assert reduced_layout(layout, "cls") == TokenLayout(3, (), 3)
-    assert reduced_layout(layout, "cls").class_tokens == slice(0, 3, 1)
+    assert reduced_layout(layout, "cls") == sets_of(3, 1, ())
     assert reduce_tokens(tokens, layout, "mean")[0].flatten().tolist() == [tokens[0, 6:].mean()]
-    assert reduced_layout(layout, "mean") == TokenLayout(0, (1, 1, 1))
+    assert reduced_layout(layout, "mean") == sets_of(1, 0, (1, 1, 1))
 
 
 def test_factors_that_do_not_divide_name_those_that_do() -> None:
-    layout = TokenLayout(1, (8, 12, 6))
+    layout = sets_of(1, 1, (8, 12, 6))
     with pytest.raises(UserError, match=r"pools by 4, which does not divide the grid \(12, 6\); legal: \[2, 3, 6\]"):
         reduced_layout(layout, Pool(pool=4))
     with pytest.raises(UserError, match=r"averages 3 frames, which does not divide the 8 .*: \[2, 4, 8\]"):
         reduced_layout(layout, Pool(time=3))
     with pytest.raises(UserError, match="averages 2 frames, but the samples are images; leave `time` out"):
-        reduced_layout(TokenLayout(1, (8, 8)), Pool(time=2, pool=2))
+        reduced_layout(sets_of(1, 1, (8, 8)), Pool(time=2, pool=2))
     with pytest.raises(UserError, match=r"no class token; legal here: all, mean, \{pool: k\}, \{time: m\}"):
-        reduced_layout(TokenLayout(0, (8, 8, 8)), "cls")
+        reduced_layout(sets_of(1, 0, (8, 8, 8)), "cls")

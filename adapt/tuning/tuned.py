@@ -51,8 +51,8 @@ class Tuned(nn.Module):
         self.module, self.readout.tail = self._backbone.module, self._backbone.tail
         self._vit = Vit(self.module, backbone.block_layout, spec.dim)
         install(self._vit, **options)
-        if self._backbone.tail.attn_pool is not None and self.readout.mode != "backbone":
-            self._backbone.tail.attn_pool.requires_grad_(False)  # what is not read does not count as trained
+        if self.readout.mode != "backbone":
+            self._backbone.tail.freeze_pooling()  # what is not read does not count as trained
 
     def checkpoint_blocks(self) -> None:
         """Compute a block's activations anew in the backward pass instead of keeping them."""

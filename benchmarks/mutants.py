@@ -309,10 +309,8 @@ def judge_all(given: argparse.Namespace) -> list[Outcome]:
                     running.remove(trial)
                     free.append(trial.tree)
                     kept[trial.mutant] = outcome
-                    print(
-                        f"{outcome.outcome:8} {outcome.seconds:6} s  {trial.mutant.file}:{trial.mutant.first_line} {outcome.killed_by}",
-                        flush=True,
-                    )
+                    place = f"{trial.mutant.file}:{trial.mutant.first_line}"
+                    print(f"{outcome.outcome:8} {outcome.seconds:6} s  {place} {outcome.killed_by}", flush=True)
                     given.out.write_text(json.dumps([asdict(one) for one in kept.values()], indent=1))
     finally:
         shutil.rmtree(folder)

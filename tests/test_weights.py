@@ -411,10 +411,7 @@ def test_matrices_of_whole_numbers_are_refused(
 
 def test_shapes_that_differ_are_told(tmp_path: Path, trained: nn.Module) -> None:
     message = refuse(save(trained, tmp_path / "a.safetensors"), model_kwargs={**TINY, "mlp_ratio": 2.0})
-    assert (
-        "9 tensors have another shape: blocks.0.mlp.fc1."
-        in message
-    )
+    assert "9 tensors have another shape: blocks.0.mlp.fc1." in message
 
 
 # The preprocessing of a file

@@ -229,7 +229,10 @@ def test_a_newer_format_is_refused(store: Store) -> None:
     document = json.loads(root.read_text())
     document["attributes"]["format_version"] = FORMAT_VERSION + 1
     root.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"is a store of format 3, this sidecache reads and writes 2; install the"):
+    with pytest.raises(
+        UserError,
+        match=rf"is a store of format {FORMAT_VERSION + 1}, this sidecache reads and writes {FORMAT_VERSION}; install",
+    ):
         open_store(store.url)
 
 

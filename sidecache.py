@@ -102,6 +102,11 @@ def extract(
         UserError: the store there was made from something else, a sample cannot be decoded.
         JobError: a value cannot be stored, the disk refuses.
     """
+    from extract.main_script import require_main_guard
+
+    if config.extract.workers > 1 and not config.extract.scheduler:
+        require_main_guard()
+
     from adapt.extraction import extract as run_extraction
     from adapt.origin import Inputs
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
 
@@ -51,6 +52,18 @@ def test_two_processes_train_what_one_trains(tiny_config: Callable[..., Config],
     for method, tensors in ours.items():
         for name, tensor in tensors.items():
             torch.testing.assert_close(theirs[method][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "séparé\n", "\ud800", [], {"train": [0, 2**62, -1], "test": []}, ["streamed", "why"]]
+)
+def test_what_one_process_tells_reaches_the_others(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: sent.append(tensor.clone()))
+    assert World(0, 2).tell(value) == value
+    arriving = iter(sent)
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: tensor.copy_(next(arriving)))
+    assert World(1, 2).tell("what it would say itself") == value
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,8 @@ def extract_command(
     on_changed: OnChangedOption = "fail",
 ) -> None:
     """Run the frozen backbone over every sample that the store lacks."""
-    given = {"extract.workers": workers, "extract.scheduler": scheduler}
+    quoted = None if scheduler is None else json.dumps(scheduler, ensure_ascii=False)  # an empty one is not `null`
+    given = {"extract.workers": workers, "extract.scheduler": quoted}
     more = [f"{key}={value}" for key, value in given.items() if value is not None]
     parsed = _read(config, [*(overrides or []), *more])
     _say_extraction(extract(parsed, on_changed=on_changed), parsed)

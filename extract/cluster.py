@@ -81,7 +81,7 @@ def _connect(config: ExtractConfig) -> Iterator[Client]:
 
 
 def _note_if_open(address: str) -> None:
-    if address.partition("://")[0] != "tls":
+    if not address.startswith(("tls://", "wss://")):
         warnings.warn(
             f"the scheduler {address} asks for no certificate: whoever reaches it or its workers runs code there in "
             "your name; on a network that others use, start it with TLS (docs/clusters.md)",

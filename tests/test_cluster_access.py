@@ -114,7 +114,7 @@ def test_the_key_of_a_job_is_in_no_file_and_no_environment_or_command_line(ports
     assert {folder.stat().st_mode & 0o777 for folder in scratch.iterdir()} == {0o700}
 
 
-@pytest.mark.parametrize("address", ["tcp://10.0.0.1:8786", "10.0.0.1:8786"])
+@pytest.mark.parametrize("address", ["tcp://10.0.0.1:8786", "ws://10.0.0.1:8786"])
 def test_a_scheduler_that_asks_for_no_certificate_is_noted(address: str) -> None:
     with pytest.warns(Note, match=rf"the scheduler {address} asks for no certificate: .*docs/clusters\.md"):
         _note_if_open(address)

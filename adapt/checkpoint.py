@@ -12,6 +12,7 @@ from torch import Tensor
 from adapt.candidate import Candidate
 from store.durable import replacing
 from store.errors import JobError
+from store.shortage import is_shortage
 
 _SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost
 _SHARE_OF_TIME = 1 / 20  # that saving may take; large models are saved less often
@@ -53,6 +54,8 @@ class Checkpoint:
         try:
             saved = torch.load(self._path, map_location=self._device, weights_only=True)
         except Exception as error:  # whatever torch finds wrong with it
+            if is_shortage(error):
+                raise
             raise JobError(f"the checkpoint {self._path} is damaged; delete it to start anew") from error
         for parts, (candidate, optimizer, scheduler) in zip(saved["candidates"], self._members, strict=True):
             candidate.load(parts["model"])

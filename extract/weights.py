@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import timm
 import torch
+from rich.filesize import decimal
 from timm.models import load_model_config_from_hf
 from torch import nn
 
@@ -19,6 +20,7 @@ from extract.checkpoint import load_npz, read_tensors
 from extract.config import BackboneConfig
 from extract.hub_folder import read_hub_folder
 from store.errors import JobError, UserError
+from store.shortage import is_shortage
 
 _ALTERNATIVES = (
     "give backbone.weights a local .safetensors, .pth or .npz file, or a folder in timm's hub format "
@@ -110,6 +112,8 @@ def _create(recipe: Recipe, **more: Any) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(recipe.name, **recipe.kwargs, **more)
     except Exception as error:  # wrong arguments surface anywhere in a model's constructor
+        if is_shortage(error):
+            raise
         raise UserError(
             f"timm cannot build {recipe.name!r} with model_kwargs {recipe.kwargs}: {first_line(error)}"
         ) from error
@@ -136,8 +140,8 @@ def _require_room(recipe: Recipe) -> None:
     n_values = sum(tensor.numel() for tensor in build_empty(recipe.name, recipe.kwargs).parameters())
     if (wanted := 4 * n_values) > (free := psutil.virtual_memory().available):
         raise UserError(
-            f"{recipe.name!r} with model_kwargs {recipe.kwargs} takes {wanted / 1e9:,.1f} GB of memory, of which "
-            f"{free / 1e9:,.1f} GB are free; give a smaller one"
+            f"{recipe.name!r} with model_kwargs {recipe.kwargs} takes {decimal(wanted)} of memory, "
+            f"{decimal(wanted - free)} more than are free; give a smaller one"
         )
     if recipe.file and n_values > (n_bytes := recipe.file.stat().st_size):
         raise UserError(
@@ -235,6 +239,8 @@ def _from_file(recipe: Recipe) -> nn.Module:
         state = filter_keys(state, model) if filter_keys else state
         missing, unexpected = model.load_state_dict(state, strict=False)
     except Exception as error:  # torch, pickle, safetensors and numpy each have their own errors for a damaged file
+        if is_shortage(error):
+            raise
         raise UserError(
             f"backbone.weights {recipe.file} does not load into {recipe.name!r}: {first_line(error)}"
         ) from error

@@ -5,6 +5,7 @@ The command line, and the public names: `import sidecache as sc`.
 
 import importlib
 import importlib.util
+import io
 import json
 import os
 import sys
@@ -101,6 +102,11 @@ def extract(
         UserError: the store there was made from something else, a sample cannot be decoded.
         JobError: a value cannot be stored, the disk refuses.
     """
+    from extract.main_script import require_main_guard
+
+    if config.extract.workers > 1 and not config.extract.scheduler:
+        require_main_guard()
+
     from adapt.extraction import extract as run_extraction
     from adapt.origin import Inputs
 
@@ -148,7 +154,9 @@ def run(
 def say(message: str) -> None:
     """One line on standard error: what the job decided or finished; of many processes the first one speaks."""
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(message, err=True)
+        from store.visible import visible
+
+        print(visible(message), file=sys.stderr, flush=True)
 
 
 def _extract_first(
@@ -262,7 +270,8 @@ def extract_command(
     on_changed: OnChangedOption = "fail",
 ) -> None:
     """Run the frozen backbone over every sample that the store lacks."""
-    given = {"extract.workers": workers, "extract.scheduler": scheduler}
+    quoted = None if scheduler is None else json.dumps(scheduler, ensure_ascii=False)  # an empty one is not `null`
+    given = {"extract.workers": workers, "extract.scheduler": quoted}
     more = [f"{key}={value}" for key, value in given.items() if value is not None]
     parsed = _read(config, [*(overrides or []), *more])
     _say_extraction(extract(parsed, on_changed=on_changed), parsed)
@@ -319,16 +328,15 @@ def _write_report(run_dir: Path) -> None:
 
 
 def _print_results(run_dir: Path) -> None:
-    from rich.console import Console
-
     from adapt.distributed import world
     from adapt.report import print_table
     from adapt.results import read_results
     from adapt.summary import summarise
+    from store.terminal import Terminal
 
     if not world().leads:
         return
-    print_table(summarise(read_results(run_dir)), Console())
+    print_table(summarise(read_results(run_dir)), Terminal())
     say(f"results: {run_dir / 'results.json'}, report: {run_dir / 'report.html'}")
 
 
@@ -403,16 +411,18 @@ def predict_command(
     """Classify images with a trained adaptor and the backbone it was trained on."""
     from adapt.adaptor import load_adaptor
     from adapt.predict import predict
+    from store.visible import one_line
 
     predictions = predict(load_adaptor(adaptor, device=device), files)
     if json:
         _print_json(predictions)
     for prediction in [] if json else predictions:
-        typer.echo(f"{prediction['file']}\t{prediction['class']}\t{prediction['probability']:.4f}")
+        names = f"{one_line(prediction['file'])}\t{one_line(prediction['class'])}"
+        print(f"{names}\t{prediction['probability']:.4f}")
 
 
 def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, indent=1))
+    print(json.dumps(document, indent=1))
 
 
 def _require_own_packages() -> None:
@@ -435,31 +445,53 @@ def main() -> None:
     """The command `sidecache`. Exit status: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
     _require_own_packages()
     from store.errors import JobError, UserError
+    from store.shortage import is_shortage
+    from store.visible import visible
 
+    _open_streams()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         status = app(prog_name="sidecache", standalone_mode=False)
         sys.stdout.flush()
     except _UsageError as error:
-        error.show()
+        error.message = visible(error.message)
+        error.show(sys.stderr)  # of its own accord click writes UTF-8 where ASCII is asked for
         sys.exit(error.exit_code)
     except UserError as error:
         _fail(error, 2)
     except BrokenPipeError:  # the reader of our output is content, as in `sidecache methods | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (JobError, OSError) as error:
+    except JobError as error:
         _fail(error, 1)
-    except MemoryError:
-        _fail("out of memory; lower train.batch_size or extract.batch_size", 1)
-    except RuntimeError as error:
-        if "out of memory" not in str(error):  # torch has several types for it: of a GPU, and of memory to copy from
+    except Exception as error:
+        if is_shortage(error):
+            _fail(_explain_shortage(error), 1)
+        if not isinstance(error, OSError):
             raise
-        _fail("the GPU is out of memory; lower train.batch_size or extract.batch_size", 1)
+        _fail(error, 1)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     if status == 130:  # what newer typers make of an interrupt
         _fail("interrupted; the same command goes on from here", 130)
+
+
+def _open_streams() -> None:
+    """Make both take every character: what their encoding lacks is written as its code, what is closed goes nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _explain_shortage(error: Exception) -> str:
+    less = "lower train.batch_size or extract.batch_size"
+    if "out of memory" in str(error):  # torch's words, for which it has several types
+        return f"the GPU is out of memory; {less}"
+    reason = " ".join(str(error).split())[:200]
+    return f"out of memory{f' ({reason})' if reason else ''}; {less}, or raise the limit if there is one (`ulimit -v`)"
 
 
 def _show_warning(message: Warning | str, kind: type[Warning], *place: Any) -> None:
@@ -469,9 +501,7 @@ def _show_warning(message: Warning | str, kind: type[Warning], *place: Any) -> N
 
 
 def _fail(reason: object, status: int) -> NoReturn:
-    from adapt.visible import visible
-
-    say(f"sidecache: {visible(str(reason))}")
+    say(f"sidecache: {reason}")
     sys.exit(status)
 
 

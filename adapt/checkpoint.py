@@ -13,6 +13,7 @@ from torch import Tensor
 from adapt.candidate import Candidate
 from store.durable import replacing
 from store.errors import JobError
+from store.shortage import is_shortage
 
 _SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost
 _SHARE_OF_TIME = 1 / 20  # that saving may take; large models are saved less often
@@ -53,9 +54,9 @@ class Checkpoint:
             return Done()
         try:
             return self._restore(self._path)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # whatever torch finds wrong with it, or another run's state
+            if is_shortage(error):
+                raise
             raise JobError(f"the checkpoint {self._path} is damaged; delete it to start anew") from error
 
     def _restore(self, path: Path) -> Done:

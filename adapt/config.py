@@ -136,12 +136,12 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
     Args:
         source: path of a YAML file (relative paths in it are relative to its folder), or a mapping.
-        overrides: `section.key=value` strings; values are YAML.
+        overrides: `section.key=value` strings; a value is text as it stands where the key holds text, otherwise YAML.
 
     Raises:
         UserError: not YAML, an unknown key, a value that is not legal; the message names the key and what is legal.
     """
-    document = read_document(source, overrides)
+    document = read_document(source, overrides, Config)
     folder = Path.cwd() if isinstance(source, Mapping) else Path(source).expanduser().absolute().parent
     try:
         config = Config.model_validate(expand(document))

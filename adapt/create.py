@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -16,6 +15,7 @@ from extract.config import BackboneConfig
 from extract.tail import Tail
 from store.errors import UserError
 from store.reader import Store
+from store.terminal import Terminal
 
 
 def create_model(method: str, backbone: str | Backbone | Store, num_classes: int, **options: Any) -> nn.Module:
@@ -102,7 +102,8 @@ def print_methods(listed: list[dict[str, Any]], backbone: str) -> None:
         counts = [method["trainable_params"], method["head_params"]]
         shown = ["not available", ""] if method["unavailable"] else [f"{count:,}" for count in counts]
         table.add_row(method["method"], method["needs"].replace("_", " "), *shown)
-    Console().print(table)
+    terminal = Terminal()
+    terminal.print(table)
     for method in listed:
         if method["unavailable"]:
-            Console().print(f"{method['method']}: {method['unavailable']}", markup=False, highlight=False)
+            terminal.print(f"{method['method']}: {method['unavailable']}", highlight=False)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from adapt.explain import show
+from adapt.text_fields import Empty, empty_text
 from store.errors import UserError
 
 MOST_BYTES = 256 << 10  # PyYAML takes seconds for each megabyte
@@ -64,15 +66,20 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
-def read_document(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def read_document(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str], model: type[BaseModel]
+) -> dict[str, Any]:
     """A YAML file, or a mapping as it is, with overrides merged in.
+
+    Args:
+        model: the fields of the document. An override of one that holds text is taken as it stands; others are YAML.
 
     Raises:
         UserError: no such file, not YAML, an override of another form.
     """
     document = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
     for override in overrides:
-        document = _override(document, override)
+        document = _override(document, override, model)
     return document
 
 
@@ -116,14 +123,37 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - 3]}..."
 
 
-def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
+def _override(document: dict[str, Any], override: str, model: type[BaseModel]) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path):
         raise UserError(f"-o {_cut(override)}: write it as -o section.key=value, for example -o train.epochs=5")
-    value = parse_yaml(text, f"-o {_cut(override)}")
+    empty = empty_text(model, path)
+    if empty is None or text.startswith(("'", '"')):
+        value = _yaml_value(text, f"-o {_cut(override)}")
+    else:
+        value = _text_value(text, empty, f"-o {_cut(override)}")
     replaced: dict[str, Any] = _put(document, path, value)
     return replaced
+
+
+def _text_value(text: str, empty: Empty, where: str) -> str | None:
+    """A text as it stands; YAML would cut it at ` #`, and make something else of `no`, `1e3` or a date."""
+    if text != text.strip():
+        raise UserError(f"{where}: the value begins or ends with a blank; leave it out, or put the value in quotes")
+    return None if empty is Empty.NULL and text in ("", "null") else text
+
+
+def _yaml_value(text: str, where: str) -> Any:
+    value = parse_yaml(text, where)
+    end = 0
+    for token in yaml.scan(text, _Loader):
+        if text[end : token.start_mark.index].strip():
+            raise UserError(
+                f"{where}: what follows ` #` is a comment in YAML; put the value in quotes, or leave it out"
+            )
+        end = max(end, token.end_mark.index)
+    return value
 
 
 def _put(base: Any, path: list[str], value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
+from rich.filesize import decimal
 from torch import Tensor
 
 from adapt.memory import bytes_at_once, free_bytes
@@ -224,7 +225,7 @@ def choose_source(wanted: str, needed: int, device: torch.device) -> Choice:
     if wanted != "auto":
         return Choice(wanted, "as asked for")
     free = free_bytes(device)
-    sizes = f"{needed / 2**20:,.0f} MiB of features, {free / 2**20:,.0f} MiB of memory free"
+    sizes = f"{decimal(needed)} of features, {decimal(free)} of memory free"
     return Choice("resident" if needed <= _SHARE_OF_MEMORY * free else "streamed", sizes)
 
 

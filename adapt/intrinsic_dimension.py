@@ -23,7 +23,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from adapt.config import Config, MethodConfig, Trial
@@ -36,6 +35,7 @@ from adapt.tuning.updates import Target
 from adapt.tuning.vit import Sublayer
 from store.config import PositiveInt
 from store.errors import UserError
+from store.terminal import Terminal
 
 DIMS = (8, 32, 128, 512)
 SHARE = 0.9
@@ -254,7 +254,7 @@ class Record:
 
 def print_measurement(measurement: Measurement) -> None:
     """The scores as a table, and every d_t, on standard output."""
-    console = Console()
+    console = Terminal()
     table = Table(box=box.SIMPLE)
     for heading in ("d", *(curve.module for curve in measurement.curves)):
         table.add_column(heading, justify="right")

@@ -15,6 +15,7 @@ from adapt.agreement import Rows, require_match, require_same_backbone, require_
 from adapt.config import Config
 from adapt.distributed import world
 from adapt.features import (
+    Choice,
     OnlineFeatures,
     ResidentFeatures,
     StreamedFeatures,
@@ -82,8 +83,8 @@ class Origin:
         if self.store is None:
             return {split: np.arange(len(images)) for split, images in source.splits.items()}
         here = world()
-        rows: dict[str, Rows] = here.tell(source_rows(self.store, source) if here.leads else None)
-        return rows
+        rows = {split: rows.tolist() for split, rows in source_rows(self.store, source).items()} if here.leads else None
+        return {split: np.array(told, np.int64) for split, told in here.tell(rows).items()}
 
 
 def _shape(name: str, model_kwargs: Mapping[str, Any], image_size: Sequence[int], own: bool) -> ModelBackbone | None:
@@ -134,7 +135,8 @@ def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
     streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
     needed = needed_layers(config, streamed.spec, len(store.classes))
     n_bytes = store.schema.bytes_of(store.num_samples("train"), needed)
-    choice = world().tell(choose_source(config.train.feature_source, n_bytes, streamed.device))  # one for all
+    choice = choose_source(config.train.feature_source, n_bytes, streamed.device)
+    choice = Choice(*world().tell([choice.kind, choice.reason]))  # one for all
     say(f"features: {choice.kind} ({choice.reason})")
     features = ResidentFeatures(streamed, needed) if choice.kind == "resident" else streamed
     return _stored_origin(config, inputs, store, features)

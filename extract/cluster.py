@@ -7,6 +7,7 @@ samples alone, the store does not tell how many workers made it, or in which ord
 
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,14 +15,14 @@ from dataclasses import replace
 from threading import Lock
 from typing import Any
 
-import dask
 import numpy as np
-from distributed import Client, KilledWorker, LocalCluster, wait
+from distributed import Client, KilledWorker, wait
 
 from extract.config import ExtractConfig
+from extract.local_cluster import local_cluster
 from extract.worker import Extractor, Work, extract_on_worker
 from store.arrays import STORED
-from store.errors import JobError, UserError
+from store.errors import JobError, Note, UserError
 from store.progress import progress
 from store.schema import Schema
 from store.writer import StoreWriter
@@ -54,7 +55,7 @@ def run_on_cluster(
 
 @contextmanager
 def _connect(config: ExtractConfig) -> Iterator[Client]:
-    """A cluster of this machine's, on loopback, or a client of the one that there is."""
+    """A cluster of this machine's, for this job alone, or a client of the one that there is."""
     if config.scheduler:
         try:
             client = Client(config.scheduler, timeout=_CONNECT_SECONDS)
@@ -64,31 +65,29 @@ def _connect(config: ExtractConfig) -> Iterator[Client]:
                 "`dask scheduler`, or set extract.workers alone"
             ) from error
         with client:
+            _note_if_open(config.scheduler)
             client.wait_for_workers(config.workers)
             yield client
         return
     settings = {
-        "distributed.worker.daemon": True,
         "distributed.scheduler.allowed-failures": RETRIES,
         # Dask gives up for good on a worker that takes 15 s to start again, and with the last one the job would wait
         # for ever; torch alone may take longer to load.
         "distributed.deploy.lost-worker-timeout": f"{_START_SECONDS} s",
         "distributed.scheduler.no-workers-timeout": f"{_START_SECONDS} s",
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=config.workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # without this dask serves HTTP on all interfaces
-            worker_dashboard_address="127.0.0.1:0",
-            memory_limit=0,  # a shard's buffers bound it; dask's own limit would kill workers of large backbones
-            silence_logs="CRITICAL",
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with local_cluster(config.workers, settings) as client:
         yield client
+
+
+def _note_if_open(address: str) -> None:
+    if not address.startswith(("tls://", "wss://")):
+        warnings.warn(
+            f"the scheduler {address} asks for no certificate: whoever reaches it or its workers runs code there in "
+            "your name; on a network that others use, start it with TLS (docs/clusters.md)",
+            Note,
+            stacklevel=2,
+        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
+from rich.filesize import decimal
 
 from extract.config import DataConfig
 from extract.encoding import Encoding
@@ -161,6 +162,7 @@ def require_space(folder: Folder, schema: Schema, missing: Mapping[str, Sequence
     n_bytes, free = rows * schema.bytes_per_sample, free_bytes(folder.url)
     if free is not None and schema.compressor is None and n_bytes > free:
         raise JobError(
-            f"{rows:,} samples need {n_bytes / 2**30:,.2f} GiB at {folder.place}, {free / 2**30:,.2f} GiB are free; "
-            "store fewer layers (store.layers), fewer tokens (store.tokens) or one byte a value (store.dtype: int8)"
+            f"{rows:,} samples need {decimal(n_bytes)} at {folder.place}, {decimal(n_bytes - free)} more than are "
+            "free; store fewer layers (store.layers), fewer tokens (store.tokens) or one byte a value "
+            "(store.dtype: int8)"
         )

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import timm
 import torch
+from rich.filesize import decimal
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, load_model_config_from_hf
 from torch import nn
 
@@ -22,6 +23,7 @@ from extract.hub_folder import read_hub_folder
 from extract.module_limit import limited_modules
 from extract.weight_layouts import UNUSED, require_fit
 from store.errors import JobError, Note, UserError
+from store.shortage import is_shortage
 
 _ALTERNATIVES = (
     "give backbone.weights a local .safetensors, .pth or .npz file, or a folder in timm's hub format "
@@ -114,6 +116,8 @@ def _create(recipe: Recipe, **more: Any) -> nn.Module:
         with limited_modules():
             model: nn.Module = timm.create_model(recipe.name, **recipe.kwargs, **more)
     except Exception as error:  # wrong arguments surface anywhere in a model's constructor
+        if is_shortage(error):
+            raise
         raise UserError(
             f"timm cannot build {recipe.name!r} with model_kwargs {recipe.kwargs}: {first_line(error)}"
         ) from error
@@ -155,8 +159,8 @@ def require_room(name: str, kwargs: Mapping[str, Any], empty: nn.Module, file: P
     n_more = sum(tensor.numel() for tensor in empty.buffers())
     if (wanted := 4 * (n_values + n_more)) > (free := psutil.virtual_memory().available):
         raise UserError(
-            f"{name!r} with model_kwargs {dict(kwargs)} takes {wanted / 1e9:,.1f} GB of memory, of which "
-            f"{free / 1e9:,.1f} GB are free; give a smaller one"
+            f"{name!r} with model_kwargs {dict(kwargs)} takes {decimal(wanted)} of memory, "
+            f"{decimal(wanted - free)} more than are free; give a smaller one"
         )
     if file and n_values > (n_bytes := file.stat().st_size):
         raise UserError(
@@ -283,6 +287,8 @@ def _from_file(recipe: Recipe) -> nn.Module:
         require_fit(state, model)
         missing, unexpected = model.load_state_dict(state, strict=False)
     except Exception as error:  # torch, pickle, safetensors and numpy each have their own errors for a damaged file
+        if is_shortage(error):
+            raise
         raise UserError(
             f"backbone.weights {recipe.file} does not load into {recipe.name!r}: {first_line(error)}"
         ) from error

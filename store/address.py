@@ -8,7 +8,7 @@ region, which it does not.
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import tensorstore as ts
 
@@ -44,7 +44,7 @@ def store_url(path: str | Path) -> str:
 
 def local_path(url: str) -> Path | None:
     """The folder behind a file:// URL, else None."""
-    return Path(unquote(url.removeprefix("file://"))) if url.startswith("file://") else None
+    return Path(os.fsdecode(unquote_to_bytes(url.removeprefix("file://")))) if url.startswith("file://") else None
 
 
 def kvstore_spec(url: str) -> dict[str, Any]:

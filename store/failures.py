@@ -11,6 +11,7 @@ from store.errors import JobError
 NEEDS_REPLACING = "delete the store, or choose a new store.path, and run `sidecache extract` again"
 _NEEDS_REPAIR = "`sidecache verify` lists all that is damaged, and with --repair PIPELINE.YAML extracts it anew"
 _NEEDS_ROOM = "make room, then run the same command again: what is committed is kept"
+_NEEDS_MEMORY = "free memory, or raise its limit (`ulimit -v`), then run the same command again"
 _NEEDS_ACCESS = "choose another store.path, or make this one writable"
 _NEEDS_BUCKET = "make the bucket first, or mend its name in store.path"
 _NEEDS_RIGHTS = (
@@ -25,6 +26,7 @@ _NEEDS_SERVER = (
 _REMEDIES = {  # what tensorstore says of a disk or file -> what to do
     "No space left on device": _NEEDS_ROOM,
     "Disk quota exceeded": _NEEDS_ROOM,
+    "Cannot allocate memory": _NEEDS_MEMORY,
     "File too large": _NEEDS_ROOM,
     "Read-only file system": _NEEDS_ACCESS,
     "Permission denied": _NEEDS_ACCESS,

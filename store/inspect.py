@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from store.reader import Store
+from store.terminal import Terminal
+from store.visible import one_line
 
 
 def describe_store(store: Store) -> dict[str, Any]:
@@ -43,16 +44,18 @@ def describe_store(store: Store) -> dict[str, Any]:
 
 def print_store(description: dict[str, Any]) -> None:
     """The description as two tables on standard output."""
-    table = Table(title=description["url"], show_header=False)
+    table = Table(title=one_line(description["url"]), show_header=False)
     for key, value in description.items():
         if key not in ("url", "splits", "provenance"):
-            table.add_row(key, f"{value:,}" if isinstance(value, int) and key.endswith("bytes") else str(value))
+            table.add_row(
+                key, f"{value:,}" if isinstance(value, int) and key.endswith("bytes") else one_line(str(value))
+            )
     for split, facts in description["splits"].items():
         missing, skipped = len(facts["missing_shards"]), len(facts["skipped"])
         table.add_row(
-            f"split {split}",
+            f"split {one_line(split)}",
             f"{facts['num_samples']:,} samples, {missing} of {facts['shards']} shards missing, {skipped} skipped",
         )
     for key, value in description["provenance"].items():
-        table.add_row(f"provenance.{key}", str(value))
-    Console().print(table)
+        table.add_row(f"provenance.{key}", one_line(str(value)))
+    Terminal().print(table)

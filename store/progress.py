@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from store.visible import one_line
+
 
 class _Rate(ProgressColumn):
     """Units a second."""
@@ -29,8 +31,14 @@ class _Rate(ProgressColumn):
 def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """A bar on standard error while the block runs; call the yielded function with the units just done."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     shown = console.is_terminal and os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one
     with Progress(*columns, console=console, transient=True, disable=not shown) as bars:
-        task = bars.add_task(description, total=total, unit=unit)
+        task = bars.add_task(one_line(description), total=total, unit=unit)
         yield lambda units: bars.advance(task, units)

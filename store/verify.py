@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 from jaxtyping import UInt8, UInt32
-from rich.console import Console
 
 from store.added_layers import names_of_added
 from store.address import store_url
@@ -42,6 +41,8 @@ from store.formats import Encoded
 from store.lock import read_owner
 from store.progress import progress
 from store.schema import Schema
+from store.terminal import Terminal
+from store.visible import one_line
 
 _WHOLE_ARRAY = re.compile(r"(.+)/(zarr\.json|c(/0)*)")
 
@@ -131,9 +132,9 @@ def print_report(report: Report) -> None:
     findings = "sound" if report.ok else f"{len(report.damaged)} damaged files, {len(report.faults)} faults"
     state = "complete" if report.complete else "incomplete, `sidecache extract` finishes it"
     lines.append(f"{report.store}: {findings}; {state}; {report.bytes_read:,} bytes read")
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     for line in lines:
-        console.print(line, style="red" if line.startswith(("damaged:", "fault:")) else None)
+        console.print(one_line(line), style="red" if line.startswith(("damaged:", "fault:")) else None)
 
 
 def _attempt(report: Report, call: Callable[..., Any], *given: Any) -> Any:

@@ -128,7 +128,7 @@ def test_a_wrong_command_line_is_told_by_the_parser(command: Command, arguments:
         (sc.UserError("it is wrong"), 2, "sidecache: it is wrong\n"),
         (JobError("it broke"), 1, "sidecache: it broke\n"),
         (OSError(28, "No space left on device"), 1, "sidecache: [Errno 28] No space left on device\n"),
-        (MemoryError(), 1, "sidecache: out of memory; lower train.batch_size or extract.batch_size\n"),
+        (MemoryError(), 1, "sidecache: out of memory; lower train.batch_size or extract.batch_size, or raise"),
         (
             torch.OutOfMemoryError("CUDA out of memory."),
             1,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
 
@@ -64,6 +65,18 @@ def test_another_process_copies_what_tells_the_progress_and_no_store(tmp_path: P
         "results.json",
         "search/s.json",
     }
+
+
+@pytest.mark.parametrize(
+    "value", [None, "séparé\n", "\ud800", [], {"train": [0, 2**62, -1], "test": []}, ["streamed", "why"]]
+)
+def test_what_one_process_tells_reaches_the_others(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: sent.append(tensor.clone()))
+    assert World(0, 2).tell(value) == value
+    arriving = iter(sent)
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src: tensor.copy_(next(arriving)))
+    assert World(1, 2).tell("what it would say itself") == value
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,15 +200,18 @@ class TestSeconds:
 
 
 class TestFeatureSource:
-    @pytest.mark.parametrize(("free", "expected"), [(2**30, "resident"), (1000, "streamed")])
+    @pytest.mark.parametrize(
+        ("free", "expected", "sizes"),
+        [(10**9, "resident", "156.7 kB of features, 1.0 GB"), (1000, "streamed", "156.7 kB of features, 1.0 kB")],
+    )
     def test_auto_goes_by_the_memory_that_is_free(
-        self, tiny_config: Build, monkeypatch: pytest.MonkeyPatch, free: int, expected: str
+        self, tiny_config: Build, monkeypatch: pytest.MonkeyPatch, free: int, expected: str, sizes: str
     ) -> None:
         memory = psutil.virtual_memory()._replace(available=free)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
         plan = known(tiny_config("train.device=cpu"))
         assert plan.feature_source == expected
-        assert f"Training takes {expected} features (0 MiB of features" in plan.recommendation
+        assert f"Training takes {expected} features ({sizes} of memory free)" in plan.recommendation
 
     def test_online_stores_nothing(self, tiny_config: Build) -> None:
         plan = known(tiny_config("train.feature_source=online"), budget=1)

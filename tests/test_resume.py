@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.filesize import decimal
 from small_store import contents
 
 from extract.backbone import TimmBackbone
@@ -163,19 +166,24 @@ def test_another_preprocessing_or_content_is_refused(
         extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
 
 
+@pytest.mark.parametrize("lacking", [None, 1, 999, 12_345])
 def test_a_job_that_cannot_fit_does_not_start(
-    image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path,
+    tmp_path: Path,
+    tiny_backbone: TimmBackbone,
+    monkeypatch: pytest.MonkeyPatch,
+    lacking: int | None,
 ) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: _Usage)
-    with pytest.raises(
-        JobError, match=rf"36 samples need .* GiB at {tmp_path}/c\.zarr/, 0\.00 GiB are free; store fewer"
-    ):
+    schema = extract(image_folder, tmp_path / "fits.zarr", tiny_backbone).store.schema
+    needed = 36 * schema.bytes_per_sample
+    free = 0 if lacking is None else needed - lacking
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    message = f"36 samples need {decimal(needed)} at {tmp_path}/c.zarr/, {decimal(needed - free)} more than are free; "
+    with pytest.raises(JobError, match=re.escape(f"{message}store fewer layers")):
         extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
     assert not (tmp_path / "c.zarr").exists()
-
-
-class _Usage:
-    free = 1000
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=needed))
+    extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float32"])

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from adapt.planning.proposals import Proposal
+from store.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ def print_plan(plan: Plan, title: str) -> None:
     table = Table(title=title, show_header=False)
     for key, value in _lines(plan):
         table.add_row(key, value)
-    console = Console()
+    console = Terminal()
     console.print(table)
     if plan.proposals:
         console.print(_table_of(plan.proposals))
     for text in (plan.recommendation, *(f"Note: {note}" for note in plan.notes)):
-        console.print(text, highlight=False, markup=False)
+        console.print(text, highlight=False)
 
 
 def _lines(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ Image.init()
 # Only formats that Pillow decodes by itself: its EPS and WMF readers, for instance, start other programs.
 _WANTED = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "MPO", "PPM", "TIFF")
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
-ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
+ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS) | {".mpo"}
 
 _MOST_SCANS = 100  # an encoder writes ten or twenty; a few bytes more cost another pass over all pixels
 _TILE_SIDES = (322, 323)  # TIFF tags

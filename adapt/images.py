@@ -67,15 +67,16 @@ class ImageBatches:
     ) -> Iterator[tuple[Rows, Float[Tensor, "rows ... channels height width"]]]:
         """For every group of rows, in order: (rows, images or clips on the device)."""
         numbers = [self.rows[split][group].tolist() for group in groups]
-        batches = decode_batches(self.source.splits[split], numbers, self._transform)
+        source = self.source.splits[split]
+        batches = decode_batches(source, numbers, lambda picture, row: self._transform(picture, row, source.ids[row]))
         for rows, batch in zip(groups, batches, strict=True):
             if batch.failed:
                 raise UserError(f"{next(iter(batch.failed.values()))} (end-to-end training cannot skip samples)")
             assert batch.images is not None
             yield rows, to_device(batch.images, self.device)
 
-    def _transform(self, picture: Any, row: int) -> Float[Tensor, "..."]:
+    def _transform(self, picture: Any, row: int, sample_id: str) -> Float[Tensor, "..."]:
         if self.view is None:
-            return preprocess(self.backbone.transform, picture)
+            return preprocess(self.backbone.transform, picture, sample_id)
         seed = [*self.view, row]  # the same draw for every frame of a clip
-        return preprocess(lambda image: self.backbone.augment(image, np.random.default_rng(seed)), picture)
+        return preprocess(lambda image: self.backbone.augment(image, np.random.default_rng(seed)), picture, sample_id)

@@ -53,8 +53,9 @@ def _load(adaptor: Adaptor, file: Path) -> list[torch.Tensor]:
     transform, clips = adaptor.forward.backbone.transform, adaptor.card.clips
     if clips:
         video = Sample(str(_require_readable(file)), (), Video(str(file), clips))
-        return [preprocess(transform, view.content.decode(view.id)) for view in expand_views([video], clips.views)]
-    return [preprocess(transform, decode_rgb(_require_readable(file).read_bytes(), str(file)))]
+        views = expand_views([video], clips.views)
+        return [preprocess(transform, view.content.decode(view.id), view.id) for view in views]
+    return [preprocess(transform, decode_rgb(_require_readable(file).read_bytes(), str(file)), str(file))]
 
 
 def _require_readable(file: Path) -> Path:

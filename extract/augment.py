@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from extract.preprocess import build_transform
+from extract.resizing import check_resize
 
 # timm's defaults: share of the image's area, and width over height.
 _SCALE, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -31,7 +32,8 @@ class Augment:
         self._finish = build_transform({**config, "crop_pct": 1.0})  # of an image that has its size already
 
     def __call__(self, image: Image.Image, draw: np.random.Generator) -> Float[Tensor, "channels height width"]:
-        """One view of an image, decided by the generator."""
+        """One view of an image, decided by the generator. Raises ResizeError for too thin an image."""
+        check_resize(*image.size, *self._size)
         cropped = image.resize(self._size, self._resampling, box=random_box(image.width, image.height, draw))
         if draw.random() < 0.5:
             cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -15,8 +15,9 @@ from torch import Tensor
 from extract.backbone import Backbone, Images, TokensByLayer, reduce_tokens
 from extract.batch_size import choose_batch_size
 from extract.config import ExtractConfig
-from extract.images import DecodeError
+from extract.images import DecodeError, undecodable
 from extract.preprocess import Transform
+from extract.resizing import ResizeError
 from extract.sources import ImageSplit
 from extract.threads import thread_pool
 from extract.transfer import autocast, to_device
@@ -93,14 +94,22 @@ class FrozenForward:
 
     def batches(self, split: ImageSplit, groups: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """Decode and preprocess groups of rows in order, a few groups ahead."""
-        return decode_batches(split, groups, lambda picture, _: preprocess(self.backbone.transform, picture))
+        transform = self.backbone.transform
+        return decode_batches(split, groups, lambda picture, row: preprocess(transform, picture, split.ids[row]))
 
 
-def preprocess(transform: Transform, sample: Any) -> Tensor:
-    """An image, the stacked frames of a clip, or a sample of a user's own dataset, as the backbone takes it."""
-    if isinstance(sample, tuple) and all(isinstance(frame, Image.Image) for frame in sample):
-        return torch.stack([torch.as_tensor(transform(frame)) for frame in sample])
-    return torch.as_tensor(transform(sample))
+def preprocess(transform: Transform, sample: Any, sample_id: str) -> Tensor:
+    """An image, the stacked frames of a clip, or a sample of a user's own dataset, as the backbone takes it.
+
+    Raises:
+        DecodeError: an image is so thin that resizing it would take too much memory.
+    """
+    try:
+        if isinstance(sample, tuple) and all(isinstance(frame, Image.Image) for frame in sample):
+            return torch.stack([torch.as_tensor(transform(frame)) for frame in sample])
+        return torch.as_tensor(transform(sample))
+    except ResizeError as error:
+        raise undecodable(sample_id, error) from error
 
 
 def decode_batches(split: ImageSplit, groups: Sequence[Sequence[int]], transform: RowTransform) -> Iterator[Batch]:

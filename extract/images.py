@@ -15,6 +15,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from extract.jpeg import load_jpeg
+from extract.png import check_png
+from extract.tiff import load_tiff
 from store.errors import UserError
 
 Image.init()
@@ -22,7 +25,7 @@ Image.init()
 # Only formats that Pillow decodes by itself: its EPS and WMF readers, for instance, start other programs.
 _WANTED = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "MPO", "PPM", "TIFF")
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
-ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
+ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS) | {".mpo"}
 
 _MOST_SCANS = 100  # an encoder writes ten or twenty; a few bytes more cost another pass over all pixels
 _TILE_SIDES = (322, 323)  # TIFF tags
@@ -47,8 +50,7 @@ def decode_rgb(encoded: bytes, sample_id: str) -> Image.Image:
     if not encoded:
         raise undecodable(sample_id, ValueError("it holds no bytes"))
     try:
-        image = _open(encoded)
-        image.load()
+        image = _load(encoded)
     except MemoryError:
         raise
     except Exception as error:  # from damaged bytes Pillow's readers may raise nearly anything
@@ -77,12 +79,18 @@ def undecodable(sample_id: str, error: Exception) -> DecodeError:
     )
 
 
-def _open(encoded: bytes) -> Image.Image:
+def _load(encoded: bytes) -> Image.Image:
+    """The decoded image; where a format can tell that data are missing or damaged, they are an error."""
     with _quiet_pillow():
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _check_effort(image, encoded)
-        if image.format == "TIFF":
-            image.load()  # a TIFF reads the rest of its tags, and warns of them, only here
+        if isinstance(image, TiffImageFile):
+            return load_tiff(image, encoded)  # reads the rest of its tags, and warns of them, only here
+    if image.format in ("JPEG", "MPO"):
+        return load_jpeg(image, encoded)
+    if image.format == "PNG":
+        check_png(encoded)
+    image.load()
     return image
 
 
@@ -110,6 +118,10 @@ def _convert(image: Image.Image) -> Image.Image:
         return _from_wide_grey(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, which have no fixed white; save it with 8 or 16 bits")
+    if image.mode == "RGB":
+        return image
+    if image.mode == "La":
+        return image.convert("LA").convert("RGB")
     if image.mode in ("P", "PA"):
         # By way of RGBA, because a palette with transparency makes the direct conversion warn; same colours.
         return image.convert("RGBA").convert("RGB")
@@ -128,7 +140,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs; shrink it"
     if isinstance(error, UnidentifiedImageError):
-        return f"it is not an image in a known format ({', '.join(FORMATS)})"
+        return f"it is not an image in a known format ({', '.join(FORMATS)}), or of a kind that Pillow does not read"
     return str(error) or type(error).__name__
 
 

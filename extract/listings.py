@@ -22,6 +22,7 @@ from store.errors import UserError
 SEPARATOR = "|"
 LONGEST_PATH, LONGEST_LABEL = 4096, 1000  # characters
 _ROWS_AT_ONCE = 1024
+_OTHER_SEPARATORS = (";", "\t", "|")
 _KNOWN = ("path", "labels", "split")
 _PART = ("start", "end")
 _NEGATIVE = re.compile(r"-\d+")
@@ -101,7 +102,9 @@ def _check_columns(path: Path, columns: Sequence[str], label: str) -> None:
     if len(set(columns)) < len(columns):
         raise UserError(f"{found}: one occurs twice; {legal}")
     if "path" not in columns or not {label, "labels"}.intersection(columns):
-        raise UserError(f"{found}; {legal}. data.label_column names the column of the class")
+        separators = [sign for sign in _OTHER_SEPARATORS if len(columns) == 1 and sign in columns[0]]
+        hint = f". The file seems to be separated by {separators[0]!r}; save it with commas" if separators else ""
+        raise UserError(f"{found}; {legal}. data.label_column names the column of the class{hint}")
     if {label, "labels"}.issubset(columns):
         raise UserError(f"{found}: both {label} and labels; keep one of them")
 

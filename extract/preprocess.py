@@ -10,8 +10,12 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from timm.data.config import resolve_data_config
+from timm.data.transforms import ResizeKeepRatio
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
+from torchvision.transforms import Compose, Resize
+
+from extract.resizing import ResizeLimit
 
 Transform = Callable[[Image.Image], Float[Tensor, "channels height width"]]
 
@@ -25,9 +29,20 @@ def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
 
 
 def build_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform: resize, centre crop, scale, normalise."""
-    transform: Transform = create_transform(**config, is_training=False)
+    """timm's evaluation transform: resize, centre crop, scale, normalise. Raises ResizeError for too thin an image."""
+    steps = create_transform(**config, is_training=False).transforms
+    resize = next(step for step in steps if isinstance(step, Resize | ResizeKeepRatio))
+    transform: Transform = Compose([_limit(resize), *steps])
     return transform
+
+
+def _limit(resize: Resize | ResizeKeepRatio) -> ResizeLimit:
+    if isinstance(resize.size, int):
+        return ResizeLimit(resize.size, resize.size, to="cover")
+    height, width = resize.size
+    if isinstance(resize, Resize):
+        return ResizeLimit(width, height, to="exact")
+    return ResizeLimit(width, height, to="fit" if resize.longest else "cover")
 
 
 def describe(config: dict[str, Any]) -> str:

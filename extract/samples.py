@@ -131,8 +131,9 @@ def choose_test(splits: Collection[str], config: DataConfig) -> str | None:
     chosen = _find_test(splits, config)
     if unused := ", ".join(sorted(set(splits) - {TRAIN, chosen})):
         warnings.warn(
-            f"{_place(config)}: {unused} is neither trained on nor tested; validation takes data.val_fraction of "
-            f"{TRAIN} (put its samples there to use them)",
+            f"{_place(config)}: {unused} is neither trained on nor tested; {TRAIN} is trained on, {chosen} is the test "
+            f"set (data.test_split names another), and validation takes data.val_fraction of {TRAIN} (put samples "
+            "there to use them)",
             Note,
             stacklevel=2,
         )

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from torch.utils.data import Dataset
 
+from extract.class_names import note_similar
 from extract.config import DataConfig
 from extract.digits import list_digits
 from extract.folders import list_folder
@@ -105,6 +106,7 @@ def open_source(config: DataConfig, known: Known | None = None) -> ImageSource:
     _check_samples(listing.name, train, test)
     classes = listing.classes or order_classes(_labels_of(train))
     _check_classes(listing.name, classes, train, test)
+    note_similar(listing.name, classes)
     splits = {
         name: SampleSplit(samples, _number_labels(samples, classes, listing.multi_label))
         for name, samples in (("train", train), ("test", test))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from extract.config import DataConfig
 from extract.images import ENDINGS
+from extract.left_out import LeftOut, is_dropping
 from extract.listings import label_text
 from extract.samples import KNOWN_SPLITS, TRAIN, FileSlice, Listing, Sample, choose_test, given_root
 from store.errors import UserError
@@ -60,11 +61,14 @@ def list_tars(config: DataConfig) -> Listing:
     root = given_root(config)
     shards = _shards_by_split(root, config.test_split)
     test = choose_test([] if None in shards else [split for split in shards if split], config)
-    return Listing(
+    left_out = LeftOut()
+    listing = Listing(
         name=root.resolve().name if root.is_dir() else root.stem,
-        train=_list_shards(shards[None if None in shards else TRAIN]),
-        test=None if test is None else _list_shards(shards[test]),
+        train=_list_shards(shards[None if None in shards else TRAIN], left_out),
+        test=None if test is None else _list_shards(shards[test], left_out),
     )
+    left_out.note(root, "as no image and label have their name up to its first dot")
+    return listing
 
 
 def _shards_by_split(root: Path, test_split: str | None) -> dict[str | None, list[Path]]:
@@ -106,10 +110,10 @@ def _split_in_name(path: Path, known: frozenset[str] | set[str]) -> str:
     return last if last in known else prefix or path.stem
 
 
-def _list_shards(paths: Sequence[Path]) -> list[Sample]:
+def _list_shards(paths: Sequence[Path], left_out: LeftOut) -> list[Sample]:
     samples: dict[str, Sample] = {}
     for path in paths:
-        for sample in _list_shard(path):
+        for sample in _list_shard(path, left_out):
             if sample.id in samples:
                 raise UserError(f"the sample {sample.id!r} of {path} is in another shard of its split too; rename one")
             samples[sample.id] = sample
@@ -118,15 +122,15 @@ def _list_shards(paths: Sequence[Path]) -> list[Sample]:
     return list(samples.values())
 
 
-def _list_shard(path: Path) -> list[Sample]:
+def _list_shard(path: Path, left_out: LeftOut) -> list[Sample]:
     with path.open("rb") as file:
         if file.read(6).startswith(_COMPRESSED):
             raise _compressed(path)
     try:
         with _Shard(path) as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-            groups = _group(path, _members(tar))
+            groups = _group(path, _members(tar), left_out)
             _check_end(path, tar)
-        return [sample for key, group in groups.items() for sample in _samples(path, key, group)]
+        return [sample for key, group in groups.items() for sample in _samples(path, key, group, left_out)]
     except UserError:
         raise
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
@@ -157,11 +161,15 @@ def _check_end(path: Path, tar: tarfile.TarFile) -> None:
         raise UserError(f"{path} {what} at byte {tar.offset}; write or fetch it again")
 
 
-def _group(path: Path, members: Iterable[tarfile.TarInfo]) -> dict[str, Group]:
+def _group(path: Path, members: Iterable[tarfile.TarInfo], left_out: LeftOut) -> dict[str, Group]:
     groups: dict[str, Group] = {}
     for member, name in _safe_files(path, members):
+        *folders, base = name.split("/")
+        if base.startswith(".") or any(map(is_dropping, (*folders, base))):
+            continue
         match = _MEMBER.fullmatch(name)
         if match is None:
+            left_out.add(name)
             continue
         key, kind = match[1], match[2].lower()
         if kind in groups.setdefault(key, {}):
@@ -182,10 +190,12 @@ def _safe_files(path: Path, members: Iterable[tarfile.TarInfo]) -> Iterator[tupl
         yield member, name.as_posix()
 
 
-def _samples(path: Path, key: str, group: Group) -> Iterator[Sample]:
+def _samples(path: Path, key: str, group: Group, left_out: LeftOut) -> Iterator[Sample]:
     """The group's sample; nothing for a group without image and class, such as a README."""
     kinds = sorted(_IMAGE_KINDS.intersection(group))
     if not kinds and "cls" not in group:
+        for kind in group:
+            left_out.add(f"{key}.{kind}")
         return
     if len(kinds) != 1:
         raise UserError(f"the sample {key!r} of {path} has {len(kinds)} images ({', '.join(group)}); {_WANTED}")

@@ -312,7 +312,12 @@ def test_folders_are_read_deep_and_in_order_without_hidden_and_other_files(tmp_p
     (root / "a/notes.txt").write_text("no image")
     (root / "loose.png").write_bytes(png())
     (root / "a/.deep").mkdir()
-    source = open_at("folder", root, test_fraction=0.5)
+    with pytest.warns(Note) as notes:
+        source = open_at("folder", root, test_fraction=0.5)
+    assert [str(note.message).partition(": ")[2] for note in notes] == [
+        "1 file is left out, as their endings are not those of images: 1 with .txt ('a/notes.txt')",
+        "1 file is left out, as they lie beside the class folders: 1 with .png ('loose.png')",
+    ]
     assert sorted(i for split in ids(source).values() for i in split) == [
         "a/10.png",
         "a/9.png",
@@ -338,7 +343,7 @@ def test_class_folders_with_subfolders_alike_are_no_splits(tmp_path: Path) -> No
     [
         ((), r"holds no class folders; it wants <root>/train/<class>"),
         (("1.png",), "holds no class folders"),
-        (("a/1.png", "b/notes.txt"), r"the class folder .*/b holds no images; fill it or remove it"),
+        (("a/1.png", "b/notes.txt"), r"/b holds no images; fill it or remove it \(.*\), but files: 1 with \.txt"),
         (("a/1.png", "a/2.png", "a/3.png"), r"has only one class, 'a'.*at least two"),
         (("train/a/1.png", "train/b/1.png", "test/c/1.png"), r"has classes that train lacks: c; known are a, b"),
         (("train/a/1.png", "train/b/1.png", "test/1.png"), r"test holds no class folders"),
@@ -586,7 +591,10 @@ def test_members_are_grouped_up_to_the_first_dot_and_read_at_their_offset(tmp_pa
         }
     train = write_tar(tmp_path / "train-0.tar", members)
     write_tar(tmp_path / "test-0.tar", pair("t", 11))
-    split = open_at("tars", tmp_path).splits["train"]
+    with pytest.warns(
+        Note, match=r"2 files are left out, .*: 1 with no ending \('README'\), 1 with \.json \('info\.json'\)"
+    ):
+        split = open_at("tars", tmp_path).splits["train"]
     assert list(split.ids) == [f"d.x/{i}" for i in range(12)]
     assert split.labels.tolist() == list(range(12))
     assert [np.asarray(split[row])[0, 0, 0] for row in (11, 3, 0)] == [11, 3, 0]

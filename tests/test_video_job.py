@@ -101,7 +101,7 @@ def test_a_video_is_classified_by_the_mean_of_its_views(config: Callable[..., Co
     for method in ("losa", "lora"):
         adaptor = load_adaptor(_adaptor(job, rows[method]))
         split = open_source(job.data).splits["test"]
-        views = torch.stack([preprocess(adaptor.forward.backbone.transform, split[row]) for row in range(6)])
+        views = torch.stack([preprocess(adaptor.forward.backbone.transform, split[row], "") for row in range(6)])
         expected = adaptor.logits(views).mean(dim=0).softmax(dim=0)
         (answer,) = predict(adaptor, [videos / "test" / "still" / "0.mp4"])
         assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
@@ -116,7 +116,7 @@ def test_stored_and_online_tokens_are_vivits_hidden_states(config: Callable[...,
     store = sc.extract(job).store
     inputs = Inputs(job)
     backbone, clips = inputs.backbone, inputs.source.splits["test"]
-    pixels = torch.stack([preprocess(backbone.transform, clips[row]) for row in range(len(clips))])
+    pixels = torch.stack([preprocess(backbone.transform, clips[row], "") for row in range(len(clips))])
     assert isinstance(backbone.module, VivitModel)
     with torch.no_grad():
         hidden = backbone.module(pixels, output_hidden_states=True).hidden_states

@@ -24,7 +24,7 @@ from extract.samples import Encoded, Sample
 from extract.sources import ImageSource, draw_test, open_source
 from extract.video.containers import ENDINGS
 from store.config import StoreConfig
-from store.errors import JobError, UserError
+from store.errors import JobError, Note, UserError
 
 
 def open_at(source: str, root: Path, **options: Any) -> ImageSource:
@@ -66,7 +66,8 @@ def write_list(path: Path, *lines: str) -> Path:
 
 
 def test_a_folder_of_videos_gives_two_splits_of_clips(put: Any) -> None:
-    source = open_at("video_folder", put(*FOLDERS, "train/a/deep/3.WEBM", "train/a/notes.txt"))
+    with pytest.warns(Note, match=r"endings are not those of videos: 1 with \.txt \('train/a/notes\.txt'\)"):
+        source = open_at("video_folder", put(*FOLDERS, "train/a/deep/3.WEBM", "train/a/notes.txt"))
     assert source.classes == ("a", "b")
     assert (source.views, not source.multi_label) == (1, True)
     assert ids(source)["train"] == ["train/a/1.mp4", "train/a/2.mp4", "train/a/deep/3.WEBM", *ids(source)["train"][3:]]

@@ -106,7 +106,7 @@ def decode_seconds(images: ImageSplit, shape: ModelBackbone) -> float | None:
     for row in np.unique(np.linspace(0, len(images) - 1, _DECODED, dtype=np.int64)):
         started = time.perf_counter()
         try:
-            preprocess(shape.transform, images[int(row)])
+            preprocess(shape.transform, images[int(row)], images.ids[row])
         except DecodeError:
             continue
         laps.append(time.perf_counter() - started)

@@ -123,7 +123,7 @@ def _frames(
             if place >= run.first and packet.size:  # an empty packet would end the decoder's work
                 frames = decoder.decode(packet)
                 if place == run.first and not frames:
-                    last = timeline.group_end(run.last)
+                    last = timeline.last_to_check(run.last)
                 yield from map(_sound, frames)
             if place == last:
                 break

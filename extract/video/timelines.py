@@ -1,7 +1,6 @@
 """When the frames of a video begin, and which packets it takes to decode some of them: no pixels."""
 
 import math
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +13,8 @@ from av.video.stream import VideoStream
 
 from extract.video.coded import Counter, frame_counter
 from extract.video.containers import BadVideoError
+
+_MAX_DELAY = 16  # frames that a decoder holds back: the limit of H.264 and HEVC, and the most of any codec
 
 
 class Run(NamedTuple):
@@ -76,15 +77,15 @@ class Timeline:
         place, tick = self.places[index], self.ticks[index]
         return max((key for key, at in self.keys if key <= place and at <= tick), default=0)
 
-    def group_end(self, place: int) -> int:
-        """The last packet before the next key frame, if the packets are in the order of their times; else `place`.
+    def last_to_check(self, place: int) -> int:
+        """The last packet whose frames `number` must see before the time of that at `place` can be trusted.
 
-        For a decoder that holds frames back, which it does to change their order. Times that tell of no other order may
-        be those of decoding; if they are, some run backwards within a whole group of pictures.
+        For a decoder that holds frames back, which it does to change their order. If the times tell of no other order,
+        they may be those of decoding: then some frames among the next few run backwards.
         """
         if any(b < a for a, b in pairwise(self.places)):
             return place
-        return next((key - 1 for key, _ in self.keys if key > place), sys.maxsize)
+        return min([place + _MAX_DELAY, *(key - 1 for key, _ in self.keys if key > place)])
 
     def number(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[int | None, VideoFrame]]:
         """Each decoded frame with its index; None for one that is not in the timeline."""
@@ -180,7 +181,8 @@ class _Stamps:
             self._counted |= packet.pts is None or tick in self._ticks or n_frames > 1
             self._ticks.add(tick)
             self._first = min(self._first, tick)
-        self.stamps.append(_Stamp(place, tick, packet.duration or 0, packet.is_keyframe, n_frames))
+        duration = 0 if packet.is_discard else packet.duration or 0
+        self.stamps.append(_Stamp(place, tick, duration, packet.is_keyframe, n_frames))
 
     def timeline(self, tick: Fraction, cut: int | None) -> Timeline:
         shown = sorted((s.tick, s.place, s.duration) for s in self._shown())
@@ -191,6 +193,8 @@ class _Stamps:
         ticks = [entry[0] for entry in shown]
         # Without a duration of its own, as in ASF, the last frame is as long as the mean of the others.
         end = ticks[-1] + max(1, shown[-1][2] or (ticks[-1] - ticks[0]) // max(1, len(ticks) - 1))
+        repeats = (s.tick + s.duration for s in self.stamps if not s.n_frames and s.duration)
+        end = max([end, *repeats])
         keys = [(s.place, s.tick) for s in self.stamps if s.is_key]
         return Timeline(tick, ticks, [e[1] for e in shown], keys, end if cut is None else cut, self._counted)
 

@@ -30,6 +30,7 @@ from extract.backbone import Backbone, ModelBackbone, digests, empty_backbone, l
 from extract.describe import list_split, sample_digests
 from extract.forward import FrozenForward, resolve_device, resolve_precision
 from extract.sources import ImageSource, open_source
+from extract.video.samples import decoder
 from extract.vivit_weights import VIVIT
 from store.address import store_url
 from store.backend import Folder
@@ -185,6 +186,8 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
         **digests(backbone),
     )
     identity = {**facts.model_dump(mode="json"), "samples": _samples(source), "sampling": source.sampling}
+    if source.is_decoded_here:
+        identity["decoder_digest"] = decoder().digest
     shape = _shape(backbone.name, backbone.model_kwargs, backbone.image_size, inputs.own_backbone)
     return Origin(inputs, None, PooledFeatures(features), identity, source.name, backbone.name, shape, facts, Costs())
 

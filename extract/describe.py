@@ -11,6 +11,7 @@ from extract.backbone import Backbone, digests
 from extract.forward import FrozenForward
 from extract.sources import ImageSource, ImageSplit
 from extract.threads import thread_pool
+from extract.video.samples import decoder
 from store.config import StoreConfig
 from store.layout import describe_tokens, reduced_layout, resolve_layers
 from store.progress import progress
@@ -53,11 +54,14 @@ def wanted_schema(
         "precision": forward.precision,
         "sampling": source.sampling,
         "drawn": source.drawn,
+        "decoder_digest": decoder().digest if source.is_decoded_here else "",
         **digests(backbone),
     }
     rows = {split: len(listing.ids) for split, listing in listings.items()}
     schema = schema_for(backbone, store, source.name, source.classes, source.multi_label, rows, source.views, facts)
-    return schema.model_copy(update={"tail_tensors": tuple(backbone.tail.arrays()) if backbone.tail else ()})
+    libraries = decoder().versions if source.is_decoded_here else {}
+    tail = tuple(backbone.tail.arrays()) if backbone.tail else ()
+    return schema.model_copy(update={"libraries": libraries, "tail_tensors": tail})
 
 
 def schema_for(
@@ -74,7 +78,7 @@ def schema_for(
 
     Args:
         rows: of every split.
-        facts: what the provenance says beside names and shapes: digests, samples, precision, sampling, drawn.
+        facts: what the provenance says beside names and shapes: digests, samples, precision, sampling, drawn, decoder.
     """
     layout = reduced_layout(backbone.layout, store.tokens)
     provenance = Provenance(

@@ -58,6 +58,7 @@ class ImageSource:
         views: rows that show the same sample, one after the other.
         sampling: how these are drawn from a video; empty for images.
         drawn: how the test split was, in words; empty where the source has one.
+        is_decoded_here: whether samples are videos that `extract.video` decodes: its decoder goes into the provenance.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ImageSource:
     views: int = 1
     sampling: str = ""
     drawn: str = ""
+    is_decoded_here: bool = False
 
 
 class SampleSplit(Dataset[Picture]):
@@ -112,7 +114,7 @@ def open_source(config: DataConfig, known: Known | None = None) -> ImageSource:
         for name, samples in (("train", train), ("test", test))
     }
     views, sampling = (config.clips.views, sampling_text(config.clips)) if config.clips else (1, "")
-    return ImageSource(listing.name, classes, listing.multi_label, splits, views, sampling, drawn)
+    return ImageSource(listing.name, classes, listing.multi_label, splits, views, sampling, drawn, bool(config.clips))
 
 
 def drawn_text(config: DataConfig) -> str:

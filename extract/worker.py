@@ -21,6 +21,7 @@ from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward import FrozenForward
 from extract.shard import ShardExtractor
 from extract.sources import ImageSplit
+from extract.video.samples import decoder
 from store.address import store_url
 from store.arrays import read_rms
 from store.backend import Folder
@@ -106,7 +107,7 @@ class _Hand:
         backbone = work.backbone or load_backbone(work.recipe, work.clips)  # type: ignore[arg-type]
         config = work.config.model_copy(update={"device": _device(work.config.device, worker_name)})
         forward = FrozenForward(backbone, work.schema.layers, work.tokens, config)
-        _require_same(work.schema, {**digests(backbone), "precision": forward.precision})
+        _require_same(work.schema, {**digests(backbone), "precision": forward.precision, **_decoder(work.schema)})
         self._folder, self._work = Folder(store_url(work.store)), work
         self._folder.stay_on_disk()
         self._digests: dict[str, UInt8[np.ndarray, "samples 16"]] = {}
@@ -141,6 +142,10 @@ def _require_same(schema: Schema, found: dict[str, str]) -> None:
                 f"this worker's {name} is {value}, the job's is {wanted}; all workers must have the same weights, "
                 "libraries and kind of device (or name extract.device and extract.precision)"
             )
+
+
+def _decoder(schema: Schema) -> dict[str, str]:
+    return {"decoder_digest": decoder().digest} if schema.provenance.decoder_digest else {}
 
 
 def _device(device: str, worker_name: Any) -> str:

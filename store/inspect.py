@@ -38,6 +38,7 @@ def describe_store(store: Store) -> dict[str, Any]:
         "store_bytes": store.n_bytes(),
         "extract_seconds": store.log.get("extract_seconds"),
         "splits": splits,
+        "libraries": dict(schema.libraries),
         "provenance": schema.provenance.model_dump(mode="json"),
     }
 

@@ -34,6 +34,7 @@ class Provenance(_Frozen):
     extraction_version: int
     sampling: str = ""  # how frames were drawn from videos
     drawn: str = ""  # how the test split was, where the source has none
+    decoder_digest: str = ""  # of what the decoder of videos made of a fixed clip
 
     def difference(self, other: "Provenance") -> dict[str, tuple[Any, Any]]:
         """Field -> (here, there), for every field that differs."""
@@ -51,6 +52,8 @@ class SplitInfo(_Frozen):
 class Schema(_Frozen):
     """The whole self-description. `layers` are absolute block indices, ascending.
 
+    `libraries` are the versions with which the store was begun, for the record: they are never compared, since what
+    they decide is in the provenance.
     `tail_tensors` name the arrays of the group `tail`: the backbone's own read-out (final norm, attention pool).
     """
 
@@ -70,6 +73,7 @@ class Schema(_Frozen):
     shard_samples: int
     compressor: Compressor | None
     provenance: Provenance
+    libraries: dict[str, str] = {}
     tail_tensors: tuple[str, ...]
 
     @property
@@ -152,8 +156,13 @@ def require_same(stored: Schema, wanted: Schema, where: str) -> None:
     Raises:
         OtherStoreError: provenance or kind of labels differ.
     """
-    different = {f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()}
+    different: dict[str, tuple[Any, Any]] = {
+        f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()
+    }
     different.pop("provenance.samples", None)
+    if decoders := different.get("provenance.decoder_digest"):
+        here, there = decoders
+        different["provenance.decoder_digest"] = (here, stored.libraries), (there, wanted.libraries)
     if stored.multi_label != wanted.multi_label:
         different["multi_label"] = (stored.multi_label, wanted.multi_label)
     refuse_difference(different, where)

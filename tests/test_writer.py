@@ -210,6 +210,7 @@ CHANGED: dict[str, Any] = {
     "extraction_version": 2,
     "sampling": '{"frames": 8}',
     "drawn": '{"test_fraction": 0.3, "split_seed": 0}',
+    "decoder_digest": "0123",
 }
 
 

@@ -21,6 +21,21 @@ def drawn(count: int, width: int = 64, height: int = 48) -> Iterator[av.VideoFra
         yield av.VideoFrame.from_ndarray(np.roll(pixels, number, axis=0).astype(np.uint8), format="rgb24")
 
 
+def numbered(count: int, width: int = 64, height: int = 48) -> Iterator[av.VideoFrame]:
+    """Frames that bear their number below 256 as eight black or white fields, which survive any codec."""
+    for number in range(count):
+        bits = np.array([(number >> bit & 1) * 255 for bit in range(8)], np.uint8).reshape(2, 4)
+        fields = bits.repeat(height // 2, axis=0).repeat(width // 4, axis=1)
+        yield av.VideoFrame.from_ndarray(np.repeat(fields[..., None], 3, axis=2), format="rgb24")
+
+
+def number_of(image: np.ndarray) -> int:
+    """Which of the frames of `numbered` an image is: (height, width, 3)."""
+    height, width = image.shape[0] // 2, image.shape[1] // 4
+    fields = image.mean(axis=2).reshape(2, height, 4, width)[:, height // 4 : -height // 4, :, width // 4 : -width // 4]
+    return sum(int(level > 127) << bit for bit, level in enumerate(fields.mean(axis=(1, 3)).ravel()))
+
+
 def write_video(
     path: Path,
     count: int = 40,
@@ -32,6 +47,7 @@ def write_video(
     b_frames: int | None = None,
     file_options: dict[str, str] | None = None,
     setup: Callable[[Any], None] = lambda stream: None,
+    draw: Callable[[int, int, int], Iterator[av.VideoFrame]] = drawn,
     **options: str,
 ) -> Path:
     """A file in the container of its ending; `ticks` are the frames' times in units of 1 / `rate` seconds."""
@@ -43,7 +59,7 @@ def write_video(
         if b_frames is not None:
             stream.codec_context.max_b_frames = b_frames
         setup(stream)
-        for number, frame in enumerate(drawn(count, *size)):
+        for number, frame in enumerate(draw(count, *size)):
             frame.pts, frame.time_base = ticks[number] if ticks else number, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-VERSION = 1  # raise it when a change here, or in how frames are decoded, changes what a view shows
+VERSION = 2  # raise it when a change here, or in how frames are decoded, changes what a view shows
 
 _HALF = Fraction(1, 2)
 Box = tuple[int, int, int, int]  # left, top, right, bottom

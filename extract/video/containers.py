@@ -1,6 +1,7 @@
 """Container formats of videos, and whether a file is as long as its container says: FFmpeg is silent if it is not."""
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +13,10 @@ ENDINGS = frozenset(  # not gif, which is an image here
 
 _MUST_FIT = (b"moov", b"mdat", b"moof")
 _SEGMENT = b"\x18\x53\x80\x67"
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # a GUID
+_HEADERS = 1 << 16  # bytes; more than the headers of ASF that come before the properties
+_OGG_PAGE = 65_307  # bytes at most
+_AUDIO, _VIDEO, _SCRIPT = 8, 9, 18  # kinds of tags of FLV
 
 
 class BadVideoError(Exception):
@@ -21,7 +26,7 @@ class BadVideoError(Exception):
 def check_whole(path: str, format_name: str) -> None:
     """BadVideoError where the file is shorter than its container says.
 
-    MPEG-TS must end with a whole packet. MPEG-PS, ASF, FLV, Ogg and live Matroska say nothing of their length.
+    What a container does not tell is in docs/video.md: where a cut at the border of two of its parts cannot be known.
     """
     n_bytes = os.path.getsize(path)  # noqa: PTH202 (the path is text in this process)
     with Path(path).open("rb") as file:
@@ -48,34 +53,78 @@ def _mov_end(file: BinaryIO, n_bytes: int) -> int:
 
 
 def _matroska_end(file: BinaryIO, n_bytes: int) -> int:
-    """Where the first segment ends; 0 where it is of unknown length, as of a live stream."""
-    while identifier := file.read(4):  # the EBML header, too, has an identifier of 4 bytes
-        size = _matroska_size(file)
-        if size is None:
-            return 0
+    """Where the first segment ends; if it is of unknown length, as of a live recording, where its last element does."""
+    end = 0
+    while (identifier := _matroska_number(file)) and (size := _matroska_number(file)):
+        unknown = (1 << 7 * len(size)) - 1
+        value = int.from_bytes(size, "big") & unknown
+        if value == unknown:
+            continue  # what it holds comes next
+        end = file.tell() + value
         if identifier == _SEGMENT:
-            return file.tell() + size
-        file.seek(size, os.SEEK_CUR)
-    return 0
+            break
+        file.seek(end)
+    return end
 
 
-def _matroska_size(file: BinaryIO) -> int | None:
-    """A number whose leading zero bits say how many bytes it fills; None for all ones, which means unknown."""
+def _matroska_number(file: BinaryIO) -> bytes:
+    """The bytes of an identifier or a size: the leading zero bits say how many there are."""
     first = file.read(1)
-    if not first or not first[0]:
-        return None
-    length = 9 - first[0].bit_length()
-    value = int.from_bytes(first + file.read(length - 1), "big") & ((1 << 7 * length) - 1)
-    return None if value == (1 << 7 * length) - 1 else value
+    return first + file.read(8 - first[0].bit_length()) if first.strip(b"\0") else b""
 
 
 def _avi_end(file: BinaryIO, n_bytes: int) -> int:
-    """Where the last RIFF chunk ends: files above 1 GB have several."""
+    """Where the last RIFF chunk ends: files above 1 GB have several. A stream's length is 0 or all ones."""
     end = 0
-    while (head := file.read(8))[:4] == b"RIFF":
+    while (head := file.read(8))[:4] == b"RIFF" and head[4:] != b"\xff" * 4:
         end = file.tell() + int.from_bytes(head[4:], "little")
         file.seek(end + end % 2)
     return end
+
+
+def _asf_end(file: BinaryIO, n_bytes: int) -> int:
+    """The size that the header tells, which a broadcast does not know."""
+    head = file.read(_HEADERS)
+    at = head.find(_ASF_PROPERTIES)
+    is_broadcast = head[at + 88 : at + 89] in (b"\1", b"\3")
+    return 0 if at < 0 or is_broadcast else int.from_bytes(head[at + 40 : at + 48], "little")
+
+
+def _flv_end(file: BinaryIO, n_bytes: int) -> int:
+    """Where the last tag ends, or the file does by its metadata."""
+    file.seek(5)
+    position, end = int.from_bytes(file.read(4), "big") + 4, 0
+    while position < n_bytes:
+        file.seek(position)
+        head = file.read(11)
+        if head[0] & 0x1F not in (_AUDIO, _VIDEO, _SCRIPT):
+            break
+        size = int.from_bytes(head[1:4], "big")
+        if head[0] == _SCRIPT and not end:
+            end = _flv_file_size(file.read(size))
+        position += 11 + size
+        end = max(end, position)
+        position += 4  # the tag's length again
+    return end
+
+
+def _flv_file_size(metadata: bytes) -> int:
+    _, found, value = metadata.partition(b"\0\x08filesize\0")
+    return int(struct.unpack(">d", value[:8])[0]) if found and len(value) >= 8 else 0
+
+
+def _ogg_end(file: BinaryIO, n_bytes: int) -> int:
+    """Where the last page ends, which must be marked as the end of its stream (RFC 3533, 6)."""
+    start = file.seek(max(0, n_bytes - _OGG_PAGE))
+    tail = file.read()
+    at = tail.rfind(b"OggS")
+    head = tail[at : at + 27]
+    if at < 0 or len(head) < 27 or not head[5] & 4:
+        raise BadVideoError(
+            "it is truncated: its last page does not end a stream; if it was recorded so and is complete, remux it "
+            "(ffmpeg -i IN.ogv -c copy OUT.ogv)"
+        )
+    return start + at + 27 + head[26] + sum(tail[at + 27 : at + 27 + head[26]])
 
 
 def _mpegts_end(file: BinaryIO, n_bytes: int) -> int:
@@ -90,4 +139,7 @@ _ENDS: dict[str, Callable[[BinaryIO, int], int]] = {
     "matroska": _matroska_end,
     "avi": _avi_end,
     "mpegts": _mpegts_end,
+    "asf": _asf_end,
+    "flv": _flv_end,
+    "ogg": _ogg_end,
 }

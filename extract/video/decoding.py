@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 
 from extract.video.clips import Sampling, frame_at
 from extract.video.containers import FORMATS, BadVideoError, check_whole
-from extract.video.timelines import Run, Timeline, read_timeline
+from extract.video.timelines import OutOfOrderError, Run, Timeline, read_timeline
 
 av.logging.set_level(av.logging.ERROR)  # PyAV is deaf by default
 
@@ -58,6 +58,17 @@ def read_frames(
     with _open(path) as (container, stream):
         check_whole(path, container.format.name)
         timeline = read_timeline(container, stream, end)
+    try:
+        return _read(path, timeline, sampling, start, end)
+    except OutOfOrderError:
+        with _open(path) as (container, stream):
+            timeline = read_timeline(container, stream, None, counted=True)
+        return _read(path, timeline, sampling, start, end)
+
+
+def _read(
+    path: str, timeline: Timeline, sampling: Sampling, start: Fraction | None, end: Fraction | None
+) -> tuple[Frames, list[list[int]]]:
     clips = _choose(timeline, sampling, start, end)
     wanted = sorted({index for clip in clips for index in clip})
     place = {index: k for k, index in enumerate(wanted)}
@@ -90,7 +101,7 @@ def _decode_runs(path: str, timeline: Timeline, wanted: Sequence[int], runs: Seq
     rows = {index: row for row, index in enumerate(wanted)}
     frames: Frames | None = None
     with _open(path) as (container, stream):
-        for index, frame in timeline.number(_frames(container, stream, runs)):
+        for index, frame in timeline.number(_frames(container, stream, timeline, runs)):
             if index in rows:
                 image = _upright(frame)
                 frames = _allocate(len(wanted), image) if frames is None else frames
@@ -100,15 +111,21 @@ def _decode_runs(path: str, timeline: Timeline, wanted: Sequence[int], runs: Seq
     return frames
 
 
-def _frames(container: InputContainer, stream: VideoStream, runs: Sequence[Run]) -> Iterator[VideoFrame]:
+def _frames(
+    container: InputContainer, stream: VideoStream, timeline: Timeline, runs: Sequence[Run]
+) -> Iterator[VideoFrame]:
     """The frames of the packets of each run, in the order in which they are shown."""
     decoder = stream.codec_context
     packets = enumerate(container.demux(stream))
     for run in runs:
+        last = run.last
         for place, packet in packets:
-            if place >= run.first:
-                yield from map(_sound, decoder.decode(packet))
-            if place == run.last:
+            if place >= run.first and packet.size:  # an empty packet would end the decoder's work
+                frames = decoder.decode(packet)
+                if place == run.first and not frames:
+                    last = timeline.last_to_check(run.last)
+                yield from map(_sound, frames)
+            if place == last:
                 break
         yield from map(_sound, decoder.decode(None))  # what it still held
         decoder.flush_buffers()

@@ -32,6 +32,7 @@ from extract.video.containers import ENDINGS
 from extract.video.workers import WorkerError, Workers
 from store.errors import JobError, UserError
 
+_PROBE_SECONDS = 60.0
 _KEPT = 4  # videos whose frames stay in memory, beside those that are being decoded
 
 
@@ -104,6 +105,18 @@ def sampling_text(clips: ClipConfig) -> str:
     return json.dumps({"version": VERSION, **clips.model_dump(exclude={"time_limit"})}, sort_keys=True)
 
 
+class Decoder(NamedTuple):
+    """What decodes videos here.
+
+    Attributes:
+        digest: of what it makes of a fixed clip (probe.py).
+        versions: library -> version, for the record.
+    """
+
+    digest: str
+    versions: dict[str, str]
+
+
 class VideoService:
     """Decodes videos in workers and keeps the last few, whose other views are about to be asked for."""
 
@@ -126,6 +139,14 @@ class VideoService:
             return future.result()
         except DecodeError as error:
             raise DecodeError(str(error)) from error  # one for each thread: raising it changes its traceback
+
+    def probe(self) -> Decoder:
+        """Ask a worker what decodes; JobError where it cannot tell."""
+        try:
+            header, _ = self.workers.ask({"probe": True}, _PROBE_SECONDS)
+        except WorkerError as error:
+            raise JobError(f"the decoder of videos does not work: {error}; reinstall PyAV (av)") from error
+        return Decoder(header["digest"], header["versions"])
 
     def _fill(self, future: "Future[Decoded]", video: Video, name: str) -> None:
         try:
@@ -156,6 +177,12 @@ class VideoService:
         if frames is None:
             raise undecodable(name, ValueError(header["undecodable"]))
         return Decoded(frames, header["shown"])
+
+
+@lru_cache(maxsize=1)
+def decoder() -> Decoder:
+    """What decodes videos in this process's workers. JobError where they do not work."""
+    return _service().probe()
 
 
 _services: dict[int, VideoService] = {}

@@ -1,7 +1,7 @@
-"""Runs in a process of its own: answers requests for the frames of videos. Imports neither torch nor Pillow.
+"""Runs in a process of its own: answers requests for the frames of videos, and for what decodes them.
 
-A request is a line of JSON, an answer a line of JSON and then the bytes of the frames. What decoders and their
-libraries print goes nowhere; what they say of a damaged file is part of the answer.
+It imports neither torch nor Pillow. A request is a line of JSON, an answer a line of JSON and then the bytes of the
+frames. What decoders and their libraries print goes nowhere; what they say of a damaged file is part of the answer.
 """
 
 import faulthandler
@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from extract.video.clips import Sampling
 from extract.video.containers import BadVideoError
 from extract.video.decoding import read_frames
+from extract.video.probe import decoder_digest, decoder_versions
 
 READY = b"ready\n"
 _GRACE = 10.0  # seconds after the time limit, at which a worker ends itself: its parent, which should have, is gone
@@ -39,11 +40,15 @@ def serve() -> None:
 
 
 def _answer(request: dict[str, Any], answers: BinaryIO) -> None:
-    header, frames = _decode(request)
+    header, frames = _probe() if "probe" in request else _decode(request)
     answers.write(json.dumps(header).encode() + b"\n")
     if frames is not None:
         answers.write(frames.data.cast("B"))
     answers.flush()
+
+
+def _probe() -> tuple[dict[str, Any], None]:
+    return {"digest": decoder_digest(), "versions": decoder_versions()}, None
 
 
 def _decode(request: dict[str, Any]) -> tuple[dict[str, Any], UInt8[np.ndarray, "frames height width 3"] | None]:

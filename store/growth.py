@@ -4,8 +4,8 @@ New samples come behind those that are there, so shards that are full stay as th
 loses its mark and is extracted again. From then on the store is one that lacks some shards, like any other.
 
 A redo log makes the change one. What is to be is staged below `_log/next`, whose group comes last: it is the decision.
-What follows can be repeated from the log alone, and is, by the next job that holds the lock; until then nobody opens the
-store, and who has it open reads on. A log without its group was never decided upon, and is dropped.
+What follows can be repeated from the log alone, and is, by the next job that holds the lock; until then nobody can open
+the store, and who has it open reads on. A log without its group was never decided upon, and is dropped.
 """
 
 import shutil

@@ -131,13 +131,14 @@ def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
     """
     if config.train.feature_source == "online":
         return _online_origin(config, inputs)
-    store = open_store(config.store.path)
+    here = world()  # whose processes would open stores of different sizes, were it growing
+    store = Store.from_snapshot(here.tell(open_store(config.store.path).snapshot() if here.leads else None))
     layers = require_match(store, config, inputs.own_source, inputs.own_backbone)
     streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
     needed = needed_layers(config, streamed.spec, len(store.classes))
     n_bytes = store.schema.bytes_of(store.num_samples("train"), needed)
     choice = choose_source(config.train.feature_source, n_bytes, streamed.device)
-    choice = Choice(*world().tell([choice.kind, choice.reason]))  # one for all
+    choice = Choice(*here.tell([choice.kind, choice.reason]))  # one for all
     say(f"features: {choice.kind} ({choice.reason})")
     features = ResidentFeatures(streamed, needed) if choice.kind == "resident" else streamed
     return _stored_origin(config, inputs, store, features)

@@ -19,6 +19,8 @@ LOG, STATUS, DIGEST = "_log", "status", "shard_digest"
 NEXT, ADDED = f"{LOG}/next", f"{LOG}/added"  # a growth that is decided; layers under way (growth.py, added_layers.py)
 MARKS = frozenset((STATUS, DIGEST))
 
+Marks = dict[str, UInt8[np.ndarray, "samples"]]  # by split
+
 
 def layer_name(layer: int) -> str:
     """`layer_03`: two digits, so that names sort as layers do."""
@@ -75,13 +77,28 @@ def layer_digest(encoded: Encoded, status: UInt8[np.ndarray, "rows"]) -> int:
 def read_status(folder: Folder, schema: Schema, split: str, marks: str = "") -> UInt8[np.ndarray, "samples"]:
     """MISSING, STORED or SKIPPED for every row of a split; a mark that was never written reads as MISSING.
 
-    `marks` is where the marks of layers under way lie.
+    Rows that came after `schema` was read are left out. `marks` is where the marks of layers under way lie.
     """
     name, expected = f"{marks}{split}/{STATUS}", shard_arrays(schema, split)[STATUS]
-    status = folder.open_array(name, expected, missing_reads_as_zero=True)
-    if not status.shape[0]:
+    status = folder.open_array(name, expected, missing_reads_as_zero=True, may_be_longer=True)
+    if not (n := schema.splits[split].num_samples):
         return np.zeros(0, np.uint8)
-    return np.asarray(wait([status.read()], f"read {folder.place}{name}")[0])
+    return np.asarray(wait([status[:n].read()], f"read {folder.place}{name}")[0])
+
+
+def require_marks(folder: Folder) -> tuple[Schema, Marks]:
+    """A store's schema and the marks of its splits, of one moment: they are read again where it grew in between.
+
+    Raises:
+        JobError: as of `require_store`.
+    """
+    schema = require_store(folder)
+    while True:
+        marks = {split: read_status(folder, schema, split) for split in schema.splits}
+        now = require_store(folder)
+        if now == schema:
+            return schema, marks
+        schema = now
 
 
 def holds_samples(folder: Folder, schema: Schema) -> bool:

@@ -174,16 +174,23 @@ class Folder:
         _checked(lambda: self._documents.delete_range(keys).result(), f"delete from {self.place}")
 
     def open_array(
-        self, name: str, expected: Mapping[str, Any] | None = None, missing_reads_as_zero: bool = False
+        self,
+        name: str,
+        expected: Mapping[str, Any] | None = None,
+        missing_reads_as_zero: bool = False,
+        may_be_longer: bool = False,
     ) -> ts.TensorStore:
         """An array for reading and writing; reading what was never written fails, unless told otherwise.
 
         `expected` is the metadata that the array should have: those of another shape, type or grid are refused before
-        anything is allocated.
+        anything is allocated. With `may_be_longer` there may be more samples than expected, since the store may have
+        grown.
         """
         self._require_disk()
         document = self._require_array(name)
         wrong = [field for field in _SHAPE_FIELDS if expected and document.get(field) != expected[field]]
+        if expected and wrong == ["shape"] and may_be_longer and _is_longer(document["shape"], expected["shape"]):
+            wrong = []
         if expected and wrong:
             raise JobError(
                 f"{self.place}{_node_key(name)} is not that of this array: its {wrong[0]} is "
@@ -299,6 +306,11 @@ def _device(folder: Path | None) -> int | None:
 
 def _node_key(name: str) -> str:
     return f"{name}/zarr.json" if name else "zarr.json"
+
+
+def _is_longer(shape: Sequence[Any], expected: Sequence[int]) -> bool:
+    alike = len(shape) == len(expected) and shape[1:] == expected[1:]
+    return alike and type(shape[0]) is int and shape[0] > expected[0]
 
 
 def _only_chunk(metadata: Mapping[str, Any]) -> str:

@@ -157,8 +157,10 @@ class LocalChunks:
         return [crcs[place - places[0]] for place in places]
 
     def _open(self, shard: int) -> tuple[OpenFile, _Version]:
-        file = self._files.get(self._paths[shard])
         version = self._versions.get(shard)
+        if version is None:
+            self._files.forget(self._paths[shard])  # what another reader has open may have been replaced since
+        file = self._files.get(self._paths[shard])
         if version is None:
             version = self._versions[shard] = self._inspect(file, shard)
         return file, version

@@ -4,8 +4,8 @@ New samples come behind those that are there, so shards that are full stay as th
 loses its mark and is extracted again. From then on the store is one that lacks some shards, like any other.
 
 A redo log makes the change one. What is to be is staged below `_log/next`, whose group comes last: it is the decision.
-What follows can be repeated from the log alone, and is, by the next job that holds the lock; readers refuse the store
-until then. A log without its group was never decided upon, and is dropped.
+What follows can be repeated from the log alone, and is, by the next job that holds the lock; until then nobody can open
+the store, and who has it open reads on. A log without its group was never decided upon, and is dropped.
 """
 
 import shutil
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt32
 
 from store.address import local_path
-from store.arrays import ADDED, DIGEST, NEXT, open_schema, shard_arrays
+from store.arrays import ADDED, DIGEST, MISSING, NEXT, open_schema, shard_arrays
 from store.backend import Folder, wait
 from store.lock import Guard
 from store.schema import Schema
@@ -123,14 +123,16 @@ def _extend(folder: Folder, stored: Schema, target: Schema, split: str, lock: Gu
     """Longer arrays, the listing, and no mark on a shard that was part-filled.
 
     The mark goes as a write of zeros over all of the longer shard, once that is its array's shape: what lies behind the
-    old end is then MISSING too, and durably so.
+    old end is then MISSING too, and durably so. The shard's files stay until they are replaced by longer ones, in one
+    step each: whoever has the store open since before goes on reading its rows from either.
     """
     for name, metadata in shard_arrays(target, split).items():
         folder.write_node(f"{split}/{name}", metadata)
     before = stored.splits[split].num_samples
     full, part = divmod(before, stored.shard_samples)
     if part and target.splits[split].num_samples > before:
-        StoreWriter(folder, target, lock).unmark(split, [full])
+        rows = target.shards(split).rows(full)
+        StoreWriter(folder, target, lock).mark(split, full, np.full(len(rows), MISSING, np.uint8))
     write_listing(folder, split, read_listing(folder, f"{NEXT}/{split}"))
 
 

@@ -32,7 +32,11 @@ class Layer:
 
     def __init__(self, folder: Folder, schema: Schema, split: str, layer: int) -> None:
         expected = {name: shard_arrays(schema, split)[name] for name in layer_arrays(schema, layer)}
-        self._arrays = [folder.open_array(f"{split}/{name}", given) for name, given in expected.items()]
+        self._arrays = [
+            folder.open_array(f"{split}/{name}", given, may_be_longer=True) for name, given in expected.items()
+        ]
+        #: whether the store has more samples than the schema says
+        self.has_grown = any(array.shape[0] > schema.splits[split].num_samples for array in self._arrays)
         self._chunks: list[LocalChunks] = []
         if _is_plain(folder, schema, split, expected):
             self._chunks = [_local_chunks(folder, schema, split, name, given) for name, given in expected.items()]

@@ -1,21 +1,22 @@
 """Rows x layers out of a store."""
 
 import re
-from collections.abc import Mapping, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int, Integer, Shaped
 
 from store.address import local_path, store_url
-from store.arrays import LOG, MISSING, SKIPPED, read_rms, read_status, require_store
+from store.arrays import LOG, MISSING, NEXT, SKIPPED, Marks, open_schema, read_rms, require_marks
 from store.backend import Folder, check_process, wait
 from store.chunks import Picked
 from store.errors import JobError, UserError
-from store.failures import OutageError
+from store.failures import NEEDS_REPLACING, OutageError
 from store.formats import Encoded, decode_numpy
 from store.layer import Layer
 from store.schema import Schema
@@ -26,6 +27,9 @@ _SHARD_OF_FILE = re.compile(r"/c/(\d+)[/\"]")  # in the name of the file that te
 Rows = Sequence[int] | Integer[np.ndarray, "rows"] | slice
 
 
+_Listed = TypeVar("_Listed", np.ndarray, list[str])
+
+
 @dataclass(frozen=True)
 class Pending:
     """Reads under way; `result` waits for them."""
@@ -33,10 +37,14 @@ class Pending:
     _futures: Mapping[int, Any]  # by layer
     _split: str
     _place: str
+    _check: Callable[[Encoded], None]  # of what was read of a layer
 
     def result(self) -> dict[int, Encoded]:
         """Layer -> stored values (rows, tokens, dim) and, for int8, scales (rows, tokens)."""
-        return {layer: Encoded(*self._wait(layer)) for layer in self._futures}
+        found = {layer: Encoded(*self._wait(layer)) for layer in self._futures}
+        for encoded in found.values():
+            self._check(encoded)
+        return found
 
     def _wait(self, layer: int) -> list[Any]:
         try:
@@ -56,19 +64,36 @@ class Store:
     Rows number the samples of a split in the order of the source, skipped samples left out. Every chunk's checksum is
     checked before its first use in this process, and again once its file has changed; a missing or damaged one is an
     error that names its file, never zeros.
+
+    A store that grows while it is open keeps the samples and layers that it had when it was opened; so does a copy that
+    is sent to a worker process.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.url = store_url(path)
+        url = store_url(path)
+        self.__setstate__((url, *require_marks(Folder(url))))
+
+    def __getstate__(self) -> tuple[str, Schema, Marks]:
+        return self.url, self.schema, self._status
+
+    def __setstate__(self, state: tuple[str, Schema, Marks]) -> None:
+        self.url, self.schema, self._status = state
         self._folder = Folder(self.url)
-        self.schema: Schema = require_store(self._folder)
         self._opened: dict[tuple[str, int], Layer] = {}
-        self._status = {split: read_status(self._folder, self.schema, split) for split in self.schema.splits}
         self._kept = {split: np.flatnonzero(status != SKIPPED) for split, status in self._status.items()}
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
-        """A worker process opens the store anew."""
-        return type(self), (self.url,)
+    def snapshot(self) -> dict[str, Any]:
+        """What the store held when it was opened, in values that JSON has, for processes that are to see the same."""
+        marks = {split: b64encode(status.tobytes()).decode() for split, status in self._status.items()}
+        return {"url": self.url, "schema": self.schema.model_dump(mode="json"), "marks": marks}
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Mapping[str, Any]) -> "Store":
+        """The inverse of `snapshot`, in any process that reaches the store."""
+        marks = {split: np.frombuffer(b64decode(text), np.uint8) for split, text in snapshot["marks"].items()}
+        store = cls.__new__(cls)
+        store.__setstate__((snapshot["url"], Schema.parse(snapshot["schema"], snapshot["url"]), marks))
+        return store
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -112,24 +137,25 @@ class Store:
             JobError: the labels are missing or damaged. So too for `sample_ids` and `skipped`.
         """
         rows = self._rows(split)
-        labels: np.ndarray = self._folder.read_array(f"{split}/label")[rows]
+        labels: np.ndarray = self._read_listed(self._folder.read_array, split, "label")[rows]
         return labels
 
     def sample_ids(self, split: str) -> list[str]:
         """Ids, in row order."""
         rows = self._rows(split)
-        ids = self._folder.read_strings(f"{split}/sample_id")
+        ids = self._read_listed(self._folder.read_strings, split, "sample_id")
         return [ids[row] for row in rows]
 
     def listing(self, split: str) -> Listing:
         """Ids, labels and digests, in row order; errors as of `labels`."""
-        digests: np.ndarray = self._folder.read_array(f"{split}/sample_digest")[self._rows(split)]
+        rows = self._rows(split)
+        digests: np.ndarray = self._read_listed(self._folder.read_array, split, "sample_digest")[rows]
         return Listing(tuple(self.sample_ids(split)), self.labels(split), digests)
 
     def skipped(self, split: str) -> dict[str, str]:
         """Id -> reason of every sample that could not be decoded."""
         self._check_split(split)
-        ids = self._folder.read_strings(f"{split}/sample_id")
+        ids = self._read_listed(self._folder.read_strings, split, "sample_id")
         reasons = self.log.get("skipped", {})
         return {ids[row]: reasons.get(ids[row], "") for row in np.flatnonzero(self._status[split] == SKIPPED)}
 
@@ -174,7 +200,8 @@ class Store:
         wanted = self.schema.check_layers(list(self.layers if layers is None else layers))
         opened = {layer: self._layer(split, layer) for layer in wanted}
         picked = Picked.of(stored, self.schema.shard_samples)
-        return Pending({k: layer.fetch(stored, picked) for k, layer in opened.items()}, split, self._folder.place)
+        futures = {k: layer.fetch(stored, picked) for k, layer in opened.items()}
+        return Pending(futures, split, self._folder.place, partial(self._refuse_lost, split, stored))
 
     def dataset(self, split: str, layers: Sequence[int] | None = None) -> "StoreDataset":
         """A map-style dataset for `torch.utils.data.DataLoader`: `({layer: (tokens, dim)}, label)`."""
@@ -189,8 +216,54 @@ class Store:
 
     def _layer(self, split: str, layer: int) -> Layer:
         if (split, layer) not in self._opened:
-            self._opened[split, layer] = Layer(self._folder, self.schema, split, layer)
+            self._opened[split, layer] = self._open_layer(split, layer)
         return self._opened[split, layer]
+
+    def _open_layer(self, split: str, layer: int) -> Layer:
+        try:
+            opened = Layer(self._folder, self.schema, split, layer)
+        except OutageError:
+            raise
+        except JobError:
+            self._require_not_replaced()
+            raise
+        if opened.has_grown:
+            self._require_not_replaced()
+        return opened
+
+    def _refuse_lost(self, split: str, stored: Int[np.ndarray, "rows"], read: Encoded) -> None:
+        """Refuse zeros in place of a row that could not be decoded when it was extracted again, as the store grew.
+
+        That happens to the rows of a part-filled shard alone.
+        """
+        shard_samples = self.schema.shard_samples
+        part_filled = np.flatnonzero(stored >= len(self._status[split]) // shard_samples * shard_samples)
+        zero = part_filled[~read.values[part_filled, 0].any(axis=-1)]  # class tokens tell of nearly all that are not
+        lost = [row for row in zero.tolist() if not read.values[row].any()]
+        if lost and open_schema(self._folder) != self.schema:
+            raise JobError(
+                f"row {stored[lost[0]]} of {split} in {self._folder.place} could not be decoded when the store grew, "
+                "which extracted it again; open the store again"
+            )
+
+    def _read_listed(self, read: Callable[[str], _Listed], split: str, name: str) -> _Listed:
+        """What is known of a split's samples, in the order of their rows; of a store that has grown, of more of them.
+
+        While growth replaces such an array, the longer one can be read from its log; once that is gone, in its place.
+        """
+        place, n = f"{split}/{name}", len(self._status[split])
+        found = _first_of(read, [place, f"{NEXT}/{place}", place])
+        if len(found) != n:
+            self._require_not_replaced()
+        if len(found) < n:
+            raise JobError(f"{self._folder.place}{place} is of {len(found)} samples, not {n}; {NEEDS_REPLACING}")
+        return found
+
+    def _require_not_replaced(self) -> None:
+        """Refuse another store than was opened; it may have grown."""
+        now = open_schema(self._folder)
+        if now is None or not self.schema.may_grow_into(now):
+            raise JobError(f"{self._folder.place} is not the store any more that was opened; open it again")
 
     def _check_split(self, split: str) -> None:
         self.schema.shards(split)
@@ -209,6 +282,19 @@ class Store:
                 f"shard {shard} of {split} in {self._folder.place} is not extracted yet; run `sidecache extract`"
             )
         return stored
+
+
+def _first_of(read: Callable[[str], _Listed], places: Sequence[str]) -> _Listed:
+    """What can be read at the first of some places; else the error of the first."""
+    refusals = []
+    for place in places:
+        try:
+            return read(place)
+        except OutageError:
+            raise
+        except JobError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _indices(rows: Sequence[int] | Integer[np.ndarray, "rows"], total: int, split: str) -> Integer[np.ndarray, "rows"]:

@@ -113,6 +113,17 @@ class Schema(_Frozen):
             raise UserError(f"layers {missing} are not in this store, which holds {list(self.layers)}")
         return tuple(layers)
 
+    def may_grow_into(self, later: "Schema") -> bool:
+        """Whether another schema differs in more samples and more layers alone, if at all."""
+        samples = later.provenance.model_copy(update={"samples": self.provenance.samples})
+        like_this = {"splits": self.splits, "layers": self.layers, "provenance": samples}
+        return (
+            self == later.model_copy(update=like_this)
+            and set(self.layers) <= set(later.layers)
+            and self.splits.keys() == later.splits.keys()
+            and all(info.num_samples <= later.splits[split].num_samples for split, info in self.splits.items())
+        )
+
     @classmethod
     def parse(cls, attributes: dict[str, Any], where: str) -> "Schema":
         """From a root group's attributes.

@@ -1,4 +1,7 @@
-"""A process that is killed at its k-th write, in this one: that write and all that follow never happen."""
+"""Steps in before each write of a job: to look at what it has written so far, or to kill it there.
+
+A job that is killed goes on in this process: that write and all that follow never happen.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,23 +31,30 @@ class Death:
 
 @contextmanager
 def killed_at(at: float) -> Iterator[Death]:
-    """In the block, only so many writes happen. Those to the lock do not count: nobody dies with it here."""
+    """In the block, only so many writes happen."""
     death = Death(at)
+    with before_each_write(death.step):
+        yield death
 
-    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*given: Any, **named: Any) -> Any:
-            death.step()
+
+@contextmanager
+def before_each_write(step: Callable[[], None]) -> Iterator[None]:
+    """In the block, call `step` before each write and deletion. Those to the lock do not count: nobody dies with it."""
+
+    def stepped(call: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*given: Any, **named: Any) -> Any:
+            step()
             done = call(*given, **named)
             if done is not None:
-                done.result()  # nothing is under way at the time of death
+                done.result()  # nothing is under way at the next step
             return done
 
-        return step
+        return write
 
     with (
-        mock.patch.object(Folder, "write_bytes", counted(Folder.write_bytes)),
-        mock.patch.object(Folder, "write_files", counted(Folder.write_files)),
-        mock.patch.object(Folder, "_remove", counted(Folder._remove)),
-        mock.patch.object(ts.TensorStore, "write", counted(ts.TensorStore.write)),
+        mock.patch.object(Folder, "write_bytes", stepped(Folder.write_bytes)),
+        mock.patch.object(Folder, "write_files", stepped(Folder.write_files)),
+        mock.patch.object(Folder, "_remove", stepped(Folder._remove)),
+        mock.patch.object(ts.TensorStore, "write", stepped(ts.TensorStore.write)),
     ):
-        yield death
+        yield

@@ -251,6 +251,18 @@ def test_a_repaired_file_is_read_by_who_has_the_store_open(store: Store, tmp_pat
     assert_sound(store, [2, 3])
 
 
+def test_a_store_that_is_made_anew_in_its_place_is_read_from_its_own_files(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_tensorstore: list[np.ndarray]
+) -> None:
+    """The files of the one that was deleted may still be open."""
+    assert_sound(store, [0, 3, 4])
+    shutil.rmtree(tmp_path / "cache.zarr")
+    values = small_store.values
+    monkeypatch.setattr(small_store, "values", lambda split, layer: values(split, layer) + 1)
+    assert_sound(small_store.complete(tmp_path / "cache.zarr", small_store.schema()), [0, 3, 4])
+    assert not by_tensorstore
+
+
 @pytest.mark.parametrize("place", [-1, -5, -20])  # of the index's checksum and of the index itself
 def test_a_damaged_index_is_an_error_that_names_the_file(store: Store, tmp_path: Path, place: int) -> None:
     flip(tmp_path / "cache.zarr" / FILE, place)

@@ -1,4 +1,9 @@
-"""Stores damaged at random: reading or `verify` finds it, or every value is as before; nothing else ever happens.
+"""Stores damaged at random: reading is refused, or every value is as before; nothing else ever happens.
+
+After each mutation everything is read, one thing at a time: rows as slices, in random order and each alone, every time
+from a reader that has read nothing before. Other values than before, without an error, are a wrong read, whatever
+`verify` says. The one exception is by design: where files of shards, each whole, stand in each other's places, a row
+alone cannot tell, and `verify` must.
 
 150 mutations run here, SIDECACHE_FUZZ of them where that is set; `benchmarks/fuzz.py` runs any number, and a flip in
 every single byte.
@@ -6,10 +11,13 @@ every single byte.
 
 import json
 import os
+import pickle
+import re
 import resource
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,11 +25,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import small_store
-from test_damage import everything
+from small_store import LAYERS
 
 from store.errors import JobError, UserError
 from store.metadata import CHECKSUM, document_checksum
-from store.reader import open_store
+from store.reader import Store, open_store
 from store.verify import verify_store
 
 Contents = dict[str, bytes]
@@ -33,7 +41,11 @@ STORES: dict[str, dict[str, Any]] = {
     "int8": {"dtype": "int8"},
     "int8, gzip": {"dtype": "int8", "compressor": "gzip"},
 }
-FOUND = ("harmless", "reported", "refused", "found by verify alone")
+SKIPPED = 1  # the row of train that cannot be decoded
+ROWS = {"train": 4, "test": 5}  # that can
+FOUND = ("harmless", "reported", "refused", "exchanged shards, found by verify")
+WRONG = "WRONG READ"
+_OF_SHARD = re.compile(r"(train|test)/((layer|scale)_\d+|status|shard_digest)/c/.*")
 STRANGE = (
     -1,
     0,
@@ -188,15 +200,10 @@ class Subject:
         self.path = path
         with mock.patch.dict(small_store.SIZES, test=5):  # of equal size, the splits can be mistaken for one another
             wanted = small_store.schema(multi_label=multi_label, **options)
-            small_store.complete(path, wanted, skip=[1])
+            small_store.complete(path, wanted, skip=[SKIPPED])
         files = (file for file in sorted(path.rglob("*")) if file.is_file())
         self.contents: Contents = {str(file.relative_to(path)): file.read_bytes() for file in files}
-        self.truth = self.observed()
-
-    def observed(self) -> dict[str, Any]:
-        store = open_store(self.path)
-        with np.errstate(all="ignore"):  # exchanged files may read as values that overflow
-            return {**everything(self.path), "schema": store.schema, "log": store.log}
+        self.truth = {name: ask() for name, ask in questions(open_store(path)).items()}
 
     def apply(self, changes: Changes) -> None:
         for name, content in changes.items():
@@ -208,29 +215,40 @@ class Subject:
 
     def judge(self, changes: Changes) -> tuple[str, str]:
         """Outcome and detail of some changes, which are undone again."""
+        exchanged = all(_OF_SHARD.fullmatch(name) and self._is_whole_shard(new) for name, new in changes.items())
         self.apply(changes)
         try:
-            read, sound = self._read(), self._sound()
+            wrong, refused = self._read()
+            sound = self._sound()
         except Exception:  # the very thing that is looked for
             return "crash", traceback.format_exc()
         finally:
             self.apply({name: self.contents[name] for name in changes})
-        if read == "same":
-            return ("harmless", "") if sound else ("reported", "")
-        if sound:
-            return f"{read}, and verify calls the store sound", ""
-        return "refused" if read == "refused" else "found by verify alone", ""
+        if wrong:
+            return (FOUND[-1] if exchanged and not sound else WRONG), ", ".join(wrong)
+        if refused:
+            return ("refused, and verify calls the store sound" if sound else "refused"), ""
+        return ("harmless" if sound else "reported"), ""
 
-    def _read(self) -> str:
+    def _is_whole_shard(self, content: bytes | None) -> bool:
+        return any(content == whole for name, whole in self.contents.items() if _OF_SHARD.fullmatch(name))
+
+    def _read(self) -> tuple[list[str], list[str]]:
+        """What is read as something else than it was, and what is refused."""
+        wrong, refused = list[str](), list[str]()
         try:
-            observed = self.observed()
+            asked = questions(open_store(self.path))
         except (JobError, UserError):
-            return "refused"
-        try:
-            np.testing.assert_equal(observed, self.truth)
-        except AssertionError:
-            return "other values"
-        return "same"
+            return wrong, ["the store"]
+        for name, ask in asked.items():
+            try:
+                with np.errstate(all="ignore"):  # exchanged files may read as values that overflow
+                    np.testing.assert_equal(ask(), self.truth[name])
+            except (JobError, UserError):
+                refused.append(name)
+            except AssertionError:
+                wrong.append(name)
+        return wrong, refused
 
     def _sound(self) -> bool:
         report = verify_store(self.path)
@@ -238,12 +256,38 @@ class Subject:
         return report.ok and report.complete
 
 
-def mutations(folder: Path, count: int, seed: int = 0) -> Iterator[Result]:
-    """Damage stores of every format, one mutation after the other; each depends on seed and number alone."""
-    subjects = {name: Subject(folder / f"{k}.zarr", **options) for k, (name, options) in enumerate(STORES.items())}
+def questions(store: Store) -> dict[str, Callable[[], Any]]:
+    """All that a store can be asked, by name; of tokens the parts that a reader can get wrong each by itself."""
+    alone, shuffled = pickle.loads(pickle.dumps((store, store)))
+    asked: dict[str, Callable[[], Any]] = {
+        "schema": lambda: store.schema,
+        "log": lambda: store.log,
+        "rms": lambda: store.rms,
+        "tail": store.tail_arrays,
+    }
+    for split, n_rows in ROWS.items():
+        order = np.random.default_rng(n_rows).permutation(n_rows).tolist()
+        for about in (store.num_samples, store.labels, store.sample_ids, store.skipped):
+            asked[f"{about.__name__} of {split}"] = partial(about, split)
+        asked[f"digests of {split}"] = lambda split=split: store.listing(split).digests
+        for layer in LAYERS:
+            asked[f"layer {layer} of {split}"] = partial(store.read, split, slice(None), [layer])
+            asked[f"layer {layer} of {split}, shuffled"] = partial(shuffled.read, split, order, [layer])
+            for row in order:
+                asked[f"row {row}, layer {layer} of {split}"] = partial(alone.read, split, [row], [layer])
+    return asked
+
+
+def make_subjects(folder: Path) -> dict[str, Subject]:
+    """A store of every format."""
+    return {name: Subject(folder / f"{k}.zarr", **options) for k, (name, options) in enumerate(STORES.items())}
+
+
+def mutations(subjects: Mapping[str, Subject], count: int, seed: int = 0) -> Iterator[Result]:
+    """Damage stores, one mutation after the other; each depends on seed and number alone."""
     for number in range(count):
         draw = np.random.default_rng([seed, number])
-        name, kind = sorted(STORES)[draw.integers(len(STORES))], sorted(KINDS)[draw.integers(len(KINDS))]
+        name, kind = sorted(subjects)[draw.integers(len(subjects))], sorted(KINDS)[draw.integers(len(KINDS))]
         subject = subjects[name]
         changes = KINDS[kind](subject.contents, draw)
         yield Result(number, name, kind, tuple(changes), *subject.judge(changes))
@@ -251,24 +295,27 @@ def mutations(folder: Path, count: int, seed: int = 0) -> Iterator[Result]:
 
 def test_a_mutation_is_found_or_harmless_and_takes_no_memory(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    results = list(mutations(tmp_path, int(os.environ.get("SIDECACHE_FUZZ", "150"))))
+    results = list(mutations(make_subjects(tmp_path), int(os.environ.get("SIDECACHE_FUZZ", "150"))))
     assert [result for result in results if result.outcome not in FOUND] == []
     assert {result.kind for result in results} == set(KINDS)
     assert {"harmless", "reported", "refused"} <= {result.outcome for result in results}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10  # KiB
 
 
-def flips(folder: Path, options: dict[str, Any], step: int = 1) -> Iterator[tuple[str, int, bool]]:
-    """One bit flipped in every `step`-th byte of a store: the file, the byte, and whether it is found or harmless."""
-    subject = Subject(folder / "flips.zarr", **options)
+def flips(subject: Subject, step: int = 1) -> Iterator[tuple[str, int, str]]:
+    """One bit flipped in every `step`-th byte of a store: the file, the byte, and what came of it, as of `Result`.
+
+    A byte that neither reading nor `verify` misses is harmless only where it is white space of JSON.
+    """
     draw = np.random.default_rng(0)
     for name, content in subject.contents.items():
         for place in range(int(draw.integers(min(step, len(content)))), len(content), step):
             flipped = bytearray(content)
             flipped[place] ^= 1 << int(draw.integers(8))
-            subject.apply({name: bytes(flipped)})
-            yield name, place, not verify_store(subject.path).ok or same_document(bytes(flipped), content)
-            subject.apply({name: content})
+            outcome, _ = subject.judge({name: bytes(flipped)})
+            if outcome == "harmless" and not same_document(bytes(flipped), content):
+                outcome = "not noticed"
+            yield name, place, outcome
 
 
 def same_document(first: bytes, second: bytes) -> bool:
@@ -280,6 +327,36 @@ def same_document(first: bytes, second: bytes) -> bool:
 
 @pytest.mark.parametrize("options", STORES.values(), ids=list(STORES))
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, options: dict[str, Any]) -> None:
-    found = list(flips(tmp_path, options, step=499))
+    found = list(flips(Subject(tmp_path / "flips.zarr", **options), step=499))
     assert len({name for name, _, _ in found}) > 50
-    assert [(name, place) for name, place, known in found if not known] == []
+    assert [(name, place, outcome) for name, place, outcome in found if outcome not in FOUND] == []
+
+
+# The fuzzer itself: with a check switched off, it must see wrong reads.
+
+ANYTHING = mock.ANY  # equal to everything
+CHECKS = {
+    "of rows": ("store.chunks.google_crc32c", mock.Mock(value=lambda content: ANYTHING), "train/layer_00/c/0/0/0"),
+    "of small arrays": ("store.backend._content_digest", lambda *_: ANYTHING, "train/label/c/0"),
+    "of metadata": ("store.backend.document_checksum", lambda _: ANYTHING, "zarr.json"),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=list(CHECKS))
+def test_the_fuzzer_sees_what_is_read_wrong_once_a_checksum_is_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: tuple[str, Any, str]
+) -> None:
+    place, anything, file = check
+    subject = Subject(tmp_path / "c.zarr", dtype="float32")
+    subject.contents = {file: subject.contents[file]}
+
+    def outcomes() -> tuple[set[str], set[str]]:
+        with mock.patch.dict(KINDS, {"flip": flip}, clear=True):
+            mutated = {result.outcome for result in mutations({"float32": subject}, 40)}
+        return mutated, {outcome for _, _, outcome in flips(subject, max(1, len(subject.contents[file]) // 40))}
+
+    for found in outcomes():
+        assert found <= set(FOUND)
+    monkeypatch.setattr(place, anything)
+    for found in outcomes():
+        assert WRONG in found

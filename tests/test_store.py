@@ -170,7 +170,7 @@ def test_a_forked_process_is_told_how_to_start_workers(store: Store) -> None:
         assert "DataLoader(..., multiprocessing_context='forkserver'), or 'spawn'" in pipe.read()
 
 
-def test_a_pickled_store_opens_anew(store: Store) -> None:
+def test_a_pickled_store_reads_the_same_rows(store: Store) -> None:
     again = pickle.loads(pickle.dumps(store))
     assert again.url == store.url
     np.testing.assert_array_equal(again.read("test", [1])[0], expected("test", 0, "float32")[[1]])

@@ -7,13 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from rich.filesize import decimal
 from torch import Tensor
 
 from adapt.memory import bytes_at_once, free_bytes
 from adapt.spec import FeatureSpec, TokensByLayer
 from extract.backbone import Backbone
+from extract.encoding import rounding_error
 from extract.forward import FrozenForward
 from extract.preprocess import is_described
 from extract.sources import ImageSource
@@ -32,6 +33,7 @@ _PREFETCH = 2  # batches read ahead of the one in use
 _LOAD_ROWS = 64
 # Bytes of float32 tokens that a pass holds at once; its activations take a few times as much.
 _BYTES_ON_CPU, _SHARE_OF_GPU = 64 * 2**20, 1 / 24
+_FORWARD_ERROR = 2.0**-18  # of a token's RMS: the rounding of a float32 forward, which depends on the batch it runs in
 _SHARE_OF_MEMORY = 0.5  # of what is free, that resident features may take: training needs the rest
 
 
@@ -71,6 +73,10 @@ class Features(Protocol):
         """
         ...
 
+    def rounding(self, layer: int, tokens: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows tokens dim"]:
+        """The most by which every value of such a batch may differ from what the backbone gives the next time."""
+        ...
+
 
 class _Cached:
     """What all three sources share."""
@@ -86,6 +92,10 @@ class _Cached:
     def for_epoch(self, seed: int, epoch: int) -> Any:
         """See `Features.for_epoch`: frozen features are the same in every epoch."""
         return self
+
+    def rounding(self, layer: int, tokens: Tensor) -> Tensor:
+        """See `Features.rounding`: that of the frozen forward."""
+        return (_FORWARD_ERROR * tokens.square().mean(dim=-1, keepdim=True).sqrt()).expand_as(tokens)
 
 
 class StreamedFeatures(_Cached):
@@ -134,6 +144,10 @@ class StreamedFeatures(_Cached):
         decoded: Tensor = decode(to_device(values, self.device), scale, self._rms.get(layer))
         return decoded
 
+    def rounding(self, layer: int, tokens: Tensor) -> Tensor:
+        """See `Features.rounding`: that of the frozen forward and of the stored format."""
+        return super().rounding(layer, tokens) + rounding_error(tokens, self.store.schema.dtype, self._rms.get(layer))
+
 
 class ResidentFeatures(_Cached):
     """The training split's stored values in memory, decoded batch by batch; other splits are read once, streamed."""
@@ -160,6 +174,10 @@ class ResidentFeatures(_Cached):
         for rows in groups:
             index = to_device(torch.from_numpy(rows), self.device)
             yield rows, {layer: self._decode(layer, index) for layer in layers}
+
+    def rounding(self, layer: int, tokens: Tensor) -> Tensor:
+        """See `Features.rounding`."""
+        return self._streamed.rounding(layer, tokens)
 
     def _decode(self, layer: int, index: Tensor) -> Tensor:
         values, *scale = (part[index] for part in self._train[layer])

@@ -17,6 +17,8 @@ _MOST_STEPS, _MOST_PRODUCTS, _MOST_HALVINGS = 100, 500, 30
 _RESIDUAL = 0.1  # of a step's linear equations, in the preconditioner's norm: leaves a hundredth of what a step gains
 _GAIN = 3e-5  # the share of the loss below which the gain that a step expects is small enough for it to be the last
 _ENOUGH = 1e-4  # of the expected gain, for a step to be taken (Armijo's rule)
+_NOTHING = 1e-5  # of the size of all inputs along the longest axis: what those along another may be rounding up to
+_RELATIVE = torch.finfo(torch.float32).eps  # to which the spread along the axes is known
 _ROWS = 16_384  # converted to float64 at a time
 
 
@@ -27,7 +29,8 @@ class Solution:
     Attributes:
         weights: the last column is the bias.
         passes: over all inputs, each as much work as a gradient.
-        found: whether the loss is within about a hundred-thousandth of its optimum.
+        found: whether the loss is within about a hundred-thousandth of its optimum; of a loss that falls to zero as the
+            weights grow, which has none, never.
     """
 
     weights: Float64[Tensor, "classes inputs"]
@@ -47,9 +50,13 @@ class LinearProblem:
     ) -> None:
         self._labels, self._objective = labels, objective.to(inputs.device, torch.float64)
         spread, axes = torch.linalg.eigh((inputs.T @ inputs / len(inputs)).double())
-        self._axes = axes.float()
-        self._inputs = torch.cat([inputs @ self._axes, inputs.new_ones(len(inputs), 1)], dim=1)
-        self._spread = torch.cat([spread.clamp(min=0), spread.new_ones(1)]).float()
+        spread, axes = spread.clamp(min=_RELATIVE * float(spread[-1])), axes.float()
+        turned = inputs @ axes
+        size = torch.linalg.vector_norm(turned, dim=0)
+        varies = size > _NOTHING * size.max()  # along the other axes there is only rounding
+        self._axes = axes * varies
+        self._inputs = torch.cat([turned.mul_(varies), inputs.new_ones(len(inputs), 1)], dim=1)
+        self._spread = torch.cat([spread, spread.new_ones(1)]).float()
 
     def zero(self, num_classes: int) -> Float64[Tensor, "classes inputs"]:
         """The head that says nothing."""
@@ -78,11 +85,15 @@ class LinearProblem:
                 if after <= loss - _ENOUGH * size * expected:
                     break
             else:  # rounding hides what is left to gain
-                return Solution(weights, passes, 0 <= expected <= _GAIN * loss)
+                break
             weights, logits, loss = weights + size * step, logits + size * moved, after
             if 0 <= expected <= _GAIN * loss:
-                return Solution(weights, passes, True)
-        return Solution(weights, passes, False)
+                break
+        else:
+            return Solution(weights, passes, False)
+        free = weights[:, -1:].expand_as(logits) if weight_decay else logits
+        found = 0 <= expected <= _GAIN * loss and not self._objective.separates(free, self._labels)
+        return Solution(weights, passes, found)
 
     def _step(
         self, gradient: Float64[Tensor, "classes inputs"], local: Expansion, penalty: Float[Tensor, "inputs"]

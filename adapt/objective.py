@@ -63,6 +63,16 @@ class Objective:
         rows = p * of_sample
         return Expansion(loss, rows.scatter_add(0, labels[None], -of_sample[None]), rows, p)
 
+    def separates(self, logits: Float[Tensor, "classes batch"], labels: Shaped[Tensor, "batch ..."]) -> bool:
+        """Whether logits put every sample on the right side: multiplied by more and more, they bring the loss to zero.
+
+        A single class has nothing to be told from.
+        """
+        if self.multi_label:
+            return bool((logits * (2.0 * labels.T - 1) > 0).all())
+        others = logits.scatter(0, labels[None], -torch.inf).amax(dim=0)
+        return len(logits) > 1 and bool((logits.gather(0, labels[None])[0] > others).all())
+
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Objective":
         """The same with its weights where the logits are, once and not in every step."""
         return self if self.weights is None else replace(self, weights=self.weights.to(device, dtype))

@@ -16,7 +16,8 @@ class Readout(nn.Module):
     """Last-layer tokens -> frozen final norm -> pooling -> standardisation -> linear head.
 
     The standardisation has the mean and deviation of the frozen features over the training rows, the same for every
-    method: without it a linear head converges slowly along the channels that vary least (see `standardise`).
+    method: without it a linear head converges slowly along the channels that vary least. A channel that varies by less
+    than a step of the stored format is not divided by its deviation, which is rounding noise (see `standardise`).
 
     Args:
         pool: `cls` (class token, or the mean of all: of all frames, and of a distilled model's two), `mean` (mean of
@@ -46,11 +47,18 @@ class Readout(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
-    def standardise(self, pooled: Float[Tensor, "samples features"]) -> None:
-        """Take mean and deviation from pooled frozen features; a channel that never varies is only centred."""
+    def standardise(self, pooled: Float[Tensor, "samples features"], rounding: Float[Tensor, "features"]) -> None:
+        """Take mean and deviation from pooled frozen features; a channel that does not vary is only centred.
+
+        Args:
+            rounding: the most that rounding moves a channel by, half a step of the stored format. A deviation of less
+                than a step would be that of the rounding, which new images do not have: divided by it, their features
+                would lie far away from those that were trained on. From one step on, rounding moves a standardised
+                channel by half a deviation at most, and its mean by nothing that shows.
+        """
         device, std = self.mean.device, pooled.std(dim=0, correction=0)
         self.mean = pooled.mean(dim=0).to(device)
-        self.std = torch.where(std > 1e-6, std, torch.ones_like(std)).to(device)
+        self.std = torch.where(std > 2 * rounding, std, torch.ones_like(std)).to(device)
 
     def standardised(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
         """Pooled features as the head reads them."""

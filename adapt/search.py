@@ -143,7 +143,8 @@ class _Pass:
         for readout in readouts:
             alike = of_mode.setdefault(readout.mode, readout)
             if alike is readout:
-                readout.standardise(pooled.whole("train", layer, readout)[rows])
+                values, rounding = pooled.whole("train", layer, readout), pooled.rounding("train", layer, readout)
+                readout.standardise(values[rows], rounding)
             readout.mean, readout.std = alike.mean, alike.std
 
     def _solve(self, group: Sequence[Candidate], what: str) -> float:

@@ -40,7 +40,7 @@ def solve_heads(candidates: Sequence[Candidate], data: Pooled, objective: Object
     The minimised function is the mean loss + weight_decay / 2 times the squared weights, without the bias: that of
     scikit-learn's LogisticRegression with C = 1 / (samples x weight_decay).
 
-    Warns where one is not found in a hundred steps of Newton's method.
+    Warns where one is not found in a hundred steps of Newton's method, or does not exist.
 
     Raises:
         JobError: a feature is not finite.
@@ -78,7 +78,8 @@ def _take(readout: Readout, weight: Tensor, bias: Tensor) -> None:
 
 def _warn(decay: float, passes: int) -> None:
     text = f"the linear probe of weight decay {decay:g} is not at its optimum after {passes:,} passes over the samples"
-    warnings.warn(text, Note, stacklevel=3)
+    hint = "" if decay else "; of classes that a linear map separates there is none: choose a weight_decay above 0"
+    warnings.warn(text + hint, Note, stacklevel=3)
 
 
 class _Way:

@@ -67,6 +67,9 @@ class Subset:
     def for_epoch(self, seed: int, epoch: int) -> "Subset":
         return self
 
+    def rounding(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
+        return self._features.rounding(layer, tokens)
+
     def batches(self, split: str, groups: Any, layers: Any, together: int = 1) -> Any:
         batches = self._features.batches(split, [self._rows[group] for group in groups], layers, together)
         return ((group, tokens) for group, (_, tokens) in zip(groups, batches, strict=True))

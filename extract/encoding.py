@@ -15,6 +15,7 @@ from store.formats import INT8_MAX, KNEE, LARGEST, Encoded
 _NARROW = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _INT8_LIMIT = torch.finfo(torch.float32).max / 2  # rounding to a step can double a value, which must not overflow
 _TINY = torch.finfo(torch.float32).tiny
+_ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # relative error of the nearest value
 
 Rms = Float[Tensor, "dim"]
 
@@ -66,6 +67,25 @@ class Encoding:
             f"the value {value:g} cannot be stored as {dtype}; "
             + (_too_large(dtype) if value.isfinite() else _NON_FINITE)
         )
+
+
+def rounding_error(
+    tokens: Float[Tensor, "samples tokens dim"], dtype: Dtype, rms: Rms | None = None
+) -> Float[Tensor, "samples tokens dim"]:
+    """The most by which every value, as a store gives it back, may differ from the one that was encoded.
+
+    Args:
+        tokens: decoded values; of int8 whole tokens, as their largest value sets the step.
+        rms: that of the layer; int8 alone needs it.
+    """
+    if dtype != "int8":
+        return tokens.abs() * _ROUNDING[dtype]
+    if rms is None:
+        raise ValueError("int8 needs the per-channel rms of the layer")
+    relative = (tokens / rms).abs()
+    scale = (relative.amax(dim=-1, keepdim=True) / LARGEST).clamp_min(_TINY)
+    # Half a step, (q + KNEE / 2 + 0.5) * scale * rms, where q (q + KNEE) * scale is the relative value.
+    return ((relative / scale + (KNEE / 2) ** 2).sqrt() + 0.5) * scale * rms
 
 
 def _too_large(dtype: Dtype) -> str:

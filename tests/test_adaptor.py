@@ -38,7 +38,8 @@ def trained(method: str, backbone: TimmBackbone) -> nn.Module:
         for tensor in model.parameters():
             if tensor.requires_grad:
                 tensor.add_(0.1 * torch.randn_like(tensor))
-        model.readout.standardise(torch.randn(20, len(model.readout.mean)) * 3 + 1)
+        width = len(model.readout.mean)
+        model.readout.standardise(torch.randn(20, width) * 3 + 1, torch.zeros(width))
     return model.eval()
 
 

@@ -171,7 +171,7 @@ def test_the_attentive_probe_is_cross_attention_of_one_query(
 def test_the_pooled_features_that_the_attention_adds_to_are_standardised() -> None:
     spec = make_spec()
     model, tokens = AttentiveProbe(spec, CLASSES), draw_tokens(spec)
-    model.readout.standardise(torch.randn(50, 2 * DIM) * 4 + 1)
+    model.readout.standardise(torch.randn(50, 2 * DIM) * 4 + 1, torch.zeros(2 * DIM))
     probe = LinearProbe(spec, CLASSES)
     probe.load_state_dict(model.state_dict(), strict=False)
     assert torch.equal(model(tokens), probe(tokens))

@@ -1,9 +1,15 @@
 """Linear probes reach the optimum that scikit-learn finds for the same objective."""
 
+import re
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog, minimize
 from sklearn.linear_model import LogisticRegression
 from test_methods import CLASSES, DIM, build
 from torch import Tensor
@@ -45,9 +51,9 @@ def test_the_solution_is_scikit_learns(balanced: bool) -> None:
         strength = 1 / (len(labels) * candidate.weight_decay)
         weights = "balanced" if balanced else None
         theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=5000, class_weight=weights)
-        theirs.fit(features.numpy(), labels.numpy())
+        theirs.fit(features.double().numpy(), labels.numpy())
         ours = readout_of(candidate).classify(features).softmax(dim=1).detach().numpy()
-        np.testing.assert_allclose(ours, theirs.predict_proba(features.numpy()), atol=5e-4)
+        np.testing.assert_allclose(ours, theirs.predict_proba(features.double().numpy()), atol=5e-4)
 
 
 def test_a_solution_does_not_depend_on_the_others_of_the_search() -> None:
@@ -125,11 +131,93 @@ def test_without_weight_decay() -> None:
     theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=100_000).fit(features.double().numpy(), labels.numpy())
     ours = readout_of(candidate).classify(features).softmax(dim=1).detach().numpy()
     np.testing.assert_allclose(ours, theirs.predict_proba(features.double().numpy()), atol=5e-4)
-    features[torch.arange(len(labels)), labels] += 20.0  # no optimum: the loss falls for ever
-    with pytest.warns(UserWarning, match="weight decay 0 is not at its optimum after"):
-        solve_heads([candidate], pooled(labels, features), Objective(multi_label=False), "solving")
-    assert all(torch.isfinite(tensor).all() for tensor in readout_of(candidate).head.parameters())
+
+
+def solve_one(features: Tensor, labels: Tensor, decay: float, multi_label: bool = False, balanced: bool = False) -> Any:
+    """The candidate, and what was warned of."""
+    candidate = Candidate(build("linear_probe", {"pool": "mean"}), None, decay)
+    objective = make_objective(labels, CLASSES, multi_label, balanced)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        solve_heads([candidate], pooled(labels, features), objective, "solving")
+    head = readout_of(candidate).head
+    assert all(torch.isfinite(tensor).all() for tensor in (head.weight, head.bias))
+    return candidate, [str(warning.message) for warning in warned]
+
+
+UNSOLVABLE = (
+    r"the linear probe of weight decay 0 is not at its optimum after [0-9,]+ passes .* choose a weight_decay abo"
+)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("gap", [4.0, 20.0, 200.0, 2e4])
+def test_separable_classes_without_weight_decay_are_warned_of(gap: float, balanced: bool) -> None:
+    """However far apart: their loss falls for ever, and is zero in floating point before long."""
+    features, labels = draw()
+    features[torch.arange(len(labels)), labels] += gap
+    candidate, (warned,) = solve_one(features, labels, 0.0, balanced=balanced)
+    assert re.match(UNSOLVABLE, warned)
     assert candidate.score == 100
+
+
+@pytest.mark.parametrize("gap", [4.0, 20.0, 200.0])
+def test_separable_classes_with_weight_decay_are_not(gap: float) -> None:
+    features, labels = draw()
+    features[torch.arange(len(labels)), labels] += gap
+    assert solve_one(features, labels, 1e-6)[1] == []
+
+
+@pytest.mark.parametrize("rows", [2, 5, DIM // 2, DIM])
+def test_rows_no_more_than_features_are_separable(rows: int) -> None:
+    torch.manual_seed(rows)
+    features, labels = torch.randn(rows, DIM), torch.arange(rows) % CLASSES
+    assert re.match(UNSOLVABLE, *solve_one(features, labels, 0.0)[1])
+    assert solve_one(features, labels, 1e-4)[1] == []
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-4, 1.0])
+def test_training_rows_of_one_label_have_no_optimum(decay: float) -> None:
+    """Nor with weight decay, which does not reach the bias."""
+    features, labels = draw()
+    candidate, (warned,) = solve_one(features, torch.full_like(labels, 2), decay)
+    assert f"the linear probe of weight decay {decay:g} is not at its optimum" in warned
+    assert candidate.score == 100
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 1e-4, 1.0])
+def test_a_class_without_training_rows_is_never_predicted_and_no_reason_to_warn(decay: float, balanced: bool) -> None:
+    features, labels = draw()
+    labels[labels == 1] = 2
+    candidate, warned = solve_one(features, labels, decay, balanced=balanced)
+    assert warned == []
+    assert not (readout_of(candidate).classify(features).argmax(dim=1) == 1).any()
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-4])
+def test_multi_label_classes_without_a_positive_have_no_reason_to_warn_but_separable_ones_have(decay: float) -> None:
+    features, labels = draw()
+    targets = (features[:, :CLASSES] + torch.randn(len(labels), CLASSES) > 0).to(torch.uint8)
+    targets[:, 0] = 0
+    assert solve_one(features, targets, decay, multi_label=True)[1] == []
+    separable = (features[:, :CLASSES] > 0.2).to(torch.uint8)
+    assert len(solve_one(features, separable, decay, multi_label=True)[1]) == (decay == 0)
+
+
+@given(st.integers(0, 10_000), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_without_weight_decay_it_warns_where_and_only_where_the_classes_are_separated(seed: int, multi: bool) -> None:
+    """On integers, of which linear programming tells for certain."""
+    draw = np.random.default_rng(seed)
+    x = torch.from_numpy(draw.integers(-2, 3, (int(draw.integers(3, 30)), 4))).float()
+    labels = torch.from_numpy(draw.integers(0, 2, (len(x), 1) if multi else len(x)))
+    problem = LinearProblem(x, labels, Objective(multi))
+    solution = problem.minimise(0.0, problem.zero(1 if multi else 2))
+    sides = (2 * labels.reshape(-1, 1) - 1) * torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    zero, least = np.zeros(5), -np.ones(len(x))
+    separable = linprog(zero, A_ub=-sides.numpy(), b_ub=least, bounds=(None, None)).success
+    assert solution.found is not separable
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Integer, Shaped
 
 from store.address import local_path, store_url
-from store.arrays import LOG, MISSING, NEXT, SKIPPED, Marks, open_schema, read_rms, require_marks
+from store.arrays import LOG, MISSING, NEXT, SKIPPED, Marks, is_log, open_schema, read_rms, require_marks
 from store.backend import Folder, check_process, wait
 from store.chunks import Picked
 from store.errors import JobError, UserError
@@ -147,8 +147,9 @@ class Store:
 
     @property
     def log(self) -> dict[str, Any]:
-        """Times and reasons: what happened, as opposed to what is stored."""
-        return self._folder.read_group(LOG) or {}
+        """Times and reasons: what happened, as opposed to what is stored. Empty where it is lost."""
+        log = self._folder.read_group(LOG) or {}
+        return log if is_log(log) else {}
 
     @cached_property
     def rms(self) -> dict[int, Float32[np.ndarray, "dim"]]:

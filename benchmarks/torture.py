@@ -33,10 +33,11 @@ import psutil
 from kills import JOB, WORKER, WRITING, Aim, Course, Death, strike, wait_for_end
 from PIL import Image
 from power_loss import lose_power
-from record import add_record_options, machine
 from resume_worker import Job, Run, load_tiny
 from small_store import contents
 from write_trace import NOTHING, Trace
+
+from benchmarks.record import add_record_options, machine
 
 IMAGES = {"train": 59, "test": 23}  # the last shard of each is part-filled
 AT_ONCE = {"one process": 8, "two workers": 2, "growth": 8}  # kills of one store, at most

@@ -60,6 +60,11 @@ def shard_file(name: str, metadata: Mapping[str, Any], shard: int) -> str:
     return "/".join([name, "c", str(shard), *("0" for _ in metadata["shape"][1:])])
 
 
+def is_log(attributes: Mapping[str, Any]) -> bool:
+    """Whether a group's attributes are those of the log."""
+    return isinstance(attributes.get("skipped"), dict) and isinstance(attributes.get("extract_seconds"), float | int)
+
+
 def holds_plain_rows(folder: Folder, schema: Schema) -> bool:
     """Whether a store's shards are local files of uncompressed rows, which need no tensorstore."""
     return local_path(folder.url) is not None and schema.compressor is None

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Integer, Shaped
 
 from store.address import local_path, store_url
-from store.arrays import LOG, MISSING, NEXT, SKIPPED, Marks, open_schema, read_rms, require_marks
+from store.arrays import LOG, MISSING, NEXT, SKIPPED, Marks, is_log, open_schema, read_rms, require_marks
 from store.backend import Folder, check_process, wait
 from store.chunks import Picked
 from store.errors import JobError, UserError
@@ -37,13 +37,12 @@ class Pending:
     _futures: Mapping[int, Any]  # by layer
     _split: str
     _place: str
-    _check: Callable[[Encoded], None]  # of what was read of a layer
+    _check: Callable[[Sequence[Encoded]], None]
 
     def result(self) -> dict[int, Encoded]:
         """Layer -> stored values (rows, tokens, dim) and, for int8, scales (rows, tokens)."""
         found = {layer: Encoded(*self._wait(layer)) for layer in self._futures}
-        for encoded in found.values():
-            self._check(encoded)
+        self._check(list(found.values()))
         return found
 
     def _wait(self, layer: int) -> list[Any]:
@@ -161,8 +160,9 @@ class Store:
 
     @property
     def log(self) -> dict[str, Any]:
-        """Times and reasons: what happened, as opposed to what is stored."""
-        return self._folder.read_group(LOG) or {}
+        """Times and reasons: what happened, as opposed to what is stored. Empty where it is lost."""
+        log = self._folder.read_group(LOG) or {}
+        return log if is_log(log) else {}
 
     @cached_property
     def rms(self) -> dict[int, Float32[np.ndarray, "dim"]]:
@@ -231,20 +231,24 @@ class Store:
             self._require_not_replaced()
         return opened
 
-    def _refuse_lost(self, split: str, stored: Int[np.ndarray, "rows"], read: Encoded) -> None:
+    def _refuse_lost(self, split: str, stored: Int[np.ndarray, "rows"], read: Sequence[Encoded]) -> None:
         """Refuse zeros in place of a row that could not be decoded when it was extracted again, as the store grew.
 
         That happens to the rows of a part-filled shard alone.
         """
+        part_filled = np.flatnonzero(stored >= self._first_of_part_filled(split))
+        for values in (encoded.values for encoded in read if part_filled.size):
+            zero = part_filled[values[part_filled, 0, 0] == 0]  # the others are not: most rows are looked at no further
+            lost = [row for row in zero.tolist() if not values[row].any()]
+            if lost and open_schema(self._folder) != self.schema:
+                raise JobError(
+                    f"row {stored[lost[0]]} of {split} in {self._folder.place} could not be decoded when the store "
+                    "grew, which extracted it again; open the store again"
+                )
+
+    def _first_of_part_filled(self, split: str) -> int:
         shard_samples = self.schema.shard_samples
-        part_filled = np.flatnonzero(stored >= len(self._status[split]) // shard_samples * shard_samples)
-        zero = part_filled[~read.values[part_filled, 0].any(axis=-1)]  # class tokens tell of nearly all that are not
-        lost = [row for row in zero.tolist() if not read.values[row].any()]
-        if lost and open_schema(self._folder) != self.schema:
-            raise JobError(
-                f"row {stored[lost[0]]} of {split} in {self._folder.place} could not be decoded when the store grew, "
-                "which extracted it again; open the store again"
-            )
+        return len(self._status[split]) // shard_samples * shard_samples
 
     def _read_listed(self, read: Callable[[str], _Listed], split: str, name: str) -> _Listed:
         """What is known of a split's samples, in the order of their rows; of a store that has grown, of more of them.

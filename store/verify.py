@@ -26,6 +26,7 @@ from store.arrays import (
     SKIPPED,
     STATUS,
     STORED,
+    is_log,
     layer_arrays,
     layer_digest,
     layer_name,
@@ -181,7 +182,7 @@ class _Check:
         attributes = _attempt(self._report, self._folder.read_group, name)
         if f"{name}/zarr.json" not in self._keys:
             self._fault(f"{name}/zarr.json", "is missing")
-        elif attributes is not None and (_is_log(attributes) if name == LOG else not attributes) is False:
+        elif attributes is not None and (is_log(attributes) if name == LOG else not attributes) is False:
             self._fault(f"{name}/zarr.json", "is another group's")
 
     def _samples(self, split: str) -> None:
@@ -304,7 +305,3 @@ class _Shard:
     split: str
     number: int
     arrays: dict[str, ts.TensorStore | None]
-
-
-def _is_log(attributes: dict[str, Any]) -> bool:
-    return isinstance(attributes.get("skipped"), dict) and isinstance(attributes.get("extract_seconds"), float | int)

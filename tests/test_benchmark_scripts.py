@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,36 @@ from extract.backbone import load_backbone
 from extract.sources import open_source
 
 Run = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).parent.parent
+# Each in a process forked from one that has imported what takes long, with the path that Python gives it.
+SHOW_HELP = """
+import os, runpy, sys, traceback
+import adapt.search, extract.sources, peft, timm, torch
+
+def show_help(script):
+    sys.argv = [script, "--help"]
+    if script.endswith(".py"):
+        sys.path[0] = os.path.dirname(script)
+        runpy.run_path(script, run_name="__main__")
+    else:
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+
+for script in sys.argv[1:]:
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            show_help(script)
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(status)
+    if os.waitpid(process, 0)[1]:
+        print("FAILED", script, file=sys.stderr, flush=True)
+"""
 
 
 @pytest.fixture
@@ -42,6 +74,21 @@ def pipeline(tiny_config: Callable[..., Config], tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(tiny_config().model_dump(mode="json")))
     return path
+
+
+@pytest.mark.slow  # imports all of torch
+def test_every_script_starts_from_the_repositorys_root() -> None:
+    """As its docstring says: `python -m benchmarks.NAME`, or the path of an example."""
+    scripts = [f"benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))]
+    scripts += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "examples").rglob("*.py"))]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", SHOW_HELP, *scripts]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "FAILED" not in done.stderr, done.stderr
+    for script in ("torture", "fuzz", "tables", "training"):
+        assert f"benchmarks.{script}" in scripts
+    assert "examples/fractal_vit/pretrain.py" in scripts
 
 
 @pytest.mark.slow  # a DataLoader's workers import all of torch

@@ -30,6 +30,7 @@ def test_killed_jobs_whose_uncommitted_files_are_ruined_resume_to_the_same_bytes
     status, printed = torture("--kills", "16", "--worker-kills", "0", "--growth-kills", "6", "--power-loss")
     assert status == 0, printed
     assert int(re.findall(r"^files damaged: (\d+)$", printed, re.MULTILINE)[0]) > 16
+    assert re.search(r"growth: job [1-9]", printed)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float32"])

@@ -20,7 +20,7 @@ def commit(writer, split, number, shard, seconds):
 run._commit = commit
 """
 OTHER_BYTES = """
-import torture
+from benchmarks import torture
 
 compare = torture.Patient._compare
 torture.Patient._compare = lambda patient, found: compare(patient, {**found, "zarr.json": b"", "stray": b""})
@@ -30,11 +30,11 @@ ONE_PROCESS = ("--worker-kills", "0", "--growth-kills", "0")
 
 def torture(*arguments: str, planted: str = "") -> tuple[int, str]:
     """Exit status and output of the benchmark, with a fault planted in it."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "benchmarks/torture.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.torture", *arguments]
     if planted:
-        command[1:2] = ["-c", f"{planted}\nimport sys, torture\nsys.exit(torture.main())"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+        command[1:3] = ["-c", f"{planted}\nimport sys\nfrom benchmarks import torture\nsys.exit(torture.main())"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
     return done.returncode, done.stderr + done.stdout
 
 

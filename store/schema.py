@@ -171,9 +171,8 @@ def require_same(stored: Schema, wanted: Schema, where: str) -> None:
         f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()
     }
     different.pop("provenance.samples", None)
-    if decoders := different.get("provenance.decoder_digest"):
-        here, there = decoders
-        different["provenance.decoder_digest"] = (here, stored.libraries), (there, wanted.libraries)
+    if "provenance.decoder_digest" in different and stored.libraries != wanted.libraries:
+        different["libraries"] = (stored.libraries, wanted.libraries)  # no reason to refuse, but what to install
     if stored.multi_label != wanted.multi_label:
         different["multi_label"] = (stored.multi_label, wanted.multi_label)
     refuse_difference(different, where)

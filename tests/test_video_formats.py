@@ -254,3 +254,13 @@ def test_a_cut_picture_is_none_that_is_not_coded(ending: str, cut: int, tmp_path
     path = repeating(tmp_path, ending, lambda place, data: data[:cut])
     with pytest.raises((BadVideoError, av.FFmpegError)):
         shown(path)
+
+
+@pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
+def test_a_picture_whose_bit_says_not_coded_but_that_has_data_is_damaged(ending: str, tmp_path: Path) -> None:
+    def change(place: int, data: bytes) -> bytes:
+        at = data.index(START) + 5  # kind, second, marker and time take ten bits
+        return data[:at] + bytes([data[at] & ~0x20]) + data[at + 1 :] if place == 10 else data
+
+    with pytest.raises(BadVideoError, match=r"gave no frame|the decoder gave 39"):
+        shown(repeating(tmp_path, ending, change))

@@ -95,7 +95,7 @@ def test_a_decoder_with_other_pixels_is_refused_by_name(job: Config, monkeypatch
     sc.extract(job)
     replace_decoder(monkeypatch, "0" * 32)
     with pytest.raises(
-        OtherStoreError, match=r"provenance\.decoder_digest: stored .*'av': .* wanted .*'av': '99\.0\.1'"
+        OtherStoreError, match=r"\.decoder_digest: stored .*\n  libraries: stored {'av': .* wanted {'av': '99\.0\.1'}"
     ):
         sc.extract(job)
 

@@ -14,6 +14,7 @@ Counter = Callable[["Packet[VideoStream]"], int]
 
 _LAYER, _PICTURE = b"\0\0\1[\x20-\x2f]", b"\0\0\1\xb6"  # MPEG-4's video object layer (VOL) and plane (VOP)
 _START = re.compile(b"(%b)|%b" % (_LAYER, _PICTURE), re.DOTALL)
+_MOST_NOT_CODED = 16  # bytes of a picture of which nothing is coded; a time and a few bits
 
 
 def frame_counter(stream: VideoStream) -> Counter:
@@ -51,12 +52,14 @@ class _Mpeg4:
 
     def _count(self, data: memoryview) -> int:
         coded = []
-        for start in _START.finditer(data):
+        starts = list(_START.finditer(data))
+        ends = [start.start() for start in starts[1:]] + [len(data)]
+        for start, end in zip(starts, ends, strict=False):  # there may be no start
             bits = _Bits(data[start.end() : start.end() + 32])
             if start[1]:
                 self._clock_bits = _clock_bits(bits)
-            else:
-                coded.append(self._is_coded(bits))
+            else:  # with more bytes than it needs, it is one that was damaged
+                coded.append(end - start.end() > _MOST_NOT_CODED or self._is_coded(bits))
         return sum(coded) if coded else 1  # a packet without a VOP is a short header of H.263
 
     def _is_coded(self, bits: "_Bits") -> bool:

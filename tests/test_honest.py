@@ -206,6 +206,18 @@ def test_a_probe_is_solved_on_training_rows_and_chosen_by_validation_rows(
         assert torch.equal(each["data"].val_labels, labels[val_rows])
 
 
+def test_the_views_of_a_sample_are_on_one_side(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("train.epochs=1", "methods=[{name: losa, rank: 4, token_rank: 2}]")
+    features = StreamedFeatures(sc.extract(config).store, torch.device("cpu"))
+    features.views = 4
+    (entry,) = config.parsed_methods()
+    with watching(monkeypatch) as seen:
+        train_trials(entry, entry.trials, Material(PooledFeatures(features)), settings_of(config, entry, 0), 0.5)
+    samples, val_samples = ({int(row) // 4 for row in seen[0][name]} for name in ("rows", "val_rows"))
+    assert samples | val_samples == set(range(6))
+    assert not samples & val_samples
+
+
 @pytest.mark.parametrize("method", ["linear_probe", "losa"])
 def test_features_are_standardised_by_the_training_rows_alone(tiny_config: MakeConfig, method: str) -> None:
     config = tiny_config("train.epochs=1")

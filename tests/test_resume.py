@@ -114,6 +114,19 @@ def test_a_lost_mark_is_one_shard_again(image_folder: Path, tmp_path: Path, tiny
     assert contents(tmp_path / "c.zarr") == before
 
 
+def test_a_shard_whose_values_cannot_be_written_is_not_marked(
+    image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise JobError("the disk refuses")
+
+    monkeypatch.setattr(writer.StoreWriter, "write", refuse)
+    with pytest.raises(JobError, match="the disk refuses"):
+        extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    store = open_store(tmp_path / "c.zarr")
+    assert all(store.missing_shards(split) == list(store.schema.shards(split)) for split in store.splits)
+
+
 def test_locks_that_a_killed_process_left_are_no_part_of_a_store(
     image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone
 ) -> None:

@@ -20,7 +20,7 @@ from adapt.candidate import Candidate
 from adapt.checkpoint import Checkpoint, Done
 from adapt.distributed import World
 from adapt.objective import Objective, class_weights, make_objective
-from adapt.optimizer import make_schedule
+from adapt.optimizer import make_optimizer, make_schedule
 from adapt.split import draw_validation
 from adapt.train import Loop, Settings, evaluate_split, fit, predict_logits
 from store.errors import JobError, UserError
@@ -308,6 +308,57 @@ def test_the_schedule_warms_up_and_ends_near_zero() -> None:
     assert max(rates) == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.001
+
+
+def test_every_step_is_taken_at_the_rate_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, trained, rates = MadeFeatures(), candidate(0.01), []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda it, *args: rates.append(it.param_groups[0]["lr"]) or step(it, *args)
+    )
+    rows, val_rows = rows_of(features)
+    fit([trained], features, rows, val_rows, SETTINGS, PLAIN)
+    factor = make_schedule(len(rates), SETTINGS.warmup)
+    assert len(rates) == SETTINGS.epochs * -(-len(rows) // SETTINGS.batch_size)
+    assert rates == pytest.approx([0.01 * factor(number) for number in range(len(rates))])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weight_decay_spares_vectors(name: str) -> None:
+    """Decoupled or not, a step without a gradient shrinks the weights, and biases stay as they were."""
+    model = build("losa", {"rank": 4, "token_rank": 2})
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.requires_grad:
+                tensor.fill_(1.0).grad = torch.zeros_like(tensor)
+    optimizer = make_optimizer(model, name, lr=0.1, weight_decay=0.5, head_lr=0.2)  # type: ignore[arg-type]
+    optimizer.step()
+    for key, tensor in model.named_parameters():
+        if tensor.requires_grad:
+            shrunk = bool((tensor < 1).all())
+            assert shrunk is (tensor.ndim > 1), key
+
+
+def test_evaluation_is_without_dropout() -> None:
+    features, trained = MadeFeatures(), candidate(dropout=0.5)
+    with torch.no_grad():
+        for tensor in trained.model.parameters():
+            tensor.add_(torch.randn_like(tensor))
+    trained.model.train()
+    one, other = (predict_logits([trained.model], features, "train", np.arange(60))[0] for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_the_views_of_a_sample_are_judged_by_their_mean_logits() -> None:
+    features, trained = MadeFeatures(), candidate()
+    fit([trained], features, *rows_of(features), SETTINGS, PLAIN)
+    features._labels = features._labels.repeat_interleave(3)[:60]
+    features.views = 3
+    (logits,) = predict_logits([trained.model], features, "train", np.arange(60))
+    right = logits.view(20, 3, 5).mean(dim=1).argmax(dim=1) == features.labels("train")[::3]
+    expected = 100 * float(right.float().mean())
+    assert expected != 100 * float((logits[::3].argmax(dim=1) == features.labels("train")[::3]).float().mean())
+    assert evaluate_split(trained.model, features, "train").top1 == pytest.approx(expected)
 
 
 def test_without_warm_up_the_first_step_is_whole() -> None:

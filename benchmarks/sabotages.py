@@ -1,0 +1,374 @@
+"""What `benchmarks.sabotage` does to the source: faults with which every job runs, and its outcome is worthless."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """A replacement in one file, and the tests of which one at least must fail.
+
+    Args:
+        old: what is replaced; found exactly once in the file.
+        tests: test files, or tests in them, as pytest takes them.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_HONEST = "tests/test_honest.py"
+_SPY = f"{_HONEST}::test_the_test_split_is_read_once_a_chosen_model_and_never_before"
+_OWN = f"{_HONEST}::test_whatever_decides_an_outcome_makes_a_search_and_a_trial_of_its_own"
+_ROWS = f"{_HONEST}::test_search_and_training_of_a_seed_have_that_seeds_validation_rows"
+_STANDARD = f"{_HONEST}::test_features_are_standardised_by_the_training_rows_alone"
+_SAVE = "save_adaptor(adaptor_path(config.run_dir, row), best.model, card)"
+
+SABOTAGES = (
+    # What is chosen, and by what
+    Sabotage(
+        "probe chosen on the test split",
+        "adapt/search.py",
+        "parts = (values[index], labels[index], values[val_index], labels[val_index])",
+        'test = pooled.whole("test", layer, readout_of(candidates[0]))\n'
+        '            parts = (values[index], labels[index], test, pooled.features.labels("test"))',
+        (_SPY,),
+    ),
+    Sabotage(
+        "epoch chosen on the test split",
+        "adapt/train.py",
+        "        labels = self._labels[torch.from_numpy(rows)]\n"
+        '        predicted = predict_logits(models, self._features, "train", rows,',
+        '        labels = self._features.labels("test")\n        rows = np.arange(len(labels))\n'
+        '        predicted = predict_logits(models, self._features, "test", rows,',
+        (_SPY,),
+    ),
+    Sabotage(
+        "test split evaluated twice",
+        "adapt/run.py",
+        "    parameters, head = count_params(best.model)\n",
+        '    evaluate_split(best.model, inputs, "test", settings.precision)\n'
+        "    parameters, head = count_params(best.model)\n",
+        (_SPY,),
+    ),
+    Sabotage(
+        "training split reported",
+        "adapt/run.py",
+        'evaluate_split(best.model, inputs, "test", settings.precision)',
+        'evaluate_split(best.model, inputs, "train", settings.precision)',
+        (_SPY,),
+    ),
+    Sabotage(
+        "epoch chosen by training rows",
+        "adapt/train.py",
+        "loop.validate(val_rows, done.epochs)",
+        "loop.validate(rows, done.epochs)",
+        ("tests/test_train.py::test_the_epoch_that_validation_likes_best_is_kept",),
+    ),
+    Sabotage(
+        "last epoch kept instead of the best",
+        "adapt/train.py",
+        "        candidate.load(candidate.best)\n",
+        "        pass\n",
+        ("tests/test_train.py::test_the_epoch_that_validation_likes_best_is_kept",),
+    ),
+    Sabotage(
+        "search keeps the worst",
+        "adapt/search.py",
+        "best = max(range(len(trials))",
+        "best = min(range(len(trials))",
+        ("tests/test_search.py",),
+    ),
+    Sabotage(
+        "best method chosen by the test split",
+        "adapt/section.py",
+        "key=_validation, default=None",
+        "key=self.mean, default=None",
+        ("tests/test_report.py",),
+    ),
+    Sabotage(
+        "a seed counts by its best test score",
+        "adapt/summary.py",
+        'return float("-inf") if row.val_score is None else row.val_score',
+        "return row.top1 or 0.0",
+        ("tests/test_results.py",),
+    ),
+    # What training sees
+    Sabotage(
+        "validation rows trained on",
+        "adapt/search.py",
+        "            group, self._material.inputs, self.rows, self._val_rows,",
+        "            group, self._material.inputs, torch.arange(len(self._labels)).numpy(), self._val_rows,",
+        (_ROWS,),
+    ),
+    Sabotage(
+        "probe solved on validation rows too",
+        "adapt/search.py",
+        "parts = (values[index], labels[index], ",
+        "parts = (values, labels, ",
+        (f"{_HONEST}::test_a_probe_is_solved_on_training_rows_and_chosen_by_validation_rows",),
+    ),
+    Sabotage(
+        "one validation set for all seeds",
+        "adapt/search.py",
+        "draw_validation(self._labels, val_fraction, settings.seed, features.views)",
+        "draw_validation(self._labels, val_fraction, 0, features.views)",
+        (_ROWS,),
+    ),
+    Sabotage(
+        "views of a sample on both sides",
+        "adapt/search.py",
+        "draw_validation(self._labels, val_fraction, settings.seed, features.views)",
+        "draw_validation(self._labels, val_fraction, settings.seed)",
+        (f"{_HONEST}::test_the_views_of_a_sample_are_on_one_side",),
+    ),
+    Sabotage(
+        "standardisation left out",
+        "adapt/search.py",
+        "        self._standardise(group)\n        if",
+        "        if",
+        (_STANDARD,),
+    ),
+    Sabotage(
+        "standardised by validation rows too",
+        "adapt/search.py",
+        "readout.standardise(values[rows], rounding)",
+        "readout.standardise(values, rounding)",
+        (_STANDARD,),
+    ),
+    Sabotage(
+        "divided by rounding noise",
+        "adapt/readout.py",
+        "std > 2 * rounding",
+        "std > 1e-6",
+        ("tests/test_rounding.py::test_the_accuracy_reported_is_that_of_the_saved_adaptor",),
+    ),
+    Sabotage(
+        "classes weighted by validation rows too",
+        "adapt/search.py",
+        "trained_on = self._labels[torch.from_numpy(self.rows)]",
+        "trained_on = self._labels",
+        (f"{_HONEST}::test_classes_are_weighted_by_the_training_rows_alone",),
+    ),
+    Sabotage(
+        "rows never shuffled",
+        "adapt/shuffle.py",
+        "in_groups(draw.permutation(rows), batch_size)",
+        "in_groups(rows, batch_size)",
+        ("tests/test_shuffle.py",),
+    ),
+    Sabotage(
+        "schedule never stepped",
+        "adapt/train.py",
+        "                scheduler.step()\n",
+        "                pass\n",
+        ("tests/test_train.py::test_every_step_is_taken_at_the_rate_of_the_schedule",),
+    ),
+    Sabotage(
+        "biases decayed",
+        "adapt/optimizer.py",
+        'if tensor.ndim <= 1], "weight_decay": 0.0,',
+        'if tensor.ndim <= 1], "weight_decay": weight_decay,',
+        ("tests/test_train.py::test_weight_decay_spares_vectors",),
+    ),
+    Sabotage(
+        "dropout at work in evaluation",
+        "adapt/train.py",
+        "        model.eval()\n",
+        "        model.train()\n",
+        ("tests/test_train.py::test_evaluation_is_without_dropout",),
+    ),
+    Sabotage(
+        "no optimum and no warning",
+        "adapt/newton.py",
+        " and not self._objective.separates(free, self._labels)",
+        "",
+        ("tests/test_solve.py",),
+    ),
+    # What is written down
+    Sabotage(
+        "a trial's key without val_fraction",
+        "adapt/run.py",
+        "method.name, trial, settings, config.data.val_fraction)\n\n\ndef _cond",
+        "method.name, trial, settings)\n\n\ndef _cond",
+        (f"{_OWN}[losa]",),
+    ),
+    Sabotage(
+        "a trial's key without its settings",
+        "adapt/run.py",
+        "method.name, trial, settings, config.data.val_fraction)\n\n\ndef _cond",
+        "method.name, trial, config.data.val_fraction)\n\n\ndef _cond",
+        (f"{_OWN}[losa]",),
+    ),
+    Sabotage(
+        "a search's key without its settings",
+        "adapt/run.py",
+        "digest(origin.identity, material.kind, method, settings, fraction)",
+        "digest(origin.identity, material.kind, method, fraction)",
+        (f"{_OWN}[losa]",),
+    ),
+    Sabotage(
+        "row written before its adaptor",
+        "adapt/run.py",
+        f"    {_SAVE}\n    write_results(config.run_dir, [row])\n",
+        f"    write_results(config.run_dir, [row])\n    {_SAVE}\n",
+        (f"{_HONEST}::test_a_row_is_never_without_its_adaptor",),
+    ),
+    Sabotage(
+        "row without adaptor counts as done",
+        "adapt/run.py",
+        " if adaptor_path(run_dir, row).exists()}",
+        "}",
+        (f"{_HONEST}::test_a_row_whose_adaptor_is_gone_is_trained_again",),
+    ),
+    Sabotage(
+        "another model saved than evaluated",
+        "adapt/run.py",
+        _SAVE,
+        _SAVE.replace("best.model", "material.new_model(method.name, trial, settings.seed)"),
+        ("tests/test_rounding.py::test_the_accuracy_reported_is_that_of_the_saved_adaptor",),
+    ),
+    Sabotage(
+        "conditions without the precision",
+        "adapt/conditions.py",
+        'trained.pop("seed", None)',
+        '[trained.pop(name, None) for name in ("seed", "precision")]',
+        ("tests/test_conditions.py",),
+    ),
+    Sabotage(
+        "results merged by position",
+        "adapt/results.py",
+        "{row.trial_id: row for row in [*old, *rows]}",
+        "dict(enumerate(old)) | dict(enumerate(rows))",
+        ("tests/test_results.py::test_other_rows_are_kept_and_the_same_trial_is_replaced_in_place",),
+    ),
+    Sabotage(
+        "best seed instead of the mean",
+        "adapt/summary.py",
+        "Stat(statistics.fmean(known),",
+        "Stat(max(known),",
+        ("tests/test_results.py::test_seeds_are_summarised_by_mean_and_sample_deviation",),
+    ),
+    Sabotage(
+        "deviation of the population",
+        "adapt/summary.py",
+        "statistics.stdev(known)",
+        "statistics.pstdev(known)",
+        ("tests/test_results.py::test_seeds_are_summarised_by_mean_and_sample_deviation",),
+    ),
+    # Metrics
+    Sabotage(
+        "top-5 is top-1", "adapt/metrics.py", "_percent(rank < 5)", "_percent(rank < 1)", ("tests/test_metrics.py",)
+    ),
+    Sabotage(
+        "top-1 as mean class accuracy",
+        "adapt/metrics.py",
+        "mean_class_accuracy=_percent(n_hit[present] / n_labelled[present])",
+        "mean_class_accuracy=_percent(rank < 1)",
+        ("tests/test_metrics.py",),
+    ),
+    Sabotage(
+        "absent classes in the F1",
+        "adapt/metrics.py",
+        "    present = n_labelled > 0\n    if not",
+        "    present = n_labelled + n_predicted > 0\n    if not",
+        ("tests/test_metrics.py",),
+    ),
+    Sabotage(
+        "first view instead of the mean over views",
+        "adapt/train.py",
+        "evaluate(average_views(logits, features.views), labels[:: features.views])",
+        "evaluate(logits[:: features.views], labels[:: features.views])",
+        ("tests/test_train.py::test_the_views_of_a_sample_are_judged_by_their_mean_logits",),
+    ),
+    # The store
+    Sabotage(
+        "shard marked before its values",
+        "extract/run.py",
+        "    writer.write(split, number, shard.tokens, shard.status)\n"
+        "    writer.log_and_mark(split, number, shard.status, seconds, shard.forward_seconds, shard.skipped)\n",
+        "    writer.log_and_mark(split, number, shard.status, seconds, shard.forward_seconds, shard.skipped)\n"
+        "    writer.write(split, number, shard.tokens, shard.status)\n",
+        ("tests/test_resume.py::test_a_shard_whose_values_cannot_be_written_is_not_marked",),
+    ),
+    Sabotage(
+        "lock never checked",
+        "store/writer.py",
+        "        if self._lock:\n",
+        "        if False:\n",
+        ("tests/test_lock.py",),
+    ),
+    Sabotage(
+        "missing shards taken for whole",
+        "store/writer.py",
+        "if status[shards.rows(shard).start] == MISSING]\n\n    def commit",
+        "if status[shards.rows(shard).start] == MISSING and shard == 0]\n\n    def commit",
+        ("tests/test_resume.py::test_a_lost_mark_is_one_shard_again", "tests/test_store.py"),
+    ),
+    Sabotage(
+        "digest of a shard left out",
+        "store/writer.py",
+        "        wait([self._open(split, DIGEST)[shard].write(np.array(list(digests), np.uint32))], doing)\n",
+        "",
+        ("tests/test_verify.py::test_a_whole_store_is_sound",),
+    ),
+    Sabotage(
+        "rows read without their checksum",
+        "store/chunks.py",
+        "for number, place in enumerate(places) if not version.checked[place]]",
+        "for number, place in enumerate(places) if False]",
+        ("tests/test_chunks.py",),
+    ),
+    Sabotage(
+        "files never synced",
+        "store/durable.py",
+        "pool.submit(os.fsync, file)",
+        "pool.submit(int, file)",
+        ("tests/test_power_loss.py",),
+    ),
+    # The extraction
+    Sabotage(
+        "final norm in every layer",
+        "extract/timm_vit.py",
+        "norm=False",
+        "norm=True",
+        ("tests/test_backbone.py::test_tokens_are_what_the_blocks_return",),
+    ),
+    Sabotage(
+        "layers off by one",
+        "extract/timm_vit.py",
+        "indices=list(layers)",
+        "indices=[max(0, layer - 1) for layer in layers]",
+        ("tests/test_backbone.py::test_tokens_are_what_the_blocks_return",),
+    ),
+    Sabotage(
+        "rows of a batch in reverse",
+        "extract/shard.py",
+        "whole[places] = array",
+        "whole[places[::-1]] = array",
+        ("tests/test_features.py::test_online_features_are_the_stored_ones_to_the_bit_whatever_the_batch",),
+    ),
+    Sabotage(
+        "int8 by the rms of another layer",
+        "extract/encoding.py",
+        "_encode(values, dtype, rms.get(layer))",
+        "_encode(values, dtype, rms.get(min(tokens)))",
+        ("tests/test_rounding.py::test_no_stored_value_differs_by_more_than_is_said",),
+    ),
+    Sabotage(
+        "mixed precision ignored by the extraction",
+        "extract/forward.py",
+        "with autocast(self.device, self.precision):",
+        'with autocast(self.device, "float32"):',
+        ("tests/test_backbone.py::test_tokens_come_out_as_float32_under_autocast",),
+    ),
+    Sabotage(
+        "gradients in the frozen backbone",
+        "extract/forward.py",
+        "    @torch.no_grad()\n    def __call__(",
+        "    def __call__(",
+        ("tests/test_features.py::test_no_gradient_reaches_the_backbone",),
+    ),
+)

@@ -1,0 +1,47 @@
+"""The sabotages of benchmarks/ apply to the source as it is; a run of them tells which are noticed."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.sabotage import ROOT, report, run, sabotaged
+from benchmarks.sabotages import SABOTAGES, Sabotage
+from store.errors import UserError
+
+IDS = [sabotage.name for sabotage in SABOTAGES]
+BY_NAME = {sabotage.name: sabotage for sabotage in SABOTAGES}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=IDS)
+def test_every_sabotage_applies_and_its_tests_are_there(sabotage: Sabotage) -> None:
+    compile(sabotaged(sabotage), sabotage.file, "exec")
+    for test in sabotage.tests:
+        file, _, name = test.partition("::")
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert not name or f"def {name.partition('[')[0]}(" in text, f"{test} is gone"
+
+
+def test_names_are_not_given_twice() -> None:
+    assert len(BY_NAME) == len(SABOTAGES) >= 25
+
+
+def test_a_sabotage_that_no_longer_applies_is_an_error() -> None:
+    gone = replace(SABOTAGES[0], old="a text that stands nowhere")
+    with pytest.raises(UserError, match=r"found 0 times in adapt/search\.py, not once: 'a text that stands nowhere'"):
+        sabotaged(gone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rows never shuffled", "best seed instead of the mean"])
+def test_a_sabotage_is_noticed(name: str) -> None:
+    outcome = run(BY_NAME[name], BY_NAME[name].tests)
+    assert outcome.killer
+    assert outcome.killer.startswith(BY_NAME[name].tests[0].removeprefix("tests/").partition("::")[0])
+
+
+@pytest.mark.slow
+def test_a_sabotage_that_no_test_notices_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Here one that changes nothing but the text."""
+    harmless = replace(BY_NAME["rows never shuffled"], new="in_groups(draw.permutation(rows),  batch_size)")
+    assert report([harmless], at_once=2) == 1
+    assert "SURVIVES" in capsys.readouterr().out

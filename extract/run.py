@@ -73,6 +73,7 @@ def extract_tokens(
     started = time.perf_counter()
     folder = Folder(store_url(store.path))
     refuse_full_folder(folder)
+    folder.require_all_regular()  # as `hold` does, before the samples are listed
     known = read_known(folder)
     source = in_store_order(source, known.ids if known else {})
     listings = {name: list_split(name, split) for name, split in source.splits.items()}

@@ -88,6 +88,7 @@ def read_status(folder: Folder, schema: Schema, split: str, marks: str = "") -> 
     status = folder.open_array(name, expected, missing_reads_as_zero=True, may_be_longer=True)
     if not (n := schema.splits[split].num_samples):
         return np.zeros(0, np.uint8)
+    folder.require_all_regular(name)  # tensorstore reads all of its files, wherever they lead
     return np.asarray(wait([status[:n].read()], f"read {folder.place}{name}")[0])
 
 

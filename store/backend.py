@@ -21,10 +21,11 @@ import numpy as np
 import tensorstore as ts
 
 from store.address import array_members, kvstore_spec, local_path, new_context
-from store.durable import remove_leftovers, write_files
+from store.durable import TEMPORARY, remove_leftovers, write_files
 from store.errors import JobError, UserError
 from store.failures import NEEDS_REPLACING, failure
 from store.metadata import CHECKSUM, CRC32C, array_metadata, chunk_codecs, document_checksum
+from store.regular import IrregularError, irregular, require_regular, total_bytes
 
 CONTENT = "content"  # the attribute that binds a one-chunk array's metadata to its file
 LOCK = "_log/lock"  # outlives `clear`
@@ -43,6 +44,7 @@ class Folder:
         self.url = url
         folder = local_path(url)
         self.place = url if folder is None else f"{folder}/"
+        self._root = None if folder is None else str(folder)
         self._spec = kvstore_spec(url)
         self._documents = _checked(
             lambda: ts.KvStore.open(self._spec, context=_context()).result(), f"open {self.place}"
@@ -56,6 +58,31 @@ class Folder:
         """
         if folder := local_path(self.url):
             self._disk = _device(folder)
+
+    def require_regular(self, key: str) -> None:
+        """Refuse what lies at a key, or on the way to it, where that is a link, a FIFO or the like (regular.py)."""
+        if self._root is not None:
+            root = self._root
+            _checked(lambda: require_regular(root, key), f"read {self.place}{key}")
+
+    def require_all_regular(self, name: str = "") -> None:
+        """The same for all that lies below a name; every folder is listed."""
+        if name:
+            self.require_regular(name)
+        for fault in self.irregular(name):
+            raise fault
+
+    def irregular(self, name: str = "") -> Iterator[IrregularError]:
+        """A refusal for each of these, below a name."""
+        if self._root is not None:
+            found = irregular(f"{self._root}/{name}".rstrip("/"))
+            while fault := _checked(lambda: next(found, None), f"list {self.place}{name}"):
+                yield fault
+
+    def n_bytes(self) -> int | None:
+        """Of all files together; None where they are not in a local folder."""
+        root = self._root
+        return None if root is None else _checked(lambda: total_bytes(root), f"list {self.place}")
 
     def write_json(self, key: str, document: dict[str, Any]) -> None:
         """Write a document whole; it is durable when this returns."""
@@ -92,7 +119,7 @@ class Folder:
 
     def write_bytes(self, key: str, content: bytes) -> None:
         """Write one key whole."""
-        self._require_disk()
+        self._require_place(key)
         _checked(lambda: self._documents.write(key, content).result(), f"write {self.place}{key}")
 
     def write_files(self, files: Iterable[tuple[str, Sequence[memoryview]]], doing: str) -> None:
@@ -103,6 +130,7 @@ class Folder:
 
         def places() -> Iterator[tuple[Path, Sequence[memoryview]]]:
             for key, pieces in files:
+                self.require_regular(key)
                 remove_leftovers(folder / key)
                 yield folder / key, pieces
 
@@ -114,12 +142,13 @@ class Folder:
 
     def read_stamped(self, key: str) -> tuple[bytes | None, bytes]:
         """One key, or None where it is missing, and its generation: what `write_if` compares."""
+        self.require_regular(key)
         found = _checked(lambda: self._documents.read(key).result(), f"read {self.place}{key}")
         return bytes(found.value) if found.state == "value" else None, found.stamp.generation
 
     def write_if(self, key: str, content: bytes | None, generation: bytes) -> bytes | None:
         """Write or delete one key if it still is of that generation; the new generation, or None where it is not."""
-        self._require_disk()
+        self._require_place(key)
         stamp = _checked(
             lambda: self._documents.write(key, content, if_equal=generation).result(), f"write {self.place}{key}"
         )
@@ -140,6 +169,7 @@ class Folder:
 
     def has_keys(self, name: str) -> bool:
         """Whether anything lies below `name`."""
+        self.require_regular(name)
         below = ts.KvStore.KeyRange(f"{name}/", f"{name}0")  # 0 is the character that follows the slash
         return bool(_checked(lambda: self._documents.list(below).result(), f"list {self.place}{name}"))
 
@@ -154,13 +184,21 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Delete all that lies below `name`."""
+        self.require_all_regular(name)
         self._remove(ts.KvStore.KeyRange(f"{name}/", f"{name}0"))
 
     def clear(self) -> None:
         """Delete everything but the lock, the root group first: from then on there is no store."""
+        self.require_all_regular()
         self._remove(ts.KvStore.KeyRange("zarr.json", "zarr.json0"))
         self._remove(ts.KvStore.KeyRange("", f"{LOCK}/"))
         self._remove(ts.KvStore.KeyRange(f"{LOCK}0", ""))
+
+    def _require_place(self, key: str) -> None:
+        """That a key can be written, whose temporary file tensorstore would write through to where it leads."""
+        self._require_disk()
+        self.require_regular(key)
+        self.require_regular(f"{key}{TEMPORARY}")
 
     def _require_disk(self) -> None:
         if self._disk is not None and self._disk != _device(local_path(self.url)):

@@ -10,7 +10,7 @@ class OpenFile:
     """A file, open for reading until nothing refers to it any more."""
 
     def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # of a FIFO, no waiting
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):

@@ -3,7 +3,7 @@
 import math
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -32,9 +32,9 @@ class Layer:
 
     def __init__(self, folder: Folder, schema: Schema, split: str, layer: int) -> None:
         expected = {name: shard_arrays(schema, split)[name] for name in layer_arrays(schema, layer)}
-        self._arrays = [
-            folder.open_array(f"{split}/{name}", given, may_be_longer=True) for name, given in expected.items()
-        ]
+        self._folder, self._regular = folder, set[int]()
+        self._files = {f"{split}/{name}": given for name, given in expected.items()}
+        self._arrays = [folder.open_array(name, given, may_be_longer=True) for name, given in self._files.items()]
         #: whether the store has more samples than the schema says
         self.has_grown = any(array.shape[0] > schema.splits[split].num_samples for array in self._arrays)
         self._chunks: list[LocalChunks] = []
@@ -45,15 +45,26 @@ class Layer:
         """A future of the stored values of some rows, an array for each of the layer's."""
         if self._chunks and rows.size:
             return _threads().submit(self._read, rows, picked)
+        self._require_regular(picked.runs.keys())
         return self._through_tensorstore(rows)
 
     def _read(self, rows: Int[np.ndarray, "rows"], picked: Picked) -> Sequence[np.ndarray]:
         try:
+            self._require_regular(picked.runs.keys())
             found = [chunks.read(picked) for chunks in self._chunks]
         except (OSError, UnreadableError):
+            self._regular -= picked.runs.keys()  # some file is another by now, perhaps
+            self._require_regular(picked.runs.keys())
             return self._through_tensorstore(rows).result()  # which reads it all the same, or says what is wrong
         pairs = zip(found, self._arrays, strict=True)
         return [raw.view(array.dtype.numpy_dtype).reshape(-1, *array.shape[1:]) for raw, array in pairs]
+
+    def _require_regular(self, shards: Set[int]) -> None:
+        """Look at the files of shards before they are first opened."""
+        for shard in shards - self._regular:
+            for name, metadata in self._files.items():
+                self._folder.require_regular(shard_file(name, metadata, shard))
+            self._regular.add(shard)
 
     def _through_tensorstore(self, rows: Int[np.ndarray, "rows"]) -> "_Gathered":
         chosen = rows if rows.size else slice(0, 0)  # an empty list of indices would ask for chunk 0

@@ -57,8 +57,10 @@ def hold(
         patience_seconds: how long a lock from elsewhere must stand still until it is taken over; several beats.
 
     Raises:
-        JobError: another job is at work on the store, or the disk refuses.
+        JobError: another job is at work on the store, or the disk refuses; or there is a link, a FIFO or the like in
+            the store (regular.py).
     """
+    folder.require_all_regular()
     lock = Lock(folder, beat_seconds, patience_seconds)
     lock.acquire()
     folder.stay_on_disk()

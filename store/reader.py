@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int, Integer, Shaped
 
-from store.address import local_path, store_url
+from store.address import store_url
 from store.arrays import LOG, MISSING, NEXT, SKIPPED, Marks, is_log, open_schema, read_rms, require_marks
 from store.backend import Folder, check_process, wait
 from store.chunks import Picked
@@ -209,10 +209,10 @@ class Store:
 
     def n_bytes(self) -> int:
         """Bytes on the disk, all files counted; for a remote store, the bytes of all samples before compression."""
-        folder = local_path(self.url)
-        if folder is None:
-            return self.schema.bytes_per_sample * sum(info.num_samples for info in self.schema.splits.values())
-        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        stored = self._folder.n_bytes()
+        if stored is not None:
+            return stored
+        return self.schema.bytes_per_sample * sum(info.num_samples for info in self.schema.splits.values())
 
     def _layer(self, split: str, layer: int) -> Layer:
         if (split, layer) not in self._opened:

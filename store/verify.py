@@ -102,15 +102,16 @@ def verify_store(path: str | Path) -> Report:
     keys = folder.keys()
     if not keys:
         raise JobError(f"there is no store at {folder.place}; make one with `sidecache extract`")
-    refuse_half_grown(folder)
-    report = Report(folder.place)
+    irregular = {fault.path.removeprefix(folder.place): str(fault) for fault in folder.irregular()}
+    report = Report(folder.place, faults=[*irregular.values()])
+    _attempt(report, refuse_half_grown, folder) if irregular else refuse_half_grown(folder)
     for key in keys:
         if key.rpartition("/")[2] == "zarr.json" and key != f"{LOCK}/zarr.json":
             _attempt(report, folder.read_node, key.removesuffix("zarr.json").rstrip("/"))
             report.bytes_read += len(_attempt(report, folder.read_bytes, key) or b"")
     schema = _attempt(report, open_schema, folder)
     if schema:
-        _Check(folder, schema, set(keys), report).everything()
+        _Check(folder, schema, set(keys), report, irregular.keys()).everything()
     elif not report.faults:
         report.faults.append(f"{folder.place}zarr.json is missing: without it this is no store; extract it anew")
     return report
@@ -153,9 +154,11 @@ def _attempt(report: Report, call: Callable[..., Any], *given: Any) -> Any:
 class _Check:
     """The checks of a store that can say what it holds."""
 
-    def __init__(self, folder: Folder, schema: Schema, keys: Collection[str], report: Report) -> None:
+    def __init__(
+        self, folder: Folder, schema: Schema, keys: Collection[str], report: Report, irregular: Collection[str]
+    ) -> None:
         self._folder, self._schema, self._report = folder, schema, report
-        self._keys, self._known = keys, {"zarr.json"}
+        self._keys, self._known = keys, {"zarr.json", *irregular}
         self._whole_arrays: set[str] = set()
 
     def everything(self) -> None:
@@ -261,6 +264,7 @@ class _Check:
         rows = self._schema.shards(shard.split).rows(shard.number)
         part = slice(shard.number, shard.number + 1) if name == DIGEST else slice(rows.start, rows.stop)
         try:
+            self._folder.require_regular(self._file(shard.split, name, shard.number))
             values = np.asarray(wait([array[part].read()], "read it")[0])
         except AccessError as error:
             self._damaged(shard, name, layer, error.reason)

@@ -1,8 +1,8 @@
 """What a store is made of: its arrays by name, and what can be read of it before any token is."""
 
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -10,6 +10,7 @@ from jaxtyping import Float32, UInt8
 from store.address import local_path
 from store.backend import Folder, wait
 from store.errors import JobError
+from store.failures import OutageError
 from store.formats import INT8_ENCODING, STORED_DTYPE, Encoded
 from store.metadata import array_metadata, chunk_codecs, sharded
 from store.schema import Schema, require_version
@@ -20,6 +21,7 @@ NEXT, ADDED = f"{LOG}/next", f"{LOG}/added"  # a growth that is decided; layers 
 MARKS = frozenset((STATUS, DIGEST))
 
 Marks = dict[str, UInt8[np.ndarray, "samples"]]  # by split
+Listed = TypeVar("Listed", np.ndarray, list[str])
 
 
 def layer_name(layer: int) -> str:
@@ -105,6 +107,25 @@ def require_marks(folder: Folder) -> tuple[Schema, Marks]:
         if now == schema:
             return schema, marks
         schema = now
+
+
+def read_listed(read: Callable[[str], Listed], name: str) -> Listed:
+    """A small array of a split, with an entry for every row, by its name and a method of the folder that reads it.
+
+    While growth replaces it, the longer one can be read from its log; once that is gone, in its place again.
+
+    Raises:
+        JobError: it is missing or damaged.
+    """
+    refusals = []
+    for place in (name, f"{NEXT}/{name}", name):
+        try:
+            return read(place)
+        except OutageError:
+            raise
+        except JobError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def holds_samples(folder: Folder, schema: Schema) -> bool:

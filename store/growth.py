@@ -18,6 +18,7 @@ from jaxtyping import UInt32
 from store.address import local_path
 from store.arrays import ADDED, DIGEST, MISSING, NEXT, open_schema, shard_arrays
 from store.backend import Folder, wait
+from store.errors import JobError
 from store.lock import Guard
 from store.schema import Schema
 from store.writer import Listing, StoreWriter, read_listing, write_listing
@@ -38,8 +39,26 @@ def read_known(folder: Folder) -> Known | None:
         UserError: what lies there is something else, or of another format.
         JobError: it is damaged.
     """
-    decided = _read_decided(folder)
-    schema = decided or open_schema(folder)
+    before, now = None, _read_schemas(folder)
+    while now != before:  # another job lets it grow
+        before, failed = now, None
+        try:
+            known = _read_known(folder, *before)
+        except JobError as error:
+            known, failed = None, error
+        now = _read_schemas(folder)
+    if failed:
+        raise failed
+    return known
+
+
+def _read_schemas(folder: Folder) -> tuple[Schema | None, Schema | None]:
+    """What a store is to say of itself, where a growth is decided; and what it says."""
+    return _read_decided(folder), open_schema(folder)
+
+
+def _read_known(folder: Folder, decided: Schema | None, stored: Schema | None) -> Known | None:
+    schema = decided or stored
     if schema is None:
         return None
     staged = {split: f"{NEXT}/{split}/" for split in schema.splits if decided and _is_staged(folder, split, "label")}

@@ -26,6 +26,9 @@ _OPEN_FILES = 4096
 class Layer:
     """One layer of a split: its values and, for int8, their scales.
 
+    Attributes:
+        has_grown: whether the store has more samples than the schema says.
+
     Raises:
         JobError: what describes its arrays is damaged, or does not fit.
     """
@@ -35,7 +38,6 @@ class Layer:
         self._folder, self._regular = folder, set[int]()
         self._files = {f"{split}/{name}": given for name, given in expected.items()}
         self._arrays = [folder.open_array(name, given, may_be_longer=True) for name, given in self._files.items()]
-        #: whether the store has more samples than the schema says
         self.has_grown = any(array.shape[0] > schema.splits[split].num_samples for array in self._arrays)
         self._chunks: list[LocalChunks] = []
         if _is_plain(folder, schema, split, expected):

@@ -6,13 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int, Integer, Shaped
 
 from store.address import store_url
-from store.arrays import LOG, MISSING, NEXT, SKIPPED, Marks, is_log, open_schema, read_rms, require_marks
+from store.arrays import (
+    LOG,
+    MISSING,
+    SKIPPED,
+    Listed,
+    Marks,
+    is_log,
+    open_schema,
+    read_listed,
+    read_rms,
+    require_marks,
+)
 from store.backend import Folder, check_process, wait
 from store.chunks import Picked
 from store.errors import JobError, UserError
@@ -27,9 +38,6 @@ _SHARD_OF_FILE = re.compile(r"/c/(\d+)[/\"]")  # in the name of the file that te
 Rows = Sequence[int] | Integer[np.ndarray, "rows"] | slice
 
 
-_Listed = TypeVar("_Listed", np.ndarray, list[str])
-
-
 @dataclass(frozen=True)
 class Pending:
     """Reads under way; `result` waits for them."""
@@ -37,7 +45,7 @@ class Pending:
     _futures: Mapping[int, Any]  # by layer
     _split: str
     _place: str
-    _check: Callable[[Sequence[Encoded]], None]
+    _check: Callable[[Sequence[Encoded]], None]  # of what was read; raises JobError
 
     def result(self) -> dict[int, Encoded]:
         """Layer -> stored values (rows, tokens, dim) and, for int8, scales (rows, tokens)."""
@@ -76,6 +84,7 @@ class Store:
         return self.url, self.schema, self._status
 
     def __setstate__(self, state: tuple[str, Schema, Marks]) -> None:
+        """A copy in another process has the same rows, whatever has become of the store."""
         self.url, self.schema, self._status = state
         self._folder = Folder(self.url)
         self._opened: dict[tuple[str, int], Layer] = {}
@@ -250,17 +259,13 @@ class Store:
         shard_samples = self.schema.shard_samples
         return len(self._status[split]) // shard_samples * shard_samples
 
-    def _read_listed(self, read: Callable[[str], _Listed], split: str, name: str) -> _Listed:
-        """What is known of a split's samples, in the order of their rows; of a store that has grown, of more of them.
-
-        While growth replaces such an array, the longer one can be read from its log; once that is gone, in its place.
-        """
-        place, n = f"{split}/{name}", len(self._status[split])
-        found = _first_of(read, [place, f"{NEXT}/{place}", place])
+    def _read_listed(self, read: Callable[[str], Listed], split: str, name: str) -> Listed:
+        """What is known of a split's samples, in the order of their rows; of a store that has grown, of all it has."""
+        found, n = read_listed(read, f"{split}/{name}"), len(self._status[split])
         if len(found) != n:
             self._require_not_replaced()
         if len(found) < n:
-            raise JobError(f"{self._folder.place}{place} is of {len(found)} samples, not {n}; {NEEDS_REPLACING}")
+            raise JobError(f"{self._folder.place}{split}/{name} is of {len(found)} samples, not {n}; {NEEDS_REPLACING}")
         return found
 
     def _require_not_replaced(self) -> None:
@@ -286,19 +291,6 @@ class Store:
                 f"shard {shard} of {split} in {self._folder.place} is not extracted yet; run `sidecache extract`"
             )
         return stored
-
-
-def _first_of(read: Callable[[str], _Listed], places: Sequence[str]) -> _Listed:
-    """What can be read at the first of some places; else the error of the first."""
-    refusals = []
-    for place in places:
-        try:
-            return read(place)
-        except OutageError:
-            raise
-        except JobError as error:
-            refusals.append(error)
-    raise refusals[0]
 
 
 def _indices(rows: Sequence[int] | Integer[np.ndarray, "rows"], total: int, split: str) -> Integer[np.ndarray, "rows"]:

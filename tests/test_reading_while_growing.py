@@ -4,7 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Semaphore, Thread
 from typing import Any
@@ -27,8 +27,9 @@ from adapt.results import Row
 from store import arrays
 from store.added_layers import MARKS_OF_ADDED, begin_layers, finish_layers
 from store.arrays import require_store
+from store.backend import Folder
 from store.errors import JobError
-from store.growth import grow
+from store.growth import grow, read_known
 from store.lock import hold
 from store.reader import Store, open_store
 from store.schema import Schema, SplitInfo
@@ -223,6 +224,31 @@ def test_a_store_that_grows_as_it_is_opened_is_opened_whole(tmp_path: Path, monk
     store = open_store(path)
     store.require_complete()
     assert (store.num_samples("train"), len(store.labels("train"))) == (11, 11)
+
+
+@pytest.mark.parametrize("call", range(1, 14))
+@pytest.mark.usefixtures("quick_disk")
+def test_what_a_job_knows_of_a_store_that_grows_meanwhile_fits_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """Growth comes whole, or stops half-way, at each of the files that are read."""
+    path, calls, read = tmp_path / "c.zarr", 0, Folder.read_bytes
+    make(path, dtype="float32")
+
+    def meanwhile(folder: Folder, key: str) -> bytes | None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            with killed_at(5 * call), suppress(KilledError):
+                add_samples(path)
+        return read(folder, key)
+
+    monkeypatch.setattr(Folder, "read_bytes", meanwhile)
+    known = read_known(small_store.url_folder(path))
+    assert known is not None
+    assert {split: len(ids) for split, ids in known.ids.items()} in (SMALL, LARGE)
+    for split, info in known.schema.splits.items():
+        assert len(known.ids[split]) == info.num_samples
 
 
 @pytest.mark.parametrize("n_train", [3, 9])

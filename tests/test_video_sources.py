@@ -131,7 +131,7 @@ def test_the_sampling_names_all_that_decides_a_view_and_nothing_else(put: Any) -
     def sampling(**clips: Any) -> str:
         return open_at("video_folder", root, video=ClipConfig(**clips)).sampling
 
-    assert sampling() == '{"clips": 1, "crops": 1, "frames": 8, "stride": null, "version": 1}'
+    assert sampling() == '{"clips": 1, "crops": 1, "frames": 8, "stride": null, "version": 2}'
     assert sampling(time_limit=1.0) == sampling()
     assert len({sampling(), sampling(frames=4), sampling(stride=2), sampling(clips=2), sampling(crops=3)}) == 5
     assert open_source(DataConfig()).sampling == ""

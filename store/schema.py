@@ -150,12 +150,13 @@ def require_same(stored: Schema, wanted: Schema, where: str) -> None:
     Samples and classes are compared apart (changes.py), since more of the former may come; so may layers.
 
     Raises:
-        OtherStoreError: provenance or kind of labels differ.
+        OtherStoreError: provenance, kind of labels or token layout differ.
     """
     different = {f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()}
     different.pop("provenance.samples", None)
-    if stored.multi_label != wanted.multi_label:
-        different["multi_label"] = (stored.multi_label, wanted.multi_label)
+    for name in ("multi_label", "num_prefix_tokens", "num_class_tokens", "grid", "prefix_sets"):
+        if getattr(stored, name) != getattr(wanted, name):
+            different[name] = (getattr(stored, name), getattr(wanted, name))
     refuse_difference(different, where)
 
 

@@ -165,7 +165,7 @@ def require_same(stored: Schema, wanted: Schema, where: str) -> None:
     Samples and classes are compared apart (changes.py), since more of the former may come; so may layers.
 
     Raises:
-        OtherStoreError: provenance or kind of labels differ.
+        OtherStoreError: provenance, kind of labels or token layout differ.
     """
     different: dict[str, tuple[Any, Any]] = {
         f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()
@@ -173,8 +173,9 @@ def require_same(stored: Schema, wanted: Schema, where: str) -> None:
     different.pop("provenance.samples", None)
     if "provenance.decoder_digest" in different and stored.libraries != wanted.libraries:
         different["libraries"] = (stored.libraries, wanted.libraries)  # no reason to refuse, but what to install
-    if stored.multi_label != wanted.multi_label:
-        different["multi_label"] = (stored.multi_label, wanted.multi_label)
+    for name in ("multi_label", "num_prefix_tokens", "num_class_tokens", "grid", "prefix_sets"):
+        if getattr(stored, name) != getattr(wanted, name):
+            different[name] = (getattr(stored, name), getattr(wanted, name))
     refuse_difference(different, where)
 
 

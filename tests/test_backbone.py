@@ -261,6 +261,23 @@ def test_another_tap_or_transform_is_another_backbone(own_config: sc.Config) -> 
     assert sc.extract(own_config, source, tapped(example=torch.randn(1, 8, 8))).shards_written == 0
 
 
+@pytest.mark.parametrize(
+    ("layout", "field"),
+    [
+        ({"num_prefix_tokens": 2, "num_class_tokens": 2}, "num_class_tokens: stored 1, wanted 2"),
+        ({"num_prefix_tokens": 1, "num_class_tokens": 1}, "num_prefix_tokens: stored 2, wanted 1"),
+        ({"num_prefix_tokens": 2, "num_class_tokens": 1, "grid": (2, 3)}, r"grid: stored \(1, 6\), wanted \(2, 3\)"),
+    ],
+)
+def test_another_layout_of_the_same_tokens_is_another_backbone(
+    own_config: sc.Config, layout: dict[str, Any], field: str
+) -> None:
+    source = sc.from_datasets({"train": stripes(24), "test": stripes(8)}, classes=["rows", "columns"])
+    sc.extract(own_config, source, tapped(num_prefix_tokens=2, num_class_tokens=1))
+    with pytest.raises(UserError, match=rf"made from something else:[^$]*\n  {field}"):
+        sc.extract(own_config, source, tapped(**layout))
+
+
 TRANSFORMS: dict[str, Any] = {
     "of images": lambda image: torch.ones(1, 8, 8) * image.width,
     "scaled": lambda sample: sample * 100.0,

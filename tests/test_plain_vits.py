@@ -1,9 +1,12 @@
 """All of timm's models: each gives its blocks' tokens and its own read-out, or is refused by its name."""
 
 import json
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,8 @@ import torch
 from timm.layers import weight_init
 from torch import Tensor, nn
 
+import sidecache as sc
+from adapt.config import Config
 from extract.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig
 from extract.shape import backbone_shape
@@ -339,6 +344,30 @@ def test_sizes_that_change_with_the_image_are_no_obstacle() -> None:
     backbone = open_disturbed("vit_base_patch16_224", TINY[0] | {"dynamic_img_size": True})
     require_own_tokens_and_read_out(backbone)
     assert empty_backbone(backbone.name, backbone.model_kwargs).layout == backbone.layout
+
+
+@pytest.mark.parametrize("command", ["plan", "extract", "run", "methods"])
+def test_every_command_refuses_in_one_line_before_a_sample_is_read(
+    command: str,
+    tiny_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    config = tiny_config("backbone={name: convit_tiny, weights: pretrained}")  # which could not be fetched here
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(config.model_dump(mode="json", include={"run_dir", "data", "backbone", "store"})))
+    monkeypatch.setattr("extract.samples.FileSlice._read", lambda *_: pytest.fail("a sample is read"))
+    arguments = ["--backbone", "convit_tiny"] if command == "methods" else [str(job)]
+    monkeypatch.setattr(sys, "argv", ["sidecache", command, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        sc.main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert re.fullmatch(r"sidecache: backbone.name 'convit_tiny' is no plain vision transformer .*\n", printed.err)
+    assert printed.out == ""
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache.zarr").exists()
 
 
 class Odd(nn.Module):

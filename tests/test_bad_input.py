@@ -151,16 +151,20 @@ def test_a_validation_share_that_leaves_no_sample(attempt: Attempt, tmp_path: Pa
 # Values
 
 
-def weights_with(backbone: TimmBackbone, path: Path, value: float) -> Path:
-    """Weights of which one bias of the second block has another value."""
+def weights_with(backbone: TimmBackbone, path: Path, *values: float) -> Path:
+    """Weights of which one bias of the first blocks has other values."""
     state = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
-    state["blocks.1.mlp.fc2.bias"][7] = value
+    for block, value in enumerate(values):
+        state[f"blocks.{block}.mlp.fc2.bias"][7] = value
     save_file(state, path)
     return path
 
 
-def test_a_feature_that_is_not_finite(attempt: Attempt, tiny_backbone: TimmBackbone, tmp_path: Path) -> None:
-    weights_with(tiny_backbone, tmp_path / "nan.safetensors", float("nan"))
+def test_a_feature_that_is_not_finite(
+    attempt: Attempt, tiny_backbone: TimmBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extract.weights.require_fit", lambda state, model: None)  # which refuses such weights
+    weights_with(tiny_backbone, tmp_path / "nan.safetensors", 0.0, float("nan"))
     for dtype in ("float32", "int8"):
         status, err = attempt("backbone.weights=nan.safetensors", f"store.dtype={dtype}", f"store.path={dtype}.zarr")
         assert status == 1, err
@@ -171,7 +175,7 @@ def test_a_feature_that_is_not_finite(attempt: Attempt, tiny_backbone: TimmBackb
 
 
 def test_an_overflow_of_float16(attempt: Attempt, tiny_backbone: TimmBackbone, tmp_path: Path) -> None:
-    weights_with(tiny_backbone, tmp_path / "huge.safetensors", 1e6)
+    weights_with(tiny_backbone, tmp_path / "huge.safetensors", 6e4, 6e4)  # each fits, and their sum does not
     status, err = attempt("backbone.weights=huge.safetensors", "store.dtype=float16")
     assert status == 1
     assert "layer 1, token 0, channel 7: the value 1" in err
@@ -214,7 +218,7 @@ def test_a_backbone_that_cannot_give_what_is_asked_for(
 def test_an_option_that_the_stored_tokens_cannot_serve(attempt: Attempt, tmp_path: Path) -> None:
     status, err = attempt("store.tokens=cls", "methods=[{name: linear_probe, pool: mean}]")
     assert status == 2
-    assert "pool 'mean' needs tokens that are not there" in err
+    assert "pool 'mean' is not available: it needs tokens that are not there" in err
     assert "legal: cls, backbone" in err
     assert not (tmp_path / "run" / "results.json").exists()
 

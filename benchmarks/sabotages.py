@@ -72,7 +72,7 @@ SABOTAGES = (
         "adapt/train.py",
         "        candidate.load(candidate.best)\n",
         "        pass\n",
-        ("tests/test_train.py::test_the_epoch_that_validation_likes_best_is_kept",),
+        ("tests/test_train.py::test_a_model_is_left_as_it_was_in_its_best_epoch",),
     ),
     Sabotage(
         "search keeps the worst",

@@ -110,6 +110,23 @@ def test_the_epoch_that_validation_likes_best_is_kept() -> None:
     assert float(accuracy) == pytest.approx(trained.score)
 
 
+def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where that is long gone."""
+    features, trained, states, scores = MadeFeatures(), candidate(), [], iter([1.0, 3.0, 2.0, 0.0])
+    judge = Objective.judge
+
+    def judged(*args: Any) -> tuple[float, float]:
+        states.append(trained.trained_state())
+        return next(scores), judge(*args)[1]
+
+    monkeypatch.setattr(Objective, "judge", judged)
+    fit([trained], features, *rows_of(features), SETTINGS, PLAIN)
+    left = trained.trained_state()
+    assert trained.best_epoch == 2
+    assert all(torch.equal(left[name], states[1][name]) for name in left)
+    assert not all(torch.equal(left[name], states[3][name]) for name in left)
+
+
 class OneOfTwo(World):
     """A process of two that train together, as far as it is by itself."""
 

@@ -219,8 +219,8 @@ SABOTAGES = (
     Sabotage(
         "row without adaptor counts as done",
         "adapt/run.py",
-        " if adaptor_path(run_dir, row).exists()}",
-        "}",
+        'any(path.exists() and path.with_suffix(".json").exists() for path in paths)',
+        "bool(paths)",
         (f"{_HONEST}::test_a_row_whose_adaptor_is_gone_is_trained_again",),
     ),
     Sabotage(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -24,8 +25,9 @@ def make_tail(dim: int, layout: TokenLayout, **kwargs: Any) -> Tail:
         kind, kwargs["global_pool"] = VisionTransformerDistilled, "token"
     else:
         kwargs["reg_tokens"] = prefix - classes
-    model = kind(img_size=2, patch_size=1, embed_dim=dim, depth=1, num_heads=2, num_classes=0, **kwargs)
-    for norm in (model.norm, model.fc_norm):
-        if isinstance(norm, nn.LayerNorm):
-            nn.init.normal_(norm.weight, 1.0, 0.1)
+    with torch.random.fork_rng(devices=[]):  # what a test draws next does not depend on the size of this model
+        model = kind(img_size=2, patch_size=1, embed_dim=dim, depth=1, num_heads=2, num_classes=0, **kwargs)
+        for norm in (model.norm, model.fc_norm):
+            if isinstance(norm, nn.LayerNorm):
+                nn.init.normal_(norm.weight, 1.0, 0.1)
     return tail_of(model, prefix_sets=layout.prefix_sets)

@@ -86,7 +86,7 @@ def test_a_shortage_is_no_fault_of_the_weights(place: str, tmp_path: Path, monke
 
 def test_a_shortage_is_no_damage_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "checkpoint"
-    file.touch()
+    torch.save({}, file)
     monkeypatch.setattr(torch, "load", raising(RuntimeError(ALLOCATION)))
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         Checkpoint(file, [], torch.device("cpu")).load()

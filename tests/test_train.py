@@ -286,13 +286,14 @@ def test_a_rate_that_diverges_loses_and_alone_ends_early() -> None:
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_every_kind_of_task_trains(optimizer: str, multi_label: bool, balanced: bool) -> None:
-    features, trained = MadeFeatures(multi_label=multi_label), candidate()
-    settings = Settings(epochs=6, batch_size=8, seed=0, optimizer=optimizer, balance_classes=balanced)
+    features = MadeFeatures(multi_label=multi_label)
+    trained = candidate(lr=0.01 if optimizer == "adamw" else 0.1)
+    settings = Settings(epochs=25, batch_size=8, seed=0, optimizer=optimizer, balance_classes=balanced)
     rows, val_rows = rows_of(features)
     objective = make_objective(features.labels("train")[torch.from_numpy(rows)], 5, multi_label, balanced)
     fit([trained], features, rows, val_rows, settings, objective)
     metrics = evaluate_split(trained.model, features, "train")
-    assert (metrics.mean_average_precision if multi_label else metrics.top1) > 30
+    assert (metrics.mean_average_precision if multi_label else metrics.top1) > 50  # chance is 20
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float32, Int, Integer, Shaped
 
 from store.address import store_url
-from store.arrays import LOG, MISSING, SKIPPED, read_rms, read_status, require_store
+from store.arrays import MISSING, SKIPPED, read_log, read_rms, read_status, require_store
 from store.backend import Folder, check_process, wait
 from store.chunks import Picked
 from store.errors import JobError, UserError
-from store.failures import OutageError
+from store.failures import NEEDS_REPLACING, OutageError
 from store.formats import Encoded, decode_numpy
 from store.layer import Layer
 from store.schema import Schema
@@ -112,31 +112,40 @@ class Store:
             JobError: the labels are missing or damaged. So too for `sample_ids` and `skipped`.
         """
         rows = self._rows(split)
-        labels: np.ndarray = self._folder.read_array(f"{split}/label")[rows]
+        labels: np.ndarray = self._of_all(split, "label", self._folder.read_array(f"{split}/label"))[rows]
+        classes, multi_label = len(self.classes), self.schema.multi_label
+        dtype, shape, legal = ("uint8", [classes], 2) if multi_label else ("int64", [], classes)
+        fits = labels.dtype == dtype and [*labels.shape[1:]] == shape
+        if not fits or (labels.size and not 0 <= labels.min() <= labels.max() < legal):
+            raise JobError(
+                f"{self._folder.place}{split}/label holds {labels.dtype} {labels.shape}, legal are {dtype} from 0 to "
+                f"{legal - 1}; {NEEDS_REPLACING}"
+            )
         return labels
 
     def sample_ids(self, split: str) -> list[str]:
         """Ids, in row order."""
         rows = self._rows(split)
-        ids = self._folder.read_strings(f"{split}/sample_id")
+        ids = self._of_all(split, "sample_id", self._folder.read_strings(f"{split}/sample_id"))
         return [ids[row] for row in rows]
 
     def listing(self, split: str) -> Listing:
         """Ids, labels and digests, in row order; errors as of `labels`."""
-        digests: np.ndarray = self._folder.read_array(f"{split}/sample_digest")[self._rows(split)]
+        stored = self._of_all(split, "sample_digest", self._folder.read_array(f"{split}/sample_digest"))
+        digests: np.ndarray = stored[self._rows(split)]
         return Listing(tuple(self.sample_ids(split)), self.labels(split), digests)
 
     def skipped(self, split: str) -> dict[str, str]:
         """Id -> reason of every sample that could not be decoded."""
         self._check_split(split)
-        ids = self._folder.read_strings(f"{split}/sample_id")
+        ids = self._of_all(split, "sample_id", self._folder.read_strings(f"{split}/sample_id"))
         reasons = self.log.get("skipped", {})
         return {ids[row]: reasons.get(ids[row], "") for row in np.flatnonzero(self._status[split] == SKIPPED)}
 
     @property
     def log(self) -> dict[str, Any]:
         """Times and reasons: what happened, as opposed to what is stored."""
-        return self._folder.read_group(LOG) or {}
+        return read_log(self._folder)
 
     @cached_property
     def rms(self) -> dict[int, Float32[np.ndarray, "dim"]]:
@@ -186,6 +195,15 @@ class Store:
         if stored is not None:
             return stored
         return self.schema.bytes_per_sample * sum(info.num_samples for info in self.schema.splits.values())
+
+    def _of_all(self, split: str, name: str, values: Any) -> Any:
+        """An array of the listing, which must be of all samples."""
+        if len(values) != self.schema.splits[split].num_samples:
+            raise JobError(
+                f"{self._folder.place}{split}/{name} lists {len(values):,} samples, the store holds "
+                f"{self.schema.splits[split].num_samples:,}; {NEEDS_REPLACING}"
+            )
+        return values
 
     def _layer(self, split: str, layer: int) -> Layer:
         if (split, layer) not in self._opened:

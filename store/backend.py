@@ -34,7 +34,7 @@ _SHAPE_FIELDS = ("shape", "data_type", "chunk_grid")
 _CRC32C_BYTES = 4
 _HARMLESS_BYTES = 64 * 2**20
 _MOST_COMPRESSED = 2**15  # zeros, by zstd
-_WHOLE_DTYPES = ("float32", "int64", "uint8", "uint32")
+_WHOLE_DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} - {"float8"}
 
 
 class Folder:

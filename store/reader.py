@@ -197,8 +197,8 @@ class Store:
         return self.schema.bytes_per_sample * sum(info.num_samples for info in self.schema.splits.values())
 
     def _of_all(self, split: str, name: str, values: Any) -> Any:
-        """An array of the listing, which must be of all samples."""
-        if len(values) != self.schema.splits[split].num_samples:
+        """An array of the listing, which must be of all samples; of more where the store has grown since."""
+        if len(values) < self.schema.splits[split].num_samples:
             raise JobError(
                 f"{self._folder.place}{split}/{name} lists {len(values):,} samples, the store holds "
                 f"{self.schema.splits[split].num_samples:,}; {NEEDS_REPLACING}"

@@ -15,7 +15,7 @@ from extract.shard import report_failures
 from extract.sources import ImageSource, ImageSplit
 from store.added_layers import begin_layers, read_added
 from store.address import local_path
-from store.arrays import DIGEST, LOG, STATUS, holds_samples, open_schema
+from store.arrays import DIGEST, STATUS, holds_samples, open_schema, read_log
 from store.backend import Folder
 from store.changes import require_growth
 from store.errors import JobError, UserError
@@ -86,7 +86,7 @@ def refuse_full_folder(folder: Folder) -> None:
 
 def _was_begun(folder: Folder, stored: Schema) -> bool:
     """Whether a shard was ever committed; growth or repair may have taken back all marks of a small store."""
-    return holds_samples(folder, stored) or (folder.read_group(LOG) or {}).get("extract_seconds", 0.0) > 0
+    return holds_samples(folder, stored) or read_log(folder).get("extract_seconds", 0.0) > 0
 
 
 def holds_all_samples(folder: Folder, stored: Schema, wanted: Schema) -> bool:

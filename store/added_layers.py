@@ -20,13 +20,15 @@ MARKS_OF_ADDED = f"{ADDED}/"
 def read_added(folder: Folder) -> Schema | None:
     """The schema of the layers under way, and of them alone; None where there are none, or not ready to be written."""
     attributes = folder.read_group(ADDED) or {}
-    return Schema.parse(attributes["schema"], f"{folder.place}{ADDED}") if attributes.get("ready") else None
+    return Schema.parse(attributes.get("schema", {}), f"{folder.place}{ADDED}") if attributes.get("ready") else None
 
 
 def names_of_added(folder: Folder) -> tuple[str, ...]:
     """Where layers under way lie: no key below these names is part of the store."""
     attributes = folder.read_group(ADDED)
-    return (ADDED,) if attributes is None else (ADDED, *_places(Schema.parse(attributes["schema"], folder.place)))
+    return (
+        (ADDED,) if attributes is None else (ADDED, *_places(Schema.parse(attributes.get("schema", {}), folder.place)))
+    )
 
 
 def begin_layers(
@@ -73,7 +75,7 @@ def _give_up(folder: Folder, stored: Schema) -> None:
     """Drop what was under way: first the marks, then the values, and last what tells where these lie."""
     attributes = folder.read_group(ADDED)
     if attributes is not None:
-        given_up = Schema.parse(attributes["schema"], f"{folder.place}{ADDED}")
+        given_up = Schema.parse(attributes.get("schema", {}), f"{folder.place}{ADDED}")
         for split in given_up.splits:
             remove_all(folder, f"{ADDED}/{split}")
         kept = set(_places(stored))

@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 from store.address import local_path
 from store.backend import Folder, wait
 from store.errors import JobError
-from store.failures import OutageError
+from store.failures import NEEDS_REPLACING, OutageError
 from store.formats import INT8_ENCODING, STORED_DTYPE, Encoded
 from store.metadata import array_metadata, chunk_codecs, sharded
 from store.schema import Schema, require_version
@@ -145,7 +145,31 @@ def open_schema(folder: Folder) -> Schema | None:
         return None
     require_version(document.get("attributes"), folder.place)  # before the checksum: another format may have none
     attributes = folder.read_group("")
-    return None if attributes is None else Schema.parse(attributes, folder.place)
+    if attributes is None:
+        return None
+    schema = Schema.parse(attributes, folder.place)
+    require_listed(folder, schema)
+    return schema
+
+
+def require_listed(folder: Folder, schema: Schema) -> None:
+    """Refuse a schema of more samples than a local store has bytes to list: marks are read for all of them at once.
+
+    While a store grows, part of its listing lies in the log.
+
+    Raises:
+        JobError: there are fewer bytes than samples.
+    """
+    if local_path(folder.url) is None:
+        return
+    for split, info in schema.splits.items():
+        files = [f"{split}/{name}" for name in ("sample_id/c/0", "sample_digest/c/0/0", "label/c/0", "label/c/0/0")]
+        listed = sum(folder.require_regular(f"{log}{file}") or 0 for file in files for log in ("", f"{NEXT}/"))
+        if info.num_samples > listed:
+            raise JobError(
+                f"{folder.place}zarr.json claims {info.num_samples:,} samples of {split}, which is more than "
+                f"{listed:,} bytes of {split}/sample_id, sample_digest and label can list; {NEEDS_REPLACING}"
+            )
 
 
 def require_store(folder: Folder) -> Schema:
@@ -174,4 +198,26 @@ def read_rms(folder: Folder, schema: Schema) -> dict[int, Float32[np.ndarray, "d
     """The per-channel RMS of every layer, int8 stores only; else empty."""
     if schema.dtype != "int8":
         return {}
-    return {layer: folder.read_array(f"rms/{layer_name(layer)}") for layer in schema.layers}
+    found = {layer: folder.read_array(f"rms/{layer_name(layer)}") for layer in schema.layers}
+    for layer, rms in found.items():
+        if rms.dtype != np.float32 or rms.shape != (schema.dim,):
+            name = f"rms/{layer_name(layer)}"
+            raise JobError(
+                f"{folder.place}{name} holds {rms.dtype} {rms.shape}, no {schema.dim} float32; {NEEDS_REPLACING}"
+            )
+    return found
+
+
+def read_log(folder: Folder) -> dict[str, Any]:
+    """The attributes of the `_log` group: costs by name, and `skipped`, id -> reason.
+
+    Raises:
+        JobError: they are others than those that jobs write.
+    """
+    log = folder.read_group(LOG) or {}
+    costs = [cost for name, cost in log.items() if name != "skipped"]
+    if not isinstance(log.get("skipped", {}), dict) or not all(
+        type(c) in (int, float) and 0 <= c < 1e15 for c in costs
+    ):
+        raise JobError(f"{folder.place}{LOG}/zarr.json is not the log of a store; {NEEDS_REPLACING}")
+    return log

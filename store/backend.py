@@ -10,6 +10,7 @@ array's place is found out, though its own checksum fits.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -23,7 +24,7 @@ import tensorstore as ts
 from store.address import array_members, kvstore_spec, local_path, new_context
 from store.durable import TEMPORARY, remove_leftovers, write_files
 from store.errors import JobError, UserError
-from store.failures import NEEDS_REPLACING, failure
+from store.failures import NEEDS_REPLACING, AccessError, failure
 from store.metadata import CHECKSUM, CRC32C, array_metadata, chunk_codecs, document_checksum
 from store.regular import IrregularError, irregular, require_regular, total_bytes
 
@@ -31,6 +32,9 @@ CONTENT = "content"  # the attribute that binds a one-chunk array's metadata to 
 LOCK = "_log/lock"  # outlives `clear`
 _SHAPE_FIELDS = ("shape", "data_type", "chunk_grid")
 _CRC32C_BYTES = 4
+_HARMLESS_BYTES = 64 * 2**20
+_MOST_COMPRESSED = 2**15  # zeros, by zstd
+_WHOLE_DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} - {"float8"}
 
 
 class Folder:
@@ -59,11 +63,20 @@ class Folder:
         if folder := local_path(self.url):
             self._disk = _device(folder)
 
-    def require_regular(self, key: str) -> None:
-        """Refuse what lies at a key, or on the way to it, where that is a link, a FIFO or the like (regular.py)."""
-        if self._root is not None:
-            root = self._root
-            _checked(lambda: require_regular(root, key), f"read {self.place}{key}")
+    def require_regular(self, key: str) -> int | None:
+        """Refuse what lies at a key, or on the way to it, where that is a link, a FIFO or the like (regular.py).
+
+        Returns the bytes there, None where there is nothing, or no local folder.
+        """
+        root = self._root
+        return None if root is None else _checked(lambda: require_regular(root, key), f"read {self.place}{key}")
+
+    def require_bytes(self, key: str, claimed: int, compressed: bool = False) -> None:
+        """Refuse a local file of far fewer bytes than what it is to hold, before memory is taken for that."""
+        held = self.require_regular(key) or 0
+        if self._root is not None and claimed > _HARMLESS_BYTES + held * (_MOST_COMPRESSED if compressed else 1):
+            reason = f"its {held:,} bytes cannot hold the {claimed:,} that the metadata claim"
+            raise AccessError(f"{self.place}{key} is damaged: {reason}; {NEEDS_REPLACING}", reason)
 
     def require_all_regular(self, name: str = "") -> None:
         """The same for all that lies below a name; every folder is listed."""
@@ -262,8 +275,10 @@ class Folder:
     def read_array(self, name: str) -> np.ndarray:
         """A small array whole."""
         document, content = self._read_whole(name)
-        stored = np.frombuffer(content, np.dtype(document["data_type"]).newbyteorder("<"))
-        return stored.astype(document["data_type"]).reshape(document["shape"])
+        dtype, shape = document.get("data_type"), document["shape"]
+        if dtype not in _WHOLE_DTYPES or math.prod(shape) * np.dtype(dtype).itemsize != len(content):
+            raise self._misfit(name, f"{len(content):,} bytes are no {dtype!r} values of shape {shape}")
+        return np.frombuffer(content, np.dtype(dtype).newbyteorder("<")).astype(dtype).reshape(shape)
 
     def write_strings(self, name: str, values: Sequence[str], dimension: str) -> None:
         """Strings as Zarr's `string` type (tensorstore has none), in one chunk with a checksum."""
@@ -274,7 +289,16 @@ class Folder:
     def read_strings(self, name: str) -> list[str]:
         """The inverse of `write_strings`."""
         document, content = self._read_whole(name)
-        return [str(text) for text in numcodecs.VLenUTF8().decode(content)] if document["shape"][0] else []
+        claimed = int.from_bytes(content[:4], "little")  # what the decoder takes memory for
+        if document["shape"] != [claimed] or 4 + 4 * claimed > max(4, len(content)):
+            raise self._misfit(name, f"{len(content):,} bytes are no strings of shape {document['shape']}")
+        try:
+            return [str(text) for text in numcodecs.VLenUTF8().decode(content)] if claimed else []
+        except ValueError as error:
+            raise self._misfit(name, str(error)) from error
+
+    def _misfit(self, name: str, reason: str) -> JobError:
+        return JobError(f"{self.place}{name} is damaged: {reason}; {NEEDS_REPLACING}")
 
     def _write_whole(self, name: str, metadata: dict[str, Any], content: bytes) -> None:
         stored = b""
@@ -299,7 +323,8 @@ class Folder:
 
     def _require_array(self, name: str) -> dict[str, Any]:
         document = self.read_node(name)
-        if document is None or not isinstance(document.get("shape"), list):
+        shape = None if document is None else document.get("shape")
+        if document is None or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             what = "missing" if document is None else "that of no array"
             raise JobError(f"{self.place}{_node_key(name)} is {what}; {NEEDS_REPLACING}")
         return document

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 Compressor = Literal["zstd", "blosc", "gzip"]
+MOST_SHARD_SAMPLES = 2**20  # a shard's index, which is read whole, takes 16 bytes a sample
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -55,4 +56,4 @@ class StoreConfig(Section):
     tokens: Tokens = Field("all", description="all, cls, mean, {pool: k}, {time: m} or {pool: k, time: m}")
     dtype: Dtype = "float16"
     compressor: Compressor | None = None
-    shard_samples: PositiveInt = 256
+    shard_samples: Annotated[int, Field(ge=1, le=MOST_SHARD_SAMPLES)] = 256

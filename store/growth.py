@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import UInt32
 
 from store.address import local_path
-from store.arrays import ADDED, DIGEST, MISSING, NEXT, open_schema, shard_arrays
+from store.arrays import ADDED, DIGEST, MISSING, NEXT, open_schema, require_listed, shard_arrays
 from store.backend import Folder, wait
 from store.errors import JobError
+from store.failures import NEEDS_REPLACING
 from store.lock import Guard
 from store.schema import Schema
 from store.writer import Listing, StoreWriter, read_listing, write_listing
@@ -131,7 +132,15 @@ def remove_all(folder: Folder, name: str) -> None:
 
 def _read_decided(folder: Folder) -> Schema | None:
     attributes = folder.read_group(NEXT)
-    return Schema.parse(attributes["schema"], f"{folder.place}{NEXT}") if attributes else None
+    if not attributes:
+        return None
+    decided, stored = Schema.parse(attributes.get("schema", {}), f"{folder.place}{NEXT}"), open_schema(folder)
+    require_listed(folder, decided)
+    if stored is not None and decided.splits.keys() != stored.splits.keys():
+        raise JobError(
+            f"{folder.place}{NEXT}/zarr.json is no growth of this store, its splits are others; {NEEDS_REPLACING}"
+        )
+    return decided
 
 
 def _is_staged(folder: Folder, split: str, name: str) -> bool:

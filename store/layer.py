@@ -36,6 +36,7 @@ class Layer:
     def __init__(self, folder: Folder, schema: Schema, split: str, layer: int) -> None:
         expected = {name: shard_arrays(schema, split)[name] for name in layer_arrays(schema, layer)}
         self._folder, self._regular = folder, set[int]()
+        self._shards, self._compressed = schema.shards(split), schema.compressor is not None
         self._files = {f"{split}/{name}": given for name, given in expected.items()}
         self._arrays = [folder.open_array(name, given, may_be_longer=True) for name, given in self._files.items()]
         self.has_grown = any(array.shape[0] > schema.splits[split].num_samples for array in self._arrays)
@@ -65,7 +66,8 @@ class Layer:
         """Look at the files of shards before they are first opened."""
         for shard in shards - self._regular:
             for name, metadata in self._files.items():
-                self._folder.require_regular(shard_file(name, metadata, shard))
+                claimed = len(self._shards.rows(shard)) * _row_bytes(metadata)
+                self._folder.require_bytes(shard_file(name, metadata, shard), claimed, self._compressed)
             self._regular.add(shard)
 
     def _through_tensorstore(self, rows: Int[np.ndarray, "rows"]) -> "_Gathered":
@@ -92,10 +94,14 @@ def _is_plain(folder: Folder, schema: Schema, split: str, expected: dict[str, di
 
 def _local_chunks(folder: Folder, schema: Schema, split: str, name: str, metadata: dict[str, Any]) -> LocalChunks:
     short = len(metadata["shape"]) == 2  # the scales of tokens
-    row_bytes = math.prod(metadata["shape"][1:]) * np.dtype(metadata["data_type"]).itemsize
     shards = schema.shards(split)
     paths = [f"{local_path(folder.url)}/{split}/{shard_file(name, metadata, shard)}" for shard in shards]
-    return LocalChunks(_open_files(), paths, shards, row_bytes, short)
+    return LocalChunks(_open_files(), paths, shards, _row_bytes(metadata), short)
+
+
+def _row_bytes(metadata: dict[str, Any]) -> int:
+    n_bytes: int = math.prod(metadata["shape"][1:]) * np.dtype(metadata["data_type"]).itemsize
+    return n_bytes
 
 
 @cache

@@ -13,14 +13,13 @@ from jaxtyping import Float32, Int, Integer, Shaped
 
 from store.address import store_url
 from store.arrays import (
-    LOG,
     MISSING,
     SKIPPED,
     Listed,
     Marks,
-    is_log,
     open_schema,
     read_listed,
+    read_log,
     read_rms,
     require_marks,
 )
@@ -146,6 +145,14 @@ class Store:
         """
         rows = self._rows(split)
         labels: np.ndarray = self._read_listed(self._folder.read_array, split, "label")[rows]
+        classes, multi_label = len(self.classes), self.schema.multi_label
+        dtype, shape, legal = ("uint8", [classes], 2) if multi_label else ("int64", [], classes)
+        fits = labels.dtype == dtype and [*labels.shape[1:]] == shape
+        if not fits or (labels.size and not 0 <= labels.min() <= labels.max() < legal):
+            raise JobError(
+                f"{self._folder.place}{split}/label holds {labels.dtype} {labels.shape}, legal are {dtype} from 0 to "
+                f"{legal - 1}; {NEEDS_REPLACING}"
+            )
         return labels
 
     def sample_ids(self, split: str) -> list[str]:
@@ -169,9 +176,8 @@ class Store:
 
     @property
     def log(self) -> dict[str, Any]:
-        """Times and reasons: what happened, as opposed to what is stored. Empty where it is lost."""
-        log = self._folder.read_group(LOG) or {}
-        return log if is_log(log) else {}
+        """Times and reasons: what happened, as opposed to what is stored."""
+        return read_log(self._folder)
 
     @cached_property
     def rms(self) -> dict[int, Float32[np.ndarray, "dim"]]:
@@ -265,7 +271,10 @@ class Store:
         if len(found) != n:
             self._require_not_replaced()
         if len(found) < n:
-            raise JobError(f"{self._folder.place}{split}/{name} is of {len(found)} samples, not {n}; {NEEDS_REPLACING}")
+            raise JobError(
+                f"{self._folder.place}{split}/{name} lists {len(found):,} samples, the store holds {n:,}; "
+                + NEEDS_REPLACING
+            )
         return found
 
     def _require_not_replaced(self) -> None:

@@ -39,13 +39,13 @@ class IrregularError(AccessError):
         self.path = path
 
 
-def require_regular(root: str, key: str) -> None:
-    """Refuse a key that is, or lies below, anything but folders and regular files. A key may be missing.
+def require_regular(root: str, key: str) -> int | None:
+    """Refuse a key that is, or lies below, anything but folders and regular files; its size, None where it is missing.
 
     Raises:
         IrregularError: names what is in the way.
     """
-    path = root
+    path, found = root, os.stat_result([0] * 10)
     for part in key.split("/"):
         if part in ("", ".", ".."):  # which would lead out of the store
             raise IrregularError(f"{root}/{key}", "no place within the store")
@@ -53,9 +53,10 @@ def require_regular(root: str, key: str) -> None:
         try:
             found = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
-            return
+            return None
         if fault := _fault(path, found):
             raise fault
+    return found.st_size
 
 
 def walk(folder: str) -> Iterator[os.DirEntry[str]]:

@@ -1,17 +1,21 @@
 """What a store says of itself: the attributes of its root group."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from store.config import Compressor, Dtype
+from store.config import MOST_SHARD_SAMPLES, Compressor, Dtype
 from store.errors import OtherStoreError, UserError
 from store.formats import bytes_per_token
 from store.layout import Shards, TokenLayout
 
 FORMAT_VERSION = 3
+
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a group or array: no path that leads elsewhere
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Few = Annotated[int, Field(ge=1, le=2**14)]  # blocks of a backbone, say: loops go over them
 
 
 class _Frozen(BaseModel):
@@ -24,7 +28,7 @@ class Provenance(_Frozen):
     backbone: str
     model_kwargs: dict[str, Any]
     weights_digest: str
-    image_size: tuple[int, ...]
+    image_size: Annotated[tuple[Count, ...], Field(min_length=1)]
     preprocessing: str
     preprocessing_digest: str
     tokens: str
@@ -46,7 +50,7 @@ class Provenance(_Frozen):
 class SplitInfo(_Frozen):
     """One split's size, known before its first sample is decoded."""
 
-    num_samples: int
+    num_samples: Annotated[int, Field(ge=0, le=2**40)]
 
 
 class Schema(_Frozen):
@@ -61,20 +65,29 @@ class Schema(_Frozen):
     dataset: str
     classes: tuple[str, ...]
     multi_label: bool
-    splits: dict[str, SplitInfo]
-    depth: int
-    layers: tuple[int, ...]
-    dim: int
-    num_prefix_tokens: int
-    num_class_tokens: int  # among the prefix tokens; see `store.layout.TokenLayout`
-    grid: tuple[int, ...]
-    prefix_sets: int = 1
-    views: int = 1  # consecutive rows that show the same sample
-    shard_samples: int
+    splits: dict[Name, SplitInfo]
+    depth: Few
+    layers: tuple[Annotated[int, Field(ge=0)], ...]
+    dim: Count
+    num_prefix_tokens: Annotated[int, Field(ge=0, le=2**40)]
+    num_class_tokens: Annotated[int, Field(ge=0, le=2**40)]  # among the prefix tokens; see `store.layout.TokenLayout`
+    grid: tuple[Count, ...]
+    prefix_sets: Count = 1
+    views: Count = 1  # consecutive rows that show the same sample
+    shard_samples: Annotated[int, Field(ge=1, le=2 * MOST_SHARD_SAMPLES)]  # rounded up to whole samples of many views
     compressor: Compressor | None
     provenance: Provenance
     libraries: dict[str, str] = {}
-    tail_tensors: tuple[str, ...]
+    tail_tensors: tuple[Name, ...]
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "Schema":
+        if not self.layers or list(self.layers) != sorted({layer for layer in self.layers if layer < self.depth}):
+            raise ValueError(f"layers are {list(self.layers)[:9]}; legal: ascending ones of {self.depth}")
+        if any(info.num_samples % self.views for info in self.splits.values()):
+            raise ValueError(f"the rows of a split are no multiple of {self.views} views")
+        assert self.token_layout  # which refuses numbers that fit no layout
+        return self
 
     @property
     def dtype(self) -> Dtype:
@@ -85,11 +98,6 @@ class Schema(_Frozen):
     def token_layout(self) -> TokenLayout:
         """Prefix tokens and grid, as stored."""
         return TokenLayout(self.num_prefix_tokens, self.grid, self.prefix_sets, num_class_tokens=self.num_class_tokens)
-
-    @pydantic.model_validator(mode="after")
-    def _check_layout(self) -> "Schema":
-        assert self.token_layout  # which refuses numbers that fit no layout
-        return self
 
     @property
     def bytes_per_sample(self) -> int:
@@ -125,7 +133,7 @@ class Schema(_Frozen):
         )
 
     @classmethod
-    def parse(cls, attributes: dict[str, Any], where: str) -> "Schema":
+    def parse(cls, attributes: Any, where: str) -> "Schema":
         """From a root group's attributes.
 
         Raises:
@@ -165,7 +173,7 @@ def require_same(stored: Schema, wanted: Schema, where: str) -> None:
     Samples and classes are compared apart (changes.py), since more of the former may come; so may layers.
 
     Raises:
-        OtherStoreError: provenance, kind of labels or token layout differ.
+        OtherStoreError: provenance, kind of labels or shape of tokens differ.
     """
     different: dict[str, tuple[Any, Any]] = {
         f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()
@@ -173,7 +181,8 @@ def require_same(stored: Schema, wanted: Schema, where: str) -> None:
     different.pop("provenance.samples", None)
     if "provenance.decoder_digest" in different and stored.libraries != wanted.libraries:
         different["libraries"] = (stored.libraries, wanted.libraries)  # no reason to refuse, but what to install
-    for name in ("multi_label", "num_prefix_tokens", "num_class_tokens", "grid", "prefix_sets"):
+    compared = ("multi_label", "depth", "dim", "num_prefix_tokens", "num_class_tokens", "grid", "prefix_sets", "views")
+    for name in (*compared, "tail_tensors"):
         if getattr(stored, name) != getattr(wanted, name):
             different[name] = (getattr(stored, name), getattr(wanted, name))
     refuse_difference(different, where)

@@ -6,6 +6,7 @@ by a checksum. A changed byte goes unreported only where a document still reads 
 fields, or the case of a letter in an escape such as \\u00e9. Memory: one shard of one layer.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -264,13 +265,20 @@ class _Check:
         rows = self._schema.shards(shard.split).rows(shard.number)
         part = slice(shard.number, shard.number + 1) if name == DIGEST else slice(rows.start, rows.stop)
         try:
-            self._folder.require_regular(self._file(shard.split, name, shard.number))
+            self._require_bytes(shard, name, part)
             values = np.asarray(wait([array[part].read()], "read it")[0])
         except AccessError as error:
             self._damaged(shard, name, layer, error.reason)
             return None
         self._report.bytes_read += values.nbytes
         return values
+
+    def _require_bytes(self, shard: "_Shard", name: str, part: slice) -> None:
+        array = shard.arrays[name]
+        assert array is not None
+        claimed = (part.stop - part.start) * math.prod(array.shape[1:]) * array.dtype.numpy_dtype.itemsize
+        file, compressed = self._file(shard.split, name, shard.number), self._schema.compressor is not None
+        self._folder.require_bytes(file, claimed, compressed)
 
     def _strays(self) -> None:
         under_way = tuple(f"{name}/" for name in _attempt(self._report, names_of_added, self._folder) or ())

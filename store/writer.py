@@ -29,13 +29,14 @@ from store.arrays import (
     layer_arrays,
     layer_digest,
     layer_name,
+    read_log,
     read_status,
     shard_arrays,
     shard_file,
 )
 from store.backend import Folder, wait
 from store.errors import JobError
-from store.failures import AccessError
+from store.failures import NEEDS_REPLACING, AccessError
 from store.formats import STORED_DTYPE, Encoded
 from store.lock import Guard
 from store.plain_shard import PlainShard
@@ -105,9 +106,19 @@ def write_listing(folder: Folder, group: str, listing: Listing) -> None:
 
 
 def read_listing(folder: Folder, group: str) -> Listing:
-    """The inverse of `write_listing`."""
+    """The inverse of `write_listing`.
+
+    Raises:
+        JobError: some of it is missing or damaged, or its parts do not fit together.
+    """
     ids = tuple(folder.read_strings(f"{group}/sample_id"))
-    return Listing(ids, folder.read_array(f"{group}/label"), folder.read_array(f"{group}/sample_digest"))
+    labels, digests = folder.read_array(f"{group}/label"), folder.read_array(f"{group}/sample_digest")
+    if not len(ids) == len(labels) == len(digests) or digests.dtype != np.uint8 or digests.shape[1:] != (16,):
+        raise JobError(
+            f"{folder.place}{group} lists {len(ids)} ids, {len(labels)} labels and digests of shape {digests.shape}, "
+            f"which do not fit together; {NEEDS_REPLACING}"
+        )
+    return Listing(ids, labels, digests)
 
 
 class StoreWriter:
@@ -266,4 +277,4 @@ class StoreWriter:
 
     def read_log(self) -> dict[str, Any]:
         """The attributes of the `_log` group."""
-        return self._folder.read_group(LOG) or {}
+        return read_log(self._folder)

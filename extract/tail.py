@@ -24,6 +24,7 @@ class NormOnly(nn.Module):
         dim: width of the tokens.
     """
 
+    UNAVAILABLE = "this backbone has no pooling of its own"
     num_prefix_tokens = 0
 
     def __init__(self, norm: nn.Module, dim: int) -> None:
@@ -32,7 +33,7 @@ class NormOnly(nn.Module):
 
     def forward_head(self, x: Float[Tensor, "batch tokens dim"], pre_logits: bool) -> Float[Tensor, "batch dim"]:
         """As of timm's models."""
-        raise NotImplementedError("this backbone has no pooling of its own")
+        raise NotImplementedError(self.UNAVAILABLE)
 
 
 class FirstToken(NormOnly):
@@ -195,6 +196,8 @@ def _tokens_read(model: Any) -> tuple[set[int], str]:
 
     A token that is not a number makes the pooled features so, whatever the weights, if and only if it is read.
     """
+    if type(model) is NormOnly:
+        return set(), NormOnly.UNAVAILABLE
     probe: Any = copy.deepcopy(model).to_empty(device="cpu").float().eval()
     for tensor in chain(probe.parameters(), probe.buffers()):
         tensor.zero_()

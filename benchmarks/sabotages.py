@@ -365,10 +365,17 @@ SABOTAGES = (
         ("tests/test_backbone.py::test_tokens_come_out_as_float32_under_autocast",),
     ),
     Sabotage(
-        "gradients in the frozen backbone",
-        "extract/forward.py",
-        "    @torch.no_grad()\n    def __call__(",
-        "    def __call__(",
+        "backbone not frozen",
+        "extract/weights.py",
+        "model.eval().requires_grad_(False)",
+        "model.eval()",
         ("tests/test_features.py::test_no_gradient_reaches_the_backbone",),
+    ),
+    Sabotage(
+        "frozen backbone trained",
+        "extract/timm_vit.py",
+        "copy.deepcopy(self.module).requires_grad_(False)",
+        "copy.deepcopy(self.module).requires_grad_(True)",
+        ("tests/test_methods.py::test_end_to_end_methods_train_as_many_parameters_as_their_formula",),
     ),
 )

@@ -31,9 +31,6 @@ from typing import NoReturn
 from xml.etree import ElementTree
 
 import pytest
-from cosmic_ray import mutating, plugins
-from cosmic_ray.ast import ast_nodes, get_ast_from_path
-from coverage import CoverageData
 
 ROOT = Path(__file__).parents[1]
 MUTATED = (
@@ -94,6 +91,9 @@ def annotated_places(source: str) -> Iterator[tuple[Position, Position]]:
 
 def mutants_of(file: Path) -> dict[Position, list[Mutant]]:
     """Place -> what can be changed there."""
+    from cosmic_ray import plugins  # of the dev extra, as pytest-cov is
+    from cosmic_ray.ast import ast_nodes, get_ast_from_path
+
     annotations, tree = list(annotated_places(file.read_text())), get_ast_from_path(file)
     found: dict[Position, list[Mutant]] = {}
     for name in plugins.operator_names():
@@ -135,6 +135,8 @@ class Reach:
     """Which tests reach a line, and how long they take."""
 
     def __init__(self, data: Path, junit: Path) -> None:
+        from coverage import CoverageData
+
         self._data = CoverageData(str(data))
         self._data.read()
         self._files = {file: self._data.contexts_by_lineno(file) for file in self._data.measured_files()}
@@ -182,6 +184,8 @@ def _tests_of(contexts: Iterable[str]) -> set[str]:
 
 def mutate(mutant: Mutant) -> tuple[str, str]:
     """The file's text before and after."""
+    from cosmic_ray import mutating, plugins
+
     source = (ROOT / mutant.file).read_text()
     changed = mutating.mutate_code(source, plugins.get_operator(mutant.operator)(), mutant.occurrence)
     assert changed is not None, mutant
@@ -207,27 +211,27 @@ class Trial:
         (tree / mutant.file).write_text(changed)
         self._started = time.monotonic()
         self._deadline = self._started + 3 * reach.seconds(self._tests) + FROZEN
-        self._child = os.fork()
-        if self._child == 0:
+        self._child = os.fork() if self._tests else 0
+        if self._tests and self._child == 0:
             _run_tests(self._tests, tree)
 
     def outcome(self) -> Outcome | None:
         """What the tests said, with the tree put back; None while they run."""
-        ended, status = os.waitpid(self._child, os.WNOHANG)
+        ended, status = os.waitpid(self._child, os.WNOHANG) if self._tests else (1, 0)  # without tests it survives
         frozen = not ended and time.monotonic() > self._deadline
         if not ended and not frozen:
             return None
         if frozen:
             os.killpg(self._child, signal.SIGKILL)
             os.waitpid(self._child, 0)
-        survived = (ended and os.waitstatus_to_exitcode(status) == 0) or not self._tests
+        survived = ended and os.waitstatus_to_exitcode(status) == 0
         word = "frozen" if frozen else "survived" if survived else "killed"
         (self.tree / self.mutant.file).write_text(self._source)
         seconds = round(time.monotonic() - self._started, 1)
         return Outcome(self.mutant, word, self._failed(), len(self._tests), seconds, self._difference)
 
     def _failed(self) -> str:
-        log = (self.tree / "mutant.log").read_text(errors="replace")
+        log = (self.tree / "mutant.log").read_text(errors="replace") if self._tests else ""
         return next((line for line in log.splitlines() if line.startswith(("FAILED ", "ERROR "))), "")[:200]
 
 
@@ -243,7 +247,8 @@ def _run_tests(tests: Sequence[str], tree: Path) -> NoReturn:
         sys.dont_write_bytecode = True  # a mutant may have the size and the second of the file that was compiled
         sys.path[:] = [str(tree), *(place for place in sys.path if place and Path(place).resolve() != ROOT)]
         sys.modules["__main__"] = ModuleType("__main__")  # processes that a test spawns import no more than it
-        code = int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", f"--rootdir={tree}", *tests]))
+        options = ["-x", "-q", "-n0", "--assert=plain", "-p", "no:cacheprovider", f"--rootdir={tree}"]
+        code = int(pytest.main([*options, *tests]))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -62,7 +62,19 @@ def run(sabotage: Sabotage | None, tests: Sequence[str]) -> Outcome:
             copy(ROOT / name, Path(folder) / name)
         if sabotage:
             (Path(folder) / sabotage.file).write_text(sabotaged(sabotage), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-n0",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not slow",
+            *tests,
+        ]
         environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_PATIENCE, check=False

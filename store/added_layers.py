@@ -72,12 +72,11 @@ def finish_layers(folder: Folder, stored: Schema, added: Schema, lock: Guard) ->
 
 
 def _give_up(folder: Folder, stored: Schema) -> None:
-    """Drop what was under way: first the marks, then the values, and last what tells where these lie."""
+    """Drop layers under way: they are not ready any more, then their values go, and last what says where these lie."""
     attributes = folder.read_group(ADDED)
     if attributes is not None:
         given_up = Schema.parse(attributes.get("schema", {}), f"{folder.place}{ADDED}")
-        for split in given_up.splits:
-            remove_all(folder, f"{ADDED}/{split}")
+        folder.write_group(ADDED, {**attributes, "ready": False})  # else a job that is killed here leaves half of them
         kept = set(_places(stored))
         for place in _places(given_up):
             if place not in kept:

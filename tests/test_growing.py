@@ -262,6 +262,23 @@ def test_layers_given_up_half_way_leave_nothing(images: Path, tmp_path: Path, ti
     assert_sound(tmp_path / "c.zarr")
 
 
+@pytest.mark.usefixtures("quick_disk")
+def test_a_job_that_is_killed_as_it_gives_up_layers_leaves_them_to_be_extracted_again(
+    images: Path, tmp_path: Path, tiny_backbone: TimmBackbone
+) -> None:
+    half, store = tmp_path / "half.zarr", tmp_path / "c.zarr"
+    extract(images, half, tiny_backbone, "float16", [1])
+    with killed_at(25), pytest.raises(KilledError):
+        extract(images, half, tiny_backbone, "float16", [0, 1])
+    for k in range(8):
+        shutil.copytree(half, store)
+        with killed_at(k), pytest.raises(KilledError):
+            extract(images, store, tiny_backbone, "float16", [1, 2])
+        assert extract(images, store, tiny_backbone, "float16", [0, 1]).store.layers == (0, 1)
+        assert_sound(store)
+        shutil.rmtree(store)
+
+
 # Kills
 
 

@@ -1,16 +1,22 @@
 """Choosing on validation: what is kept, what is not computed twice, and grids that are too narrow."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
+import sidecache as sc
 from adapt.candidate import Candidate
-from adapt.config import MethodConfig, Trial, load_config
+from adapt.config import Config, MethodConfig, Trial, load_config
+from adapt.features import StreamedFeatures
+from adapt.pooled import PooledFeatures
+from adapt.run import settings_of
 from adapt.run_files import read_json, write_json
-from adapt.search import Trained, beyond_the_edge, choose_trial
+from adapt.search import Material, Trained, beyond_the_edge, choose_trial, train_trials
 from store.errors import JobError
 
 
@@ -88,3 +94,16 @@ def test_both_axes_may_be_widened_at_once() -> None:
     grid = losa(lr=[0.001, 0.01, 0.1], weight_decay=[0.1, 0.2, 0.4])
     more = beyond_the_edge(grid.trials, grid.trials[-1])
     assert [(trial.lr, trial.weight_decay) for trial in more] == [(pytest.approx(1.0), 0.4), (0.1, pytest.approx(0.8))]
+
+
+def test_the_speed_of_a_solved_probe_is_that_of_the_clock(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("methods=[linear_probe]")
+    material = Material(PooledFeatures(StreamedFeatures(sc.extract(config).store, torch.device("cpu"))))
+    (method,) = config.parsed_methods()
+    clock = iter([100.0, 107.0])
+    monkeypatch.setattr("adapt.solve.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    trained = train_trials(method, method.trials[:1], material, settings_of(config, method, 0), 0.25)
+    assert trained.seconds_per_epoch == pytest.approx(7.0 / trained.best.best_epoch)
+    assert trained.samples_per_second == pytest.approx(18 / trained.seconds_per_epoch)

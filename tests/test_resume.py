@@ -36,7 +36,7 @@ def run_worker(images: Path, stores: Path, dtype: str, *more: Path) -> Any:
     command += map(str, more)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return {**json.loads(done.stdout), "said": done.stderr}
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_a_killed_extraction_resumes_to_the_same_bytes(image_folder: Path, tmp_p
         store = Path(trial["store"])
         killed = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[trial["stop"]]
         assert trial["status"] in (killed, 0), trial  # 0: it had just come to its end
-        assert trial["resumed"] == 0, trial
+        assert trial["resumed"] == 0, (trial, found["said"])
         assert trial["written"] == found["total"] - trial["committed"], trial
         assert contents(store) == whole, trial
         assert not list(store.rglob("*.__lock")), trial
@@ -67,7 +67,7 @@ def test_a_killed_growth_resumes_to_the_same_bytes(image_folder: Path, tmp_path:
     assert (found["status"], found["total"]) == (0, 2 + 14 + 6), "two new shards of one layer, then two layers of all"
     whole = contents(tmp_path / "whole.zarr")
     for trial in found["trials"]:
-        assert trial["resumed"] == 0, trial
+        assert trial["resumed"] == 0, (trial, found["said"])
         assert contents(Path(trial["store"])) == whole, trial
         log = Path(trial["store"]) / "_log"
         left = {str(file.relative_to(log)) for file in log.rglob("*") if file.is_file() and file.suffix != ".__lock"}

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from adapt.labels import POINTS_A_CHARACTER, POINTS_A_LINE, Box, place_label
 from adapt.section import METRIC_NAMES, Section, headline
 from adapt.summary import Summary
-from adapt.visible import visible
+from store.visible import visible
 
 # Colours that stand for CSS variables of the page, so that one drawing serves light and dark mode.
 TEXT, ACCENT, RULE, MUTED = "#010203", "#040506", "#070809", "#0a0b0c"

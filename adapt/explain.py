@@ -6,7 +6,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from adapt.visible import visible
+from store.visible import visible
 
 _LONGEST_VALUE = 100
 _MOST_MISTAKES = 20

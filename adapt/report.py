@@ -18,8 +18,8 @@ from adapt.results import Row
 from adapt.run_files import write_text
 from adapt.section import METRIC_NAMES, UNKNOWN, Section, headline, percent, sections_of
 from adapt.summary import Metric, Stat, Summary, differing_by_method, label, summarise
-from adapt.visible import visible
 from store.errors import UserError
+from store.visible import visible
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,8 @@ class Reach:
         reaching = _tests_of(context for line in mutated for context in lines.get(line, ()))
         chosen, seconds = [], 0.0
         own = f"test_{Path(mutant.file).stem}"
-        for test in sorted(reaching or _tests_of(c for names in lines.values() for c in names), key=self._cost(own)):
+        reaching = reaching or _tests_of(context for contexts in lines.values() for context in contexts)
+        for test in sorted(reaching, key=lambda test: (own not in test, self._seconds.get(test, 1.0), test)):
             seconds += self._seconds.get(test, 1.0)
             if seconds > SLOWEST_SET and chosen:
                 break
@@ -162,20 +163,6 @@ class Reach:
     def seconds(self, tests: Sequence[str]) -> float:
         """What they take together."""
         return sum(self._seconds.get(test, 1.0) for test in tests)
-
-    def _cost(self, own: str) -> "Cost":
-        return Cost(own, self._seconds)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Orders tests: those of the module's own file first, then by their seconds."""
-
-    own: str
-    by_test: dict[str, float]
-
-    def __call__(self, test: str) -> tuple[bool, float, str]:
-        return self.own not in test, self.by_test.get(test, 1.0), test
 
 
 def _tests_of(contexts: Iterable[str]) -> set[str]:

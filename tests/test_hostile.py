@@ -32,7 +32,6 @@ from torch import nn
 
 from adapt.adaptor import Card, load_adaptor, sealed
 from adapt.report import write_report
-from adapt.visible import visible
 from extract.backbone import TimmBackbone, digests, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig
 from extract.images import DecodeError, decode_rgb
@@ -41,6 +40,7 @@ from extract.samples import FileSlice
 from extract.sources import ImageSource, open_source
 from extract.weights import load_model
 from store.errors import Note, UserError
+from store.visible import visible
 
 ROOT = Path(__file__).parent.parent
 NAME = "vit_tiny_patch16_224"

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 # Of several the first is taken. Averages and teachers come first: these are what the methods' authors evaluate.
-_PREFERRED = ("state_dict_ema", "model_ema", "ema", "target_encoder", "teacher")
 _WRAPPERS = (
-    *_PREFERRED,
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "target_encoder",
+    "teacher",
     "state_dict",
     "model_state_dict",
     "model",

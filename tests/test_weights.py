@@ -19,6 +19,7 @@ from torch import nn
 
 from extract import weights
 from extract.config import BackboneConfig
+from extract.weight_layouts import require_fit
 from extract.weights import load_model, weights_digest
 from store.errors import JobError, Note, UserError
 
@@ -407,6 +408,14 @@ def test_matrices_of_whole_numbers_are_refused(
     damaged.blocks[1].mlp.fc1.weight.data = change(damaged.blocks[1].mlp.fc1.weight.data)
     told = "blocks.1.mlp.fc1.weight holds whole numbers only: it is quantized, damaged, or was never trained"
     assert told in refuse(save(damaged, tmp_path / file))
+
+
+def test_floats_in_place_of_whole_numbers_are_refused() -> None:
+    model = nn.Module()
+    model.register_buffer("index", torch.arange(4))
+    require_fit({"index": torch.arange(4)}, model)
+    with pytest.raises(ValueError, match=r"^index holds torch\.float32, the model whole numbers$"):
+        require_fit({"index": torch.arange(4.0)}, model)
 
 
 def test_shapes_that_differ_are_told(tmp_path: Path, trained: nn.Module) -> None:

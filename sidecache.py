@@ -17,17 +17,17 @@ import typer
 
 if TYPE_CHECKING:
     from adapt.adaptor import Adaptor, load_adaptor
-    from adapt.config import Config, load_config
+    from adapt.config.pipeline import Config, load_config
     from adapt.create import create_model
-    from adapt.extraction import OnChanged
-    from adapt.losa import LoSA
-    from adapt.probes import LinearProbe
-    from adapt.results import Row
-    from adapt.tuning.merge import merge, unmerge
-    from extract.backbone import Backbone, TappedBackbone
-    from extract.datasets import from_datasets
-    from extract.run import Extraction
-    from extract.sources import ImageSource
+    from adapt.job.extraction import OnChanged
+    from adapt.methods.from_features.linear_probe import LinearProbe
+    from adapt.methods.from_features.losa import LoSA
+    from adapt.methods.in_backbone.merge import merge, unmerge
+    from adapt.run_dir.results import Row
+    from extract.backbones.backbone import Backbone, TappedBackbone
+    from extract.job.extraction import Extraction
+    from extract.sources.open_source import ImageSource
+    from extract.sources.user_datasets import from_datasets
     from store.errors import JobError, UserError
     from store.reader import Store, open_store
     from store.verify import Report
@@ -37,20 +37,20 @@ __version__ = "0.1.0"
 # Public names and where they live, loaded when first used: `sidecache --help` waits for no torch.
 _HOME = {
     "Adaptor": "adapt.adaptor",
-    "Config": "adapt.config",
+    "Config": "adapt.config.pipeline",
     "JobError": "store.errors",
-    "LinearProbe": "adapt.probes",
-    "LoSA": "adapt.losa",
+    "LinearProbe": "adapt.methods.from_features.linear_probe",
+    "LoSA": "adapt.methods.from_features.losa",
     "Store": "store.reader",
-    "TappedBackbone": "extract.backbone",
+    "TappedBackbone": "extract.backbones.backbone",
     "UserError": "store.errors",
     "create_model": "adapt.create",
-    "from_datasets": "extract.datasets",
+    "from_datasets": "extract.sources.user_datasets",
     "load_adaptor": "adapt.adaptor",
-    "load_config": "adapt.config",
-    "merge": "adapt.tuning.merge",
+    "load_config": "adapt.config.pipeline",
+    "merge": "adapt.methods.in_backbone.merge",
     "open_store": "store.reader",
-    "unmerge": "adapt.tuning.merge",
+    "unmerge": "adapt.methods.in_backbone.merge",
 }
 __all__ = [
     "Adaptor",
@@ -102,13 +102,13 @@ def extract(
         UserError: the store there was made from something else, a sample cannot be decoded.
         JobError: a value cannot be stored, the disk refuses.
     """
-    from extract.main_script import require_main_guard
+    from extract.job.main_guard import require_main_guard
 
     if config.extract.workers > 1 and not config.extract.scheduler:
         require_main_guard()
 
-    from adapt.extraction import extract as run_extraction
-    from adapt.origin import Inputs
+    from adapt.job.extraction import extract as run_extraction
+    from adapt.job.feature_set import Inputs
 
     return run_extraction(config, Inputs(config, source, backbone), on_changed)
 
@@ -118,7 +118,7 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
 
     Arguments and errors are those of `extract`. Returns one row a trained trial, those of earlier calls included.
     """
-    from adapt.distributed import own_run_dir
+    from adapt.training.distributed import own_run_dir
 
     with own_run_dir(config.run_dir) as run_dir:
         return _train_in(run_dir, config, source, backbone)
@@ -127,8 +127,8 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
 def _train_in(
     run_dir: Path, config: "Config", source: "ImageSource | None", backbone: "Backbone | None"
 ) -> "list[Row]":
-    from adapt.origin import Inputs
-    from adapt.run import train as run_training
+    from adapt.job.feature_set import Inputs
+    from adapt.job.training_job import train as run_training
 
     own = config.model_copy(update={"run_dir": run_dir})
     rows = run_training(own, Inputs(own, source, backbone), say)
@@ -143,8 +143,8 @@ def run(
     on_changed: "OnChanged" = "fail",
 ) -> "list[Row]":
     """The whole job: `extract` what is missing, `train` what is not trained yet, write results and report."""
-    from adapt.distributed import own_run_dir
-    from adapt.trainable import require_trainable
+    from adapt.job.trainable import require_trainable
+    from adapt.training.distributed import own_run_dir
 
     require_trainable(config, backbone)  # this and the lock before hours are spent on the store
     with own_run_dir(config.run_dir) as run_dir:
@@ -154,7 +154,7 @@ def run(
 def say(message: str) -> None:
     """One line on standard error: what the job decided or finished; of many processes the first one speaks."""
     if os.environ.get("RANK", "0") == "0":
-        from store.visible import visible
+        from store.console.visible import visible
 
         print(visible(message), file=sys.stderr, flush=True)
 
@@ -166,8 +166,8 @@ def _extract_first(
     on_changed: "OnChanged" = "fail",
 ) -> "Config":
     """The configuration with the store that was extracted to."""
-    from adapt.distributed import world
-    from adapt.extraction import at_store
+    from adapt.job.extraction import at_store
+    from adapt.training.distributed import world
 
     here, path = world(), config.store.path
     if config.train.feature_source != "online" and here.leads:
@@ -211,7 +211,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document an
 
 
 def _read(path: Path, overrides: list[str] | None) -> "Config":
-    from adapt.config import load_config
+    from adapt.config.pipeline import load_config
 
     return load_config(path, overrides or [])
 
@@ -294,11 +294,11 @@ def intrinsic_command(
     json: AsJson = False,
 ) -> None:
     """Measure the local intrinsic dimension of a block's attention and MLP; `targets: auto` then goes by it."""
-    from adapt.distributed import own_run_dir, world
-    from adapt.intrinsic_dimension import parse_dims, print_measurement
-    from adapt.origin import Inputs
-    from adapt.run import measure_intrinsic_dimension
-    from adapt.trainable import require_trainable
+    from adapt.job.feature_set import Inputs
+    from adapt.job.intrinsic_dimension import parse_dims, print_measurement
+    from adapt.job.trainable import require_trainable
+    from adapt.job.training_job import measure_intrinsic_dimension
+    from adapt.training.distributed import own_run_dir, world
 
     parsed, chosen = _read(config, overrides), parse_dims(dims)
     require_trainable(parsed)
@@ -319,20 +319,20 @@ def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory
 
 
 def _write_report(run_dir: Path) -> None:
-    from adapt.config_file import read_config
-    from adapt.report import write_report
-    from adapt.results import read_results
+    from adapt.report.page import write_report
+    from adapt.run_dir.config_file import read_config
+    from adapt.run_dir.results import read_results
 
     text, title = read_config(run_dir)
     write_report(run_dir, read_results(run_dir), text, title)
 
 
 def _print_results(run_dir: Path) -> None:
-    from adapt.distributed import world
-    from adapt.report import print_table
-    from adapt.results import read_results
-    from adapt.summary import summarise
-    from store.terminal import Terminal
+    from adapt.report.page import print_table
+    from adapt.report.seed_averages import summarise
+    from adapt.run_dir.results import read_results
+    from adapt.training.distributed import world
+    from store.console.terminal import Terminal
 
     if not world().leads:
         return
@@ -375,8 +375,8 @@ def verify_command(
 
 
 def _repair(store: str, config: "Config", report: "Report") -> None:
-    from adapt.extraction import repair
-    from adapt.origin import Inputs
+    from adapt.job.extraction import repair
+    from adapt.job.feature_set import Inputs
     from store.address import store_url
     from store.errors import UserError
     from store.verify import damaged_shards
@@ -411,7 +411,7 @@ def predict_command(
     """Classify images with a trained adaptor and the backbone it was trained on."""
     from adapt.adaptor import load_adaptor
     from adapt.predict import predict
-    from store.visible import one_line
+    from store.console.visible import one_line
 
     predictions = predict(load_adaptor(adaptor, device=device), files)
     if json:
@@ -444,9 +444,9 @@ _UsageError: Any = typer.BadParameter.__base__  # the command line's own errors,
 def main() -> None:
     """The command `sidecache`. Exit status: 0 done, 1 failure, 2 the user's mistake, 130 interrupted."""
     _require_own_packages()
+    from store.console.visible import visible
     from store.errors import JobError, UserError
-    from store.shortage import is_shortage
-    from store.visible import visible
+    from store.out_of_memory import is_shortage
 
     _open_streams()
     warnings.showwarning = _show_warning  # type: ignore[assignment]

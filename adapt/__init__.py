@@ -1,1 +1,1 @@
-"""Stage two: batches -> side network or probe -> metrics -> report."""
+"""Stage two: train side networks and probes from stored tokens, and compare them with methods inside the backbone."""

@@ -22,20 +22,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adapt.explain import explain
-from adapt.features import spec_of_backbone
-from adapt.methods import build_model, find_method, learned_tensors
-from adapt.run_files import CHECKSUM, parse_json, read_text, with_checksum, without_checksum, write_text
-from adapt.variables import expand_text
-from extract.backbone import Backbone, digests, load_backbone
+from adapt.config.messages import explain
+from adapt.config.variables import expand_text
+from adapt.features.feature_sources import spec_of_backbone
+from adapt.methods.table import build_model, find_method, learned_tensors
+from adapt.run_dir.files import CHECKSUM, parse_json, read_text, with_checksum, without_checksum, write_text
+from extract.backbones.backbone import Backbone, digests, load_backbone
+from extract.backbones.weights import first_line
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
-from extract.forward import FrozenForward
-from extract.transfer import autocast
-from extract.weights import first_line
+from extract.forward.device import autocast
+from extract.forward.frozen_forward import FrozenForward
 from store.config import Section, Tokens
-from store.durable import remove_leftovers, replacing
 from store.errors import JobError, UserError
 from store.layout import resolve_layers
+from store.local.durable_files import remove_leftovers, replacing
 
 _MOST_CARD_BYTES = 16 << 20
 _DIGEST = "tensors_digest"  # the field of the card on disk that says which file of tensors is its own

@@ -7,15 +7,15 @@ from pydantic import ValidationError
 from rich.table import Table
 from torch import nn
 
-from adapt.explain import explain
-from adapt.features import spec_of_backbone, spec_of_store
-from adapt.methods import METHODS, build_model, count_params, find_method
-from extract.backbone import Backbone, ModelBackbone, empty_backbone, load_backbone
+from adapt.config.messages import explain
+from adapt.features.feature_sources import spec_of_backbone, spec_of_store
+from adapt.methods.table import METHODS, build_model, count_params, find_method
+from extract.backbones.backbone import Backbone, ModelBackbone, empty_backbone, load_backbone
+from extract.backbones.pre_logits import Tail
 from extract.config import BackboneConfig
-from extract.tail import Tail
+from store.console.terminal import Terminal
 from store.errors import UserError
 from store.reader import Store
-from store.terminal import Terminal
 
 
 def create_model(method: str, backbone: str | Backbone | Store, num_classes: int, **options: Any) -> nn.Module:

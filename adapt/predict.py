@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from adapt.adaptor import Adaptor
-from adapt.metrics import average_views
-from extract.forward import preprocess
-from extract.images import decode_rgb
-from extract.samples import Sample
-from extract.video.samples import Video, expand_views
+from adapt.training.metrics import average_views
+from extract.forward.frozen_forward import preprocess
+from extract.images.decode import decode_rgb
+from extract.sources.samples import Sample
+from extract.sources.videos import Video, expand_views
+from store.console.progress import progress
 from store.errors import UserError
 from store.groups import in_groups
-from store.progress import progress
 
 
 def predict(adaptor: Adaptor, files: Sequence[Path]) -> list[dict[str, Any]]:

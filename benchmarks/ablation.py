@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt.config import MethodConfig, Trial
-from adapt.features import Features, ResidentFeatures, StreamedFeatures
-from adapt.methods import find_method
-from adapt.pooled import PooledFeatures
-from adapt.search import Material, train_trials
-from adapt.train import Settings
+from adapt.config.pipeline import MethodConfig, Trial
+from adapt.features.feature_sources import Features, ResidentFeatures, StreamedFeatures
+from adapt.features.pooled import PooledFeatures
+from adapt.methods.table import find_method
+from adapt.training.loop import Settings
+from adapt.training.search import Material, train_trials
 from benchmarks.record import machine
 from benchmarks.tables import table
 from store.reader import open_store

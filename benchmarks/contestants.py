@@ -11,18 +11,18 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from adapt.candidate import Candidate
-from adapt.features import OnlineFeatures, ResidentFeatures, StreamedFeatures, spec_of_backbone
-from adapt.images import ImageBatches
-from adapt.methods import METHODS, build_model
-from adapt.objective import Objective
-from adapt.train import Loop, Settings
-from extract.backbone import load_backbone
+from adapt.features.feature_sources import OnlineFeatures, ResidentFeatures, StreamedFeatures, spec_of_backbone
+from adapt.features.images import ImageBatches
+from adapt.methods.table import METHODS, build_model
+from adapt.training.candidate import Candidate
+from adapt.training.loop import Loop, Settings
+from adapt.training.objective import Objective
+from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
-from extract.forward import FrozenForward
-from extract.run import extract_tokens
-from extract.sources import open_source
-from extract.transfer import autocast, finish
+from extract.forward.device import autocast, finish
+from extract.forward.frozen_forward import FrozenForward
+from extract.job.extraction import extract_tokens
+from extract.sources.open_source import open_source
 from store.config import StoreConfig
 from store.groups import in_groups
 from store.reader import open_store

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.features import StreamedFeatures
+from adapt.features.feature_sources import StreamedFeatures
 from benchmarks.made_up import write_store
 from benchmarks.record import add_record_options, machine, save
-from extract.backbone import Backbone, empty_backbone, load_backbone
+from extract.backbones.backbone import Backbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
-from extract.encoding import Encoding
-from extract.forward import FrozenForward
-from extract.transfer import finish
+from extract.forward.device import finish
+from extract.forward.encoding import Encoding
+from extract.forward.frozen_forward import FrozenForward
 from store.reader import Store
 
 SMALL = {"embed_dim": 96, "depth": 2, "num_heads": 2}

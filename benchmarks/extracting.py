@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from adapt.config import Config, load_config
+from adapt.config.pipeline import Config, load_config
 from benchmarks.made_up import encode
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
-from extract.backbone import Backbone, load_backbone
-from extract.forward import FrozenForward
-from extract.run import extract_tokens
-from extract.sources import ImageSource, open_source
-from extract.transfer import autocast, finish
+from extract.backbones.backbone import Backbone, load_backbone
+from extract.forward.device import autocast, finish
+from extract.forward.frozen_forward import FrozenForward
+from extract.job.extraction import extract_tokens
+from extract.sources.open_source import ImageSource, open_source
 from store.address import store_url
 from store.arrays import open_schema, read_rms
-from store.backend import Folder
-from store.formats import Encoded
+from store.dtypes import Encoded
 from store.groups import in_groups
+from store.kvstore import Folder
 from store.layout import resolve_layers
 from store.writer import StoreWriter
 

@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.made_up import encode
 from benchmarks.record import add_record_options, machine, save
-from extract.backbone import load_backbone
+from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig
-from extract.images import decode_rgb
-from store.formats import channel_rms, decode_numpy
+from extract.images.decode import decode_rgb
+from store.dtypes import channel_rms, decode_numpy
 
 Array = np.ndarray
 Format = Callable[

@@ -16,9 +16,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from test_fuzz_store import FOUND, STORES, Subject, flips, make_subjects, mutations
+from store_fuzzer import FOUND, STORES, Subject, flips, make_subjects, mutations
 
 
 def run_mutations(folder: Path, count: int, seed: int) -> int:

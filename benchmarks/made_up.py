@@ -6,11 +6,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from extract.encoding import Encoding
+from extract.forward.encoding import Encoding
 from store.address import store_url
 from store.arrays import STORED
-from store.backend import Folder
-from store.formats import Encoded
+from store.dtypes import Encoded
+from store.kvstore import Folder
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
 from store.writer import Listing, StoreWriter, create_store

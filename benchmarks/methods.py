@@ -7,7 +7,7 @@ seconds on the clock and of the processor's (`cpu_seconds`, which other work on 
 
 Two figures of memory, each taken in a phase of its own with one model alive: `saved_bytes`, exactly what autograd keeps
 for the backward pass (weights left out), and `peak_bytes`, how far one step rises above the memory before it
-(`adapt.cost.peak_memory`: allocations on a GPU, else the resident memory of the process, which is good to some MB).
+(`adapt.job.cost.peak_memory`: allocations on a GPU, else the resident memory of the process, which is good to some MB).
 """
 
 import argparse
@@ -25,17 +25,17 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import functional as F
 
-from adapt.cost import peak_memory
-from adapt.features import spec_of_backbone
-from adapt.methods import trainable
-from adapt.tuning.kronecker import install_kronecker
-from adapt.tuning.lora import install_lora
-from adapt.tuning.tuned import Install, Tuned
-from adapt.tuning.vit import Vit
+from adapt.features.feature_sources import spec_of_backbone
+from adapt.job.cost import peak_memory
+from adapt.methods.in_backbone.kronecker import install_kronecker
+from adapt.methods.in_backbone.lora import install_lora
+from adapt.methods.in_backbone.target_modules import Vit
+from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
+from adapt.methods.table import trainable
 from benchmarks.record import add_record_options, machine, save
-from extract.backbone import TimmBackbone, empty_backbone, load_backbone
+from extract.backbones.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig
-from extract.transfer import finish
+from extract.forward.device import finish
 
 CLASSES, RANK = 10, 4
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64}  # `--small`: does it run at all

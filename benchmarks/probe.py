@@ -21,15 +21,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
-from adapt.candidate import Candidate
-from adapt.config import Config, load_config
-from adapt.features import ResidentFeatures, StreamedFeatures
-from adapt.pooled import PooledFeatures
-from adapt.run import settings_of
-from adapt.search import Material, train_trials
-from adapt.solve import readout_of
-from adapt.split import draw_validation
-from adapt.train import evaluate_split
+from adapt.config.pipeline import Config, load_config
+from adapt.features.feature_sources import ResidentFeatures, StreamedFeatures
+from adapt.features.pooled import PooledFeatures
+from adapt.job.training_job import settings_of
+from adapt.training.candidate import Candidate
+from adapt.training.linear_solver import readout_of
+from adapt.training.loop import evaluate_split
+from adapt.training.search import Material, train_trials
+from adapt.training.validation_split import draw_validation
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
 from store.reader import Store, open_store

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.shuffle import WINDOW, epoch_batches
+from adapt.training.batch_order import WINDOW, epoch_batches
 from benchmarks.made_up import write_store
 from benchmarks.readers import MEMMAP, OPTIONAL, READERS, Batches, memmap, sidecache_first_pass
 from benchmarks.record import add_record_options, machine, save

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from adapt.config import MethodConfig, Trial
-from adapt.cost import peak_memory
-from adapt.features import StreamedFeatures
-from adapt.losa import LoSAOptions
-from adapt.pooled import PooledFeatures
-from adapt.search import Material, train_trials
-from adapt.train import Settings
+from adapt.config.pipeline import MethodConfig, Trial
+from adapt.features.feature_sources import StreamedFeatures
+from adapt.features.pooled import PooledFeatures
+from adapt.job.cost import peak_memory
+from adapt.methods.from_features.losa import LoSAOptions
+from adapt.training.loop import Settings
+from adapt.training.search import Material, train_trials
 from benchmarks.made_up import write_store
 from benchmarks.record import add_record_options, machine, save
 from store.reader import open_store

@@ -3,8 +3,8 @@
 Parts can be run one by one, and speed in either --precision: those that the file holds already stay in it.
 
 speed   Samples a second in training, all of made-up photographs of 224 pixels through a --model of random weights, by
-        the program's own loop (`adapt.train.fit`): LoSA with its default options, streamed from an int8 store of all
-        layers and tokens, reading and decoding included, and resident; the same LoSA online, and of rank 16; our
+        the program's own loop (adapt/training/loop.py): LoSA with its default options, streamed from an int8 store of
+        all layers and tokens, reading and decoding included, and resident; the same LoSA online, and of rank 16; our
         `lora`; `full`; and peft's LoRA in a plain loop over the same batches of images. Same batch and precision, in
         one process, in turning order, medians over the rounds; a round of LoSA from the cache is several batches, of
         the others one.
@@ -34,8 +34,8 @@ import numpy as np
 import psutil
 import torch
 
-from adapt.cost import peak_memory
-from adapt.features import StreamedFeatures
+from adapt.features.feature_sources import StreamedFeatures
+from adapt.job.cost import peak_memory
 from benchmarks.contestants import (
     CONTESTANTS,
     FROM_CACHE,

@@ -25,10 +25,10 @@ from PIL import Image
 
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
-from extract.backbone import load_backbone
+from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
-from extract.run import extract_tokens
-from extract.sources import open_source
+from extract.job.extraction import extract_tokens
+from extract.sources.open_source import open_source
 from store.config import StoreConfig
 
 MODEL = "vit_tiny_patch16_224"

@@ -1,1 +1,1 @@
-"""Stage one: source -> transform -> frozen backbone -> store."""
+"""Stage one: source -> frozen backbone -> store."""

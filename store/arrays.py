@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from store.address import local_path
-from store.backend import Folder, wait
+from store.dtypes import INT8_ENCODING, STORED_DTYPE, Encoded
 from store.errors import JobError
-from store.failures import NEEDS_REPLACING, OutageError
-from store.formats import INT8_ENCODING, STORED_DTYPE, Encoded
-from store.metadata import array_metadata, chunk_codecs, sharded
+from store.io_errors import NEEDS_REPLACING, OutageError
+from store.kvstore import Folder, wait
 from store.schema import Schema, require_version
+from store.zarr_metadata import array_metadata, chunk_codecs, sharded
 
 MISSING, STORED, SKIPPED = 0, 1, 2
 LOG, STATUS, DIGEST = "_log", "status", "shard_digest"

@@ -4,9 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
+from store.console.terminal import Terminal
+from store.console.visible import one_line
 from store.reader import Store
-from store.terminal import Terminal
-from store.visible import one_line
 
 
 def describe_store(store: Store) -> dict[str, Any]:

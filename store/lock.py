@@ -27,9 +27,9 @@ from typing import Any, Protocol, runtime_checkable
 import psutil
 
 from store.address import local_path
-from store.backend import LOCK, Folder
 from store.errors import JobError
-from store.metadata import CHECKSUM, document_checksum
+from store.kvstore import LOCK, Folder
+from store.zarr_metadata import CHECKSUM, document_checksum
 
 BEAT_SECONDS, PATIENCE_SECONDS = 10.0, 60.0
 _KEY = f"{LOCK}/zarr.json"

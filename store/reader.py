@@ -23,12 +23,12 @@ from store.arrays import (
     read_rms,
     require_marks,
 )
-from store.backend import Folder, check_process, wait
-from store.chunks import Picked
+from store.dtypes import Encoded, decode_numpy
 from store.errors import JobError, UserError
-from store.failures import NEEDS_REPLACING, OutageError
-from store.formats import Encoded, decode_numpy
-from store.layer import Layer
+from store.io_errors import NEEDS_REPLACING, OutageError
+from store.kvstore import Folder, check_process, wait
+from store.layer_reader import Layer
+from store.local.chunks import Picked
 from store.schema import Schema
 from store.writer import Listing
 

@@ -7,8 +7,8 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from store.config import MOST_SHARD_SAMPLES, Compressor, Dtype
+from store.dtypes import bytes_per_token
 from store.errors import OtherStoreError, UserError
-from store.formats import bytes_per_token
 from store.layout import Shards, TokenLayout
 
 FORMAT_VERSION = 3

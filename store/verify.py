@@ -18,7 +18,6 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import UInt8, UInt32
 
-from store.added_layers import names_of_added
 from store.address import store_url
 from store.arrays import (
     DIGEST,
@@ -36,15 +35,16 @@ from store.arrays import (
     shard_arrays,
     shard_file,
 )
-from store.backend import LOCK, Folder, wait
+from store.console.progress import progress
+from store.console.terminal import Terminal
+from store.console.visible import one_line
+from store.dtypes import Encoded
 from store.errors import JobError, UserError
-from store.failures import AccessError, OutageError
-from store.formats import Encoded
+from store.growing.added_layers import names_of_added
+from store.io_errors import AccessError, OutageError
+from store.kvstore import LOCK, Folder, wait
 from store.lock import read_owner
-from store.progress import progress
 from store.schema import Schema
-from store.terminal import Terminal
-from store.visible import one_line
 
 _WHOLE_ARRAY = re.compile(r"(.+)/(zarr\.json|c(/0)*)")
 

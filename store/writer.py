@@ -34,12 +34,12 @@ from store.arrays import (
     shard_arrays,
     shard_file,
 )
-from store.backend import Folder, wait
+from store.dtypes import STORED_DTYPE, Encoded
 from store.errors import JobError
-from store.failures import NEEDS_REPLACING, AccessError
-from store.formats import STORED_DTYPE, Encoded
+from store.io_errors import NEEDS_REPLACING, AccessError
+from store.kvstore import Folder, wait
+from store.local.plain_shard import PlainShard
 from store.lock import Guard
-from store.plain_shard import PlainShard
 from store.schema import Schema
 
 

@@ -13,14 +13,13 @@ install_import_hook(["adapt", "extract", "store"], "beartype.beartype")
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+from tiny_vit import TINY  # noqa: E402
 
-from adapt.config import Config, load_config  # noqa: E402
-from extract.backbone import TimmBackbone, load_backbone  # noqa: E402
+from adapt.config.pipeline import Config, load_config  # noqa: E402
+from extract.backbones.backbone import TimmBackbone, load_backbone  # noqa: E402
 from extract.config import BackboneConfig  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
-
-TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8}
 
 
 @pytest.fixture(scope="session")

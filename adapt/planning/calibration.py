@@ -17,24 +17,24 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.candidate import Candidate
-from adapt.config import Config, MethodConfig
-from adapt.features import Features, ResidentFeatures, StreamedFeatures
-from adapt.methods import build_model
-from adapt.objective import make_objective
-from adapt.run import settings_of
-from adapt.spec import FeatureSpec
-from adapt.train import fit
-from extract.backbone import ModelBackbone
+from adapt.config.pipeline import Config, MethodConfig
+from adapt.features.feature_sources import Features, ResidentFeatures, StreamedFeatures
+from adapt.job.training_job import settings_of
+from adapt.methods.feature_spec import FeatureSpec
+from adapt.methods.table import build_model
+from adapt.training.candidate import Candidate
+from adapt.training.loop import fit
+from adapt.training.objective import make_objective
+from extract.backbones.backbone import ModelBackbone
 from extract.config import ExtractConfig
-from extract.encoding import Encoding
-from extract.forward import FrozenForward, preprocess, resolve_device
-from extract.images import DecodeError
-from extract.sources import ImageSplit
-from extract.transfer import finish
+from extract.forward.device import finish
+from extract.forward.encoding import Encoding
+from extract.forward.frozen_forward import FrozenForward, preprocess, resolve_device
+from extract.images.decode import DecodeError
+from extract.sources.open_source import ImageSplit
 from store.address import local_path, store_url
 from store.arrays import STORED
-from store.backend import Folder
+from store.kvstore import Folder
 from store.reader import open_store
 from store.schema import Schema, SplitInfo
 from store.writer import Listing, StoreWriter, create_store

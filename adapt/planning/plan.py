@@ -9,7 +9,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from adapt.planning.proposals import Proposal
-from store.terminal import Terminal
+from store.console.terminal import Terminal
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from adapt.config import Config
-from adapt.cost import break_even_epochs
-from adapt.features import Choice, choose_source
+from adapt.config.pipeline import Config
+from adapt.features.feature_sources import Choice, choose_source
+from adapt.job.cost import break_even_epochs
 from adapt.planning.calibration import Planned, Speeds, calibrate
 from adapt.planning.plan import Plan
 from adapt.planning.proposals import Proposal, propose
 from adapt.planning.survey import Survey
-from extract.forward import resolve_device
-from extract.opening import CALIBRATION_SAMPLES
+from extract.forward.frozen_forward import resolve_device
+from extract.job.open_store import CALIBRATION_SAMPLES
 from store.errors import UserError
 
 _BYTES = TypeAdapter(ByteSize)
@@ -123,7 +123,7 @@ def _break_even(extract: float | None, epoch: Mapping[str, float | None], source
 
 
 def _choose(job: Survey) -> Choice:
-    """What `train.feature_source` will come to; see `adapt.features.choose_source`."""
+    """What `train.feature_source` will come to; see `adapt.features.feature_sources.choose_source`."""
     wanted = job.config.train.feature_source
     if wanted == "auto" and job.rows is None:
         return Choice("auto", "the number of samples is not known")

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from store.config import Dtype, Every, Layers, Pool, StoreConfig, Tokens
+from store.dtypes import bytes_per_token
 from store.errors import UserError
-from store.formats import bytes_per_token
 from store.layout import TokenLayout, reduced_layout, resolve_layers
 
 # The harm to be expected is an order, no measure.

@@ -5,21 +5,21 @@ from pathlib import Path
 
 import torch
 
-from adapt.agreement import require_match
-from adapt.config import Config, MethodConfig
-from adapt.features import spec_of_backbone
-from adapt.intrinsic_dimension import entry_of
-from adapt.methods import build_model, find_method
-from adapt.origin import needed_layers
-from adapt.spec import FeatureSpec
-from extract.describe import schema_for
-from extract.shape import backbone_shape
-from extract.sources import ImageSource, open_source
+from adapt.config.pipeline import Config, MethodConfig
+from adapt.features.feature_sources import spec_of_backbone
+from adapt.job.checks import require_match
+from adapt.job.feature_set import needed_layers
+from adapt.job.intrinsic_dimension import entry_of
+from adapt.methods.feature_spec import FeatureSpec
+from adapt.methods.table import build_model, find_method
+from extract.backbones.shape import backbone_shape
+from extract.job.wanted_schema import schema_for
+from extract.sources.open_source import ImageSource, open_source
 from store.address import store_url
 from store.arrays import open_schema
-from store.backend import Folder
 from store.config import StoreConfig
 from store.errors import JobError, UserError
+from store.kvstore import Folder
 from store.layout import resolve_layers
 from store.reader import Store, open_store
 from store.schema import Schema

@@ -1,1 +1,1 @@
-"""Videos as samples: which frames, out of which file, decoded by processes that may hang or die."""
+"""Decodes frames of videos in separate processes, which may hang or die without harm."""

@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 
 from extract.video.clips import Sampling, frame_at
 from extract.video.containers import FORMATS, BadVideoError, check_whole
-from extract.video.timelines import OutOfOrderError, Run, Timeline, read_timeline
+from extract.video.timeline import OutOfOrderError, Run, Timeline, read_timeline
 
 av.logging.set_level(av.logging.ERROR)  # PyAV is deaf by default
 

@@ -1,0 +1,1 @@
+"""Reads pipeline.yaml into checked, frozen objects."""

@@ -1,0 +1,1 @@
+"""The fine-tuning methods: the table of all, the head that they share, and their models."""

@@ -1,0 +1,1 @@
+"""Methods that train from stored tokens and never run the backbone."""

@@ -1,0 +1,95 @@
+"""Ladder Side-Tuning: a narrow transformer beside a frozen backbone (Sung et al., NeurIPS 2022, arXiv 2206.06522).
+
+With tokens b_1 ... b_L (tokens, d) of L chosen layers and a side network s = d / reduction wide,
+
+    h_1 = block_1(W_1 norm(b_1))
+    h_i = block_i(mu_i W_i norm(b_i) + (1 - mu_i) h_{i-1}),    mu_i = sigmoid(alpha_i / T),  T = 0.1
+
+and the classifier reads final_norm(b_L + W_up h_L). With biases, the parameters are
+
+    L (12s^2 + 13s)    blocks: attention, and an MLP 4s wide
+    L (ds + s)         W_i
+    L - 1              alpha_i, zero in the beginning
+    sd + d             W_up
+
+The paper's: the ladder of gated shortcuts into a narrow copy of the architecture, no gradient into the backbone. Ours:
+norm(b_i) is a LayerNorm without parameters, as in LoSA; the paper starts from the embeddings, which are not stored, so
+the first block has W_1 norm(b_1) for its whole input; the blocks are drawn at random, not pruned from the backbone's;
+W_up starts at zero (at step 0 the ladder is the linear probe).
+"""
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
+from adapt.methods.from_features.losa import choose_layers
+from adapt.methods.from_features.transformer_probe import check_divides
+from adapt.methods.readout import Pool, Readout
+from store.config import Layers, PositiveInt, Section
+
+_TEMPERATURE = 0.1  # T
+
+
+class LadderOptions(Section):
+    """Options of `ladder`; see `Ladder`."""
+
+    reduction: PositiveInt = 8
+    num_heads: PositiveInt = 2
+    pool: Pool = "auto"
+    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+
+
+class Ladder(nn.Module):
+    """The side network and its classifier.
+
+    Args:
+        spec: layers, width, token layout and frozen tail of the backbone.
+        num_classes: width of the classifier.
+        reduction: how many times narrower than the backbone the side network is; must divide the width.
+        num_heads: heads of the side blocks' attention; must divide their width. Most of the time goes into them, and
+            narrow ones take as long as wide ones, so they are few.
+        pool: what the classifier reads; see `adapt.methods.readout.Readout`.
+        layers: which of the layers to use, as in `store.layers`.
+
+    Raises:
+        UserError: a layer that is not in the features; widths that do not come out even.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        num_classes: int,
+        reduction: int = 8,
+        num_heads: int = 2,
+        pool: Pool = "auto",
+        layers: Layers = "all",
+    ) -> None:
+        super().__init__()
+        self.readout = Readout(spec, num_classes, pool)  # first, so that every method draws the same head from a seed
+        self.layers = choose_layers(layers, spec)
+        check_divides("reduction", reduction, spec.dim)
+        side = spec.dim // reduction
+        check_divides("num_heads", num_heads, side, of=f"the side network ({spec.dim} / reduction {reduction})")
+        self.downs = nn.ModuleList(nn.Linear(spec.dim, side) for _ in self.layers)
+        self.blocks = nn.ModuleList(Block(side, num_heads, qkv_bias=True) for _ in self.layers)
+        self.gates = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in self.layers[1:])  # alpha_2 ... alpha_L
+        self.up = nn.Linear(side, spec.dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
+        """Logits from {layer: (batch, tokens, dim)}."""
+        h: Tensor | None = None
+        for layer, down, gate, block in zip(self.layers, self.downs, [None, *self.gates], self.blocks, strict=True):
+            rung = down(F.layer_norm(tokens[layer], tokens[layer].shape[-1:]))
+            if h is not None and gate is not None:
+                mu = torch.sigmoid(gate / _TEMPERATURE)
+                rung = mu * rung + (1 - mu) * h
+            h = block(rung)
+        last = tokens[self.layers[-1]]
+        logits: Tensor = self.readout(self.readout.normalise(last + self.up(h)))
+        return logits

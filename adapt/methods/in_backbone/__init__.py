@@ -1,0 +1,1 @@
+"""Methods that train inside a copy of the backbone, end to end."""

@@ -1,0 +1,99 @@
+"""LePE: locally enhanced positional encoding (Dong et al., arXiv 2107.00652), a baseline in He et al., 2203.16329.
+
+    attention(x) = W_o (softmax(Q K^T / sqrt(d_h)) V + conv(V)) + b_o
+
+conv is a depthwise 3 x 3 convolution, with a bias, of V on the patch grid: 10 d parameters a block. Ours: where a block
+sees a clip, it is 3 x 3 x 3, on the grid of time, height and width, with 28 d; prefix tokens neither enter it nor get
+anything from it; it starts at zero; where an attention normalises its output before W_o, conv(V) is added before the
+norm.
+
+The backbone's own attention runs as it is, fused kernel included: V is read where its projection gives it out, and
+conv(V) added where the sum is next read.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapt.methods.in_backbone.target_modules import Place, Vit, find_place
+from store.errors import UserError
+from store.layout import TokenLayout
+
+
+class ClipConvolution(nn.Conv3d):
+    """Depthwise, 3 x 3 x 3, as three 3 x 3 ones: torch's own takes several times as long, most of all backwards."""
+
+    def forward(
+        self, clips: Float[Tensor, "batch dim time height width"]
+    ) -> Float[Tensor, "batch dim time height width"]:
+        """What every frame gets from itself, from the one before and from the one after."""
+        frames = clips.transpose(1, 2)
+        before, local, after = (
+            F.conv2d(frames.flatten(0, 1), weight, bias, padding=1, groups=self.groups).view_as(frames)
+            for weight, bias in zip(self.weight.unbind(2), (None, self.bias, None), strict=True)
+        )
+        local[:, 1:] += before[:, :-1]
+        local[:, :-1] += after[:, 1:]
+        return local.transpose(1, 2)
+
+
+_KINDS = {2: (nn.Conv2d, torch.channels_last), 3: (ClipConvolution, torch.channels_last_3d)}  # by the sides of the grid
+
+
+class LocalEncoding(nn.Module):
+    """conv(V) of one attention.
+
+    `keep` and `add` are hooks. As bound methods of a module inside the backbone they follow it into a deep copy.
+    """
+
+    def __init__(self, layout: TokenLayout, start: int, stop: int) -> None:
+        super().__init__()
+        self.num_prefix_tokens, self.grid = layout.num_prefix_tokens, layout.grid
+        self.start, self.stop = start, stop
+        kind, self._format = _KINDS[len(layout.grid)]
+        self.conv = kind(stop - start, stop - start, 3, padding=1, groups=stop - start)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        self._kept: Tensor | None = None  # from `keep` to `add`, within one forward pass of the attention
+
+    def forward(self, v: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """conv(V) of patches, zero of prefix tokens."""
+        image = v[:, self.num_prefix_tokens :].reshape(len(v), *self.grid, -1).movedim(-1, 1)
+        local = self.conv(image.contiguous(memory_format=self._format)).flatten(2).transpose(1, 2)
+        return F.pad(local, (0, 0, self.num_prefix_tokens, 0))
+
+    def keep(self, linear: nn.Module, args: Any, output: Float[Tensor, "batch tokens qkv"]) -> None:
+        """Note what the projection gave out: whole, as EVA and BEiT add the bias of V to it in place, afterwards."""
+        self._kept = output
+
+    def add(self, reader: nn.Module, args: tuple[Float[Tensor, "batch tokens dim"]]) -> tuple[Tensor]:
+        """Add conv(V) to what is read next, and forget V."""
+        assert self._kept is not None
+        v, self._kept = self._kept[..., self.start : self.stop], None
+        return (args[0] + self(v),)
+
+
+def install_lepe(vit: Vit) -> None:
+    """Add conv(V) to the output of every attention.
+
+    Raises:
+        UserError: the backbone has no V in its blocks, or fewer heads in V than in Q.
+    """
+    for block in vit.blocks:
+        _install(find_place(block, "v"), find_place(block, "proj").linear, vit.layout)
+
+
+def _install(v: Place, proj: nn.Module, layout: TokenLayout) -> None:
+    width = proj.in_features
+    if v.stop - v.start != width:
+        raise UserError(
+            f"lepe adds to the attention's output, {width} wide, a convolution of V, which is {v.stop - v.start} wide "
+            "here (grouped-query attention); choose another method, or a backbone with as many heads in V as in Q"
+        )
+    encoding = LocalEncoding(layout, v.start, v.stop)
+    v.parent.add_module("lepe", encoding)
+    v.linear.register_forward_hook(encoding.keep)
+    getattr(v.parent, "norm", proj).register_forward_pre_hook(encoding.add)

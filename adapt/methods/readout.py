@@ -1,0 +1,103 @@
+"""The one read-out that every method is offered: final norm, pooling, standardisation, linear classifier."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from adapt.methods.feature_spec import FeatureSpec
+from store.errors import UserError
+
+Pool = Literal["auto", "cls", "mean", "cls_mean", "backbone"]
+
+
+class Readout(nn.Module):
+    """Last-layer tokens -> frozen final norm -> pooling -> standardisation -> linear head.
+
+    The standardisation has the mean and deviation of the frozen features over the training rows, the same for every
+    method: without it a linear head converges slowly along the channels that vary least. A channel that varies by less
+    than a step of the stored format is not divided by its deviation, which is rounding noise (see `standardise`).
+
+    Args:
+        pool: `cls` (class token, or the mean of all: of all frames, and of a distilled model's two), `mean` (mean of
+            the patch tokens), `cls_mean` (both, concatenated), `backbone` (as the backbone pools, its attention pool
+            included) or `auto` (`cls_mean`, or the one that is there). Registers are no class tokens.
+
+    Raises:
+        UserError: the stored tokens do not hold what `pool` needs; `backbone`, and the backbone does not pool.
+    """
+
+    def __init__(self, spec: FeatureSpec, num_classes: int, pool: Pool) -> None:
+        super().__init__()
+        classes, patches = spec.layout.num_class_tokens, spec.layout.num_patches
+        if pool == "auto":
+            pool = "cls_mean" if classes and patches else "cls" if classes else "mean"
+        legal = _legal(spec)
+        if pool not in legal:
+            unavailable = spec.tail.unavailable if pool == "backbone" else ""
+            reason = unavailable or f"it needs tokens that are not there ({spec.layout})"
+            raise UserError(f"pool {pool!r} is not available: {reason}; legal: {', '.join(legal)}")
+        self.mode, self.layout, self.tail = pool, spec.layout, spec.tail
+        self.reads_patches = spec.tail.reads_patches if pool == "backbone" else pool != "cls"
+        width = spec.dim * (2 if pool == "cls_mean" else 1)
+        self.head = nn.Linear(width, num_classes)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def standardise(self, pooled: Float[Tensor, "samples features"], rounding: Float[Tensor, "features"]) -> None:
+        """Take mean and deviation from pooled frozen features; a channel that does not vary is only centred.
+
+        Args:
+            rounding: the most that rounding moves a channel by, half a step of the stored format. A deviation of less
+                than a step would be that of the rounding, which new images do not have: divided by it, their features
+                would lie far away from those that were trained on. From one step on, rounding moves a standardised
+                channel by half a deviation at most, and its mean by nothing that shows.
+        """
+        device, std = self.mean.device, pooled.std(dim=0, correction=0)
+        self.mean = pooled.mean(dim=0).to(device)
+        self.std = torch.where(std > 2 * rounding, std, torch.ones_like(std)).to(device)
+
+    def standardised(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+        """Pooled features as the head reads them."""
+        return (pooled - self.mean) / self.std
+
+    def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """The backbone's final norm."""
+        return self.tail.normalise(tokens)
+
+    def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch features"]:
+        """Pool normalised tokens."""
+        if self.mode == "backbone":
+            return self.tail.pool(tokens)
+        parts = []
+        if self.mode in ("cls", "cls_mean"):
+            parts.append(self.tail.normalise_pooled(self._class_tokens(tokens).mean(dim=(1, 2))))
+        if self.mode in ("mean", "cls_mean"):
+            parts.append(self.tail.normalise_pooled(tokens[:, self.layout.num_prefix_tokens :].mean(dim=1)))
+        return torch.cat(parts, dim=1)
+
+    def _class_tokens(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch sets classes dim"]:
+        """The first prefix tokens of every set."""
+        sets, prefix = self.layout.prefix_sets, self.layout.num_prefix_tokens
+        by_set = tokens[:, :prefix].reshape(len(tokens), sets, prefix // sets, tokens.shape[2])
+        return by_set[:, :, : self.layout.num_class_tokens // sets]
+
+    def classify(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """Logits of pooled features."""
+        logits: Tensor = self.head(self.standardised(pooled))
+        return logits
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
+        """Logits of normalised tokens."""
+        return self.classify(self.pool(tokens))
+
+
+def _legal(spec: FeatureSpec) -> list[str]:
+    """The ways to pool for which the tokens are there."""
+    classes, patches = spec.layout.num_class_tokens > 0, spec.layout.num_patches > 0
+    there = {"cls": classes, "mean": patches, "cls_mean": classes and patches}
+    there["backbone"] = spec.tail.can_pool(spec.layout)
+    return [pool for pool, legal in there.items() if legal]

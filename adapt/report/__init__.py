@@ -1,0 +1,1 @@
+"""Turns result rows into means over seeds, tables, charts and report.html."""

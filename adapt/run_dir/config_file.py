@@ -1,0 +1,60 @@
+"""`config.yaml` of a run directory: the resolved configuration of the last job there, a configuration itself.
+
+Its first line is a checksum of the rest, a comment to YAML: the report does not show a file as that job's configuration
+which somebody has edited since. Every job writes the file anew.
+"""
+
+import hashlib
+from pathlib import Path
+
+import yaml
+
+from adapt.config.pipeline import Config
+from adapt.config.yaml_text import MOST_BYTES, parse_yaml
+from adapt.run_dir.files import read_text, write_text
+from store.errors import UserError
+
+_NAME = "config.yaml"
+_FIRST_LINE = "# checksum of the lines below: "
+
+
+def write_config(config: Config) -> None:
+    """Keep a configuration in its run directory, with `${VARIABLE}` as the user wrote it.
+
+    Raises:
+        JobError: it cannot be written.
+    """
+    text = yaml.safe_dump(config.as_written(), sort_keys=False)
+    write_text(config.run_dir / _NAME, f"{_FIRST_LINE}{_checksum(text)}\n{text}")
+
+
+def read_config(run_dir: Path) -> tuple[str | None, str]:
+    """The configuration kept in a run directory, as YAML, and the name that it gives the run; None where none is kept.
+
+    Raises:
+        UserError: it is not what a job wrote there.
+    """
+    path = run_dir / _NAME
+    try:
+        first, _, text = read_text(path, MOST_BYTES).partition("\n")
+        if first != f"{_FIRST_LINE}{_checksum(text)}":
+            raise ValueError("it does not fit its checksum")
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    except OSError as error:
+        raise _damaged(path, str(error.strerror)) from error
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    document = parse_yaml(text, str(path))
+    return text, str(document.get("name", "")) if isinstance(document, dict) else ""
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} was damaged, or edited by hand ({reason}): run the job again, which writes it anew, or delete it, and "
+        "the report shows no configuration"
+    )
+
+
+def _checksum(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

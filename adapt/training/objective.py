@@ -1,0 +1,105 @@
+"""What training minimises: cross-entropy of class indices, or binary cross-entropy of multi-label zeros and ones."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from adapt.training.metrics import average_views, evaluate
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A loss with its derivatives in the logits; the Hessian of one sample is diag(rows) - shared rowsᵀ."""
+
+    loss: Float[Tensor, ""]
+    gradient: Float[Tensor, "classes batch"]
+    rows: Float[Tensor, "classes batch"]
+    shared: Float[Tensor, "classes batch"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A mean loss that can be summed up over parts of a batch.
+
+    Args:
+        multi_label: labels are 0/1 for every class instead of one class index.
+        weights: of classes (single-label), or of the positives of every class (multi-label).
+        views: consecutive rows that show the same sample; they are judged by their mean logits.
+    """
+
+    multi_label: bool
+    weights: Float[Tensor, "classes"] | None = None
+    views: int = 1
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "part classes"],
+        labels: Shaped[Tensor, "part ..."],
+        whole: Shaped[Tensor, "batch ..."] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The share of these labels in the mean loss of `whole`, the labels of the batch they are a part of."""
+        weights = self.weights
+        count = self._count(labels if whole is None else whole, weights)
+        if self.multi_label:
+            target = labels.to(logits.dtype)
+            return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="sum") / count
+        return F.cross_entropy(logits, labels, weights, reduction="sum") / count
+
+    def expand(self, logits: Float[Tensor, "classes batch"], labels: Shaped[Tensor, "batch ..."]) -> Expansion:
+        """The loss and its derivatives in the logits; classes come first: several times as fast where they are few."""
+        weights = logits.new_ones(len(logits)) if self.weights is None else self.weights
+        count = self._count(labels, self.weights)
+        if self.multi_label:
+            p, positive = logits.sigmoid(), labels.T.to(logits.dtype)
+            pull, push = positive * weights[:, None] / count, (1 - positive) / count
+            loss = -(pull * F.logsigmoid(logits) + push * F.logsigmoid(-logits)).sum()
+            return Expansion(loss, push * p - pull * (1 - p), p * (1 - p) * (pull + push), torch.zeros_like(p))
+        of_sample, total = weights[labels] / count, logits.logsumexp(dim=0)
+        p = (logits - total).exp()
+        loss = ((total - logits.gather(0, labels[None])[0]) * of_sample).sum()
+        rows = p * of_sample
+        return Expansion(loss, rows.scatter_add(0, labels[None], -of_sample[None]), rows, p)
+
+    def separates(self, logits: Float[Tensor, "classes batch"], labels: Shaped[Tensor, "batch ..."]) -> bool:
+        """Whether logits put every sample on the right side: multiplied by more and more, they bring the loss to zero.
+
+        A single class has nothing to be told from.
+        """
+        if self.multi_label:
+            return bool((logits * (2.0 * labels.T - 1) > 0).all())
+        others = logits.scatter(0, labels[None], -torch.inf).amax(dim=0)
+        return len(logits) > 1 and bool((logits.gather(0, labels[None])[0] > others).all())
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Objective":
+        """The same with its weights where the logits are, once and not in every step."""
+        return self if self.weights is None else replace(self, weights=self.weights.to(device, dtype))
+
+    def judge(self, logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."]) -> tuple[float, float]:
+        """(score in percent, minus the unweighted loss): what validation compares, the higher the better."""
+        logits, labels = average_views(logits, self.views), labels[:: self.views]
+        score = evaluate(logits, labels).score(balance_classes=self.weights is not None)
+        return score, -float(Objective(self.multi_label)(logits, labels))
+
+    def _count(self, labels: Shaped[Tensor, "batch ..."], weights: Tensor | None) -> Tensor | int:
+        if self.multi_label or weights is None:
+            return labels.numel()
+        return weights[labels].sum()
+
+
+def make_objective(
+    labels: Shaped[Tensor, "samples ..."], num_classes: int, multi_label: bool, balance_classes: bool, views: int = 1
+) -> Objective:
+    """The loss for labels of a training split; balanced, every class weighs as much, however rare it is."""
+    return Objective(multi_label, class_weights(labels, num_classes) if balance_classes else None, views)
+
+
+def class_weights(labels: Shaped[Tensor, "samples ..."], num_classes: int) -> Float[Tensor, "classes"]:
+    """Single label: inverse frequency, mean 1. Multi-label: negatives per positive."""
+    if labels.ndim == 2:
+        positive = labels.sum(dim=0).clamp(min=1)
+        return (len(labels) - positive) / positive
+    counts = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    return len(labels) / (num_classes * counts)

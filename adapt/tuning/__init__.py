@@ -1,1 +1,0 @@
-"""Methods that train inside the backbone, end to end."""

@@ -1,0 +1,1 @@
+"""Frozen vision transformers: finding and loading weights, preprocessing, tokens by layer."""

@@ -1,0 +1,66 @@
+"""Preprocessing from timm's data config, and a digest that notices any change of what it does to pixels."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms import ResizeKeepRatio
+from timm.data.transforms_factory import create_transform
+from torch import Tensor, nn
+from torchvision.transforms import Compose, Resize
+
+from extract.images.resize_limit import ResizeLimit
+
+Transform = Callable[[Image.Image], Float[Tensor, "channels height width"]]
+
+
+def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
+    """timm's data config of a model: input size, mean, std, interpolation, crop."""
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # also where model_kwargs set it
+    args = {"input_size": (3, *built_for)} if built_for else {"img_size": image_size} if image_size else {}
+    config: dict[str, Any] = resolve_data_config(args, model=model)  # type: ignore[no-untyped-call]
+    return config
+
+
+def build_transform(config: dict[str, Any]) -> Transform:
+    """timm's evaluation transform: resize, centre crop, scale, normalise. Raises ResizeError for too thin an image."""
+    steps = create_transform(**config, is_training=False).transforms
+    resize = next(step for step in steps if isinstance(step, Resize | ResizeKeepRatio))
+    transform: Transform = Compose([_limit(resize), *steps])
+    return transform
+
+
+def _limit(resize: Resize | ResizeKeepRatio) -> ResizeLimit:
+    if isinstance(resize.size, int):
+        return ResizeLimit(resize.size, resize.size, to="cover")
+    height, width = resize.size
+    if isinstance(resize, Resize):
+        return ResizeLimit(width, height, to="exact")
+    return ResizeLimit(width, height, to="fit" if resize.longest else "cover")
+
+
+def describe(config: dict[str, Any]) -> str:
+    """The data config as one line of JSON, for provenance and messages."""
+    return json.dumps(config, sort_keys=True, default=list)
+
+
+def is_described(preprocessing: str) -> bool:
+    """Whether `describe` wrote it: the preprocessing of a named model, not of a module of the user's."""
+    return preprocessing.startswith("{")
+
+
+def transform_digest(transform: Transform) -> str:
+    """Hash of what the transform makes of a fixed synthetic image (not square, with gradients and edges)."""
+    y, x = np.mgrid[0:181, 0:263]
+    pixels = np.stack([(3 * x + y) % 256, (x * y // 7) % 256, 255 * ((x // 16 + y // 16) % 2)], axis=-1)
+    result = transform(Image.fromarray(pixels.astype(np.uint8)))
+    values = torch.as_tensor(result).contiguous()
+    digest = hashlib.blake2b(f"{tuple(values.shape)} {values.dtype}".encode(), digest_size=16)
+    digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

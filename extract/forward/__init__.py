@@ -1,0 +1,1 @@
+"""Runs the frozen backbone over batches of samples and encodes its tokens for the store."""

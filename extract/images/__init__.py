@@ -1,0 +1,1 @@
+"""Decodes images strictly: damaged files are errors, never wrong pixels."""

@@ -1,0 +1,1 @@
+"""Text for the terminal: tables, progress bars, and foreign names made safe to print."""

@@ -1,0 +1,1 @@
+"""Adds samples and layers to an existing store."""

@@ -1,0 +1,1 @@
+"""The fast path for stores in a local folder: plain files, read and written without tensorstore."""

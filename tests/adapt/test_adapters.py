@@ -1,0 +1,162 @@
+"""Bottlenecks behind the sublayers: plain ones, and ones of Kronecker products."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from end_to_end import CLASSES, DEPTH, DIM, EndToEnd, load, shake
+from torch import Tensor, nn
+
+from adapt.features.feature_sources import spec_of_backbone
+from adapt.methods.in_backbone.adapters import Adapter, AdapterDropOptions, AdapterOptions, install_adapters
+from adapt.methods.in_backbone.compacter import CompacterOptions, KroneckerLinear, install_compacter
+from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
+from adapt.methods.table import count_params, trainable
+from extract.backbones.backbone import TimmBackbone, empty_backbone
+from store.errors import UserError
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {},
+    "deit_tiny_distilled_patch16_224": {"drop_path_rate": 0.2},
+    "vit_small_patch14_reg4_dinov2": {},
+    "vit_base_patch16_siglip_224": {"img_size": (32, 48)},
+    "eva02_tiny_patch14_224": {},
+    "beit_base_patch16_224": {},
+}
+
+
+def build(backbone: TimmBackbone, install: Install, **options: Any) -> Tuned:
+    torch.manual_seed(0)
+    return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("adapter", {"bottleneck": 8}),
+        ("adapter_drop", {"bottleneck": 8, "places": ["attention"]}),
+        ("compacter", {"bottleneck": 8}),
+    ],
+)
+class TestEveryFamily(EndToEnd):
+    @pytest.fixture
+    def backbone(self, family: str) -> TimmBackbone:
+        return load(family, **FAMILIES[family])
+
+
+def test_adapters_stand_before_both_residuals() -> None:
+    backbone = load("vit_small_patch14_reg4_dinov2", init_values=0.5)
+    model = build(backbone, install_adapters, bottleneck=8)
+    shake(model)
+    frozen, block = backbone.module.blocks[1], model.module.blocks[1]
+    x = torch.randn(2, 21, DIM)
+
+    def adapted(z: Tensor, adapter: Adapter) -> Tensor:
+        hidden = nn.functional.gelu(z @ adapter.down.weight.T + adapter.down.bias)
+        return z + hidden @ adapter.up.weight.T + adapter.up.bias
+
+    middle = x + adapted(frozen.ls1(frozen.attn(frozen.norm1(x))), block.drop_path1[0])
+    wanted = middle + adapted(frozen.ls2(frozen.mlp(frozen.norm2(middle))), block.drop_path2[0])
+    torch.testing.assert_close(block(x), wanted)
+
+
+def test_a_dropped_sublayer_takes_its_adapter_along() -> None:
+    model = build(load("vit_tiny_patch16_224", drop_path_rate=0.2), install_adapters, bottleneck=8)
+    shake(model)
+    block, x = model.module.blocks[-1].train(), torch.randn(2, 17, DIM)
+    block.drop_path1[1].drop_prob = block.drop_path2[1].drop_prob = 1 - 1e-9
+    assert torch.equal(block(x), x)
+
+
+def adapter_count(adapters: int, bottleneck: int, dim: int = DIM) -> int:
+    return adapters * (2 * dim * bottleneck + bottleneck + dim)
+
+
+@pytest.mark.parametrize(
+    ("options", "adapters"),
+    [
+        ({}, 2 * DEPTH),
+        ({"places": ["attention"]}, DEPTH),
+        ({"places": ["mlp"]}, DEPTH),
+        ({"places": ["mlp", "mlp"]}, DEPTH),
+        ({"layers": [-1]}, 2),
+        ({"layers": [0, 2], "places": ["attention"]}, 2),
+    ],
+)
+def test_adapters_are_where_they_are_asked_for(options: dict[str, Any], adapters: int) -> None:
+    model = build(load("vit_tiny_patch16_224"), install_adapters, bottleneck=8, **options)
+    assert sum(isinstance(module, Adapter) for module in model.modules()) == adapters
+    assert count_params(model)[0] == adapter_count(adapters, 8)
+
+
+@pytest.mark.parametrize(
+    ("install", "options", "count"),
+    [
+        (install_adapters, AdapterOptions(), adapter_count(24, 64, 768)),
+        (install_adapters, AdapterDropOptions(), adapter_count(2, 64, 768)),
+        (install_compacter, CompacterOptions(), 4 * 12 * (768 + 64) + 4**3 + 2 * 12 * (64 + 768)),
+        (install_compacter, CompacterOptions(n=8, rank=2), 2 * 4 * 12 * (768 + 64) + 8**3 + 2 * 12 * (64 + 768)),
+    ],
+)
+def test_counts_follow_the_formulas_without_any_memory(install: Install, options: Any, count: int) -> None:
+    backbone = empty_backbone("vit_base_patch16_224", {})
+    with torch.device("meta"):
+        model = build(backbone, install, **options.model_dump())
+    assert count_params(model)[0] == count
+    assert all(tensor.is_meta for tensor in trainable(model).values())
+
+
+def test_adapters_in_the_last_block_ask_no_gradient_of_those_before() -> None:
+    backbone = load("vit_tiny_patch16_224")
+    model = build(backbone, install_adapters, layers=[-1])
+    seen: list[bool] = []
+    for block in model.module.blocks:
+        block.register_forward_hook(lambda block, args, output: seen.append(output.requires_grad))
+    model(torch.randn(2, *backbone.image_size))
+    assert seen == [False, False, True]
+
+
+@pytest.mark.parametrize(("n", "rank"), [(1, 1), (2, 3), (4, 1)])
+def test_a_compacter_weight_is_a_sum_of_kronecker_products(n: int, rank: int) -> None:
+    slow = nn.Parameter(torch.randn(n, n, n))
+    layer = KroneckerLinear(slow, 24, 8, rank)
+    nn.init.normal_(layer.bias)
+    weight = sum(torch.kron(slow[i], layer.s[i] @ layer.t[i].T) for i in range(n))
+    x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(layer(x), x @ weight.T + layer.bias)
+
+
+def test_a_fresh_compacter_keeps_the_scale_of_its_input() -> None:
+    layer = KroneckerLinear(nn.Parameter(4**-0.5 * torch.randn(4, 4, 4)), 768, 64, 1)
+    scale = layer(torch.randn(2, 50, 768)).std()
+    assert 0.3 < scale < 3
+
+
+def test_all_compacters_share_their_slow_factors_in_copies_and_files_too() -> None:
+    backbone = load("vit_tiny_patch16_224")
+    model = build(backbone, install_compacter, bottleneck=8)
+    shake(model)
+    images = torch.randn(2, *backbone.image_size)
+    fresh = build(backbone, install_compacter, bottleneck=8)
+    fresh.load_state_dict({name: tensor.detach() for name, tensor in trainable(model).items()}, strict=False)
+    assert torch.equal(fresh(images), model(images))
+    for one in (model, fresh, copy.deepcopy(model)):
+        assert len({id(module.slow) for module in one.modules() if isinstance(module, KroneckerLinear)}) == 1
+
+
+def test_an_n_that_does_not_divide_the_widths_is_refused_with_those_that_do() -> None:
+    with pytest.raises(UserError, match=r"n \(3\) must divide.*\(32\) and bottleneck \(12\); legal here: \[1, 2, 4\]"):
+        build(load("vit_tiny_patch16_224"), install_compacter, bottleneck=12, n=3)
+
+
+@pytest.mark.parametrize("install", [install_adapters, install_compacter])
+def test_blocks_without_two_residuals_are_refused(install: Install) -> None:
+    with pytest.raises(UserError, match=r"ParallelThingsBlock has no drop_path1; choose another method"):
+        build(load("vit_small_patch16_18x2_224"), install)
+
+
+def test_a_layer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"layers \[3\] do not exist: this backbone has 3, numbered 0 to 2"):
+        build(load("vit_tiny_patch16_224"), install_adapters, layers=[3])

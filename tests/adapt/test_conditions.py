@@ -1,0 +1,58 @@
+"""Conditions tell all that decides an outcome apart, and nothing else; rows of one run directory keep them."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+import sidecache as sc
+from adapt.config.pipeline import Config
+from adapt.report.comparison import sections_of
+from adapt.report.fingerprint import conditions_of
+from adapt.report.seed_averages import summarise
+from adapt.training.loop import Settings
+
+MakeConfig = Callable[..., Config]
+SETTINGS = Settings(epochs=10, batch_size=64, seed=0)
+IDENTITY = {"samples": {"train": "a"}, "layers": [0, 1], "tokens": "all", "dtype": "int8", "weights_digest": "b"}
+
+
+def conditions(method: str = "losa", identity: dict[str, Any] = IDENTITY, **changes: Any) -> dict[str, Any]:
+    return conditions_of(method, identity, "resident", replace(SETTINGS, **changes), 0.2)
+
+
+def test_every_setting_but_the_seed_is_a_condition() -> None:
+    assert {field.name for field in fields(Settings)} - {*conditions()} == {"seed"}
+    assert conditions(seed=7) == conditions()
+
+
+@pytest.mark.parametrize("name", [*IDENTITY, "data"])
+def test_everything_that_decides_a_feature_is_a_condition(name: str) -> None:
+    changed = conditions(identity=IDENTITY | {name: "another"})
+    assert len([key for key, value in conditions().items() if changed[key] != value]) == 1
+
+
+def test_a_solved_method_knows_no_epochs() -> None:
+    assert conditions("linear_probe", epochs=30, batch_size=8, optimizer="sgd") == conditions("linear_probe")
+    assert conditions("linear_probe", balance_classes=True) != conditions("linear_probe")
+
+
+def test_a_run_directory_keeps_settings_apart(tiny_config: MakeConfig) -> None:
+    sc.run(tiny_config())
+    sc.run(tiny_config("train.epochs=1"))
+    rows = sc.run(tiny_config("methods=[linear_probe]", "train.class_weights=balanced"))
+    plain, balanced = sections_of(summarise(rows))
+    assert [s.label for s in plain.summaries] == ["linear_probe", "losa epochs=2", "losa epochs=1"]
+    assert [s.label for s in balanced.summaries] == ["linear_probe"]
+    assert balanced.title.endswith(" · balance_classes=true")
+
+
+def test_a_grown_dataset_has_a_table_of_its_own(tiny_config: MakeConfig) -> None:
+    config = tiny_config("methods=[linear_probe]")
+    sc.run(config)
+    (folder,) = config.data.root.glob("train/blue")  # type: ignore[union-attr]
+    (folder / "more.png").write_bytes((folder / "0.png").read_bytes())
+    before, after = summarise(sc.run(config))
+    assert before.judged_by["samples"] != after.judged_by["samples"]
+    assert len(sections_of([before, after])) == 2

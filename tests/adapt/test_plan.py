@@ -1,0 +1,421 @@
+"""The plan before the work: exact bytes, figures that follow from what was measured, and nothing left behind."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import sidecache as sc
+from adapt.config.pipeline import Config, load_config
+from adapt.job.extraction import extract
+from adapt.job.feature_set import Inputs
+from adapt.planning import calibration, planner
+from adapt.planning.calibration import Speeds, decode_seconds, forward_seconds
+from adapt.planning.plan import Plan, print_plan
+from adapt.planning.planner import draw_up_plan, parse_bytes
+from adapt.planning.proposals import propose
+from adapt.planning.survey import Survey
+from benchmarks.made_up import encode
+from extract.backbones.backbone import empty_backbone, load_backbone
+from extract.backbones.shape import backbone_shape
+from extract.config import BackboneConfig, ClipConfig, ExtractConfig
+from extract.sources.open_source import open_source
+from store.address import store_url
+from store.arrays import STORED
+from store.errors import UserError
+from store.kvstore import Folder
+from store.writer import Listing, StoreWriter, create_store
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+FOLDERS = ("SIDECACHE_DATA", "CIFAR10_FOLDER", "TORCHVISION_DATA", "VTAB_TASK_FOLDER", "INATURALIST_FOLDER")
+CORES = os.cpu_count() or 1
+TINY_TRAIN, TINY_TEST, TINY_BYTES = 24, 12, 3 * 17 * 32 * 4  # layers x tokens x dim x float32
+
+Build = Callable[..., Config]
+
+
+def known(config: Config, budget: int | None = None) -> Plan:
+    """The plan without its measurements."""
+    return draw_up_plan(config, budget, calibrated=False)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put figures in place of the calibration: seconds a sample."""
+    figures = Speeds(2.0 * CORES, 10.0, 1.0, 3.0, {"resident": 4.0, "streamed": 5.0}, None)
+    return lambda **changes: monkeypatch.setattr(planner, "calibrate", lambda _: replace(figures, **changes))
+
+
+class TestBytes:
+    @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+    def test_every_example_is_planned_where_its_data_are_not(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for name in (*FOLDERS, "VTAB_TASK"):
+            monkeypatch.setenv(name, f"/nowhere/{name.lower()}")
+        plan = known(load_config(path, [f"store.path={tmp_path / 'cache.zarr'}"]))
+        document = json.loads(json.dumps(plan.document()))
+        assert document["samples"] is document["store_bytes"] is document["fits"] is None
+        width = {"float16": 2 * plan.dim, "int8": plan.dim + 4}[plan.dtype]
+        assert plan.bytes_per_sample == len(plan.layers) * plan.num_tokens * width
+        assert re.search("the samples cannot be listed.* does not exist", plan.notes[0])
+        assert "a thousand" in plan.recommendation
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_default_job_is_planned_by_its_data(self, tmp_path: Path) -> None:
+        plan = known(load_config(ROOT / "pipeline.yaml", [f"store.path={tmp_path / 'cache.zarr'}"]))
+        assert plan.samples == {"train": 1346, "test": 451}
+        assert plan.bytes_per_sample == len(plan.layers) * 65 * 128 * 2
+        assert plan.store_bytes == 1797 * plan.bytes_per_sample
+        assert (plan.fits, plan.notes) == (True, [])
+
+    @pytest.mark.parametrize("dtype", ["float32", "int8"])
+    @pytest.mark.parametrize("tokens", ["all", "{pool: 2}"])
+    def test_they_are_those_of_the_store(self, tiny_config: Build, dtype: str, tokens: str) -> None:
+        config = tiny_config(f"store.dtype={dtype}", f"store.tokens={tokens}")
+        plan = known(config)
+        store = extract(config, Inputs(config)).store
+        assert plan.bytes_per_sample == store.schema.bytes_per_sample
+        assert plan.samples == {split: store.num_samples(split) for split in store.splits}
+        assert plan.store_bytes == 36 * plan.bytes_per_sample < store.n_bytes()
+
+    def test_a_compressed_store_has_an_upper_bound(self, tiny_config: Build) -> None:
+        plan = known(tiny_config("store.compressor=zstd"))
+        assert plan.upper_bound
+        assert plan.store_bytes == 36 * TINY_BYTES
+        assert "at most 235.0 kB" in plan.recommendation
+
+    def test_a_video_model_of_four_billion_parameters_is_planned_without_its_memory(self) -> None:
+        pytest.importorskip("transformers")
+        sizes = {"hidden_size": 1792, "num_hidden_layers": 56, "num_attention_heads": 16, "intermediate_size": 15360}
+        document = {
+            "data": {"source": "video_folder", "root": "/nowhere", "video": {"frames": 32, "clips": 4, "crops": 3}},
+            "backbone": {"name": "vivit", "weights": "random", "model_kwargs": sizes | {"tubelet_size": [2, 14, 14]}},
+        }
+        plan = known(load_config(document))
+        assert plan.views == 12
+        assert plan.num_tokens == 1 + 16 * 16 * 16
+        assert plan.bytes_per_sample == 56 * 4097 * 1792 * 2 == 822_284_288
+        pooled = known(load_config(document, ["store.tokens={pool: 4, time: 2}", "store.dtype=int8"]))
+        assert pooled.bytes_per_sample == 56 * (1 + 8 * 4 * 4) * (1792 + 4)
+
+
+class TestStoreThatIsThere:
+    def test_shards_that_are_committed_are_not_counted_again(
+        self, tiny_config: Build, measured: Callable[..., None]
+    ) -> None:
+        measured()
+        config = tiny_config()
+        commit_first_shard(config)
+        plan = draw_up_plan(config)
+        assert plan.samples_to_extract == 36 - 5
+        assert plan.store_bytes == 36 * TINY_BYTES
+        assert plan.extract_seconds == pytest.approx(31 * 13.0)
+
+    def test_a_complete_one_leaves_nothing_to_extract(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured()
+        config = tiny_config()
+        extract(config, Inputs(config))
+        plan = draw_up_plan(config)
+        assert (plan.samples_to_extract, plan.extract_seconds, plan.break_even_epochs) == (0, 0.0, 0.0)
+        assert plan.recommendation.startswith("The store is complete: 235.0 kB")
+
+    def test_one_of_something_else_is_noted_and_not_counted(self, tiny_config: Build) -> None:
+        config = tiny_config()
+        extract(config, Inputs(config))
+        plan = known(tiny_config("store.dtype=int8"))
+        assert plan.samples_to_extract == 36
+        assert "was made from something else" in plan.notes[0]
+
+    def test_it_tells_the_samples_where_the_data_are_gone(self, tiny_config: Build) -> None:
+        config = tiny_config()
+        extract(config, Inputs(config))
+        plan = known(tiny_config("data.root=/nowhere"))
+        assert plan.samples == {"train": TINY_TRAIN, "test": TINY_TEST}
+        assert plan.samples_to_extract == 0
+
+
+def commit_first_shard(config: Config) -> None:
+    schema, folder = Survey(config).schema, Folder(store_url(config.store.path))
+    listings = {
+        split: Listing(tuple(map(str, range(n))), np.zeros(n, np.int64), np.zeros((n, 16), np.uint8))
+        for split, n in (("train", TINY_TRAIN), ("test", TINY_TEST))
+    }
+    create_store(folder, schema, listings, {}, {})
+    encoded = encode(np.zeros((5, 17, 32), np.float32), "float32")
+    StoreWriter(folder, schema).commit("train", 0, dict.fromkeys(schema.layers, encoded), np.full(5, STORED, np.uint8))
+
+
+class TestSeconds:
+    def test_on_a_cpu_decoding_and_the_forward_pass_share_the_cores(
+        self, tiny_config: Build, measured: Callable[..., None]
+    ) -> None:
+        measured()
+        plan = draw_up_plan(tiny_config("extract.device=cpu", "train.device=cpu"))
+        assert plan.extract_seconds == pytest.approx(36 * (2 + 10 + 1))
+        trained_on = TINY_TRAIN * 0.75
+        expected = {"resident": 4 * trained_on, "streamed": 5 * trained_on, "online": (4 + 2 + 10) * trained_on}
+        assert plan.epoch_seconds == pytest.approx(expected)
+        assert plan.break_even_epochs == pytest.approx(36 * 13 / (12 * trained_on))
+        assert f"after {plan.break_even_epochs:.1f} epochs" in plan.recommendation
+
+    def test_a_slow_disk_sets_the_pace(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured(write=20.0)
+        assert draw_up_plan(tiny_config()).extract_seconds == pytest.approx(36 * 20)
+
+    def test_a_new_int8_store_looks_at_its_training_samples_first(
+        self, tiny_config: Build, measured: Callable[..., None]
+    ) -> None:
+        measured()
+        assert draw_up_plan(tiny_config("store.dtype=int8")).extract_seconds == pytest.approx((36 + 24) * 13)
+
+    def test_where_online_training_is_no_slower_it_is_recommended(
+        self, tiny_config: Build, measured: Callable[..., None]
+    ) -> None:
+        measured(decode=0.0, forward=0.5)
+        plan = draw_up_plan(tiny_config("train.feature_source=streamed"))
+        assert plan.break_even_epochs is None
+        assert "train online" in plan.recommendation
+
+    def test_an_end_to_end_method_has_its_own_epoch(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured(end_to_end=30.0)
+        plan = draw_up_plan(tiny_config("methods=[losa, lora]"))
+        assert plan.epoch_seconds["end_to_end"] == pytest.approx(18 * 32)
+
+    def test_without_samples_there_are_rates(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured(decode=None)
+        plan = draw_up_plan(tiny_config("data.root=/nowhere"))
+        assert plan.extract_seconds is None
+        assert plan.epoch_seconds == {"resident": None, "streamed": None, "online": None}
+        assert plan.samples_per_second["online"] == pytest.approx(1 / 14)
+
+
+class TestFeatureSource:
+    @pytest.mark.parametrize(
+        ("free", "expected", "sizes"),
+        [(10**9, "resident", "156.7 kB of features, 1.0 GB"), (1000, "streamed", "156.7 kB of features, 1.0 kB")],
+    )
+    def test_auto_goes_by_the_memory_that_is_free(
+        self, tiny_config: Build, monkeypatch: pytest.MonkeyPatch, free: int, expected: str, sizes: str
+    ) -> None:
+        memory = psutil.virtual_memory()._replace(available=free)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        plan = known(tiny_config("train.device=cpu"))
+        assert plan.feature_source == expected
+        assert f"Training takes {expected} features ({sizes} of memory free)" in plan.recommendation
+
+    def test_online_stores_nothing(self, tiny_config: Build) -> None:
+        plan = known(tiny_config("train.feature_source=online"), budget=1)
+        assert plan.recommendation.startswith("Nothing is stored")
+        assert plan.proposals == []
+
+
+class TestBudget:
+    def test_proposals_fit_and_are_planned_as_they_say(self, tiny_config: Build) -> None:
+        budget = 36 * TINY_BYTES // 4
+        plan = known(tiny_config(), budget)
+        assert plan.fits is False
+        assert plan.proposals
+        for proposal in plan.proposals:
+            again = known(tiny_config(*proposal.overrides), budget)
+            assert again.fits
+            assert again.store_bytes == proposal.store_bytes <= budget
+            assert len(proposal.costs) == len(proposal.overrides)
+        assert f"-o '{plan.proposals[0].overrides[0]}'" in plan.recommendation
+
+    def test_the_least_harmful_comes_first(self, tiny_config: Build) -> None:
+        plans = [known(tiny_config(), 36 * TINY_BYTES // share) for share in (1, 2, 3, 5, 40)]
+        first = [plan.proposals[0].overrides if plan.proposals else () for plan in plans]
+        assert first[:3] == [(), ("store.dtype=float16",), ("store.dtype=int8",)]
+        assert first[3] == ("store.dtype=int8", "store.layers={every: 2}")
+        assert first[4] == ("store.dtype=int8", "store.layers={every: 2}", "store.tokens={pool: 4}")
+
+    def test_none_adds_to_another_that_fits(self, tiny_config: Build) -> None:
+        overrides = [set(proposal.overrides) for proposal in known(tiny_config(), 36 * TINY_BYTES // 2).proposals]
+        assert not any(a < b for a in overrides for b in overrides)
+
+    def test_end_to_end_methods_keep_all_tokens(self, tiny_config: Build) -> None:
+        proposals = known(tiny_config("methods=[losa, lora]"), 36 * TINY_BYTES // 4).proposals
+        assert proposals
+        assert not any("tokens" in override for proposal in proposals for override in proposal.overrides)
+
+    def test_methods_get_the_layers_that_they_name(self, tiny_config: Build) -> None:
+        proposals = known(tiny_config("methods=[{name: losa, layers: [1, 2]}]"), 36 * TINY_BYTES // 4).proposals
+        assert proposals
+        assert not any("layers" in override for proposal in proposals for override in proposal.overrides)
+
+    def test_where_nothing_fits_online_training_remains(self, tiny_config: Build) -> None:
+        plan = known(tiny_config(), 1)
+        assert plan.proposals == []
+        assert "does not fit" in plan.recommendation
+        assert "train.feature_source=online stores nothing" in plan.recommendation
+
+    def test_without_samples_it_is_told_how_many_it_holds(self, tiny_config: Build) -> None:
+        plan = known(tiny_config("data.root=/nowhere"), 10 * TINY_BYTES)
+        assert "65.3 kB hold 10." in plan.recommendation
+
+    def test_videos_are_thinned_in_time_too(self) -> None:
+        clips = {"source": "video_folder", "root": "/nowhere"}
+        config = load_config({"data": clips, "backbone": {"name": "vit_tiny_patch16_224", "weights": "random"}})
+        job = Survey(config)
+        size, layout = lambda store: job.schema_of(store).bytes_per_sample, job.shape.layout
+        proposals = propose(config.store, size, layout, job.shape.depth, rows=1, n_bytes=10**6, works=job.works)
+        assert any("time: " in override for proposal in proposals for override in proposal.overrides)
+
+    def test_what_it_quotes_stands_in_the_documents(self, tiny_config: Build) -> None:
+        costs = " ".join(cost for p in known(tiny_config(), 36 * TINY_BYTES // 5).proposals for cost in p.costs)
+        ablation, formats = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("ablation", "formats"))
+        assert "0.63 to 1.11% (docs/formats.md)" in costs
+        (row,) = re.findall(r"\*\*sidecache int8\*\*.*", formats)
+        errors = [float(error) for error in re.findall(r"\| (\d\.\d\d) \(", row)]
+        assert (min(errors), max(errors)) == (0.63, 1.11)
+        assert "LoSA 85.3 from every second of 12 layers, 84.5 from all (docs/ablation.md)" in costs
+        assert re.search(r"\| layers every 2 \|.*\| 79\.2 \|", ablation)
+        assert re.search(r"\| base \|.*\| 79\.0 \|", ablation)
+
+    @pytest.mark.parametrize(("text", "n_bytes"), [("20GB", 20 * 10**9), ("1.5 GiB", 3 * 2**29), ("12", 12)])
+    def test_bytes_have_units(self, text: str, n_bytes: int) -> None:
+        assert parse_bytes(text) == n_bytes
+
+    @pytest.mark.parametrize("text", ["", "much", "20 apples", "-1GB"])
+    def test_a_budget_that_is_none_is_refused(self, text: str) -> None:
+        with pytest.raises(UserError, match=f"--budget '{text}' is no number of bytes; legal are such as 20GB"):
+            parse_bytes(text)
+
+
+class TestShape:
+    def test_it_is_that_of_the_loaded_backbone(self) -> None:
+        config = load_config(ROOT / "pipeline.yaml").backbone
+        shape, loaded = backbone_shape(config), load_backbone(config)
+        for field in ("name", "model_kwargs", "depth", "dim", "layout", "image_size"):
+            assert getattr(shape, field) == getattr(loaded, field), field
+        assert all(parameter.is_meta for parameter in shape.module.parameters())
+
+    def test_image_size_and_arguments_count(self) -> None:
+        config = BackboneConfig(
+            name="vit_tiny_patch16_224", weights="pretrained", image_size=64, model_kwargs={"depth": 2}
+        )
+        shape = backbone_shape(config, ClipConfig(frames=4))
+        assert (shape.depth, shape.layout.grid, shape.image_size) == (2, (4, 4, 4), (4, 3, 64, 64))
+
+    def test_a_name_will_do_where_the_weights_are_not_here(self, tiny_config: Build) -> None:
+        plan = known(tiny_config("backbone.weights=/nowhere/weights.safetensors"))
+        assert plan.bytes_per_sample == TINY_BYTES
+        assert plan.notes == [
+            "backbone.weights '/nowhere/weights.safetensors' is not there: the job will not start without it"
+        ]
+
+    def test_neither_name_nor_weights_is_the_users_mistake(self, tiny_config: Build) -> None:
+        with pytest.raises(UserError, match="there is no such file or folder"):
+            known(tiny_config("backbone.weights=/nowhere", "backbone.name=null"))
+
+
+class TestCalibration:
+    @pytest.fixture(autouse=True)
+    def _be_brief(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(calibration, "_SECONDS", 0.02)
+
+    def test_all_is_measured_and_nothing_left_behind(self, tiny_config: Build, tmp_path: Path) -> None:
+        before = sorted(tmp_path.rglob("*"))
+        state = torch.get_rng_state()
+        plan = draw_up_plan(tiny_config("methods=[linear_probe, losa, lora]"))
+        assert sorted(tmp_path.rglob("*")) == before
+        assert plan.epoch_seconds.keys() == {"resident", "streamed", "online", "end_to_end"}
+        assert all(seconds and seconds > 0 for seconds in plan.epoch_seconds.values())
+        assert plan.extract_seconds
+        assert plan.samples_per_second.keys() == {"extract", *plan.epoch_seconds}
+        assert torch.equal(torch.get_rng_state(), state)
+
+    @pytest.mark.parametrize("override", ["store.dtype=int8", "store.tokens=cls", "methods=[ladder]", "methods=[full]"])
+    def test_every_kind_of_job_can_be_measured(self, tiny_config: Build, override: str) -> None:
+        assert draw_up_plan(tiny_config(override)).extract_seconds
+
+    def test_a_store_that_is_not_local_is_not_measured(self, tiny_config: Build) -> None:
+        plan = draw_up_plan(tiny_config("store.path=memory://plan/"))
+        assert plan.free_bytes is plan.epoch_seconds["streamed"] is None
+        assert plan.extract_seconds
+        assert plan.fits
+        assert "(not local)" in plan.recommendation
+
+    @pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224", "vit_tiny_patch16_224"])
+    def test_one_block_of_any_family_runs_on_random_weights(self, name: str) -> None:
+        config = ExtractConfig(device="cpu", batch_size=1)
+        assert forward_seconds(empty_backbone(name, {}), 0, config) > 0
+
+    def test_clips_run_frame_by_frame(self) -> None:
+        shape = empty_backbone("vit_tiny_patch16_224", {"depth": 3}, frames=2)
+        assert forward_seconds(shape, 2, ExtractConfig(device="cpu", batch_size=1)) > 0
+
+    def test_samples_that_cannot_be_decoded_are_passed_over(self, tiny_config: Build, image_folder: Path) -> None:
+        config = tiny_config()
+        shape = Survey(config).shape
+        images = sorted((image_folder / "train").rglob("*.png"))
+        images[0].write_bytes(b"no image")
+        assert decode_seconds(open_source(config.data).splits["train"], shape)
+        for image in images:
+            image.write_bytes(b"no image")
+        assert decode_seconds(open_source(config.data).splits["train"], shape) is None
+
+
+class TestCommand:
+    def run(self, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["sidecache", "plan", *map(str, arguments)])
+        try:
+            sc.main()
+        except SystemExit as done:
+            return int(done.code or 0)
+        return 0
+
+    def test_json_is_one_document_on_standard_output(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        measured: Callable[..., None],
+        tmp_path: Path,
+    ) -> None:
+        measured()
+        status = self.run(monkeypatch, ROOT / "pipeline.yaml", "--json", "-o", f"store.path={tmp_path / 'c.zarr'}")
+        document = json.loads(capsys.readouterr().out)
+        assert status == 0
+        wanted = {
+            "store_bytes",
+            "bytes_per_sample",
+            "extract_seconds",
+            "epoch_seconds",
+            "break_even_epochs",
+            "recommendation",
+        }
+        assert wanted <= document.keys()
+        assert set(document["epoch_seconds"]) == {"resident", "streamed", "online"}
+
+    def test_a_missing_data_root_is_no_failure(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        measured: Callable[..., None],
+        tmp_path: Path,
+    ) -> None:
+        measured(decode=None)
+        path = tmp_path / "pipeline.yaml"
+        path.write_text("{data: {source: folder, root: gone}, backbone: {name: vit_tiny_patch16_224, weights: random}}")
+        assert self.run(monkeypatch, path, "--budget", "20GB") == 0
+        out = capsys.readouterr().out
+        assert "unknown" in out
+        assert "does not exist" in " ".join(out.split())
+        assert self.run(monkeypatch, path, "--budget", "lots") == 2
+        assert "--budget 'lots' is no number of bytes" in capsys.readouterr().err
+
+    def test_the_table_lists_what_fits(self, tiny_config: Build, capsys: pytest.CaptureFixture[str]) -> None:
+        print_plan(known(tiny_config(), 36 * TINY_BYTES // 3), "a.yaml")
+        out = " ".join(capsys.readouterr().out.split())
+        assert "store.dtype=int8" in out
+        assert "24 train, 12 test" in out

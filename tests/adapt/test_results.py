@@ -1,0 +1,260 @@
+"""Rows are merged, never lost; damage is named; summaries are over seeds."""
+
+import csv
+import json
+import math
+import multiprocessing
+import statistics
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapt.report.seed_averages import Stat, summarise
+from adapt.run_dir.files import with_checksum
+from adapt.run_dir.results import Row, read_results, write_results
+from store.errors import JobError, UserError
+from store.local import durable_files as durable
+
+
+def make_row(trial_id: str = "t0", **changes) -> Row:
+    fields = {
+        "trial_id": trial_id,
+        "method": "losa",
+        "options": {"rank": 8},
+        "seed": 0,
+        "dataset": "digits",
+        "backbone": "vit_tiny",
+        "feature_source": "resident",
+        "lr": 0.001,
+        "weight_decay": 0.01,
+        "epochs": 30,
+        "best_epoch": 12,
+        "val_score": 90.0,
+        "top1": 89.0,
+        "top5": None,
+        "mean_class_accuracy": 88.0,
+        "macro_f1": 87.0,
+        "mean_average_precision": None,
+        "trainable_params": 1000,
+        "head_params": 100,
+    }
+    return Row(**{**fields, **changes})
+
+
+def write_one(run_dir: Path, number: int) -> None:
+    write_results(run_dir, [make_row(f"t{number}")])
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    rows = [make_row("a"), make_row("b", options={"é": [1, {"x": None}]}, top1=1 / 3, peak_memory_bytes=2**40)]
+    write_results(tmp_path / "new" / "run", rows)
+    assert read_results(tmp_path / "new" / "run") == rows
+
+
+def test_other_rows_are_kept_and_the_same_trial_is_replaced_in_place(tmp_path):
+    write_results(tmp_path, [make_row("a", top1=1.0), make_row("b", top1=2.0)])
+    write_results(tmp_path, [make_row("c", top1=3.0), make_row("a", top1=4.0)])
+    assert [(row.trial_id, row.top1) for row in read_results(tmp_path)] == [("a", 4.0), ("b", 2.0), ("c", 3.0)]
+
+
+def test_writing_twice_changes_nothing(tmp_path):
+    write_results(tmp_path, [make_row("a"), make_row("b")])
+    before = (tmp_path / "results.json").read_bytes(), (tmp_path / "results.csv").read_bytes()
+    write_results(tmp_path, [make_row("b")])
+    assert ((tmp_path / "results.json").read_bytes(), (tmp_path / "results.csv").read_bytes()) == before
+
+
+def test_no_rows_still_leave_readable_files(tmp_path):
+    write_results(tmp_path, [])
+    assert read_results(tmp_path) == []
+
+
+def test_workers_that_write_at_once_lose_no_row(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(3) as pool:
+        pool.starmap(write_one, [(tmp_path, number) for number in range(24)])
+    assert {row.trial_id for row in read_results(tmp_path)} == {f"t{number}" for number in range(24)}
+
+
+def test_json_is_a_list_of_objects_with_null_where_undefined(tmp_path):
+    write_results(tmp_path, [make_row()])
+    (row,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert list(row) == [*Row.model_fields, "checksum"]
+    assert row["top5"] is None
+    assert row["break_even_epochs"] is None
+
+
+def test_csv_holds_every_row_and_column(tmp_path):
+    rows = [make_row("a", dataset='a, "b"\nc', conditions={"epochs": 10}), make_row("b")]
+    write_results(tmp_path, rows)
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [row["dataset"] for row in table] == ['a, "b"\nc', "digits"]
+    assert list(table[0]) == list(Row.model_fields)
+    assert json.loads(table[0]["options"]) == {"rank": 8}
+    assert json.loads(table[0]["conditions"]) == {"epochs": 10}
+    assert (table[0]["top1"], table[0]["top5"]) == ("89.0", "")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+def test_a_spreadsheet_runs_no_cell(tmp_path, start):
+    formula = f'{start}HYPERLINK("http://evil";A1)'
+    write_results(tmp_path, [make_row(dataset=formula, backbone=formula, options={formula: formula}, val_score=-1.5)])
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        (cells,) = csv.DictReader(file)
+    assert (cells["dataset"], cells["backbone"]) == (f"'{formula}", f"'{formula}")
+    assert not any(cell.startswith(start) for name, cell in cells.items() if name != "val_score")
+    assert json.loads(cells["options"]) == {formula: formula}
+    assert float(cells["val_score"]) == -1.5
+    (row,) = read_results(tmp_path)
+    assert row.dataset == formula
+
+
+def test_a_text_that_is_no_formula_is_itself_in_the_csv(tmp_path):
+    names = ["digits", "a=b", "'quoted'", "", "x-1", " =1"]
+    write_results(tmp_path, [make_row(name, dataset=name) for name in names])
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        assert [cells["dataset"] for cells in csv.DictReader(file)] == names
+
+
+def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    write_results(tmp_path, [make_row("a")])
+    files = sorted(tmp_path.iterdir())
+
+    def crash(_descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(durable.os, "fsync", crash)
+    with pytest.raises(JobError, match=r"results\.json cannot be written \(disk full\); what was there before is kept"):
+        write_results(tmp_path, [make_row("b")])
+    assert [row.trial_id for row in read_results(tmp_path)] == ["a"]
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_missing_results_say_to_run_first(tmp_path):
+    with pytest.raises(UserError, match=r"no results in .*: run `sidecache run` first"):
+        read_results(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'[{"trial_id": "a"', "delimiter"),
+        (b"", "Expecting value"),
+        (b"\xff\xfe", "utf-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"{}", "top level: it is no list of rows"),
+        (b"[3]", "row 0: it is no JSON object"),
+        (b'[{"trial_id": "a"}]', "row 0: its content does not fit its checksum"),
+        (json.dumps([with_checksum({"trial_id": "a"})]).encode(), "0 -> method: Field required"),
+    ],
+)
+def test_damaged_results_are_refused_and_not_overwritten(tmp_path, content, reason):
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"results\.json is damaged \(.*{reason}.*\): take damaged rows out, or move it"
+    ):
+        read_results(tmp_path)
+    with pytest.raises(UserError, match="is damaged"):
+        write_results(tmp_path, [make_row()])
+    assert path.read_bytes() == content
+
+
+def test_a_trial_that_is_there_twice_is_named(tmp_path):
+    row = with_checksum(make_row("abc").model_dump())
+    (tmp_path / "results.json").write_text(json.dumps([row, row]))
+    with pytest.raises(UserError, match="trial 'abc' is there twice"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_row_holds_finite_numbers_only(value):
+    with pytest.raises(ValueError, match="finite number"):
+        make_row(top1=value)
+
+
+def test_seeds_are_summarised_by_mean_and_sample_deviation():
+    (summary,) = summarise([make_row(str(s), seed=s, top1=v) for s, v in enumerate([80.0, 82.0, 87.0])])
+    assert summary.top1 == Stat(83.0, statistics.stdev([80.0, 82.0, 87.0]))
+    assert summary.seeds == (0, 1, 2)
+    assert summary.top5 is None
+
+
+def test_one_seed_has_no_deviation():
+    (summary,) = summarise([make_row()])
+    assert summary.top1 == Stat(89.0, None)
+
+
+@given(st.permutations(range(6)))
+def test_order_of_rows_changes_order_of_groups_only(order):
+    rows = [make_row(str(i), seed=i % 3, options={"rank": 8 * (i // 3)}, top1=float(i)) for i in range(6)]
+    shuffled = summarise([rows[i] for i in order])
+    assert sorted(shuffled, key=lambda s: s.label) == sorted(summarise(rows), key=lambda s: s.label)
+
+
+def test_groups_are_dataset_backbone_method_and_options():
+    rows = [
+        make_row("a"),
+        make_row("b", dataset="other"),
+        make_row("c", backbone="other"),
+        make_row("d", method="lora"),
+        make_row("e", options={"rank": 4}),
+        make_row("f", seed=1),
+    ]
+    assert [len(summary.seeds) for summary in summarise(rows)] == [2, 1, 1, 1, 1]
+
+
+def test_order_of_options_makes_no_group():
+    rows = [make_row("a", options={"x": 1, "y": 2}), make_row("b", seed=1, options={"y": 2, "x": 1})]
+    assert len(summarise(rows)) == 1
+
+
+def test_a_label_names_the_options_that_differ():
+    options = [{"rank": 8, "mix": True, "pool": "cls"}, {"rank": 4, "mix": True, "pool": "cls"}, {"mix": True}]
+    rows = [make_row(str(i), options=o) for i, o in enumerate(options)]
+    assert [s.label for s in summarise([*rows, make_row("x", method="lora")])] == [
+        "losa rank=8 pool=cls",
+        "losa rank=4 pool=cls",
+        "losa",
+        "lora",
+    ]
+
+
+def test_a_seed_with_several_learning_rates_counts_once_by_its_validation_score():
+    rows = [
+        make_row("a", lr=0.1, val_score=70.0, top1=99.0),
+        make_row("b", lr=0.01, val_score=80.0, top1=75.0),
+        make_row("c", lr=0.001, val_score=None, top1=98.0),
+    ]
+    (summary,) = summarise(rows)
+    assert (summary.seeds, summary.top1) == ((0,), Stat(75.0, None))
+
+
+def test_rows_of_other_conditions_are_not_averaged_and_say_what_differs():
+    rows = [
+        make_row(f"{epochs}-{seed}", seed=seed, top1=float(epochs), conditions={"epochs": epochs, "batch_size": 64})
+        for epochs in (10, 30)
+        for seed in (0, 1)
+    ]
+    assert [(s.label, s.top1) for s in summarise(rows)] == [
+        ("losa epochs=10", Stat(10.0, 0.0)),
+        ("losa epochs=30", Stat(30.0, 0.0)),
+    ]
+
+
+def test_what_validation_chose_makes_no_group():
+    rows = [make_row(str(lr), lr=lr, val_score=lr, conditions={"epochs": 10}) for lr in (0.1, 0.2)]
+    assert [s.val_score for s in summarise(rows)] == [Stat(0.2, None)]
+
+
+def test_costs_are_averaged_and_memory_is_the_peak():
+    rows = [
+        make_row("a", seconds_per_epoch=1.0, peak_memory_bytes=10),
+        make_row("b", seed=1, seconds_per_epoch=3.0, peak_memory_bytes=30),
+        make_row("c", seed=2),
+    ]
+    (summary,) = summarise(rows)
+    assert (summary.seconds_per_epoch, summary.peak_memory_bytes, summary.store_bytes) == (2.0, 30, None)

@@ -1,0 +1,138 @@
+"""A disk that goes away or fills up in mid-job: one clear error, nothing in its place, and the same command goes on."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_store import contents
+
+from extract.backbones.backbone import TimmBackbone
+from extract.config import DataConfig, ExtractConfig
+from extract.job.extraction import extract_tokens
+from extract.sources.open_source import open_source
+from store.config import StoreConfig
+from store.errors import JobError
+from store.kvstore import Folder
+from store.writer import StoreWriter
+
+
+class Disk:
+    """What is mounted at `place`, which is empty without it: a folder that outlives it, or what is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place, self._content = folder / "disk", folder / "content"
+        self.place.mkdir()
+        self._content.mkdir()
+
+    def mount(self, *what: str) -> None:
+        command = ["mount", *(what or ("--bind", str(self._content))), str(self.place)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+
+    def lose(self) -> None:
+        """Whoever has files open keeps them, and nobody opens another one."""
+        subprocess.run(["umount", "--lazy", self.place], check=True)
+
+    def close(self) -> None:
+        while subprocess.run(["umount", "--lazy", self.place], capture_output=True).returncode == 0:
+            pass
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    disk = Disk(tmp_path)
+    yield disk
+    disk.close()
+
+
+def extract(images: Path, store: Path, backbone: TimmBackbone) -> int:
+    data = DataConfig(source="folder", root=images)
+    stored = StoreConfig(path=str(store), dtype="int8", shard_samples=5)
+    return extract_tokens(open_source(data), backbone, data, stored, ExtractConfig(device="cpu")).shards_written
+
+
+def act_before(owner: type, name: str, k: int, act: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
+    """Act before the k-th call of a method, counted from 0."""
+    call, calls = getattr(owner, name), iter(range(10**6))
+
+    def acting(*given: Any, **named: Any) -> Any:
+        if next(calls) == k:
+            act()
+        return call(*given, **named)
+
+    patch.setattr(owner, name, acting)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "k"),
+    [
+        (Folder, "write_bytes", 0),  # of the metadata
+        (Folder, "write_bytes", 20),
+        (Folder, "write_bytes", 50),
+        (StoreWriter, "write", 0),
+        (StoreWriter, "write", 3),
+        (StoreWriter, "add_to_log", 3),
+        (StoreWriter, "mark", 7),  # of the last shard
+    ],
+)
+def test_a_disk_that_is_lost_ends_the_job_and_nothing_is_written_in_its_place(
+    image_folder: Path, tmp_path: Path, disk: Disk, tiny_backbone: TimmBackbone, owner: type, name: str, k: int
+) -> None:
+    total = extract(image_folder, tmp_path / "whole.zarr", tiny_backbone)
+    store = disk.place / "c.zarr"
+    disk.mount()
+    with pytest.MonkeyPatch.context() as patch:
+        act_before(owner, name, k, disk.lose, patch)
+        with pytest.raises(
+            JobError, match=r"disk/c\.zarr/ is gone, or lies on another disk.* Mount it again, then"
+        ) as error:
+            extract(image_folder, store, tiny_backbone)
+    assert "\n" not in str(error.value)
+    assert list(disk.place.iterdir()) == []
+    disk.mount()
+    kept = len(list(store.glob("*/status/c/*")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("store.lock._process_lives", lambda owner: False)  # the job's process has ended by now
+        assert extract(image_folder, store, tiny_backbone) == total - kept
+    assert contents(store) == contents(tmp_path / "whole.zarr")
+
+
+def test_a_store_that_is_the_disk_itself_is_not_begun_anew_below_it(
+    image_folder: Path, disk: Disk, tiny_backbone: TimmBackbone
+) -> None:
+    """The folder is there without its disk, and empty: only the disk tells."""
+    disk.mount("-t", "tmpfs", "tmpfs")
+    with pytest.MonkeyPatch.context() as patch:
+        act_before(Folder, "write_bytes", 20, disk.lose, patch)
+        with pytest.raises(JobError, match=r"disk/ is gone, or lies on another disk than it did: was that unmounted\?"):
+            extract(image_folder, disk.place, tiny_backbone)
+    assert list(disk.place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "k"), [(Folder, "write_bytes", 20), (StoreWriter, "write", 3), (StoreWriter, "mark", 7)]
+)
+def test_a_disk_that_fills_up_costs_the_shard_in_flight(
+    image_folder: Path, tmp_path: Path, disk: Disk, tiny_backbone: TimmBackbone, owner: type, name: str, k: int
+) -> None:
+    extract(image_folder, tmp_path / "whole.zarr", tiny_backbone)
+    disk.mount("-t", "tmpfs", "-o", "size=4m", "tmpfs")
+    store, other = disk.place / "c.zarr", disk.place / "of somebody else"
+
+    def fill() -> None:
+        with suppress(OSError), other.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        act_before(owner, name, k, fill, patch)
+        with pytest.raises(JobError, match=r"No space left on device; make room, then run the same command") as error:
+            extract(image_folder, store, tiny_backbone)
+    assert "\n" not in str(error.value)
+    other.unlink()
+    extract(image_folder, store, tiny_backbone)
+    assert contents(store) == contents(tmp_path / "whole.zarr")

@@ -1,0 +1,100 @@
+"""Every method at small sizes, built on random tokens."""
+
+from typing import Any
+
+import torch
+from end_to_end import CLASSES
+from tails import layout_of, make_tail
+from torch import Tensor, nn
+
+from adapt.methods.feature_spec import FeatureSpec
+from adapt.methods.table import METHODS, build_model
+
+DIM, LAYERS = 16, (1, 3, 4)
+
+
+def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4)) -> FeatureSpec:
+    """Three layers of a backbone of six, with a final norm that is not the identity."""
+    layout = layout_of(prefix, grid)
+    return FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, layout))
+
+
+def draw_tokens(spec: FeatureSpec, batch: int = 4) -> dict[int, Tensor]:
+    return {layer: 3 * torch.randn(batch, spec.layout.num_tokens, spec.dim) for layer in spec.layers}
+
+
+def losa_count(rank: int, token_rank: int, layers: int = 3, patches: int = 12) -> int:
+    """L(2dr + 2Ns) and the biases: r + d a channel mixer, s + N a token mixer."""
+    channels = 2 * DIM * rank + rank + DIM
+    tokens = 2 * patches * token_rank + token_rank + patches if token_rank else 0
+    return layers * (channels + tokens)
+
+
+def ladder_count(reduction: int, layers: int = 3) -> int:
+    """A block of 12 s^2 + 13 s and a projection d -> s a layer, a gate for all layers but the first, one s -> d."""
+    side = DIM // reduction
+    return layers * (12 * side**2 + 13 * side + DIM * side + side) + layers - 1 + side * DIM + DIM
+
+
+# method, options, parameters without the head, parameters of the head
+CASES: list[tuple[str, dict[str, Any], int, int]] = [
+    ("linear_probe", {"pool": "mean"}, 0, CLASSES * (DIM + 1)),
+    ("linear_probe", {"pool": "cls_mean"}, 0, CLASSES * (2 * DIM + 1)),
+    ("linear_probe", {"pool": "backbone"}, 0, CLASSES * (DIM + 1)),
+    ("attentive_probe", {}, DIM + 4 * DIM**2, CLASSES * (2 * DIM + 1)),
+    ("attentive_probe", {"num_heads": 2, "pool": "mean"}, DIM + 3 * DIM**2, CLASSES * (DIM + 1)),
+    ("transformer_probe", {}, 12 * DIM**2 + 13 * DIM, CLASSES * (2 * DIM + 1)),
+    ("transformer_probe", {"num_heads": 4, "pool": "cls"}, 12 * DIM**2 + 13 * DIM, CLASSES * (DIM + 1)),
+    ("ladder", {"reduction": 4}, ladder_count(4), CLASSES * (2 * DIM + 1)),
+    ("ladder", {"reduction": 2, "num_heads": 2, "layers": [3, 4]}, ladder_count(2, layers=2), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 4, "token_rank": 2}, losa_count(4, 2), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 4, "token_rank": 0}, losa_count(4, 0), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 0, "norm": "backbone", "pool": "cls"}, losa_count(2, 0), CLASSES * (DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "pool": "cls_mean"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "norm": "none"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "layers": [1, 4]}, losa_count(2, 3, layers=2), CLASSES * (2 * DIM + 1)),
+]
+
+
+TINY_DIM, TINY_DEPTH, TINY_HEADS, TINY_GRID = 32, 3, 2, (4, 4)  # of the fixture tiny_backbone
+
+
+def adapter_count(bottleneck: int, adapters: int) -> int:
+    """A map down and one up, with their biases."""
+    return adapters * (2 * TINY_DIM * bottleneck + bottleneck + TINY_DIM)
+
+
+BLOCK = 12 * TINY_DIM**2 + 13 * TINY_DIM
+
+
+EMBEDDINGS = 3 * 8 * 8 * TINY_DIM + TINY_DIM + TINY_DIM + 17 * TINY_DIM  # patches, class token, positions
+
+
+# End to end: method, options, parameters without the head.
+TUNED_CASES: list[tuple[str, dict[str, Any], int]] = [
+    ("full", {}, TINY_DEPTH * BLOCK + EMBEDDINGS + 2 * TINY_DIM),
+    ("bitfit", {}, TINY_DEPTH * 11 * TINY_DIM + 2 * TINY_DIM),  # 3 + 1 + 4 + 1 and two norms; patches and final norm
+    ("layernorm", {}, 2 * TINY_DIM * (2 * TINY_DEPTH + 1)),
+    ("attention", {}, TINY_DEPTH * (4 * TINY_DIM**2 + 4 * TINY_DIM)),
+    ("lora", {"rank": 2}, 4 * TINY_DEPTH * TINY_DIM * 2),
+    ("lora", {"rank": 2, "targets": ["q", "k", "v", "proj"]}, 8 * TINY_DEPTH * TINY_DIM * 2),
+    ("lora", {"rank": 1, "targets": ["fc1", "fc2"]}, 2 * TINY_DEPTH * 5 * TINY_DIM),
+    ("lora_fix", {"rank": 2}, 2 * TINY_DEPTH * TINY_DIM * 2),
+    ("kronecker", {"n": 4, "rank": 1}, 4 * TINY_DEPTH * TINY_DIM + 2 * 4**3),
+    ("kronecker", {"n": 4, "slow_rank": 1, "bias": True}, 5 * TINY_DEPTH * TINY_DIM + 2 * 2 * 4**2),
+    ("kronecker", {"n": 4, "targets": ["fc1", "fc2"]}, 2 * TINY_DEPTH * 5 * TINY_DIM + 2 * 4**3),
+    ("adapter", {"bottleneck": 4}, adapter_count(4, 2 * TINY_DEPTH)),
+    ("adapter", {"bottleneck": 4, "places": ["attention"]}, adapter_count(4, TINY_DEPTH)),
+    ("adapter_drop", {"bottleneck": 4}, adapter_count(4, 2)),
+    ("compacter", {"bottleneck": 8, "n": 4}, 4 * TINY_DEPTH * (TINY_DIM + 8) + 4**3 + 2 * TINY_DEPTH * (TINY_DIM + 8)),
+    ("lepe", {}, 10 * TINY_DEPTH * TINY_DIM),
+    ("rpb", {}, TINY_DEPTH * TINY_HEADS * 7 * 7),
+    ("prompt", {"num_prompts": 3}, 3 * TINY_DEPTH * TINY_DIM),
+    ("prompt", {"num_prompts": 3, "deep": False}, 3 * TINY_DIM),
+    ("intrinsic", {"dim": 10}, 10),
+    ("intrinsic", {"dim": 50, "module": "mlp", "block": 1}, 50),
+]
+
+
+def build(method: str, options: dict[str, Any], spec: FeatureSpec | None = None) -> nn.Module:
+    return build_model(method, spec or make_spec(), CLASSES, METHODS[method].options.model_validate(options))

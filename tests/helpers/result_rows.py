@@ -1,0 +1,73 @@
+"""Result rows and a terminal for the tests of the report."""
+
+import io
+from html.parser import HTMLParser
+
+from rich.console import Console
+
+from adapt.report.page import print_table
+from adapt.report.seed_averages import summarise
+from adapt.run_dir.results import Row
+
+
+def make_row(method: str = "losa", seed: int = 0, **changes) -> Row:
+    fields = {
+        "trial_id": f"{method}-{seed}",
+        "method": method,
+        "options": {},
+        "seed": seed,
+        "dataset": "digits",
+        "backbone": "vit_tiny",
+        "feature_source": "resident",
+        "lr": 0.001,
+        "weight_decay": 0.01,
+        "epochs": 30,
+        "best_epoch": 12,
+        "val_score": changes.get("top1", 90.0),
+        "top1": 90.0 + seed,
+        "top5": None,
+        "mean_class_accuracy": 88.0,
+        "macro_f1": 87.0,
+        "mean_average_precision": None,
+        "trainable_params": 64321,
+        "head_params": 7690,
+        "seconds_per_epoch": 0.412,
+        "samples_per_second": 5432.1,
+        "peak_memory_bytes": 300 * 2**20,
+        "break_even_epochs": 1.53,
+    }
+    return Row(**{**fields, **changes})
+
+
+def terminal(rows: list[Row], width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_table(summarise(rows), console)
+    return console.file.getvalue()
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes; complains about tags that do not close."""
+
+    VOID = ("meta", "br", "input", "link", "img")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def named(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.found if tag == name]

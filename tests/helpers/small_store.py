@@ -1,0 +1,125 @@
+"""A store of known values, small enough to damage byte by byte; what the tests of the store build on."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.made_up import encode
+from store.address import store_url
+from store.arrays import SKIPPED, STORED, open_schema, read_rms
+from store.dtypes import Encoded, decode_numpy
+from store.kvstore import Folder
+from store.reader import Store, open_store
+from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
+from store.writer import Listing, StoreWriter, create_store
+
+SIZES = {"train": 5, "test": 2}
+LAYERS, TOKENS, DIM, SHARD = (0, 2), 5, 4, 2
+RMS = {layer: np.array([1, 0.5, 3, 50], np.float32) for layer in LAYERS}
+TAIL = {"norm.weight": np.linspace(0, 1, DIM, dtype=np.float32), "pool.q": np.ones((2, 3), np.float32)}
+
+
+def provenance(**changes: Any) -> Provenance:
+    fields: dict[str, Any] = {
+        "backbone": "vit_small",
+        "model_kwargs": {"depth": 3},
+        "weights_digest": "12ab",
+        "image_size": (3, 32, 32),
+        "preprocessing": "bicubic, 32 px",
+        "preprocessing_digest": "34cd",
+        "tokens": "all",
+        "dtype": "float32",
+        "precision": "float32",
+        "samples": {"train": "56ef", "test": "78aa"},
+        "extraction_version": 1,
+    }
+    return Provenance(**{**fields, **changes})
+
+
+def schema(dtype: str = "float32", compressor: str | None = None, multi_label: bool = False, **changes: Any) -> Schema:
+    fields: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "dataset": "drawn",
+        "classes": ("blé", "green", "red"),
+        "multi_label": multi_label,
+        "splits": {name: SplitInfo(num_samples=n) for name, n in SIZES.items()},
+        "depth": 3,
+        "layers": LAYERS,
+        "dim": DIM,
+        "num_prefix_tokens": 1,
+        "num_class_tokens": 1,
+        "grid": (2, 2),
+        "shard_samples": SHARD,
+        "compressor": compressor,
+        "provenance": provenance(dtype=dtype),
+        "tail_tensors": tuple(TAIL),
+    }
+    return Schema(**{**fields, **changes})
+
+
+def listing(split: str, multi_label: bool = False) -> Listing:
+    n = SIZES[split]
+    labels = (np.arange(3 * n).reshape(n, 3) % 2).astype(np.uint8) if multi_label else np.arange(n, dtype=np.int64) % 3
+    digests = np.arange(16 * n, dtype=np.uint8).reshape(n, 16)
+    return Listing(tuple(f"{split}/ünïcode {row}.png" for row in range(n)), labels, digests)
+
+
+def values(split: str, layer: int) -> np.ndarray:
+    """(samples, tokens, dim) float32: no zeros, one massive channel."""
+    draw = np.random.default_rng([layer, len(split)])
+    drawn = draw.normal(2, 1, (SIZES[split], TOKENS, DIM)) * RMS[layer]
+    return drawn.astype(np.float32)
+
+
+def expected(split: str, layer: int, dtype: str) -> np.ndarray:
+    """What a store of that dtype gives back."""
+    return decode_numpy(encode(values(split, layer), dtype, RMS[layer]), dtype, RMS[layer])
+
+
+def url_folder(path: Path | str) -> Folder:
+    return Folder(store_url(path))
+
+
+def create(path: Path | str, wanted: Schema) -> StoreWriter:
+    """Create the store where it is not there yet, as the extraction job does."""
+    folder = url_folder(path)
+    if open_schema(folder) is None:
+        listings = {split: listing(split, wanted.multi_label) for split in SIZES}
+        create_store(folder, wanted, listings, RMS if wanted.dtype == "int8" else {}, TAIL)
+    return StoreWriter(folder, wanted)
+
+
+def commit(
+    path: Path | str, writer: StoreWriter, wanted: Schema, split: str, shard: int, skip: Collection[int]
+) -> None:
+    rows = wanted.shards(split).rows(shard)
+    part = slice(rows.start, rows.stop)
+    rms = read_rms(url_folder(path), wanted)
+    tokens: dict[int, Encoded] = {}
+    for layer in wanted.layers:
+        encoded = encode(values(split, layer)[part], wanted.dtype, rms.get(layer))
+        for row in set(skip) & set(rows):
+            encoded.values[row - rows.start] = 0
+        tokens[layer] = encoded
+    status = np.array([SKIPPED if row in skip else STORED for row in rows], np.uint8)
+    writer.add_to_log(
+        {"extract_seconds": 1.0}, {listing(split).ids[row]: "it is no image" for row in set(skip) & set(rows)}
+    )
+    writer.commit(split, shard, tokens, status)
+
+
+def complete(path: Path | str, wanted: Schema, skip: Collection[int] = ()) -> Store:
+    """Create, or resume, and commit whatever is missing; `skip` are rows of train that cannot be decoded."""
+    writer = create(path, wanted)
+    for split in wanted.splits:
+        for shard in writer.missing_shards(split):
+            commit(path, writer, wanted, split, shard, skip if split == "train" else ())
+    return open_store(path)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file but the log, by its path."""
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return {str(f.relative_to(path)): f.read_bytes() for f in files if "_log" not in f.relative_to(path).parts}

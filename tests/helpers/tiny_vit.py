@@ -1,0 +1,3 @@
+"""The size of the vision transformers that tests build."""
+
+TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8}

@@ -1,0 +1,65 @@
+"""What the documents show runs as it stands."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapt.config.pipeline import load_config
+from adapt.methods.table import METHODS
+from benchmarks.tables import TABLES
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    scope: dict[str, object] = {"__name__": "example"}
+    for block in blocks:
+        exec(block, scope)
+    assert [row.method for row in scope["rows"]] == ["linear_probe", "losa"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_examples_parse_wherever_the_data_lie(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECACHE_DATA", "/data")
+    monkeypatch.setenv("CIFAR10_FOLDER", "/data/cifar10")
+    methods = load_config(path).parsed_methods()
+    assert {"linear_probe", "losa"} <= {method.name for method in methods}
+    assert {len(method.trials) for method in methods} == {12}, "the budgets are equal"
+    assert {trial.options.pool for method in methods for trial in method.trials} == {"auto"}, "so is the head"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "methods").glob("*.yaml")), ids=lambda path: path.name)
+def test_tables_of_all_methods_give_each_the_same_budget(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECACHE_DATA", "/data")
+    methods = load_config(path).parsed_methods()
+    assert {method.name for method in methods} == set(METHODS) - {"intrinsic"}  # a measurement, not a rival
+    assert {len(method.trials) for method in methods} == {15}
+    assert len({(method.epochs, method.batch_size) for method in methods}) == 1
+
+
+def test_the_default_job_parses_and_searches_its_probe_over_twenty_points() -> None:
+    config = load_config(ROOT / "pipeline.yaml")
+    probe = next(method for method in config.parsed_methods() if method.name == "linear_probe")
+    assert len(probe.trials) >= 20
+    assert {"cls", "mean"} <= {trial.options.pool for trial in probe.trials}
+    assert Path(config.backbone.weights).stat().st_size < 4 * 2**20 or Path(config.backbone.weights).is_dir()
+
+
+def test_the_embedded_weights_are_small() -> None:
+    assert (ROOT / "extract" / "fractal_vit" / "model.safetensors").stat().st_size <= 4 * 10**6
+
+
+def test_every_dependency_is_explained() -> None:
+    explained = (ROOT / "docs" / "dependencies.md").read_text()
+    named = re.findall(r'^  "([\w-]+)[>\["]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert named
+    assert [name for name in named if f"| {name} |" not in explained and name != "sidecache"] == []
+
+
+@pytest.mark.parametrize("make", TABLES, ids=lambda make: make.__name__)
+def test_tables_of_performance_are_those_of_the_results(make: Callable[[], str]) -> None:
+    assert make() in (ROOT / "docs" / "performance.md").read_text()

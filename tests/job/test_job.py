@@ -1,0 +1,65 @@
+"""The whole job, through the Python names that users rely on."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+import sidecache as sc
+from adapt.config.pipeline import Config
+from adapt.job.feature_set import Inputs, open_origin
+from store.address import store_url
+from store.arrays import LOG
+from store.kvstore import Folder
+
+MakeConfig = Callable[..., Config]
+
+
+def test_a_second_run_extracts_and_trains_nothing(tiny_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config()
+    first = sc.run(config)
+    capsys.readouterr()
+    assert sc.run(config) == first
+    said = capsys.readouterr().err
+    assert "nothing to extract" in said
+    assert said.count("done before") == 2
+
+
+def test_a_run_leaves_results_report_adaptors_and_configuration(tiny_config: MakeConfig) -> None:
+    config = tiny_config()
+    sc.run(config)
+    left = {path.name for path in config.run_dir.iterdir()}
+    assert {"results.json", "results.csv", "report.html", "config.yaml", "adaptors"} <= left
+    kept = sorted(path.suffix for path in (config.run_dir / "adaptors").iterdir())
+    assert kept == [".json", ".json", ".safetensors", ".safetensors"]
+    assert not list((config.run_dir / "checkpoints").iterdir())
+
+
+def test_points_beyond_the_edge_of_a_grid_are_counted(
+    tiny_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config("methods=[linear_probe]", "sweep={weight_decay: [1.0, 10.0, 100.0]}")
+    sc.run(config)
+    (kept,) = (config.run_dir / "search").iterdir()
+    n_tried = len(json.loads(kept.read_text())["points"])
+    assert n_tried > 3
+    assert f"among {n_tried} on validation" in capsys.readouterr().err
+
+
+def test_samples_that_went_forward_again_for_added_layers_count_again(tiny_config: MakeConfig) -> None:
+    config = tiny_config("methods=[linear_probe]")
+    sc.extract(tiny_config("store.layers={last: 1}"))
+    sc.extract(config)
+    assert open_origin(config, Inputs(config), print).costs.forward_samples == 2 * (24 + 12)
+    folder = Folder(store_url(config.store.path))
+    log = folder.read_group(LOG) or {}
+    del log["forward_samples"]  # as stores are that were made before it was counted
+    folder.write_group(LOG, log)
+    assert open_origin(config, Inputs(config), print).costs.forward_samples == 24 + 12
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_every_stored_format_trains(tiny_config: MakeConfig, dtype: str) -> None:
+    rows = sc.run(tiny_config(f"store.dtype={dtype}"))
+    assert [row.method for row in rows] == ["linear_probe", "losa"]
+    assert all(row.top1 is not None and row.store_bytes for row in rows)

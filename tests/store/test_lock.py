@@ -1,0 +1,338 @@
+"""One job at a time on a store, with real processes: killed, frozen, and woken again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import small_store
+import zarr
+from small_store import contents, url_folder
+
+from store import lock as lock_module
+from store.errors import JobError
+from store.kvstore import LOCK, Folder
+from store.lock import Lock, hold, read_owner
+from store.verify import verify_store
+from store.writer import StoreWriter
+
+ROOT = Path(__file__).parents[2]
+BEAT, PATIENCE = 0.1, 1.0
+KEY = f"{LOCK}/zarr.json"
+JOB = f"""
+import sys
+from store.address import store_url
+from store.kvstore import Folder
+from store.errors import JobError
+from store.lock import hold
+
+with hold(Folder(store_url(sys.argv[1])), {BEAT}, {PATIENCE}) as lock:
+    print("held", flush=True)
+    for _ in sys.stdin:
+        try:
+            lock.check()
+            print("held", flush=True)
+        except JobError as error:
+            print(error, flush=True)
+"""
+
+
+class Job:
+    """A process that holds the lock until its standard input ends."""
+
+    def __init__(self, path: Path) -> None:
+        command = [sys.executable, "-c", JOB, str(path)]
+        self.process = subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.answer() == "held"
+
+    def answer(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def check(self) -> str:
+        """What the job finds when it checks its lock."""
+        assert self.process.stdin
+        self.process.stdin.write("check\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def end(self) -> int:
+        self.process.communicate()
+        return self.process.returncode
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "cache.zarr"
+
+
+@pytest.fixture
+def start(path: Path) -> Iterator[Callable[[], Job]]:
+    """Starts jobs on one store, and ends them all in the end."""
+    jobs: list[Job] = []
+
+    def begin() -> Job:
+        jobs.append(Job(path))
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        job.process.kill()
+        job.process.communicate()
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seconds: float) -> None:
+        raise AssertionError("it waits for a heartbeat")
+
+    monkeypatch.setattr(lock_module.time, "sleep", refuse)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process takes itself for one of another machine."""
+    monkeypatch.setattr(lock_module, "_machine", lambda: "elsewhere")
+
+
+def new_lock(folder: Folder) -> Lock:
+    return Lock(folder, BEAT, PATIENCE)
+
+
+def test_a_second_job_is_refused_at_once_by_the_name_of_the_first(
+    path: Path, start: Callable[[], Job], no_waiting: None
+) -> None:
+    job, host = start(), lock_module.socket.gethostname()
+    named = (
+        rf"cache\.zarr/ is in use by `-c .*cache\.zarr` \(process {job.process.pid} on {host}, since 20\S+\+00:00\);"
+    )
+    with pytest.raises(JobError, match=named + " wait until that job ends, or stop it, then run this one again"):
+        new_lock(url_folder(path)).acquire()
+    assert job.check() == "held"
+
+
+def test_the_lock_is_free_after_the_job_and_nothing_is_left_of_it(path: Path, start: Callable[[], Job]) -> None:
+    assert start().end() == 0
+    assert not path.exists()
+    wanted = small_store.schema()
+    small_store.complete(path, wanted)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(KeyboardInterrupt), hold(url_folder(path)):  # noqa: PT012
+        assert (path / KEY).exists()
+        raise KeyboardInterrupt
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert [file.name for file in (path / "_log").iterdir()] == ["zarr.json"]
+
+
+def test_a_killed_job_holds_nothing(path: Path, start: Callable[[], Job], no_waiting: None) -> None:
+    job = start()
+    job.process.kill()  # and not waited for: it stays behind as a zombie
+    while psutil.Process(job.process.pid).status() != psutil.STATUS_ZOMBIE:
+        threading.Event().wait(0.01)
+    assert (path / KEY).exists()
+    new_lock(url_folder(path)).acquire()
+
+
+def test_a_job_that_is_gone_holds_nothing(path: Path, start: Callable[[], Job], no_waiting: None) -> None:
+    job = start()
+    job.process.kill()
+    job.process.wait()
+    start()
+    with pytest.raises(JobError, match="is in use by"):
+        new_lock(url_folder(path)).acquire()
+
+
+def test_a_frozen_job_of_this_machine_holds_its_lock(path: Path, start: Callable[[], Job], no_waiting: None) -> None:
+    job = start()
+    job.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(JobError, match=rf"is in use by .*process {job.process.pid} on "):
+        new_lock(url_folder(path)).acquire()
+    job.process.send_signal(signal.SIGCONT)
+    assert job.check() == "held"
+
+
+def test_from_elsewhere_a_heartbeat_refuses(path: Path, start: Callable[[], Job], elsewhere: None) -> None:
+    job = start()
+    with pytest.raises(JobError, match=rf"is in use by .*process {job.process.pid} on "):
+        new_lock(url_folder(path)).acquire()
+    assert job.check() == "held"
+
+
+def test_a_job_frozen_for_too_long_loses_its_lock_and_is_told_so(
+    path: Path, start: Callable[[], Job], elsewhere: None
+) -> None:
+    job = start()
+    job.process.send_signal(signal.SIGSTOP)
+    with hold(url_folder(path), BEAT, PATIENCE) as lock:
+        job.process.send_signal(signal.SIGCONT)
+        told = job.check()
+        assert f"this job lost {path}/ to `" in told
+        assert f"(process {os.getpid()} on " in told
+        assert told.endswith("it stops before it writes anything more; what is committed is kept")
+        assert job.end() == 0  # and takes nothing away that is another's
+        lock.check()
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_writer_that_lost_its_lock_commits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    wanted = small_store.schema()
+    url = tmp_path / "c.zarr" if place == "local" else f"memory://{tmp_path.name}/c.zarr"
+    small_store.create(url, wanted)
+    first, second = new_lock(url_folder(url)), new_lock(url_folder(url))
+    first.acquire()
+    old = StoreWriter(url_folder(url), wanted, first)
+    small_store.commit(url, old, wanted, "train", 0, ())
+    second._owner["machine"] = "elsewhere"
+    second.acquire()
+    new = StoreWriter(url_folder(url), wanted, second)
+    for attempt in (
+        lambda: small_store.commit(url, old, wanted, "train", 1, ()),
+        lambda: old.add_to_log({"extract_seconds": 1.0}, {}),
+        lambda: old.unmark("train", [0]),
+    ):
+        with pytest.raises(JobError, match=r"this job lost .* because it stood still for too long"):
+            attempt()
+    assert new.missing_shards("train") == [1, 2]
+    small_store.commit(url, new, wanted, "train", 1, ())
+    first.release()
+    small_store.commit(url, new, wanted, "train", 2, ())
+    assert new.missing_shards("train") == []
+
+
+def test_a_writer_that_loses_its_lock_between_data_and_mark_marks_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = small_store.schema()
+    small_store.create(path, wanted)
+    lock = new_lock(url_folder(path))
+    lock.acquire()
+    writer = StoreWriter(url_folder(path), wanted, lock)
+    checks = iter([None, None, JobError("lost")])
+
+    def check() -> None:
+        if error := next(checks):
+            raise error
+
+    monkeypatch.setattr(lock, "check", check)
+    with pytest.raises(JobError, match="lost"):
+        small_store.commit(path, writer, wanted, "train", 0, ())
+    assert (path / "train/layer_00/c/0/0/0").exists()
+    assert writer.missing_shards("train") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_of_many_that_reach_for_it_one_gets_it(tmp_path: Path, place: str) -> None:
+    folder = url_folder(tmp_path / "c.zarr" if place == "local" else f"memory://{tmp_path.name}/c.zarr")
+    ready, got, refused = threading.Barrier(8), [], []
+
+    def reach() -> None:
+        lock = new_lock(folder)
+        ready.wait()
+        try:
+            lock.acquire()
+            got.append(lock)
+        except JobError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=reach) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 7)
+    assert all("is in use by" in text for text in refused)
+
+
+def write_owner(folder: Folder, **changes: Any) -> None:
+    folder.write_group(LOCK, lock_module.this_process() | {"beats": 3} | changes)
+
+
+def test_a_process_number_that_is_anothers_by_now_holds_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_owner(url_folder(path), process_started=time.time() - 10**6)
+    waits: list[float] = []
+    monkeypatch.setattr(lock_module.time, "sleep", waits.append)
+    Lock(url_folder(path), 0.001, 0.01).acquire()
+    assert waits  # that process may be the owner after all: only its silence tells
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"attributes": 3}', b'{"attributes": {"machine": 1}}', b"\xff"]
+)
+def test_a_lock_that_cannot_be_read_is_taken_over_where_nobody_renews_it(path: Path, content: bytes) -> None:
+    folder = url_folder(path)
+    folder.write_bytes(KEY, content)
+    Lock(folder, 0.001, 0.01).acquire()
+    assert f"(process {os.getpid()} on " in str(read_owner(folder))
+
+
+def test_owners_with_fields_of_another_kind_are_no_crash(path: Path) -> None:
+    for process in (None, "x", -1, 10**30, [1]):
+        write_owner(url_folder(path), process=process)
+        Lock(url_folder(path), 0.001, 0.01).acquire()
+
+
+def test_a_renewal_whose_answer_was_lost_loses_nothing(path: Path) -> None:
+    lock = new_lock(url_folder(path))
+    lock.acquire()
+    lock._generation = b"\0older"
+    lock.check()
+    lock.check()
+
+
+def test_a_lock_that_somebody_deleted_is_lost(path: Path) -> None:
+    lock = new_lock(url_folder(path))
+    lock.acquire()
+    (path / KEY).unlink()
+    with pytest.raises(JobError, match=r"this job lost .*cache\.zarr/ to another job"):
+        lock.check()
+
+
+def test_zarr_and_verify_are_not_disturbed(path: Path) -> None:
+    small_store.complete(path, small_store.schema())
+    before = contents(path)
+    with hold(url_folder(path)), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        members = dict(zarr.open_group(path, mode="r").members(max_depth=None))
+        assert members[LOCK].attrs["process"] == os.getpid()
+        report = verify_store(path)
+        assert contents(path) == before
+    assert report.ok
+    assert [note.partition(" holds ")[2][:9] for note in report.notes] == ["the store"]
+    assert verify_store(path).notes == []
+
+
+def test_clearing_a_store_keeps_its_lock(path: Path) -> None:
+    for place in (path, f"memory://{path.parent.name}/clear.zarr"):
+        small_store.complete(place, small_store.schema())
+        folder = url_folder(place)
+        with hold(folder) as lock:
+            folder.clear()
+            assert folder.keys() == [KEY]
+            lock.check()
+        assert folder.keys() == []
+
+
+def test_the_lock_names_its_owner_to_any_reader(path: Path) -> None:
+    with hold(url_folder(path)):
+        owner = json.loads((path / KEY).read_text())["attributes"]
+    assert {"host", "process", "since", "command", "beats"} < set(owner)
+
+
+def test_a_disk_that_refuses_the_lock_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(JobError, match=r"file/cache\.zarr.*choose another store\.path"),
+        hold(url_folder(tmp_path / "file/cache.zarr")),
+    ):
+        pass

@@ -170,11 +170,11 @@ def _extract_first(
     from adapt.training.distributed import world
 
     here, path = world(), config.store.path
-    if config.train.feature_source != "online" and here.leads:
+    if config.train.feature_source != "online" and here.is_main_process:
         extraction = extract(config, source, backbone, on_changed)
         _say_extraction(extraction, config)
         path = extraction.path
-    return at_store(config, here.tell(path))
+    return at_store(config, here.broadcast(path))
 
 
 def _say_extraction(extraction: "Extraction", config: "Config") -> None:
@@ -306,7 +306,7 @@ def intrinsic_command(
         _extract_first(parsed)
         own = parsed.model_copy(update={"run_dir": run_dir})
         measurement = measure_intrinsic_dimension(own, Inputs(own), block, chosen, say)
-    if world().leads:
+    if world().is_main_process:
         _print_json(measurement.document()) if json else print_measurement(measurement)
         say(f"curves: {parsed.run_dir / 'intrinsic.json'}, figure: {parsed.run_dir / 'intrinsic.svg'}")
 
@@ -329,14 +329,14 @@ def _write_report(run_dir: Path) -> None:
 
 def _print_results(run_dir: Path) -> None:
     from adapt.report.page import print_table
-    from adapt.report.seed_averages import summarise
+    from adapt.report.seed_averages import summarize
     from adapt.run_dir.results import read_results
     from adapt.training.distributed import world
     from store.console.terminal import Terminal
 
-    if not world().leads:
+    if not world().is_main_process:
         return
-    print_table(summarise(read_results(run_dir)), Terminal())
+    print_table(summarize(read_results(run_dir)), Terminal())
     say(f"results: {run_dir / 'results.json'}, report: {run_dir / 'report.html'}")
 
 

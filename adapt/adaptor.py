@@ -25,17 +25,18 @@ from torch import nn
 from adapt.config.messages import explain
 from adapt.config.variables import expand_text
 from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.table import build_model, find_method, learned_tensors
+from adapt.methods.table import adapter_state_dict, build_model, find_method
 from adapt.run_dir.files import CHECKSUM, parse_json, read_text, with_checksum, without_checksum, write_text
 from extract.backbones.backbone import Backbone, digests, load_backbone
 from extract.backbones.weights import first_line
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward.device import autocast
 from extract.forward.frozen_forward import FrozenForward
-from store.config import Section, Tokens
+from store.config import Tokens
 from store.errors import JobError, UserError
 from store.layout import resolve_layers
 from store.local.durable_files import remove_leftovers, replacing
+from store.strict_model import StrictModel
 
 _MOST_CARD_BYTES = 16 << 20
 _DIGEST = "tensors_digest"  # the field of the card on disk that says which file of tensors is its own
@@ -108,7 +109,7 @@ def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned_tensors(model).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state_dict(model).items()}
     try:
         with replacing(path) as partial:
             save_file(tensors, partial)
@@ -163,7 +164,7 @@ def _expanded(config: BackboneConfig) -> BackboneConfig:
 
 
 def _build_model(path: Path, card: Card, backbone: Backbone) -> nn.Module:
-    kind: type[Section] = find_method(card.method).options
+    kind: type[StrictModel] = find_method(card.method).options
     try:
         resolve_layers(list(card.layers), backbone.depth)
         options = kind.model_validate(card.options)
@@ -173,7 +174,7 @@ def _build_model(path: Path, card: Card, backbone: Backbone) -> nn.Module:
     except (ValidationError, UserError, RuntimeError, MemoryError) as error:  # torch's own for too many values
         reason = explain(error, kind) if isinstance(error, ValidationError) else first_line(error)
         raise UserError(f"{path.with_suffix('.json')}, the card of an adaptor, is damaged: {reason}") from error
-    _require_shapes(path, {name: tuple(tensor.shape) for name, tensor in learned_tensors(planned).items()})
+    _require_shapes(path, {name: tuple(tensor.shape) for name, tensor in adapter_state_dict(planned).items()})
     return build_model(card.method, spec, len(card.classes), options, backbone)
 
 
@@ -236,7 +237,7 @@ def _require_shapes(path: Path, wanted: Shapes) -> None:
 def _load_tensors(path: Path, model: nn.Module) -> None:
     with _reading(path):
         saved = load_file(path)
-    for name, tensor in learned_tensors(model).items():
+    for name, tensor in adapter_state_dict(model).items():
         if saved[name].dtype != tensor.dtype or not saved[name].isfinite().all():
             raise UserError(f"{path} is damaged: {name} does not hold finite numbers of type {tensor.dtype}")
     model.load_state_dict(saved, strict=False)

@@ -57,11 +57,11 @@ def _untrained(config: BackboneConfig, whole: bool) -> ModelBackbone:
         return load_backbone(config)
     assert config.name
     backbone = empty_backbone(config.name, config.model_kwargs)
-    backbone.tail = backbone.tail and _initialise(backbone.tail)
+    backbone.tail = backbone.tail and _initialize(backbone.tail)
     return backbone
 
 
-def _initialise(tail: Tail) -> Tail:
+def _initialize(tail: Tail) -> Tail:
     """From the meta device to the CPU; memory that nothing has written could hold anything."""
     tail = tail.to_empty(device="cpu")
     for tensor in tail.parameters():

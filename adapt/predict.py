@@ -14,7 +14,7 @@ from extract.sources.samples import Sample
 from extract.sources.videos import Video, expand_views
 from store.console.progress import progress
 from store.errors import UserError
-from store.groups import in_groups
+from store.layout import in_groups
 
 
 def predict(adaptor: Adaptor, files: Sequence[Path]) -> list[dict[str, Any]]:

@@ -19,12 +19,12 @@ from adapt.training.loop import Loop, Settings
 from adapt.training.objective import Objective
 from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
-from extract.forward.device import autocast, finish
+from extract.forward.device import autocast, synchronize
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.extraction import extract_tokens
 from extract.sources.open_source import open_source
 from store.config import StoreConfig
-from store.groups import in_groups
+from store.layout import in_groups
 from store.reader import open_store
 
 FROM_CACHE, RESIDENT, ONLINE, PEFT = "losa from the cache", "losa resident", "losa online", "peft lora"
@@ -75,7 +75,7 @@ class Bench:
 
 
 def draw_photographs(root: Path, samples: int) -> None:
-    """Noise of few colours, as large as the photographs of ImageNet's preprocessing."""
+    """Noise of few colors, as large as the photographs of ImageNet's preprocessing."""
     draw = np.random.default_rng(0)
     for number in range(samples + 2):
         split, name = ("test", "ab"[number % 2]) if number >= samples else ("train", "ab"[number % 2])
@@ -107,7 +107,7 @@ class Epochs:
                 pass
         else:
             self._run_plainly()
-        finish(self.device)
+        synchronize(self.device)
 
     def _run_plainly(self) -> None:
         for rows, images in self._inputs.batches("train", self._groups, []):

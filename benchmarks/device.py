@@ -29,7 +29,7 @@ from benchmarks.made_up import write_store
 from benchmarks.record import add_record_options, machine, save
 from extract.backbones.backbone import Backbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
-from extract.forward.device import finish
+from extract.forward.device import synchronize
 from extract.forward.encoding import Encoding
 from extract.forward.frozen_forward import FrozenForward
 from store.reader import Store
@@ -53,7 +53,7 @@ class Clock:
         return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
 
     def _seconds(self, call: Callable[[], object]) -> float:
-        finish(self._device)
+        synchronize(self._device)
         started, last = time.perf_counter(), None
         for _ in range(self._repeats):
             last, before = call(), last  # one under way while the one before it is awaited
@@ -61,7 +61,7 @@ class Clock:
                 before.result()
         if isinstance(last, Encoding):
             last.result()
-        finish(self._device)
+        synchronize(self._device)
         return (time.perf_counter() - started) / self._repeats
 
 

@@ -25,16 +25,15 @@ from benchmarks.made_up import encode
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
 from extract.backbones.backbone import Backbone, load_backbone
-from extract.forward.device import autocast, finish
+from extract.forward.device import autocast, synchronize
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.extraction import extract_tokens
 from extract.sources.open_source import ImageSource, open_source
 from store.address import store_url
 from store.arrays import open_schema, read_rms
 from store.dtypes import Encoded
-from store.groups import in_groups
-from store.kvstore import Folder
-from store.layout import resolve_layers
+from store.kvstore import KeyValueStore
+from store.layout import in_groups, resolve_layers
 from store.writer import StoreWriter
 
 WORKERS = 2  # of the bare loop's DataLoader
@@ -63,7 +62,7 @@ def forward_only(source: ImageSource, forward: FrozenForward, batch_size: int) -
         for batch in forward.batches(split, in_groups(range(len(split)), batch_size)):
             assert batch.images is not None
             forward(batch.images)
-    finish(forward.device)
+    synchronize(forward.device)
 
 
 def bare_loop(source: ImageSource, forward: FrozenForward, batch_size: int) -> None:
@@ -79,12 +78,12 @@ def bare_loop(source: ImageSource, forward: FrozenForward, batch_size: int) -> N
     with torch.inference_mode(), autocast(device, forward.precision):
         for images in loader:
             backbone.module.forward_features(images.to(device, non_blocking=True))  # type: ignore[operator]
-    finish(device)
+    synchronize(device)
 
 
 def writing(store: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of writing the first shards of a store anew, and of writing their bytes as raw files."""
-    folder = Folder(store_url(store))
+    folder = KeyValueStore(store_url(store))
     schema = open_schema(folder)
     assert schema is not None
     rms, draw = read_rms(folder, schema), np.random.default_rng(0)

@@ -68,7 +68,7 @@ def linear_rms(known: Array, tokens: Array) -> Array:
     return levels(relative, largest_scale(relative)) * largest_scale(relative) * rms_of(known)
 
 
-def centred(known: Array, tokens: Array) -> Array:
+def centered(known: Array, tokens: Array) -> Array:
     mean, std = known.mean(axis=(0, 1)), known.std(axis=(0, 1))
     relative = (tokens - mean) / std
     return levels(relative, largest_scale(relative)) * largest_scale(relative) * std + mean
@@ -113,19 +113,19 @@ def quadratic(linear: int) -> Format:
 def lloyd_max(known: Array, tokens: Array) -> Array:
     """256 levels fitted to tokens that were divided by channel RMS and by their own L2 norm (their scale)."""
 
-    def normalised(part: Array) -> tuple[Array, Array]:
+    def normalized(part: Array) -> tuple[Array, Array]:
         relative = part / rms_of(known)
         norm = np.sqrt((relative**2).mean(axis=-1, keepdims=True))
         return relative / norm, norm
 
-    sample = np.sort(normalised(known)[0].ravel())
+    sample = np.sort(normalized(known)[0].ravel())
     counts, edges = np.histogram(sample, 4000)
     density = np.cumsum(np.cbrt(counts))  # the best density of levels is the cube root of that of the values
     book = np.interp((np.arange(256) + 0.5) / 256, density / density[-1], edges[1:])
     for _ in range(60):
         parts = np.split(sample, np.searchsorted(sample, (book[1:] + book[:-1]) / 2))
         book = np.array([part.mean() if len(part) else level for part, level in zip(parts, book, strict=True)])
-    values, norm = normalised(tokens)
+    values, norm = normalized(tokens)
     return book[np.searchsorted((book[1:] + book[:-1]) / 2, values)] * norm * rms_of(known)
 
 
@@ -141,7 +141,7 @@ FORMATS: dict[str, tuple[float, Format]] = {  # name -> (bytes a value, round tr
     "int8, scale a token": (1, token_scale),
     "int8, scale a channel": (1, channel_scale),
     "int8, channel RMS, scale a token": (1, linear_rms),
-    "int8, channel mean and deviation, scale a token": (1, centred),
+    "int8, channel mean and deviation, scale a token": (1, centered),
     "channel RMS, step by least squares and clipping": (1, least_squares),
     "channel RMS, mu-law (mu = 5)": (1, mu_law(5)),
     "channel RMS, mu-law (mu = 10)": (1, mu_law(10)),
@@ -155,8 +155,8 @@ FORMATS: dict[str, tuple[float, Format]] = {  # name -> (bytes a value, round tr
 
 
 def layer_norm(tokens: Array) -> Array:
-    centred = tokens - tokens.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    centered = tokens - tokens.mean(axis=-1, keepdims=True)
+    return centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + 1e-6)
 
 
 def relative_error(read: Array, tokens: Array) -> Array:

@@ -10,7 +10,7 @@ from extract.forward.encoding import Encoding
 from store.address import store_url
 from store.arrays import STORED
 from store.dtypes import Encoded
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
 from store.writer import Listing, StoreWriter, create_store
@@ -59,7 +59,7 @@ def write_store(
     listing = Listing(
         tuple(f"{row:06d}" for row in range(samples)), np.arange(samples) % 2, np.zeros((samples, 16), np.uint8)
     )
-    store, draw = Folder(store_url(folder)), np.random.default_rng(0)
+    store, draw = KeyValueStore(store_url(folder)), np.random.default_rng(0)
     rms = {k: np.ones(dim, np.float32) for k in schema.layers} if dtype == "int8" else {}
     create_store(store, schema, {"train": listing}, rms, {})
     writer, tokens = StoreWriter(store, schema), schema.token_layout.num_tokens

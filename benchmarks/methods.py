@@ -27,15 +27,15 @@ from torch.nn import functional as F
 
 from adapt.features.feature_sources import spec_of_backbone
 from adapt.job.cost import peak_memory
-from adapt.methods.in_backbone.kronecker import install_kronecker
-from adapt.methods.in_backbone.lora import install_lora
+from adapt.methods.in_backbone.kronecker import inject_kronecker
+from adapt.methods.in_backbone.lora import inject_lora
 from adapt.methods.in_backbone.target_modules import Vit
 from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
 from adapt.methods.table import trainable
 from benchmarks.record import add_record_options, machine, save
 from extract.backbones.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig
-from extract.forward.device import finish
+from extract.forward.device import synchronize
 
 CLASSES, RANK = 10, 4
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64}  # `--small`: does it run at all
@@ -46,7 +46,7 @@ RATIOS = {  # ours / theirs
 }
 
 
-def install_peft(vit: Vit) -> None:
+def inject_peft(vit: Vit) -> None:
     """peft's LoRA, in the place of ours."""
     config = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
     inject_adapter_in_model(config, vit.module)
@@ -73,11 +73,11 @@ def build_contestants(name: str, small: bool) -> dict[str, Callable[[], nn.Modul
         },
     )
     return {
-        "lora, separate": lambda: build(load_backbone(separate), install_lora, rank=RANK),
-        "peft, separate": lambda: build(load_backbone(separate), install_peft),
-        "lora, fused": lambda: build(load_backbone(fused), install_lora, rank=RANK),
-        "kronecker, fused": lambda: build(load_backbone(fused), install_kronecker),
-        "kronecker of slow rank 1, fused": lambda: build(load_backbone(fused), install_kronecker, slow_rank=1),
+        "lora, separate": lambda: build(load_backbone(separate), inject_lora, rank=RANK),
+        "peft, separate": lambda: build(load_backbone(separate), inject_peft),
+        "lora, fused": lambda: build(load_backbone(fused), inject_lora, rank=RANK),
+        "kronecker, fused": lambda: build(load_backbone(fused), inject_kronecker),
+        "kronecker of slow rank 1, fused": lambda: build(load_backbone(fused), inject_kronecker, slow_rank=1),
     }
 
 
@@ -102,12 +102,12 @@ class Step:
 
     def run(self) -> tuple[float, float]:
         """Seconds that it took, and that the processor worked for it."""
-        finish(self.device)
+        synchronize(self.device)
         started = time.perf_counter(), time.process_time()
         self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        finish(self.device)
+        synchronize(self.device)
         return time.perf_counter() - started[0], time.process_time() - started[1]
 
 

@@ -87,7 +87,7 @@ def annotated_places(source: str) -> Iterator[tuple[Position, Position]]:
 
 
 def mutants_of(file: Path) -> dict[Position, list[Mutant]]:
-    """Place -> what can be changed there."""
+    """TargetModule -> what can be changed there."""
     from cosmic_ray import plugins  # of the dev extra, as pytest-cov is
     from cosmic_ray.ast import ast_nodes, get_ast_from_path
 

@@ -1,6 +1,6 @@
 """The linear probe beside scikit-learn: `python -m benchmarks.probe pipeline.yaml [-o section.key=value]`.
 
-Both read the same pooled features of the store, standardised by the training rows; both are chosen on the same
+Both read the same pooled features of the store, standardized by the training rows; both are chosen on the same
 validation rows over the grid of the pipeline's `linear_probe`: scikit-learn's LogisticRegression with the C that stands
 for each weight decay, once with its own tolerance and once with one that brings it near the optimum, which the probe
 reaches. Test accuracy by seed, the means, and what was chosen; for every seed the searches run in turn, round after

@@ -30,7 +30,7 @@ from adapt.training.batch_order import WINDOW, epoch_batches
 from benchmarks.made_up import write_store
 from benchmarks.readers import MEMMAP, OPTIONAL, READERS, Batches, memmap, sidecache_first_pass
 from benchmarks.record import add_record_options, machine, save
-from store.groups import in_groups
+from store.layout import in_groups
 from store.reader import Store, open_store
 
 VERSIONS = ("numpy", "tensorstore", "google-crc32c", "zarr", "zarrs", "h5py", "litdata", "webdataset", "torch")

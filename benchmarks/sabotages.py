@@ -125,17 +125,17 @@ SABOTAGES = (
         (f"{_HONEST}::test_the_views_of_a_sample_are_on_one_side",),
     ),
     Sabotage(
-        "standardisation left out",
+        "standardization left out",
         "adapt/training/search.py",
-        "        self._standardise(group)\n        if",
+        "        self._standardize(group)\n        if",
         "        if",
         (_STANDARD,),
     ),
     Sabotage(
-        "standardised by validation rows too",
+        "standardized by validation rows too",
         "adapt/training/search.py",
-        "readout.standardise(values[rows], rounding)",
-        "readout.standardise(values, rounding)",
+        "readout.standardize(values[rows], rounding)",
+        "readout.standardize(values, rounding)",
         (_STANDARD,),
     ),
     Sabotage(
@@ -249,14 +249,14 @@ SABOTAGES = (
         "adapt/report/seed_averages.py",
         "Stat(statistics.fmean(known),",
         "Stat(max(known),",
-        ("tests/adapt/test_results.py::test_seeds_are_summarised_by_mean_and_sample_deviation",),
+        ("tests/adapt/test_results.py::test_seeds_are_summarized_by_mean_and_sample_deviation",),
     ),
     Sabotage(
         "deviation of the population",
         "adapt/report/seed_averages.py",
         "statistics.stdev(known)",
         "statistics.pstdev(known)",
-        ("tests/adapt/test_results.py::test_seeds_are_summarised_by_mean_and_sample_deviation",),
+        ("tests/adapt/test_results.py::test_seeds_are_summarized_by_mean_and_sample_deviation",),
     ),
     # Metrics
     Sabotage(

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from store.config import PositiveInt, Section
+from store.config import PositiveInt
+from store.strict_model import StrictModel
 
 Source = Annotated[
     str,
@@ -17,7 +18,7 @@ Source = Annotated[
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class ClipConfig(Section):
+class ClipConfig(StrictModel):
     """How frames are drawn from a video.
 
     `stride: null` spreads `frames` over the whole video; a number sets them that many frames of its mean rate apart
@@ -38,7 +39,7 @@ class ClipConfig(Section):
         return self.clips * self.crops
 
 
-class DataConfig(Section):
+class DataConfig(StrictModel):
     """Which samples, and how they are split.
 
     `test_split` names the split that plays the test set (by default the source's `test`, else its `val`, `validation`
@@ -70,7 +71,7 @@ class DataConfig(Section):
         return self
 
 
-class BackboneConfig(Section):
+class BackboneConfig(StrictModel):
     """A frozen timm vision transformer. `model_kwargs` go to `timm.create_model`."""
 
     name: str | None = None
@@ -79,7 +80,7 @@ class BackboneConfig(Section):
     model_kwargs: dict[str, Any] = Field({}, description="keyword arguments of timm.create_model")
 
 
-class ExtractConfig(Section):
+class ExtractConfig(StrictModel):
     """How the extraction job runs; nothing here but `precision` changes a value (on a GPU `batch_size` its last bits).
 
     `workers` is the number of processes on this machine; with a `scheduler`, of workers to wait for before the start.

@@ -6,6 +6,7 @@ region, which it does not.
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -99,3 +100,10 @@ def new_context() -> ts.Context:
             _INDEX_POOL: {"total_bytes_limit": _INDEX_BYTES},
         }
     )
+
+
+def free_disk_bytes(url: str) -> int | None:
+    """Free bytes where a store is, or will be; None where it is not on a local disk."""
+    path = local_path(url)
+    existing = next((parent for parent in (path, *path.parents) if parent.exists()), None) if path else None
+    return shutil.disk_usage(existing).free if existing else None

@@ -11,7 +11,7 @@ from store.address import local_path
 from store.dtypes import INT8_ENCODING, STORED_DTYPE, Encoded
 from store.errors import JobError
 from store.io_errors import NEEDS_REPLACING, OutageError
-from store.kvstore import Folder, wait
+from store.kvstore import KeyValueStore, wait
 from store.schema import Schema, require_version
 from store.zarr_metadata import array_metadata, chunk_codecs, sharded
 
@@ -67,7 +67,7 @@ def is_log(attributes: Mapping[str, Any]) -> bool:
     return isinstance(attributes.get("skipped"), dict) and isinstance(attributes.get("extract_seconds"), float | int)
 
 
-def holds_plain_rows(folder: Folder, schema: Schema) -> bool:
+def holds_plain_rows(folder: KeyValueStore, schema: Schema) -> bool:
     """Whether a store's shards are local files of uncompressed rows, which need no tensorstore."""
     return local_path(folder.url) is not None and schema.compressor is None
 
@@ -81,7 +81,7 @@ def layer_digest(encoded: Encoded, status: UInt8[np.ndarray, "rows"]) -> int:
     return crc
 
 
-def read_status(folder: Folder, schema: Schema, split: str, marks: str = "") -> UInt8[np.ndarray, "samples"]:
+def read_status(folder: KeyValueStore, schema: Schema, split: str, marks: str = "") -> UInt8[np.ndarray, "samples"]:
     """MISSING, STORED or SKIPPED for every row of a split; a mark that was never written reads as MISSING.
 
     Rows that came after `schema` was read are left out. `marks` is where the marks of layers under way lie.
@@ -94,7 +94,7 @@ def read_status(folder: Folder, schema: Schema, split: str, marks: str = "") -> 
     return np.asarray(wait([status[:n].read()], f"read {folder.place}{name}")[0])
 
 
-def require_marks(folder: Folder) -> tuple[Schema, Marks]:
+def require_marks(folder: KeyValueStore) -> tuple[Schema, Marks]:
     """A store's schema and the marks of its splits, of one moment: they are read again where it grew in between.
 
     Raises:
@@ -128,12 +128,12 @@ def read_listed(read: Callable[[str], Listed], name: str) -> Listed:
     raise refusals[0]
 
 
-def holds_samples(folder: Folder, schema: Schema) -> bool:
+def holds_samples(folder: KeyValueStore, schema: Schema) -> bool:
     """Whether any shard of a store is committed."""
     return any((read_status(folder, schema, split) != MISSING).any() for split in schema.splits)
 
 
-def open_schema(folder: Folder) -> Schema | None:
+def open_schema(folder: KeyValueStore) -> Schema | None:
     """The schema of the store in a folder, or None where there is no store yet.
 
     Raises:
@@ -152,7 +152,7 @@ def open_schema(folder: Folder) -> Schema | None:
     return schema
 
 
-def require_listed(folder: Folder, schema: Schema) -> None:
+def require_listed(folder: KeyValueStore, schema: Schema) -> None:
     """Refuse a schema of more samples than a local store has bytes to list: marks are read for all of them at once.
 
     While a store grows, part of its listing lies in the log.
@@ -172,7 +172,7 @@ def require_listed(folder: Folder, schema: Schema) -> None:
             )
 
 
-def require_store(folder: Folder) -> Schema:
+def require_store(folder: KeyValueStore) -> Schema:
     """The schema of a store that must exist.
 
     Raises:
@@ -185,7 +185,7 @@ def require_store(folder: Folder) -> Schema:
     return schema
 
 
-def refuse_half_grown(folder: Folder) -> None:
+def refuse_half_grown(folder: KeyValueStore) -> None:
     """Raise JobError while a store's description and its arrays may disagree: a moment, unless the job was killed."""
     if folder.read_group(NEXT):
         raise JobError(
@@ -194,7 +194,7 @@ def refuse_half_grown(folder: Folder) -> None:
         )
 
 
-def read_rms(folder: Folder, schema: Schema) -> dict[int, Float32[np.ndarray, "dim"]]:
+def read_rms(folder: KeyValueStore, schema: Schema) -> dict[int, Float32[np.ndarray, "dim"]]:
     """The per-channel RMS of every layer, int8 stores only; else empty."""
     if schema.dtype != "int8":
         return {}
@@ -208,7 +208,7 @@ def read_rms(folder: Folder, schema: Schema) -> dict[int, Float32[np.ndarray, "d
     return found
 
 
-def read_log(folder: Folder) -> dict[str, Any]:
+def read_log(folder: KeyValueStore) -> dict[str, Any]:
     """The attributes of the `_log` group: costs by name, and `skipped`, id -> reason.
 
     Raises:

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from store.strict_model import StrictModel
 
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 Compressor = Literal["zstd", "blosc", "gzip"]
@@ -10,25 +12,19 @@ MOST_SHARD_SAMPLES = 2**20  # a shard's index, which is read whole, takes 16 byt
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class Section(BaseModel):
-    """A frozen, checked section of the configuration; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Every(Section):
+class Every(StrictModel):
     """Every k-th layer, counted back from the last one, which is always kept."""
 
     every: PositiveInt
 
 
-class Last(Section):
+class Last(StrictModel):
     """The last n layers."""
 
     last: PositiveInt
 
 
-class Pool(Section):
+class Pool(StrictModel):
     """Patch tokens averaged over `pool` x `pool` squares of the grid and, of videos, over `time` frames.
 
     Prefix tokens are kept; where every frame has its own, those of `time` frames are averaged too.
@@ -48,7 +44,7 @@ Layers = Literal["all"] | list[int] | Every | Last
 Tokens = Literal["all", "cls", "mean"] | Pool
 
 
-class StoreConfig(Section):
+class StoreConfig(StrictModel):
     """Where the tokens are kept and in what form."""
 
     path: str = "cache.zarr"

@@ -37,7 +37,7 @@ _MOST_COMPRESSED = 2**15  # zeros, by zstd
 _WHOLE_DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} - {"float8"}
 
 
-class Folder:
+class KeyValueStore:
     """The key-value side of a store: small documents, and arrays by name below `url`.
 
     `place` is what messages call it: the path of a local folder, else the URL. Every method raises JobError where the

@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from store.address import local_path
 from store.arrays import holds_plain_rows, layer_arrays, shard_arrays, shard_file
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.local.chunks import LocalChunks, Picked, UnreadableError
 from store.local.open_files import OpenFiles
 from store.schema import Schema
@@ -33,7 +33,7 @@ class Layer:
         JobError: what describes its arrays is damaged, or does not fit.
     """
 
-    def __init__(self, folder: Folder, schema: Schema, split: str, layer: int) -> None:
+    def __init__(self, folder: KeyValueStore, schema: Schema, split: str, layer: int) -> None:
         expected = {name: shard_arrays(schema, split)[name] for name in layer_arrays(schema, layer)}
         self._folder, self._regular = folder, set[int]()
         self._shards, self._compressed = schema.shards(split), schema.compressor is not None
@@ -85,14 +85,16 @@ class _Gathered:
         return [future.result() for future in self._futures]
 
 
-def _is_plain(folder: Folder, schema: Schema, split: str, expected: dict[str, dict[str, Any]]) -> bool:
+def _is_plain(folder: KeyValueStore, schema: Schema, split: str, expected: dict[str, dict[str, Any]]) -> bool:
     if not holds_plain_rows(folder, schema):
         return False
     found = {name: folder.read_node(f"{split}/{name}") or {} for name in expected}
     return all(found[name].get("codecs") == given["codecs"] for name, given in expected.items())
 
 
-def _local_chunks(folder: Folder, schema: Schema, split: str, name: str, metadata: dict[str, Any]) -> LocalChunks:
+def _local_chunks(
+    folder: KeyValueStore, schema: Schema, split: str, name: str, metadata: dict[str, Any]
+) -> LocalChunks:
     short = len(metadata["shape"]) == 2  # the scales of tokens
     shards = schema.shards(split)
     paths = [f"{local_path(folder.url)}/{split}/{shard_file(name, metadata, shard)}" for shard in shards]

@@ -4,8 +4,9 @@ A shard is `shard_samples` consecutive rows of one split, in every layer: the un
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from store.config import Every, Last, Layers, Pool, Tokens
 from store.errors import UserError
@@ -160,3 +161,8 @@ def resolve_layers(layers: Layers, depth: int) -> tuple[int, ...]:
     if wrong or not layers:
         raise UserError(f"layers {wrong or '[]'} do not exist: this backbone has {depth}, numbered 0 to {depth - 1}")
     return tuple(sorted({layer % depth for layer in layers}))
+
+
+def in_groups(items: Sequence[Any] | Any, size: int) -> list[Any]:
+    """Slices of a sequence or array in order, `size` items each; the last may hold fewer."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

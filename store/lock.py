@@ -28,7 +28,7 @@ import psutil
 
 from store.address import local_path
 from store.errors import JobError
-from store.kvstore import LOCK, Folder
+from store.kvstore import LOCK, KeyValueStore
 from store.zarr_metadata import CHECKSUM, document_checksum
 
 BEAT_SECONDS, PATIENCE_SECONDS = 10.0, 60.0
@@ -48,7 +48,7 @@ class Guard(Protocol):
 
 @contextmanager
 def hold(
-    folder: Folder, beat_seconds: float = BEAT_SECONDS, patience_seconds: float = PATIENCE_SECONDS
+    folder: KeyValueStore, beat_seconds: float = BEAT_SECONDS, patience_seconds: float = PATIENCE_SECONDS
 ) -> Iterator["Lock"]:
     """Keep every other job off a store while the block runs.
 
@@ -77,7 +77,7 @@ def hold(
             lock.release()
 
 
-def remove_dead(folder: Folder) -> None:
+def remove_dead(folder: KeyValueStore) -> None:
     """Remove the lock of a job that was killed when nothing but this was left to do; others are left alone."""
     with suppress(JobError):  # of a store that nobody is to write
         owner, generation = _read(folder)
@@ -88,7 +88,7 @@ def remove_dead(folder: Folder) -> None:
 class Lock:
     """A store's lock, seen from one job; threads may share it."""
 
-    def __init__(self, folder: Folder, beat_seconds: float, patience_seconds: float) -> None:
+    def __init__(self, folder: KeyValueStore, beat_seconds: float, patience_seconds: float) -> None:
         self._folder, self._beat_seconds, self._patience_seconds = folder, beat_seconds, patience_seconds
         self._owner: dict[str, Any] = this_process()
         self._beats, self._generation, self._mutex, self._released = 0, b"", Mutex(), False
@@ -175,7 +175,7 @@ class Lock:
 class Watch:
     """A store's lock, seen from a worker of the job that holds it: it only looks."""
 
-    def __init__(self, folder: Folder, owner_id: str) -> None:
+    def __init__(self, folder: KeyValueStore, owner_id: str) -> None:
         self._folder, self._owner_id = folder, owner_id
 
     def check(self) -> None:
@@ -192,13 +192,13 @@ class Watch:
             )
 
 
-def read_owner(folder: Folder) -> str | None:
+def read_owner(folder: KeyValueStore) -> str | None:
     """Who holds a store, in words; None where nobody does."""
     attributes = folder.read_group(LOCK)
     return None if attributes is None else describe_owner(attributes)
 
 
-def _read(folder: Folder) -> tuple[dict[str, Any] | None, bytes]:
+def _read(folder: KeyValueStore) -> tuple[dict[str, Any] | None, bytes]:
     """The owner, empty where it cannot be made out and None where the lock is free; and the lock's generation."""
     content, generation = folder.read_stamped(_KEY)
     if content is None:
@@ -210,7 +210,7 @@ def _read(folder: Folder) -> tuple[dict[str, Any] | None, bytes]:
     return owner if isinstance(owner, dict) else {}, generation
 
 
-def _delete(folder: Folder, generation: bytes) -> None:
+def _delete(folder: KeyValueStore, generation: bytes) -> None:
     """Delete the lock if it still is of that generation, and the folders that are empty without it."""
     folder.write_if(_KEY, None, generation)
     if path := local_path(folder.url):  # empty folders would puzzle Zarr readers

@@ -26,7 +26,7 @@ from store.arrays import (
 from store.dtypes import Encoded, decode_numpy
 from store.errors import JobError, UserError
 from store.io_errors import NEEDS_REPLACING, OutageError
-from store.kvstore import Folder, check_process, wait
+from store.kvstore import KeyValueStore, check_process, wait
 from store.layer_reader import Layer
 from store.local.chunks import Picked
 from store.schema import Schema
@@ -77,7 +77,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         url = store_url(path)
-        self.__setstate__((url, *require_marks(Folder(url))))
+        self.__setstate__((url, *require_marks(KeyValueStore(url))))
 
     def __getstate__(self) -> tuple[str, Schema, Marks]:
         return self.url, self.schema, self._status
@@ -85,7 +85,7 @@ class Store:
     def __setstate__(self, state: tuple[str, Schema, Marks]) -> None:
         """A copy in another process has the same rows, whatever has become of the store."""
         self.url, self.schema, self._status = state
-        self._folder = Folder(self.url)
+        self._folder = KeyValueStore(self.url)
         self._opened: dict[tuple[str, int], Layer] = {}
         self._kept = {split: np.flatnonzero(status != SKIPPED) for split, status in self._status.items()}
 

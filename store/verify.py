@@ -42,7 +42,7 @@ from store.dtypes import Encoded
 from store.errors import JobError, UserError
 from store.growing.added_layers import names_of_added
 from store.io_errors import AccessError, OutageError
-from store.kvstore import LOCK, Folder, wait
+from store.kvstore import LOCK, KeyValueStore, wait
 from store.lock import read_owner
 from store.schema import Schema
 
@@ -99,7 +99,7 @@ def verify_store(path: str | Path) -> Report:
         JobError: there is nothing at all, or it cannot be reached; or its growth was interrupted.
         UserError: the path is empty.
     """
-    folder = Folder(store_url(path))
+    folder = KeyValueStore(store_url(path))
     keys = folder.keys()
     if not keys:
         raise JobError(f"there is no store at {folder.place}; make one with `sidecache extract`")
@@ -156,7 +156,7 @@ class _Check:
     """The checks of a store that can say what it holds."""
 
     def __init__(
-        self, folder: Folder, schema: Schema, keys: Collection[str], report: Report, irregular: Collection[str]
+        self, folder: KeyValueStore, schema: Schema, keys: Collection[str], report: Report, irregular: Collection[str]
     ) -> None:
         self._folder, self._schema, self._report = folder, schema, report
         self._keys, self._known = keys, {"zarr.json", *irregular}

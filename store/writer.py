@@ -37,7 +37,7 @@ from store.arrays import (
 from store.dtypes import STORED_DTYPE, Encoded
 from store.errors import JobError
 from store.io_errors import NEEDS_REPLACING, AccessError
-from store.kvstore import Folder, wait
+from store.kvstore import KeyValueStore, wait
 from store.local.plain_shard import PlainShard
 from store.lock import Guard
 from store.schema import Schema
@@ -53,7 +53,7 @@ class Listing:
 
 
 def create_store(
-    folder: Folder,
+    folder: KeyValueStore,
     schema: Schema,
     listings: Mapping[str, Listing],
     rms: Mapping[int, Float32[np.ndarray, "dim"]],
@@ -82,7 +82,7 @@ def create_store(
     folder.write_group("", schema.model_dump(mode="json"))
 
 
-def _refuse_old_marks(folder: Folder, schema: Schema) -> None:
+def _refuse_old_marks(folder: KeyValueStore, schema: Schema) -> None:
     """Marks without a root group are left from a store that somebody took apart; here they would vouch for its data."""
     for split in schema.splits:
         if folder.has_keys(f"{split}/status/c"):
@@ -92,20 +92,20 @@ def _refuse_old_marks(folder: Folder, schema: Schema) -> None:
             )
 
 
-def _create_split(folder: Folder, schema: Schema, split: str, listing: Listing) -> None:
+def _create_split(folder: KeyValueStore, schema: Schema, split: str, listing: Listing) -> None:
     for name, metadata in shard_arrays(schema, split).items():
         folder.create_array(f"{split}/{name}", metadata)
     write_listing(folder, split, listing)
 
 
-def write_listing(folder: Folder, group: str, listing: Listing) -> None:
+def write_listing(folder: KeyValueStore, group: str, listing: Listing) -> None:
     """What is known of a split's samples, below its group."""
     folder.write_array(f"{group}/label", listing.labels, ["sample", "class"][: listing.labels.ndim])
     folder.write_array(f"{group}/sample_digest", listing.digests, ["sample", "byte"])
     folder.write_strings(f"{group}/sample_id", listing.ids, "sample")
 
 
-def read_listing(folder: Folder, group: str) -> Listing:
+def read_listing(folder: KeyValueStore, group: str) -> Listing:
     """The inverse of `write_listing`.
 
     Raises:
@@ -127,7 +127,7 @@ class StoreWriter:
     `marks` is where marks and digests of layers under way go; those of the store itself lie beside its values.
     """
 
-    def __init__(self, folder: Folder, schema: Schema, lock: Guard | None = None, marks: str = "") -> None:
+    def __init__(self, folder: KeyValueStore, schema: Schema, lock: Guard | None = None, marks: str = "") -> None:
         self._folder, self._schema, self._lock, self._marks = folder, schema, lock, marks
 
     def missing_shards(self, split: str) -> list[int]:

@@ -40,7 +40,7 @@ def tiny_backbone() -> TimmBackbone:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Two splits of three classes that differ in colour and pattern: 24 training and 12 test images of 40 x 32."""
+    """Two splits of three classes that differ in color and pattern: 24 training and 12 test images of 40 x 32."""
     draw = np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 4)):
         for k, name in enumerate(("blue", "green", "red")):

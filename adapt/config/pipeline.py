@@ -14,8 +14,9 @@ from adapt.config.variables import Keys, Text, as_written, expand, texts_with_va
 from adapt.config.yaml_text import read_document
 from adapt.methods.table import METHODS, find_method
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
-from store.config import PositiveInt, Section, StoreConfig
+from store.config import PositiveInt, StoreConfig
 from store.errors import UserError
+from store.strict_model import StrictModel
 
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -27,10 +28,10 @@ _PACE_KEYS = ("epochs", "batch_size")
 _ENTRY_KEYS = ("name", *_PACE_KEYS, *_TRIAL_KEYS, "sweep")
 
 
-class TrainConfig(Section):
+class TrainConfig(StrictModel):
     """How every method is trained. `lr` and `weight_decay` serve where neither method nor sweep gives them.
 
-    `shuffle_block` is how many neighbours in the store are drawn together, to be read at once (docs/performance.md).
+    `shuffle_block` is how many neighbors in the store are drawn together, to be read at once (docs/performance.md).
     `augment`, `mixup` and `grad_checkpointing` reach end-to-end methods only: a cache holds what it holds.
     """
 
@@ -65,15 +66,15 @@ class TrainConfig(Section):
         return seeds
 
 
-class Trial(Section):
+class Trial(StrictModel):
     """One point of a method's grid; `lr` is None where the method is solved and not trained step by step."""
 
-    options: Section
+    options: StrictModel
     lr: Positive | None
     weight_decay: NonNegative
 
 
-class MethodConfig(Section):
+class MethodConfig(StrictModel):
     """One entry of `methods:`, with the points among which validation chooses."""
 
     name: str
@@ -82,12 +83,12 @@ class MethodConfig(Section):
     trials: tuple[Trial, ...]
 
     @property
-    def different_options(self) -> list[Section]:
+    def different_options(self) -> list[StrictModel]:
         """Those of the trials, each once: rates and weight decays build no other model."""
         return list({trial.options.model_dump_json(): trial.options for trial in self.trials}.values())
 
 
-class Config(Section):
+class Config(StrictModel):
     """The whole of pipeline.yaml."""
 
     name: str = ""
@@ -203,12 +204,12 @@ def _refuse_pace(name: str, given: set[str]) -> None:
 
 
 def _trial(name: str, given: Mapping[str, Any], train: TrainConfig) -> Trial:
-    kind: type[Section] = find_method(name).options
+    kind: type[StrictModel] = find_method(name).options
     options = {key: value for key, value in given.items() if key not in _TRIAL_KEYS}
     rates = {key: given.get(key, getattr(train, key)) for key in _TRIAL_KEYS}
     if find_method(name).solved:
         rates["lr"] = None
-    model: type[Section] = kind
+    model: type[StrictModel] = kind
     try:
         checked = kind.model_validate(options)
         model = Trial

@@ -11,12 +11,11 @@ from jaxtyping import Float, Int, Shaped
 from rich.filesize import decimal
 from torch import Tensor
 
-from adapt.features.memory import bytes_at_once, free_bytes
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
 from extract.backbones.backbone import Backbone
 from extract.backbones.pre_logits import plain_tail, tail_from_arrays
 from extract.backbones.preprocessing import is_described
-from extract.forward.device import to_device
+from extract.forward.device import bytes_at_once, free_memory_bytes, to_device
 from extract.forward.encoding import rounding_error
 from extract.forward.frozen_forward import FrozenForward
 from extract.sources.open_source import ImageSource
@@ -24,8 +23,7 @@ from store.config import Tokens
 from store.console.progress import progress
 from store.dtypes import Encoded, decode
 from store.errors import UserError
-from store.groups import in_groups
-from store.layout import reduced_layout
+from store.layout import in_groups, reduced_layout
 from store.reader import Store
 
 Rows = Int[np.ndarray, "_"]
@@ -242,7 +240,7 @@ def choose_source(wanted: str, needed: int, device: torch.device) -> Choice:
     """Resolve `train.feature_source: auto` from the bytes that training needs and the memory that is free."""
     if wanted != "auto":
         return Choice(wanted, "as asked for")
-    free = free_bytes(device)
+    free = free_memory_bytes(device)
     sizes = f"{decimal(needed)} of features, {decimal(free)} of memory free"
     return Choice("resident" if needed <= _SHARE_OF_MEMORY * free else "streamed", sizes)
 
@@ -265,7 +263,7 @@ def spec_of_backbone(backbone: Backbone, layers: Sequence[int], tokens: Tokens =
 
 
 def _in_order_of_store(window: Sequence[Rows]) -> Rows:
-    """Rows of several groups as they lie in the store, which reads neighbours at once; one group keeps its order."""
+    """Rows of several groups as they lie in the store, which reads neighbors at once; one group keeps its order."""
     return np.sort(np.concatenate(window)) if len(window) > 1 else window[0]
 
 

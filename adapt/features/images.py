@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from adapt.features.memory import bytes_at_once
 from extract.backbones.backbone import ModelBackbone
-from extract.forward.device import to_device
+from extract.forward.device import bytes_at_once, to_device
 from extract.forward.frozen_forward import decode_batches, preprocess
 from extract.sources.open_source import ImageSource
 from store.errors import UserError

@@ -11,14 +11,14 @@ from torch import Tensor
 from adapt.features.feature_sources import Features
 from adapt.methods.readout import Readout
 from store.console.progress import progress
-from store.groups import in_groups
+from store.layout import in_groups
 
 Rows = Int[np.ndarray, "_"]
 _MOVED_ROWS = 256  # of a split, evenly spread, that tell how far rounding moves a feature
 
 
 class PooledFeatures:
-    """Pooled, normalised tokens of whole splits: what read-outs are standardised by, and all that linear probes read.
+    """Pooled, normalized tokens of whole splits: what read-outs are standardized by, and all that linear probes read.
 
     Every pooling of every layer is computed once, whatever asks for it again.
     """
@@ -42,7 +42,7 @@ class PooledFeatures:
         return self._kept[split, layer, readout.mode].values
 
     def rounding(self, split: str, layer: int, readout: Readout) -> Float[Tensor, "features"]:
-        """How far the rounding of the tokens moves each pooled feature, as `Readout.standardise` wants it."""
+        """How far the rounding of the tokens moves each pooled feature, as `Readout.standardize` wants it."""
         self.require(split, layer, [readout])
         return self._kept[split, layer, readout.mode].rounding
 
@@ -78,7 +78,7 @@ class _Pooling:
             self._moved += len(some)
 
     def _pool(self, tokens: Tensor) -> Tensor:
-        return self._readout.pool(self._readout.normalise(tokens))
+        return self._readout.pool(self._readout.normalize(tokens))
 
     @property
     def rounding(self) -> Float[Tensor, "features"]:

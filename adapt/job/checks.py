@@ -74,7 +74,7 @@ def require_whole(backbone: Backbone, spec: FeatureSpec) -> ModelBackbone:
             "end-to-end methods need a timm or ViViT backbone: a module of your own has no blocks to change"
         )
     if spec.layout != backbone.layout:
-        raise UserError("end-to-end methods need store.tokens: all; their read-out is standardised by those tokens")
+        raise UserError("end-to-end methods need store.tokens: all; their read-out is standardized by those tokens")
     return backbone
 
 

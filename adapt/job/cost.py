@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapt.features.feature_sources import spec_of_backbone
 from adapt.methods.table import build_model, find_method
 from extract.backbones.backbone import ModelBackbone
-from store.config import Section
+from store.strict_model import StrictModel
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -60,7 +60,7 @@ def break_even_epochs(
 
 
 def inference_gflops(
-    name: str, options: Section, layers: Sequence[int], num_classes: int, backbone: ModelBackbone
+    name: str, options: StrictModel, layers: Sequence[int], num_classes: int, backbone: ModelBackbone
 ) -> float:
     """10^9 operations (a multiplication and an addition are two) for one image, backbone included.
 

@@ -28,13 +28,14 @@ from adapt.methods.table import build_model, find_method
 from adapt.training.distributed import world
 from extract.backbones.backbone import Backbone, ModelBackbone, digests, empty_backbone, load_backbone
 from extract.backbones.vivit_weights import VIVIT
-from extract.forward.frozen_forward import FrozenForward, resolve_device, resolve_precision
+from extract.forward.device import resolve_device, resolve_precision
+from extract.forward.frozen_forward import FrozenForward
 from extract.job.wanted_schema import list_split, sample_digests
 from extract.sources.open_source import ImageSource, open_source
 from extract.sources.videos import decoder
 from store.address import store_url
 from store.growing.growth import read_known
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.layout import resolve_layers
 from store.reader import Store, open_store
 
@@ -84,8 +85,12 @@ class Origin:
         if self.store is None:
             return {split: np.arange(len(images)) for split, images in source.splits.items()}
         here = world()
-        rows = {split: rows.tolist() for split, rows in source_rows(self.store, source).items()} if here.leads else None
-        return {split: np.array(told, np.int64) for split, told in here.tell(rows).items()}
+        rows = (
+            {split: rows.tolist() for split, rows in source_rows(self.store, source).items()}
+            if here.is_main_process
+            else None
+        )
+        return {split: np.array(told, np.int64) for split, told in here.broadcast(rows).items()}
 
 
 def _shape(name: str, model_kwargs: Mapping[str, Any], image_size: Sequence[int], own: bool) -> ModelBackbone | None:
@@ -107,7 +112,7 @@ class Inputs:
         """The samples; of a test split that is drawn, those that the store holds on the side where it holds them."""
         if self.own_source is not None:
             return self.own_source
-        return open_source(self._config.data, read_known(Folder(store_url(self._config.store.path))))
+        return open_source(self._config.data, read_known(KeyValueStore(store_url(self._config.store.path))))
 
     def at(self, config: Config) -> "Inputs":
         """The same for another store."""
@@ -132,13 +137,15 @@ def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
     if config.train.feature_source == "online":
         return _online_origin(config, inputs)
     here = world()  # whose processes would open stores of different sizes, were it growing
-    store = Store.from_snapshot(here.tell(open_store(config.store.path).snapshot() if here.leads else None))
+    store = Store.from_snapshot(
+        here.broadcast(open_store(config.store.path).snapshot() if here.is_main_process else None)
+    )
     layers = require_match(store, config, inputs.own_source, inputs.own_backbone)
     streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
     needed = needed_layers(config, streamed.spec, len(store.classes))
     n_bytes = store.schema.bytes_of(store.num_samples("train"), needed)
     choice = choose_source(config.train.feature_source, n_bytes, streamed.device)
-    choice = Choice(*here.tell([choice.kind, choice.reason]))  # one for all
+    choice = Choice(*here.broadcast([choice.kind, choice.reason]))  # one for all
     say(f"features: {choice.kind} ({choice.reason})")
     features = ResidentFeatures(streamed, needed) if choice.kind == "resident" else streamed
     return _stored_origin(config, inputs, store, features)
@@ -196,14 +203,16 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
 def _samples(source: ImageSource) -> dict[str, str]:
     """By what the results of a source are known again, as a store knows its samples; every file is read."""
     here, splits = world(), source.splits
-    digests: dict[str, str] = here.tell(
-        sample_digests({name: list_split(name, split) for name, split in splits.items()}) if here.leads else None
+    digests: dict[str, str] = here.broadcast(
+        sample_digests({name: list_split(name, split) for name, split in splits.items()})
+        if here.is_main_process
+        else None
     )
     return digests
 
 
 def needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[int, ...]:
-    """Layers that any trial of any method reads; end-to-end methods standardise their read-out by the last one."""
+    """Layers that any trial of any method reads; end-to-end methods standardize their read-out by the last one."""
     needed = set(spec.layers[-1:])
     for method in config.parsed_methods():
         if find_method(method.name).needs == "features":

@@ -296,7 +296,7 @@ def draw(measurement: Measurement) -> str:
 
 def _draw_curve(axes: Axes, measurement: Measurement, curve: Curve) -> None:
     dims, scores = [point.dim for point in curve.points], [point.score for point in curve.points]
-    colour, reached = _COLOURS[curve.module], curve.reach(measurement.goal)
-    axes.plot(dims, scores, marker="o", color=colour, label=describe(measurement, curve))
+    color, reached = _COLOURS[curve.module], curve.reach(measurement.goal)
+    axes.plot(dims, scores, marker="o", color=color, label=describe(measurement, curve))
     if reached:
-        axes.plot([reached.dim], [reached.score], "o", color=colour, markersize=13, markerfacecolor="none")
+        axes.plot([reached.dim], [reached.score], "o", color=color, markersize=13, markerfacecolor="none")

@@ -18,7 +18,7 @@ from adapt.run_dir.results import Row, read_results, write_results
 from adapt.training.loop import Settings, evaluate_split
 from adapt.training.search import Material, Trained, choose_trial, read_points, train_trials
 from extract.config import BackboneConfig
-from extract.forward.frozen_forward import resolve_device, resolve_precision
+from extract.forward.device import resolve_device, resolve_precision
 
 
 def train(config: Config, inputs: Inputs, say: Say = lambda _: None) -> list[Row]:

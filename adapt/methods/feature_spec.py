@@ -22,7 +22,7 @@ class Tail(Protocol):
     reads_patches: bool
     unavailable: str
 
-    def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def normalize(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Final norm."""
         ...
 
@@ -31,10 +31,10 @@ class Tail(Protocol):
         ...
 
     def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
-        """Pooling of normalised tokens, as the backbone does it."""
+        """Pooling of normalized tokens, as the backbone does it."""
         ...
 
-    def normalise_pooled(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    def normalize_pooled(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """The norm that some backbones have behind their pooling."""
         ...
 

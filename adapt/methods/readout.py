@@ -1,4 +1,4 @@
-"""The one read-out that every method is offered: final norm, pooling, standardisation, linear classifier."""
+"""The one read-out that every method is offered: final norm, pooling, standardization, linear classifier."""
 
 from typing import Literal
 
@@ -13,11 +13,11 @@ Pool = Literal["auto", "cls", "mean", "cls_mean", "backbone"]
 
 
 class Readout(nn.Module):
-    """Last-layer tokens -> frozen final norm -> pooling -> standardisation -> linear head.
+    """Last-layer tokens -> frozen final norm -> pooling -> standardization -> linear head.
 
-    The standardisation has the mean and deviation of the frozen features over the training rows, the same for every
+    The standardization has the mean and deviation of the frozen features over the training rows, the same for every
     method: without it a linear head converges slowly along the channels that vary least. A channel that varies by less
-    than a step of the stored format is not divided by its deviation, which is rounding noise (see `standardise`).
+    than a step of the stored format is not divided by its deviation, which is rounding noise (see `standardize`).
 
     Args:
         pool: `cls` (class token, or the mean of all: of all frames, and of a distilled model's two), `mean` (mean of
@@ -47,36 +47,36 @@ class Readout(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
-    def standardise(self, pooled: Float[Tensor, "samples features"], rounding: Float[Tensor, "features"]) -> None:
-        """Take mean and deviation from pooled frozen features; a channel that does not vary is only centred.
+    def standardize(self, pooled: Float[Tensor, "samples features"], rounding: Float[Tensor, "features"]) -> None:
+        """Take mean and deviation from pooled frozen features; a channel that does not vary is only centered.
 
         Args:
             rounding: the most that rounding moves a channel by, half a step of the stored format. A deviation of less
                 than a step would be that of the rounding, which new images do not have: divided by it, their features
-                would lie far away from those that were trained on. From one step on, rounding moves a standardised
+                would lie far away from those that were trained on. From one step on, rounding moves a standardized
                 channel by half a deviation at most, and its mean by nothing that shows.
         """
         device, std = self.mean.device, pooled.std(dim=0, correction=0)
         self.mean = pooled.mean(dim=0).to(device)
         self.std = torch.where(std > 2 * rounding, std, torch.ones_like(std)).to(device)
 
-    def standardised(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+    def standardized(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
         """Pooled features as the head reads them."""
         return (pooled - self.mean) / self.std
 
-    def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def normalize(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """The backbone's final norm."""
-        return self.tail.normalise(tokens)
+        return self.tail.normalize(tokens)
 
     def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch features"]:
-        """Pool normalised tokens."""
+        """Pool normalized tokens."""
         if self.mode == "backbone":
             return self.tail.pool(tokens)
         parts = []
         if self.mode in ("cls", "cls_mean"):
-            parts.append(self.tail.normalise_pooled(self._class_tokens(tokens).mean(dim=(1, 2))))
+            parts.append(self.tail.normalize_pooled(self._class_tokens(tokens).mean(dim=(1, 2))))
         if self.mode in ("mean", "cls_mean"):
-            parts.append(self.tail.normalise_pooled(tokens[:, self.layout.num_prefix_tokens :].mean(dim=1)))
+            parts.append(self.tail.normalize_pooled(tokens[:, self.layout.num_prefix_tokens :].mean(dim=1)))
         return torch.cat(parts, dim=1)
 
     def _class_tokens(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch sets classes dim"]:
@@ -87,11 +87,11 @@ class Readout(nn.Module):
 
     def classify(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """Logits of pooled features."""
-        logits: Tensor = self.head(self.standardised(pooled))
+        logits: Tensor = self.head(self.standardized(pooled))
         return logits
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
-        """Logits of normalised tokens."""
+        """Logits of normalized tokens."""
         return self.classify(self.pool(tokens))
 
 

@@ -13,19 +13,19 @@ from adapt.methods.from_features.ladder import Ladder, LadderOptions
 from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
 from adapt.methods.from_features.losa import LoSA, LoSAOptions
 from adapt.methods.from_features.transformer_probe import TransformerProbe, TransformerProbeOptions
-from adapt.methods.in_backbone.adapters import AdapterDropOptions, AdapterOptions, install_adapters
-from adapt.methods.in_backbone.compacter import CompacterOptions, install_compacter
-from adapt.methods.in_backbone.kronecker import KroneckerOptions, install_kronecker
-from adapt.methods.in_backbone.lepe import install_lepe
+from adapt.methods.in_backbone.adapters import AdapterDropOptions, AdapterOptions, inject_adapters
+from adapt.methods.in_backbone.compacter import CompacterOptions, inject_compacter
+from adapt.methods.in_backbone.kronecker import KroneckerOptions, inject_kronecker
+from adapt.methods.in_backbone.lepe import inject_lepe
 from adapt.methods.in_backbone.linear_updates import update_tensors
-from adapt.methods.in_backbone.lora import LoRAOptions, install_lora, install_lora_fix
+from adapt.methods.in_backbone.lora import LoRAOptions, inject_lora, inject_lora_fix
 from adapt.methods.in_backbone.parameter_subsets import train_all, train_attention, train_biases, train_norms
-from adapt.methods.in_backbone.prompt import PromptOptions, install_prompts
-from adapt.methods.in_backbone.random_subspace import IntrinsicOptions, install_intrinsic
-from adapt.methods.in_backbone.relative_position_bias import install_rpb
+from adapt.methods.in_backbone.prompt import PromptOptions, inject_prompts
+from adapt.methods.in_backbone.random_subspace import IntrinsicOptions, inject_intrinsic
+from adapt.methods.in_backbone.relative_position_bias import inject_rpb
 from adapt.methods.in_backbone.tuned_backbone import Install, Tuned, TunedOptions
-from store.config import Section
 from store.errors import UserError
+from store.strict_model import StrictModel
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Method:
     are trained step by step (`adapt.training.loop`).
     """
 
-    options: type[Section]
+    options: type[StrictModel]
     build: Callable[..., nn.Module] | None = None
     install: Install | None = None
     solved: bool = False
@@ -59,16 +59,16 @@ METHODS: dict[str, Method] = {
     "bitfit": Method(TunedOptions, install=train_biases),
     "layernorm": Method(TunedOptions, install=train_norms),
     "attention": Method(TunedOptions, install=train_attention),
-    "lora": Method(LoRAOptions, install=install_lora),
-    "lora_fix": Method(LoRAOptions, install=install_lora_fix),
-    "kronecker": Method(KroneckerOptions, install=install_kronecker),
-    "adapter": Method(AdapterOptions, install=install_adapters),
-    "adapter_drop": Method(AdapterDropOptions, install=install_adapters),
-    "compacter": Method(CompacterOptions, install=install_compacter),
-    "lepe": Method(TunedOptions, install=install_lepe),
-    "rpb": Method(TunedOptions, install=install_rpb),
-    "prompt": Method(PromptOptions, install=install_prompts),
-    "intrinsic": Method(IntrinsicOptions, install=install_intrinsic),
+    "lora": Method(LoRAOptions, install=inject_lora),
+    "lora_fix": Method(LoRAOptions, install=inject_lora_fix),
+    "kronecker": Method(KroneckerOptions, install=inject_kronecker),
+    "adapter": Method(AdapterOptions, install=inject_adapters),
+    "adapter_drop": Method(AdapterDropOptions, install=inject_adapters),
+    "compacter": Method(CompacterOptions, install=inject_compacter),
+    "lepe": Method(TunedOptions, install=inject_lepe),
+    "rpb": Method(TunedOptions, install=inject_rpb),
+    "prompt": Method(PromptOptions, install=inject_prompts),
+    "intrinsic": Method(IntrinsicOptions, install=inject_intrinsic),
 }
 
 
@@ -79,7 +79,9 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def build_model(name: str, spec: FeatureSpec, num_classes: int, options: Section, backbone: Any = None) -> nn.Module:
+def build_model(
+    name: str, spec: FeatureSpec, num_classes: int, options: StrictModel, backbone: Any = None
+) -> nn.Module:
     """A fresh model; its random draws come from torch's global generator. End-to-end methods need the backbone."""
     method = find_method(name)
     kwargs: dict[str, Any] = {field: getattr(options, field) for field in type(options).model_fields}
@@ -96,9 +98,9 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 
-def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def adapter_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """What training leaves behind: trained parameters, those of an update that stay as they were drawn (LoRA with A
-    frozen), and the standardisation that the head stands on.
+    frozen), and the standardization that the head stands on.
     """
     buffers = {name: tensor for name, tensor in model.named_buffers() if name.startswith("readout.")}
     return (

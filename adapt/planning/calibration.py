@@ -27,14 +27,14 @@ from adapt.training.loop import fit
 from adapt.training.objective import make_objective
 from extract.backbones.backbone import ModelBackbone
 from extract.config import ExtractConfig
-from extract.forward.device import finish
+from extract.forward.device import resolve_device, synchronize
 from extract.forward.encoding import Encoding
-from extract.forward.frozen_forward import FrozenForward, preprocess, resolve_device
+from extract.forward.frozen_forward import FrozenForward, preprocess
 from extract.images.decode import DecodeError
 from extract.sources.open_source import ImageSplit
 from store.address import local_path, store_url
 from store.arrays import STORED
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.reader import open_store
 from store.schema import Schema, SplitInfo
 from store.writer import Listing, StoreWriter, create_store
@@ -202,7 +202,7 @@ def _fill_store(folder: str, schema: Schema, device: torch.device) -> tuple[floa
     rms = {layer: np.ones(schema.dim, np.float32) for layer in schema.layers} if schema.dtype == "int8" else {}
     ids = tuple(map(str, range(rows)))
     labels = np.zeros((rows, len(schema.classes)), np.uint8) if schema.multi_label else np.zeros(rows, np.int64)
-    target = Folder(store_url(folder))
+    target = KeyValueStore(store_url(folder))
     create_store(target, schema, {"train": Listing(ids, labels, np.zeros((rows, 16), np.uint8))}, rms, {})
     on_device = {layer: torch.from_numpy(values).to(device) for layer, values in rms.items()}
     Encoding(tokens, ids, schema.dtype, on_device).result()  # a first time takes longer
@@ -238,5 +238,5 @@ def _lap(work: Callable[[], object], device: torch.device) -> float:
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     started = time.perf_counter()
     work()
-    finish(device)
+    synchronize(device)
     return time.perf_counter() - started

@@ -12,7 +12,7 @@ from adapt.planning.calibration import Planned, Speeds, calibrate
 from adapt.planning.plan import Plan
 from adapt.planning.proposals import Proposal, propose
 from adapt.planning.survey import Survey
-from extract.forward.frozen_forward import resolve_device
+from extract.forward.device import resolve_device
 from extract.job.open_store import CALIBRATION_SAMPLES
 from store.errors import UserError
 

@@ -15,15 +15,14 @@ from adapt.methods.table import build_model, find_method
 from extract.backbones.shape import backbone_shape
 from extract.job.wanted_schema import schema_for
 from extract.sources.open_source import ImageSource, open_source
-from store.address import store_url
+from store.address import free_disk_bytes, store_url
 from store.arrays import open_schema
 from store.config import StoreConfig
 from store.errors import JobError, UserError
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.layout import resolve_layers
 from store.reader import Store, open_store
 from store.schema import Schema
-from store.space import free_bytes
 
 _CLASSES = 100  # of samples that are not here
 
@@ -65,7 +64,7 @@ class Survey:
     @cached_property
     def free_bytes(self) -> int | None:
         """Room on the disk of the store; None where the store is not local."""
-        return free_bytes(store_url(self.config.store.path))
+        return free_disk_bytes(store_url(self.config.store.path))
 
     @cached_property
     def stepwise(self) -> MethodConfig:
@@ -113,7 +112,7 @@ class Survey:
                     with torch.device("meta"):
                         build_model(method.name, spec, len(self.schema.classes), method.trials[0].options)
                 elif store.tokens != "all":
-                    return False  # the read-out of such a method is standardised by all tokens
+                    return False  # the read-out of such a method is standardized by all tokens
         except UserError:
             return False
         return True
@@ -129,7 +128,7 @@ class Survey:
 
     def _open_store(self) -> Store | None:
         """What is there already; None where there is nothing, or nothing that this job can go on with."""
-        folder = Folder(store_url(self.config.store.path))
+        folder = KeyValueStore(store_url(self.config.store.path))
         try:
             if open_schema(folder) is None:
                 return None

@@ -12,17 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adapt.report.chart_labels import POINTS_A_CHARACTER, POINTS_A_LINE, Box, place_label
-from adapt.report.comparison import METRIC_NAMES, Section, headline
+from adapt.report.comparison import METRIC_NAMES, Comparison, headline
 from adapt.report.seed_averages import Summary
 from store.console.visible import visible
 
-# Colours that stand for CSS variables of the page, so that one drawing serves light and dark mode.
+# Colors that stand for CSS variables of the page, so that one drawing serves light and dark mode.
 TEXT, ACCENT, RULE, MUTED = "#010203", "#040506", "#070809", "#0a0b0c"
 CSS_COLOURS = {TEXT: "currentColor", ACCENT: "var(--accent)", RULE: "var(--rule)", MUTED: "var(--muted)"}
 
 
-def chart(section: Section) -> Markup:
-    """Accuracy against trained parameters as an SVG element that takes its colours from the page."""
+def chart(section: Comparison) -> Markup:
+    """Accuracy against trained parameters as an SVG element that takes its colors from the page."""
     known = [s for s in section.summaries if section.stat(s)]
     if not known:
         return Markup("")
@@ -40,7 +40,7 @@ def chart(section: Section) -> Markup:
     )
 
 
-def _draw(axes: Axes, section: Section, known: list[Summary]) -> None:
+def _draw(axes: Axes, section: Comparison, known: list[Summary]) -> None:
     stats = [stat for s in known if (stat := section.stat(s))]
     xs, ys, spreads = _draw_x_axis(axes, known), [s.mean for s in stats], [s.std or 0.0 for s in stats]
     low, high = (sign * max(sign * y + e for y, e in zip(ys, spreads, strict=True)) for sign in (-1, 1))
@@ -93,12 +93,12 @@ def _draw_labels(axes: Axes, xs: list[float], ys: list[float], texts: list[str],
     for (x, y), text in zip(anchors, texts, strict=True):
         place = place_label(x, y, POINTS_A_CHARACTER * len(text), frame, taken)
         taken.append(place)
-        centre = ((place.left + place.right) / 2, (place.bottom + place.top) / 2)
-        far = abs(centre[1] - y) > 1.4 * POINTS_A_LINE
+        center = ((place.left + place.right) / 2, (place.bottom + place.top) / 2)
+        far = abs(center[1] - y) > 1.4 * POINTS_A_LINE
         axes.annotate(
             text,
             (x, y),
-            centre,
+            center,
             xycoords="figure pixels",
             textcoords="figure pixels",
             ha="center",
@@ -116,7 +116,7 @@ def _inline(svg: str, title: str) -> Markup:
     assert view_box is not None
     body = body[body.index(">") + 1 :].replace("xlink:href", "href")
     body = re.sub(r'<g id="[^"]*"', "<g", body)
-    for colour, variable in CSS_COLOURS.items():
-        body = body.replace(colour, variable)
+    for color, variable in CSS_COLOURS.items():
+        body = body.replace(color, variable)
     opening = Markup('<svg viewBox="{}" role="img" aria-label="{}"><title>{}</title>')
     return opening.format(view_box[1], title, title) + Markup(body)

@@ -16,7 +16,7 @@ UNKNOWN = "–"
 
 
 @dataclass(frozen=True)
-class Section:
+class Comparison:
     """All groups of one dataset and backbone, and the metric they are compared by.
 
     `judged_by` says what samples and score these are, where others of the same dataset and backbone had others.
@@ -62,7 +62,7 @@ def _validation(summary: Summary) -> float:
     return float("-inf") if summary.val_score is None else summary.val_score.mean
 
 
-def sections_of(summaries: Sequence[Summary]) -> list[Section]:
+def sections_of(summaries: Sequence[Summary]) -> list[Comparison]:
     """Summaries by (dataset, backbone, what they are judged by); multi-label ones are compared by average precision."""
     groups: dict[tuple[str, str], list[Summary]] = {}
     for summary in summaries:
@@ -70,12 +70,12 @@ def sections_of(summaries: Sequence[Summary]) -> list[Section]:
     return [section for key, group in groups.items() for section in _sections_of_dataset(*key, group)]
 
 
-def _sections_of_dataset(dataset: str, backbone: str, summaries: list[Summary]) -> list[Section]:
+def _sections_of_dataset(dataset: str, backbone: str, summaries: list[Summary]) -> list[Comparison]:
     shown = differing(summary.judged_by for summary in summaries)
     groups: dict[str, list[Summary]] = {}
     for summary in summaries:
         groups.setdefault(" ".join(pairs(summary.judged_by, shown)), []).append(summary)
-    return [Section(dataset, backbone, key, _metric(group), tuple(group)) for key, group in groups.items()]
+    return [Comparison(dataset, backbone, key, _metric(group), tuple(group)) for key, group in groups.items()]
 
 
 def _metric(summaries: list[Summary]) -> Metric:
@@ -90,7 +90,7 @@ def percent(stat: Stat | None) -> str:
     return f"{stat.mean:.2f}" if stat.std is None else f"{stat.mean:.2f} ± {stat.std:.2f}"
 
 
-def headline(section: Section) -> str:
+def headline(section: Comparison) -> str:
     """What is best on validation, and by how much it beats the linear probe on the test split."""
     best, probe = section.best, section.probe
     what = f"{section.dataset} ({section.judged_by})" if section.judged_by else section.dataset

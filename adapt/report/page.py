@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from adapt.report.chart import chart
-from adapt.report.comparison import METRIC_NAMES, UNKNOWN, Section, headline, percent, sections_of
-from adapt.report.seed_averages import Metric, Stat, Summary, differing_by_method, label, summarise
+from adapt.report.comparison import METRIC_NAMES, UNKNOWN, Comparison, headline, percent, sections_of
+from adapt.report.seed_averages import Metric, Stat, Summary, differing_by_method, label, summarize
 from adapt.run_dir.files import write_text
 from adapt.run_dir.results import Row
 from store.console.visible import visible
@@ -34,7 +34,7 @@ class Column:
     brief: bool = True
 
 
-def columns_of(section: Section) -> list[Column]:
+def columns_of(section: Comparison) -> list[Column]:
     others: list[Metric] = [name for name in METRIC_NAMES if name != section.metric]
     columns = [
         Column(f"{METRIC_NAMES[section.metric]}\n%", lambda s: percent(section.stat(s))),
@@ -114,7 +114,7 @@ def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | No
     shown = differing_by_method(rows)
     page = template.render(
         name=title or Path(run_dir).resolve().name,
-        sections=sections_of(summarise(rows)),
+        sections=sections_of(summarize(rows)),
         columns_of=columns_of,
         headline=headline,
         chart=chart,

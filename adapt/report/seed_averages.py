@@ -49,14 +49,14 @@ class Summary:
     inference_gflops: float | None
 
 
-def summarise(rows: Sequence[Row]) -> list[Summary]:
+def summarize(rows: Sequence[Row]) -> list[Summary]:
     """Rows grouped by all but the seed and what validation chose, in the order in which groups first appear."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         key = (row.dataset, row.backbone, row.method, _sorted_json(row.options), _sorted_json(row.conditions))
         groups.setdefault(key, []).append(row)
     shown = {method: names - {*JUDGED_BY} for method, names in differing_by_method(rows).items()}
-    return [_summarise_group(_best_of_each_seed(group), shown[group[0].method]) for group in groups.values()]
+    return [_summarize_group(_best_of_each_seed(group), shown[group[0].method]) for group in groups.values()]
 
 
 def differing_by_method(rows: Iterable[Row]) -> dict[str, set[str]]:
@@ -108,7 +108,7 @@ def _rank(row: Row) -> float:
     return float("-inf") if row.val_score is None else row.val_score
 
 
-def _summarise_group(rows: list[Row], shown: Collection[str]) -> Summary:
+def _summarize_group(rows: list[Row], shown: Collection[str]) -> Summary:
     first = rows[0]
     stats = {name: _stat(getattr(row, name) for row in rows) for name in get_args(Metric)}
     return Summary(

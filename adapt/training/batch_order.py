@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
-from store.groups import in_groups
+from store.layout import in_groups
 
 WINDOW = 8  # batches that blocks are mixed over, all of them in memory at once
 
@@ -14,7 +14,7 @@ def epoch_batches(rows: Rows, batch_size: int, seed: int, epoch: int, block: int
     """Every row once.
 
     Args:
-        block: 1 draws every row by itself. A larger one keeps that many neighbours in a window of `WINDOW` batches, and
+        block: 1 draws every row by itself. A larger one keeps that many neighbors in a window of `WINDOW` batches, and
             draws in there anew: a disk or an object store then reads whole blocks.
     """
     draw = np.random.default_rng([seed, epoch])

@@ -34,15 +34,15 @@ class World:
     size: int
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
 
-    def share_of(self, parts: Sequence[Any]) -> list[Any]:
+    def shard(self, parts: Sequence[Any]) -> list[Any]:
         """The parts of a batch that fall to this process."""
         return list(parts[self.rank :: self.size])
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the gradients of all processes, in place."""
         if self.size == 1:
             return
@@ -51,14 +51,14 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the process that leads says, of values that JSON has; the others wait for it.
 
         Not `broadcast_object_list`, which unpickles what arrives: the connections of gloo let in whoever reaches them.
         """
         if self.size == 1:
             return value
-        content = bytearray(json.dumps(value).encode() if self.leads else b"")
+        content = bytearray(json.dumps(value).encode() if self.is_main_process else b"")
         n_bytes = torch.tensor(len(content))
         dist.broadcast(n_bytes, src=0)
         message = (
@@ -67,7 +67,7 @@ class World:
         dist.broadcast(message, src=0)
         return json.loads(message.numpy().tobytes())
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here."""
         if self.size > 1:
             dist.barrier()
@@ -95,12 +95,12 @@ def own_run_dir(run_dir: Path) -> Iterator[Path]:
         JobError: another job is at work in it.
     """
     here = world()
-    with TemporaryDirectory() as scratch, hold_run_dir(run_dir) if here.leads else nullcontext():
-        if not here.leads:
+    with TemporaryDirectory() as scratch, hold_run_dir(run_dir) if here.is_main_process else nullcontext():
+        if not here.is_main_process:
             _copy_progress(run_dir, Path(scratch))
-        here.wait()  # nothing is written before all have their copy
-        yield run_dir if here.leads else Path(scratch)
-        here.wait()
+        here.barrier()  # nothing is written before all have their copy
+        yield run_dir if here.is_main_process else Path(scratch)
+        here.barrier()
 
 
 def _copy_progress(run_dir: Path, copy: Path) -> None:

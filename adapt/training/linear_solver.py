@@ -37,7 +37,7 @@ class Pooled:
 def solve_heads(candidates: Sequence[Candidate], data: Pooled, objective: Objective, describe: str) -> float:
     """Solve the head of every candidate, all with the same pooling; returns the seconds that a pass took.
 
-    The minimised function is the mean loss + weight_decay / 2 times the squared weights, without the bias: that of
+    The minimized function is the mean loss + weight_decay / 2 times the squared weights, without the bias: that of
     scikit-learn's LogisticRegression with C = 1 / (samples x weight_decay).
 
     Warns where one is not found in a hundred steps of Newton's method, or does not exist.
@@ -48,7 +48,7 @@ def solve_heads(candidates: Sequence[Candidate], data: Pooled, objective: Object
     if not all_finite(data.features):
         raise JobError("the pooled features hold a value that is not finite: check the weights of the backbone")
     started, readout = time.perf_counter(), readout_of(candidates[0])
-    problem = LinearProblem(readout.standardised(data.features), data.labels, objective)
+    problem = LinearProblem(readout.standardized(data.features), data.labels, objective)
     way = _Way(problem, problem.zero(readout.head.out_features))
     with progress(describe, len(candidates), "solutions") as advance:
         for candidate in sorted(candidates, key=lambda candidate: -candidate.weight_decay):
@@ -100,7 +100,7 @@ class _Way:
         return self._solve_next(decay)
 
     def _solve_next(self, decay: float) -> Solution:
-        solution = self._problem.minimise(decay, self._towards(decay))
+        solution = self._problem.minimize(decay, self._towards(decay))
         self.passes += solution.passes
         before = self._steps[-1][1].passes if self._steps else 0
         return replace(solution, passes=before + solution.passes)

@@ -25,10 +25,9 @@ from adapt.training.distributed import world
 from adapt.training.metrics import Metrics, average_views, evaluate
 from adapt.training.objective import Objective
 from adapt.training.optimizer import Optimizer, make_optimizer, make_schedule
-from extract.forward.device import autocast, finish, to_device
+from extract.forward.device import autocast, keep_freed_memory, synchronize, to_device
 from store.console.progress import progress
-from store.groups import in_groups
-from store.heap import keep_freed_memory
+from store.layout import in_groups
 
 Rows = Int[np.ndarray, "_"]
 
@@ -120,7 +119,7 @@ def fit(
                 done = replace(done, steps=done.steps + 1, seconds=done.seconds + time.perf_counter() - lap)
                 kept.save(done)
                 lap = time.perf_counter()
-            finish(features.device)  # its last steps are the epoch's
+            synchronize(features.device)  # its last steps are the epoch's
             seconds = done.seconds + time.perf_counter() - lap
             loop.validate(val_rows, done.epochs)
             done = Done(done.epochs + 1, 0, seconds)
@@ -143,7 +142,7 @@ def predict_logits(
         for model, parts in zip(models, logits, strict=True):
             with autocast(features.device, precision):
                 parts.append(model(inputs).float().to("cpu", non_blocking=True))
-    finish(features.device)  # until then logits are on their way
+    synchronize(features.device)  # until then logits are on their way
     return [torch.cat(parts) for parts in logits]
 
 
@@ -185,7 +184,7 @@ class Loop:
         """A step a candidate for every batch of an epoch, or of what is left from step `first` on; the rows of each."""
         for candidate in self._candidates:
             candidate.model.train()
-        parts = [self._world.share_of(in_groups(rows, self._at_once)) for rows in batches]
+        parts = [self._world.shard(in_groups(rows, self._at_once)) for rows in batches]
         features = self._features.for_epoch(self._settings.seed, epoch)
         together = WINDOW * max(map(len, parts), default=1) if self._settings.shuffle_block > 1 else 1
         inputs = features.batches("train", [part for batch in parts for part in batch], self._layers, together)
@@ -196,7 +195,7 @@ class Loop:
             for part, values in islice(inputs, len(batch)):
                 self._add_gradients(values, self._labels_of(part), labels)
             for candidate, optimizer, scheduler in self.members:
-                self._world.sum_gradients(p for p in candidate.model.parameters() if p.requires_grad)
+                self._world.all_reduce_gradients(p for p in candidate.model.parameters() if p.requires_grad)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 scheduler.step()

@@ -29,7 +29,7 @@ class Metrics:
     mean_average_precision: float | None
 
     def score(self, balance_classes: bool = False) -> float:
-        """What selection on validation data maximises."""
+        """What selection on validation data maximizes."""
         accuracy = self.mean_class_accuracy if balance_classes else self.top1
         score = self.mean_average_precision if self.top1 is None else accuracy
         if score is None:

@@ -39,10 +39,10 @@ class Solution:
 
 
 class LinearProblem:
-    """Inputs, labels and a loss, to be minimised at any weight decay.
+    """Inputs, labels and a loss, to be minimized at any weight decay.
 
     Args:
-        inputs: standardised features.
+        inputs: standardized features.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LinearProblem:
         """Weight and bias for the inputs as they were given."""
         return weights[:, :-1] @ self._axes.double().T, weights[:, -1]
 
-    def minimise(self, weight_decay: float, start: Float64[Tensor, "classes inputs"]) -> Solution:
+    def minimize(self, weight_decay: float, start: Float64[Tensor, "classes inputs"]) -> Solution:
         """The optimum at one weight decay; any start leads there, a near one sooner."""
         penalty = start.new_full((start.shape[1],), weight_decay)
         penalty[-1] = 0
@@ -133,7 +133,7 @@ class LinearProblem:
         return total
 
     def _expand(self, logits: Tensor, weights: Tensor, penalty: Tensor) -> tuple[Expansion, float]:
-        """The loss about these logits, and the minimised function."""
+        """The loss about these logits, and the minimized function."""
         local = self._objective.expand(logits, self._labels)
         return local, float(local.loss + 0.5 * (penalty * weights.square()).sum())
 

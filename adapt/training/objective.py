@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy of class indices, or binary cross-entropy of multi-label zeros and ones."""
+"""What training minimizes: cross-entropy of class indices, or binary cross-entropy of multi-label zeros and ones."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""The optimiser of a candidate, and its learning rate over time."""
+"""The optimizer of a candidate, and its learning rate over time."""
 
 import math
 from collections.abc import Callable

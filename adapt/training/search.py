@@ -128,14 +128,14 @@ class _Pass:
     def train(self, group: Sequence[Candidate], checkpoint: Path | None) -> float:
         """Train candidates that read the same layers; returns the seconds of an epoch, or of a pass."""
         what = f"{self._name} seed {self._settings.seed}" + (f" ({len(group)} trials)" if len(group) > 1 else "")
-        self._standardise(group)
+        self._standardize(group)
         if find_method(self._name).solved:
             return self._solve(group, what)
         return fit(
             group, self._material.inputs, self.rows, self._val_rows, self._settings, self._objective, checkpoint, what
         )
 
-    def _standardise(self, group: Sequence[Candidate]) -> None:
+    def _standardize(self, group: Sequence[Candidate]) -> None:
         pooled, layer = self._material.pooled, group[0].layers[-1]
         readouts = [readout_of(candidate).to(pooled.features.device) for candidate in group]
         pooled.require("train", layer, readouts)
@@ -144,7 +144,7 @@ class _Pass:
             alike = of_mode.setdefault(readout.mode, readout)
             if alike is readout:
                 values, rounding = pooled.whole("train", layer, readout), pooled.rounding("train", layer, readout)
-                readout.standardise(values[rows], rounding)
+                readout.standardize(values[rows], rounding)
             readout.mean, readout.std = alike.mean, alike.std
 
     def _solve(self, group: Sequence[Candidate], what: str) -> float:
@@ -245,7 +245,7 @@ def diverged(tried: Sequence[Trial] | Sequence[Candidate]) -> JobError:
 
 
 def beyond_the_edge(trials: Sequence[Trial], best: Trial) -> list[Trial]:
-    """The next steps of a logarithmic grid (of three values and more) where the best has no neighbour on one side."""
+    """The next steps of a logarithmic grid (of three values and more) where the best has no neighbor on one side."""
     more = []
     for axis in ("lr", "weight_decay"):
         values = sorted({value for trial in trials if (value := getattr(trial, axis))})

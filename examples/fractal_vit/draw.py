@@ -1,4 +1,4 @@
-"""Draw labelled images from formulas alone: no photograph, no font, no glyph.
+"""Draw labeled images from formulas alone: no photograph, no font, no glyph.
 
 A class is a random set of formula parameters; an image is one jittered instance of its class (formula-driven supervised
 learning). Fractals follow Kataoka et al., "Pre-training without Natural Images", arXiv 2101.08515 (FractalDB); contours
@@ -31,7 +31,7 @@ def rotation(angle: Tensor) -> Tensor:
     return torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2)
 
 
-def pixel_centres() -> Tensor:
+def pixel_centers() -> Tensor:
     """(SIZE * SIZE, 2), rows first."""
     axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     return torch.cartesian_prod(axis, axis)
@@ -56,7 +56,7 @@ def jitter(points: Tensor, g: Generator) -> Tensor:
     return bent @ random_affine(n, g).mT + uniform(-0.15, 0.15, (n, 1, 2), g)
 
 
-def centred(points: Tensor) -> Tensor:
+def centered(points: Tensor) -> Tensor:
     """Fit each image's points (n, p, 2) into the unit square; the 2 % of points farthest out may leave it."""
     ordered = points.sort(1).values
     cut = points.shape[1] // 50
@@ -68,7 +68,7 @@ def centred(points: Tensor) -> Tensor:
 def pen(points: Tensor, g: Generator) -> Tensor:
     """Ink (n, SIZE, SIZE) of a round pen that visits points (n, p, 2); its width and softness differ by image."""
     n = len(points)
-    distance = torch.cdist(pixel_centres().expand(n, -1, -1), points).amin(-1)
+    distance = torch.cdist(pixel_centers().expand(n, -1, -1), points).amin(-1)
     width, softness = uniform(0.04, 0.2, (n, 1), g), uniform(0.02, 0.06, (n, 1), g)
     return ((width - distance) / softness).sigmoid().view(n, SIZE, SIZE)
 
@@ -82,7 +82,7 @@ def fractal_classes(n: int, g: Generator) -> Tensor:
     stretch = torch.diag_embed(uniform(0.2, 0.85, (*shape, 2), g))
     linear = rotation(uniform(0, math.tau, shape, g)) @ stretch @ rotation(uniform(0, math.tau, shape, g))
     maps = torch.cat([linear, uniform(-1, 1, (*shape, 2, 1), g)], -1)
-    ink = splat(centred(attractor(maps, g))).flatten(1).mean(1)
+    ink = splat(centered(attractor(maps, g))).flatten(1).mean(1)
     return maps[ink.argsort(descending=True)[:n]]
 
 
@@ -112,7 +112,7 @@ def splat(points: Tensor) -> Tensor:
 
 def draw_fractals(maps: Tensor, g: Generator) -> Tensor:
     maps = maps * uniform(0.9, 1.1, tuple(maps.shape), g)
-    return splat(jitter(centred(attractor(maps, g)), g))
+    return splat(jitter(centered(attractor(maps, g)), g))
 
 
 # ---- closed contours: Fourier series in the complex plane
@@ -129,7 +129,7 @@ def draw_contours(coefficients: Tensor, g: Generator) -> Tensor:
     angle = torch.arange(96) / 96 * math.tau
     turns = rotation(angle[:, None] * torch.tensor([-4.0, -3, -2, -1, 1, 2, 3, 4]))  # (96, 8, 2, 2)
     points = torch.einsum("pkij,nkj->npi", turns, coefficients)
-    return pen(jitter(centred(points), g), g)
+    return pen(jitter(centered(points), g), g)
 
 
 # ---- pen strokes: one to three cubic Bezier curves
@@ -149,7 +149,7 @@ def draw_strokes(control: Tensor, g: Generator) -> Tensor:
     t = torch.linspace(0, 1, 32)
     bernstein = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], -1)  # (32, 4)
     points = torch.einsum("pk,nski->nspi", bernstein, control).flatten(1, 2)
-    return pen(jitter(centred(points), g), g)
+    return pen(jitter(centered(points), g), g)
 
 
 # ---- textures: sums of plane waves, hard or soft
@@ -165,7 +165,7 @@ def texture_classes(n: int, g: Generator) -> Tensor:
 def draw_textures(params: Tensor, g: Generator) -> Tensor:
     n = len(params)
     waves = params[:, :3] * uniform(0.93, 1.07, (n, 3, 1), g)
-    phase = jitter(pixel_centres().expand(n, -1, -1), g) @ waves.mT + uniform(0, math.tau, (n, 1, 3), g)
+    phase = jitter(pixel_centers().expand(n, -1, -1), g) @ waves.mT + uniform(0, math.tau, (n, 1, 3), g)
     height = (phase.cos() * uniform(0.6, 1.4, (n, 1, 3), g)).sum(-1)
     return (params[:, 3, :1] * height).sigmoid().view(n, SIZE, SIZE)
 
@@ -188,11 +188,11 @@ def lose_detail(ink: Tensor, g: Generator) -> Tensor:
     return F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)
 
 
-def colour(ink: Tensor, g: Generator) -> Tensor:
-    """Ink (n, 1, SIZE, SIZE) on paper, light on dark: (n, 3, SIZE, SIZE). Half of the images are grey."""
+def color(ink: Tensor, g: Generator) -> Tensor:
+    """Ink (n, 1, SIZE, SIZE) on paper, light on dark: (n, 3, SIZE, SIZE). Half of the images are gray."""
     n = len(ink)
-    grey = torch.rand(n, 1, 1, 1, generator=g) < 0.5
-    tint = 0.2 * normal((2, n, 3, 1, 1), g) * ~grey
+    gray = torch.rand(n, 1, 1, 1, generator=g) < 0.5
+    tint = 0.2 * normal((2, n, 3, 1, 1), g) * ~gray
     dark, light = uniform(0, 0.25, (n, 1, 1, 1), g) + tint[0], uniform(0.6, 1, (n, 1, 1, 1), g) + tint[1]
     return dark + (light - dark) * ink
 
@@ -223,4 +223,4 @@ class Album:
             inks.append(lose_detail(FAMILIES[name][1](params[chosen], g)[:, None], g))
             labels.append(chosen + first)
             first += len(params)
-        return grain(colour(torch.cat(inks), g), g), torch.cat(labels)
+        return grain(color(torch.cat(inks), g), g), torch.cat(labels)

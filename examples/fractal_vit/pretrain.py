@@ -29,7 +29,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and config.json")
-    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--families", nargs="+", choices=list(FAMILIES), default=["fractals", "textures"], help="what to draw"
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
@@ -79,7 +79,7 @@ def train(model: nn.Module, album: Album, args: argparse.Namespace, g: torch.Gen
         for group in optimizer.param_groups:
             group["lr"] = args.lr * rate(done)
         images, labels = album.batch(args.batch_size, g)
-        right = 0.98 * right + 0.02 * train_step(model, optimizer, normalise(images), labels)
+        right = 0.98 * right + 0.02 * train_step(model, optimizer, normalize(images), labels)
         if (step + 1) % 100 == 0:
             print(f"step {step + 1}  {time.perf_counter() - start:.0f} s  training accuracy {right:.3f}", flush=True)
     print(f"{args.steps} steps in {time.perf_counter() - start:.0f} s")

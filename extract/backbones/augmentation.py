@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]
 
 
 class Augment:
-    """Crop, resize and flip, then scale and normalise as the backbone wants it.
+    """Crop, resize and flip, then scale and normalize as the backbone wants it.
 
     Args:
         config: timm's data config of the backbone.

@@ -49,7 +49,7 @@ class FirstToken(NormOnly):
 class Tail(nn.Module):
     """A model without all that runs before its final norm; its own `forward_head` does the pooling.
 
-    `pool(normalise(tokens))` is timm's `forward_head(norm(tokens), pre_logits=True)`, or the mean of that over
+    `pool(normalize(tokens))` is timm's `forward_head(norm(tokens), pre_logits=True)`, or the mean of that over
     `prefix_sets` frames with prefix tokens of their own.
 
     Args:
@@ -74,13 +74,13 @@ class Tail(nn.Module):
         """It stays in evaluation mode: a frozen read-out has no dropout."""
         return super().train(False)
 
-    def normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def normalize(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """The backbone's final norm, where it has one."""
         norm = getattr(self.model, "norm", None)
         return tokens if norm is None else norm(tokens)
 
     def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
-        """Pool normalised tokens as the backbone does."""
+        """Pool normalized tokens as the backbone does."""
         if self.prefix_sets == 1:
             return self._pool_frame(tokens)
         pooled = self._pool_frame(self._split(tokens))
@@ -109,7 +109,7 @@ class Tail(nn.Module):
             return layout.num_patches > 0 and prefix >= self.num_prefix_tokens
         return prefix >= self._prefix_read
 
-    def normalise_pooled(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    def normalize_pooled(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """The norm that some backbones have behind their pooling."""
         fc_norm = getattr(self.model, "fc_norm", None)
         return pooled if fc_norm is None else fc_norm(pooled)

@@ -29,7 +29,7 @@ def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
 
 
 def build_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform: resize, centre crop, scale, normalise. Raises ResizeError for too thin an image."""
+    """timm's evaluation transform: resize, center crop, scale, normalize. Raises ResizeError for too thin an image."""
     steps = create_transform(**config, is_training=False).transforms
     resize = next(step for step in steps if isinstance(step, Resize | ResizeKeepRatio))
     transform: Transform = Compose([_limit(resize), *steps])

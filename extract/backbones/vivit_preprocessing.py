@@ -28,7 +28,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def vivit_data_config(card: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """timm's data config of a card; without one Google's: the shorter side to 256, the centre 224, to [-1, 1].
+    """timm's data config of a card; without one Google's: the shorter side to 256, the center 224, to [-1, 1].
 
     Args:
         card: the fields of a `preprocessor_config.json`.
@@ -58,14 +58,14 @@ def vivit_data_config(card: Mapping[str, Any], size: tuple[int, int]) -> dict[st
 
 
 def build_vivit_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform with transformers' centre: half of an odd margin rounded down."""
+    """timm's evaluation transform with transformers' center: half of an odd margin rounded down."""
     steps = build_transform(config).transforms  # type: ignore[attr-defined]
-    transform: Transform = Compose([_Centre(*step.size) if isinstance(step, CenterCrop) else step for step in steps])
+    transform: Transform = Compose([_Center(*step.size) if isinstance(step, CenterCrop) else step for step in steps])
     return transform
 
 
 @dataclass(frozen=True)
-class _Centre:
+class _Center:
     """The middle `height` x `width` pixels of an image."""
 
     height: int

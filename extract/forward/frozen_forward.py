@@ -16,38 +16,15 @@ from extract.backbones.backbone import Backbone, Images, TokensByLayer, reduce_t
 from extract.backbones.preprocessing import Transform
 from extract.config import ExtractConfig
 from extract.forward.batch_size import choose_batch_size
-from extract.forward.device import autocast, to_device
+from extract.forward.device import autocast, resolve_device, resolve_precision, to_device
 from extract.forward.threads import thread_pool
 from extract.images.decode import DecodeError, undecodable
 from extract.images.resize_limit import ResizeError
 from extract.sources.open_source import ImageSplit
 from store.config import Tokens
-from store.errors import UserError
 
 RowTransform = Callable[[Any, int], Float[Tensor, "..."]]
 _AHEAD = 2  # batches decoded while one is in the forward pass
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one, whose convolutions are then as exact in float32 as its matrix products."""
-    torch.backends.cudnn.allow_tf32 = False
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        if not torch.zeros(1, device=resolved).isfinite():  # reading the value back is what the meta device cannot do
-            raise RuntimeError("it cannot compute")
-    except (RuntimeError, AssertionError) as error:
-        legal = "auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
-        raise UserError(f"device {device!r} cannot be used here; legal: {legal}") from error
-    return resolved
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bfloat16 autocast on a GPU, float32 elsewhere."""
-    if precision == "auto":
-        return "bfloat16" if device.type == "cuda" else "float32"
-    return precision
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Encoded bytes to an upright 8-bit RGB image, the same for every source, or a DecodeError.
 
 Alpha is dropped, not composited: that is what `convert("RGB")` does in torchvision's and timm's loaders, hence what
-their weights were trained on. 16-bit greyscale is scaled to 8 bits, where Pillow's own conversion would clip it.
+their weights were trained on. 16-bit grayscale is scaled to 8 bits, where Pillow's own conversion would clip it.
 """
 
 import io
@@ -115,7 +115,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _convert(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        return _from_wide_grey(image)
+        return _from_wide_gray(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, which have no fixed white; save it with 8 or 16 bits")
     if image.mode == "RGB":
@@ -123,17 +123,17 @@ def _convert(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         return image.convert("LA").convert("RGB")
     if image.mode in ("P", "PA"):
-        # By way of RGBA, because a palette with transparency makes the direct conversion warn; same colours.
+        # By way of RGBA, because a palette with transparency makes the direct conversion warn; same colors.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
 
-def _from_wide_grey(image: Image.Image) -> Image.Image:
+def _from_wide_gray(image: Image.Image) -> Image.Image:
     """Modes I;16 and I (which holds 16 bits too, in some formats): 65535 becomes 255."""
-    grey = np.asarray(image)  # (height, width), uint16 or int32
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(f"its grey values {grey.min()} to {grey.max()} exceed 16 bits; save it with 8 or 16 bits")
-    return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+    gray = np.asarray(image)  # (height, width), uint16 or int32
+    if gray.min() < 0 or gray.max() > 65535:
+        raise ValueError(f"its gray values {gray.min()} to {gray.max()} exceed 16 bits; save it with 8 or 16 bits")
+    return Image.fromarray(((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def _reason(error: Exception) -> str:

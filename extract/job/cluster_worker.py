@@ -26,7 +26,7 @@ from store.address import store_url
 from store.arrays import read_rms
 from store.config import Tokens
 from store.errors import JobError
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.lock import Watch
 from store.schema import Schema
 from store.writer import StoreWriter
@@ -108,7 +108,7 @@ class _Hand:
         config = work.config.model_copy(update={"device": _device(work.config.device, worker_name)})
         forward = FrozenForward(backbone, work.schema.layers, work.tokens, config)
         _require_same(work.schema, {**digests(backbone), "precision": forward.precision, **_decoder(work.schema)})
-        self._folder, self._work = Folder(store_url(work.store)), work
+        self._folder, self._work = KeyValueStore(store_url(work.store)), work
         self._folder.stay_on_disk()
         self._digests: dict[str, UInt8[np.ndarray, "samples 16"]] = {}
         self._writer = StoreWriter(self._folder, work.schema, Watch(self._folder, work.owner), work.marks)

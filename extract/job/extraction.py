@@ -20,7 +20,7 @@ from store.config import StoreConfig
 from store.console.progress import progress
 from store.growing.added_layers import MARKS_OF_ADDED, finish_layers
 from store.growing.growth import read_known
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.layout import resolve_layers
 from store.lock import Lock, hold, remove_dead
 from store.reader import Store, open_store
@@ -71,7 +71,7 @@ def extract_tokens(
         JobError: a value cannot be stored, the disk refuses or is too small, another job is at work on the store.
     """
     started = time.perf_counter()
-    folder = Folder(store_url(store.path))
+    folder = KeyValueStore(store_url(store.path))
     refuse_full_folder(folder)
     folder.require_all_regular()  # as `hold` does, before the samples are listed
     known = read_known(folder)
@@ -95,7 +95,7 @@ def extract_tokens(
     return Extraction(open_store(store.path), store.path, done.shards, done.samples, seconds, done.retries)
 
 
-def _is_complete(folder: Folder, wanted: Schema) -> bool:
+def _is_complete(folder: KeyValueStore, wanted: Schema) -> bool:
     stored = open_schema(folder)
     if stored is None or folder.read_group(NEXT) is not None or not holds_samples(folder, stored):
         return False
@@ -118,7 +118,7 @@ class _Done:
 class _Job:
     """What does not change while a store is filled; `source` is in the order of the store."""
 
-    folder: Folder
+    folder: KeyValueStore
     source: ImageSource
     backbone: Backbone
     data: DataConfig

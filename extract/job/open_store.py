@@ -13,19 +13,18 @@ from extract.forward.encoding import Encoding
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.shard import report_failures
 from extract.sources.open_source import ImageSource, ImageSplit
-from store.address import local_path
+from store.address import free_disk_bytes, local_path
 from store.arrays import DIGEST, STATUS, holds_samples, open_schema, read_log
 from store.console.progress import progress
 from store.dtypes import channel_rms
 from store.errors import JobError, UserError
-from store.groups import in_groups
 from store.growing.added_layers import begin_layers, read_added
 from store.growing.changes import require_growth
 from store.growing.growth import Known, finish_growth, grow
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
+from store.layout import in_groups
 from store.lock import Guard
 from store.schema import Schema, require_same
-from store.space import free_bytes
 from store.writer import Listing, StoreWriter, create_store
 
 _OF_A_STORE = re.compile(
@@ -36,7 +35,7 @@ CALIBRATION_SAMPLES = 32  # they go through the backbone twice; the error of int
 
 
 def open_or_create(
-    folder: Folder,
+    folder: KeyValueStore,
     wanted: Schema,
     source: ImageSource,
     forward: FrozenForward,
@@ -71,7 +70,7 @@ def open_or_create(
     return wanted
 
 
-def refuse_full_folder(folder: Folder) -> None:
+def refuse_full_folder(folder: KeyValueStore) -> None:
     """Raise UserError where a store would be made among other files than those of one that was begun."""
     local = local_path(folder.url)
     if local is None or not local.is_dir() or open_schema(folder) is not None:
@@ -84,12 +83,12 @@ def refuse_full_folder(folder: Folder) -> None:
             )
 
 
-def _was_begun(folder: Folder, stored: Schema) -> bool:
+def _was_begun(folder: KeyValueStore, stored: Schema) -> bool:
     """Whether a shard was ever committed; growth or repair may have taken back all marks of a small store."""
     return holds_samples(folder, stored) or read_log(folder).get("extract_seconds", 0.0) > 0
 
 
-def holds_all_samples(folder: Folder, stored: Schema, wanted: Schema) -> bool:
+def holds_all_samples(folder: KeyValueStore, stored: Schema, wanted: Schema) -> bool:
     """Whether no sample is new, or other than it was.
 
     Raises:
@@ -100,7 +99,7 @@ def holds_all_samples(folder: Folder, stored: Schema, wanted: Schema) -> bool:
 
 
 def _with_new_samples(
-    folder: Folder, stored: Schema, wanted: Schema, listings: Mapping[str, Listing], lock: Guard
+    folder: KeyValueStore, stored: Schema, wanted: Schema, listings: Mapping[str, Listing], lock: Guard
 ) -> Schema:
     if holds_all_samples(folder, stored, wanted):
         return stored
@@ -119,7 +118,7 @@ def _with_new_samples(
 
 
 def open_layers(
-    folder: Folder, stored: Schema, split: ImageSplit, forward: FrozenForward, data: DataConfig, lock: Guard
+    folder: KeyValueStore, stored: Schema, split: ImageSplit, forward: FrozenForward, data: DataConfig, lock: Guard
 ) -> Schema:
     """The schema of the layers that are added to a store that is complete: those of `forward`.
 
@@ -156,10 +155,10 @@ def _calibrate(split: ImageSplit, forward: FrozenForward, data: DataConfig) -> d
     return {layer: channel_rms(np.mean(means, axis=0)) for layer, means in squares.items()}
 
 
-def require_space(folder: Folder, schema: Schema, missing: Mapping[str, Sequence[int]]) -> None:
+def require_space(folder: KeyValueStore, schema: Schema, missing: Mapping[str, Sequence[int]]) -> None:
     """Refuse a job that cannot fit, before it starts."""
     rows = sum(len(schema.shards(split).rows(shard)) for split, shards in missing.items() for shard in shards)
-    n_bytes, free = rows * schema.bytes_per_sample, free_bytes(folder.url)
+    n_bytes, free = rows * schema.bytes_per_sample, free_disk_bytes(folder.url)
     if free is not None and schema.compressor is None and n_bytes > free:
         raise JobError(
             f"{rows:,} samples need {decimal(n_bytes)} at {folder.place}, {decimal(n_bytes - free)} more than are "

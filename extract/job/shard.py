@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from extract.forward.device import keep_freed_memory
 from extract.forward.encoding import Encoding
 from extract.forward.frozen_forward import Batch, FrozenForward
 from extract.sources.open_source import ImageSplit
 from store.arrays import MISSING, SKIPPED, STORED
 from store.dtypes import Encoded
 from store.errors import UserError
-from store.groups import in_groups
-from store.heap import keep_freed_memory
+from store.layout import in_groups
 from store.schema import Schema
 
 

@@ -198,7 +198,7 @@ def _hash(sample_id: str, seed: int) -> bytes:
 
 
 def order_classes(names: Collection[str]) -> tuple[str, ...]:
-    """Sorted, by number if all are integers: label k of a data set labelled 0..K-1 is index k."""
+    """Sorted, by number if all are integers: label k of a data set labeled 0..K-1 is index k."""
     if all(name.isdecimal() and str(int(name)) == name for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))

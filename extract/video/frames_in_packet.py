@@ -82,7 +82,7 @@ def _clock_bits(bits: "_Bits") -> int:
     if bits.read(1):
         bits.skip(3)  # chroma format, low delay
         bits.skip(79 * bits.read(1))  # buffering
-    if bits.read(2) == 3 and version != 1:  # a grey shape
+    if bits.read(2) == 3 and version != 1:  # a gray shape
         bits.skip(4)
     bits.skip(1)  # a marker
     return max(1, (bits.read(16) - 1).bit_length())

@@ -10,20 +10,20 @@ from jaxtyping import Float32, UInt32
 from store.arrays import ADDED, DIGEST, MARKS, layer_arrays, layer_name, read_status, shard_arrays
 from store.errors import JobError
 from store.growing.growth import grow, remove_all
-from store.kvstore import Folder, wait
+from store.kvstore import KeyValueStore, wait
 from store.lock import Guard
 from store.schema import Schema
 
 MARKS_OF_ADDED = f"{ADDED}/"
 
 
-def read_added(folder: Folder) -> Schema | None:
+def read_added(folder: KeyValueStore) -> Schema | None:
     """The schema of the layers under way, and of them alone; None where there are none, or not ready to be written."""
     attributes = folder.read_group(ADDED) or {}
     return Schema.parse(attributes.get("schema", {}), f"{folder.place}{ADDED}") if attributes.get("ready") else None
 
 
-def names_of_added(folder: Folder) -> tuple[str, ...]:
+def names_of_added(folder: KeyValueStore) -> tuple[str, ...]:
     """Where layers under way lie: no key below these names is part of the store."""
     attributes = folder.read_group(ADDED)
     return (
@@ -32,7 +32,7 @@ def names_of_added(folder: Folder) -> tuple[str, ...]:
 
 
 def begin_layers(
-    folder: Folder, stored: Schema, added: Schema, rms: dict[int, Float32[np.ndarray, "dim"]], lock: Guard
+    folder: KeyValueStore, stored: Schema, added: Schema, rms: dict[int, Float32[np.ndarray, "dim"]], lock: Guard
 ) -> None:
     """Make places for layers of all samples of a store; others that were under way are given up.
 
@@ -57,7 +57,7 @@ def begin_layers(
     folder.write_group(ADDED, {**document, "ready": True})
 
 
-def finish_layers(folder: Folder, stored: Schema, added: Schema, lock: Guard) -> Schema:
+def finish_layers(folder: KeyValueStore, stored: Schema, added: Schema, lock: Guard) -> Schema:
     """Make layers whose shards are all marked part of the store, and return its new schema.
 
     Raises:
@@ -71,7 +71,7 @@ def finish_layers(folder: Folder, stored: Schema, added: Schema, lock: Guard) ->
     return target
 
 
-def _give_up(folder: Folder, stored: Schema) -> None:
+def _give_up(folder: KeyValueStore, stored: Schema) -> None:
     """Drop layers under way: they are not ready any more, then their values go, and last what says where these lie."""
     attributes = folder.read_group(ADDED)
     if attributes is not None:
@@ -91,7 +91,7 @@ def _places(schema: Schema) -> list[str]:
     return [*rms, *(f"{split}/{name}" for split in schema.splits for name in names)]
 
 
-def _require_same_marks(folder: Folder, stored: Schema, added: Schema, split: str) -> None:
+def _require_same_marks(folder: KeyValueStore, stored: Schema, added: Schema, split: str) -> None:
     before, now = read_status(folder, stored, split), read_status(folder, added, split, MARKS_OF_ADDED)
     if (different := np.flatnonzero(before != now)).size:
         sample = folder.read_strings(f"{split}/sample_id")[different[0]]
@@ -102,7 +102,9 @@ def _require_same_marks(folder: Folder, stored: Schema, added: Schema, split: st
         )
 
 
-def _merged_digests(folder: Folder, stored: Schema, added: Schema, split: str) -> UInt32[np.ndarray, "shards layers"]:
+def _merged_digests(
+    folder: KeyValueStore, stored: Schema, added: Schema, split: str
+) -> UInt32[np.ndarray, "shards layers"]:
     """`shard_digest` of both, its columns in the order of the layers."""
     parts = [
         folder.open_array(f"{place}{split}/{DIGEST}", shard_arrays(schema, split)[DIGEST])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from store.errors import ChangedError
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.reader import Store
 from store.schema import Schema
 from store.writer import Listing, read_listing
@@ -11,7 +11,7 @@ from store.writer import Listing, read_listing
 _SHOWN = 3
 
 
-def require_growth(folder: Folder, stored: Schema, wanted: Schema, listings: Mapping[str, Listing]) -> None:
+def require_growth(folder: KeyValueStore, stored: Schema, wanted: Schema, listings: Mapping[str, Listing]) -> None:
     """Refuse samples that are not the store's, as they were, and perhaps more of the same classes.
 
     Args:

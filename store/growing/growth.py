@@ -19,7 +19,7 @@ from store.address import local_path
 from store.arrays import ADDED, DIGEST, MISSING, NEXT, open_schema, require_listed, shard_arrays
 from store.errors import JobError
 from store.io_errors import NEEDS_REPLACING
-from store.kvstore import Folder, wait
+from store.kvstore import KeyValueStore, wait
 from store.lock import Guard
 from store.schema import Schema
 from store.writer import Listing, StoreWriter, read_listing, write_listing
@@ -33,7 +33,7 @@ class Known:
     ids: Mapping[str, Sequence[str]]
 
 
-def read_known(folder: Folder) -> Known | None:
+def read_known(folder: KeyValueStore) -> Known | None:
     """The samples that a store knows; None where there is no store.
 
     Raises:
@@ -53,12 +53,12 @@ def read_known(folder: Folder) -> Known | None:
     return known
 
 
-def _read_schemas(folder: Folder) -> tuple[Schema | None, Schema | None]:
+def _read_schemas(folder: KeyValueStore) -> tuple[Schema | None, Schema | None]:
     """What a store is to say of itself, where a growth is decided; and what it says."""
     return _read_decided(folder), open_schema(folder)
 
 
-def _read_known(folder: Folder, decided: Schema | None, stored: Schema | None) -> Known | None:
+def _read_known(folder: KeyValueStore, decided: Schema | None, stored: Schema | None) -> Known | None:
     schema = decided or stored
     if schema is None:
         return None
@@ -68,7 +68,7 @@ def _read_known(folder: Folder, decided: Schema | None, stored: Schema | None) -
 
 
 def grow(
-    folder: Folder,
+    folder: KeyValueStore,
     target: Schema,
     lock: Guard,
     listings: Mapping[str, Listing] | None = None,
@@ -94,7 +94,7 @@ def grow(
     finish_growth(folder, lock)
 
 
-def finish_growth(folder: Folder, lock: Guard) -> None:
+def finish_growth(folder: KeyValueStore, lock: Guard) -> None:
     """Carry out what was decided, if anything was; it can be repeated at any point.
 
     Raises:
@@ -117,20 +117,20 @@ def finish_growth(folder: Folder, lock: Guard) -> None:
     drop_undecided(folder)
 
 
-def drop_undecided(folder: Folder) -> None:
+def drop_undecided(folder: KeyValueStore) -> None:
     """Delete a log that decides nothing, or nothing any more."""
     if folder.has_keys(NEXT):
         remove_all(folder, NEXT)
 
 
-def remove_all(folder: Folder, name: str) -> None:
+def remove_all(folder: KeyValueStore, name: str) -> None:
     """Delete all that lies below a name, empty folders too: they would puzzle Zarr readers."""
     folder.remove(name)
     if path := local_path(folder.url):
         shutil.rmtree(path / name, ignore_errors=True)
 
 
-def _read_decided(folder: Folder) -> Schema | None:
+def _read_decided(folder: KeyValueStore) -> Schema | None:
     attributes = folder.read_group(NEXT)
     if not attributes:
         return None
@@ -143,11 +143,11 @@ def _read_decided(folder: Folder) -> Schema | None:
     return decided
 
 
-def _is_staged(folder: Folder, split: str, name: str) -> bool:
+def _is_staged(folder: KeyValueStore, split: str, name: str) -> bool:
     return folder.read_node(f"{NEXT}/{split}/{name}") is not None
 
 
-def _extend(folder: Folder, stored: Schema, target: Schema, split: str, lock: Guard) -> None:
+def _extend(folder: KeyValueStore, stored: Schema, target: Schema, split: str, lock: Guard) -> None:
     """Longer arrays, the listing, and no mark on a shard that was part-filled.
 
     The mark goes as a write of zeros over all of the longer shard, once that is its array's shape: what lies behind the
@@ -164,7 +164,7 @@ def _extend(folder: Folder, stored: Schema, target: Schema, split: str, lock: Gu
     write_listing(folder, split, read_listing(folder, f"{NEXT}/{split}"))
 
 
-def _replace_digests(folder: Folder, target: Schema, split: str) -> None:
+def _replace_digests(folder: KeyValueStore, target: Schema, split: str) -> None:
     values = folder.read_array(f"{NEXT}/{split}/{DIGEST}")
     array = folder.create_array(f"{split}/{DIGEST}", shard_arrays(target, split)[DIGEST])
     wait([array.write(values)], f"write {folder.place}{split}/{DIGEST}")

@@ -9,8 +9,8 @@ from end_to_end import CLASSES, DEPTH, DIM, EndToEnd, load, shake
 from torch import Tensor, nn
 
 from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.in_backbone.adapters import Adapter, AdapterDropOptions, AdapterOptions, install_adapters
-from adapt.methods.in_backbone.compacter import CompacterOptions, KroneckerLinear, install_compacter
+from adapt.methods.in_backbone.adapters import Adapter, AdapterDropOptions, AdapterOptions, inject_adapters
+from adapt.methods.in_backbone.compacter import CompacterOptions, KroneckerLinear, inject_compacter
 from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
 from adapt.methods.table import count_params, trainable
 from extract.backbones.backbone import TimmBackbone, empty_backbone
@@ -48,7 +48,7 @@ class TestEveryFamily(EndToEnd):
 
 def test_adapters_stand_before_both_residuals() -> None:
     backbone = load("vit_small_patch14_reg4_dinov2", init_values=0.5)
-    model = build(backbone, install_adapters, bottleneck=8)
+    model = build(backbone, inject_adapters, bottleneck=8)
     shake(model)
     frozen, block = backbone.module.blocks[1], model.module.blocks[1]
     x = torch.randn(2, 21, DIM)
@@ -63,7 +63,7 @@ def test_adapters_stand_before_both_residuals() -> None:
 
 
 def test_a_dropped_sublayer_takes_its_adapter_along() -> None:
-    model = build(load("vit_tiny_patch16_224", drop_path_rate=0.2), install_adapters, bottleneck=8)
+    model = build(load("vit_tiny_patch16_224", drop_path_rate=0.2), inject_adapters, bottleneck=8)
     shake(model)
     block, x = model.module.blocks[-1].train(), torch.randn(2, 17, DIM)
     block.drop_path1[1].drop_prob = block.drop_path2[1].drop_prob = 1 - 1e-9
@@ -86,7 +86,7 @@ def adapter_count(adapters: int, bottleneck: int, dim: int = DIM) -> int:
     ],
 )
 def test_adapters_are_where_they_are_asked_for(options: dict[str, Any], adapters: int) -> None:
-    model = build(load("vit_tiny_patch16_224"), install_adapters, bottleneck=8, **options)
+    model = build(load("vit_tiny_patch16_224"), inject_adapters, bottleneck=8, **options)
     assert sum(isinstance(module, Adapter) for module in model.modules()) == adapters
     assert count_params(model)[0] == adapter_count(adapters, 8)
 
@@ -94,10 +94,10 @@ def test_adapters_are_where_they_are_asked_for(options: dict[str, Any], adapters
 @pytest.mark.parametrize(
     ("install", "options", "count"),
     [
-        (install_adapters, AdapterOptions(), adapter_count(24, 64, 768)),
-        (install_adapters, AdapterDropOptions(), adapter_count(2, 64, 768)),
-        (install_compacter, CompacterOptions(), 4 * 12 * (768 + 64) + 4**3 + 2 * 12 * (64 + 768)),
-        (install_compacter, CompacterOptions(n=8, rank=2), 2 * 4 * 12 * (768 + 64) + 8**3 + 2 * 12 * (64 + 768)),
+        (inject_adapters, AdapterOptions(), adapter_count(24, 64, 768)),
+        (inject_adapters, AdapterDropOptions(), adapter_count(2, 64, 768)),
+        (inject_compacter, CompacterOptions(), 4 * 12 * (768 + 64) + 4**3 + 2 * 12 * (64 + 768)),
+        (inject_compacter, CompacterOptions(n=8, rank=2), 2 * 4 * 12 * (768 + 64) + 8**3 + 2 * 12 * (64 + 768)),
     ],
 )
 def test_counts_follow_the_formulas_without_any_memory(install: Install, options: Any, count: int) -> None:
@@ -110,7 +110,7 @@ def test_counts_follow_the_formulas_without_any_memory(install: Install, options
 
 def test_adapters_in_the_last_block_ask_no_gradient_of_those_before() -> None:
     backbone = load("vit_tiny_patch16_224")
-    model = build(backbone, install_adapters, layers=[-1])
+    model = build(backbone, inject_adapters, layers=[-1])
     seen: list[bool] = []
     for block in model.module.blocks:
         block.register_forward_hook(lambda block, args, output: seen.append(output.requires_grad))
@@ -136,10 +136,10 @@ def test_a_fresh_compacter_keeps_the_scale_of_its_input() -> None:
 
 def test_all_compacters_share_their_slow_factors_in_copies_and_files_too() -> None:
     backbone = load("vit_tiny_patch16_224")
-    model = build(backbone, install_compacter, bottleneck=8)
+    model = build(backbone, inject_compacter, bottleneck=8)
     shake(model)
     images = torch.randn(2, *backbone.image_size)
-    fresh = build(backbone, install_compacter, bottleneck=8)
+    fresh = build(backbone, inject_compacter, bottleneck=8)
     fresh.load_state_dict({name: tensor.detach() for name, tensor in trainable(model).items()}, strict=False)
     assert torch.equal(fresh(images), model(images))
     for one in (model, fresh, copy.deepcopy(model)):
@@ -148,10 +148,10 @@ def test_all_compacters_share_their_slow_factors_in_copies_and_files_too() -> No
 
 def test_an_n_that_does_not_divide_the_widths_is_refused_with_those_that_do() -> None:
     with pytest.raises(UserError, match=r"n \(3\) must divide.*\(32\) and bottleneck \(12\); legal here: \[1, 2, 4\]"):
-        build(load("vit_tiny_patch16_224"), install_compacter, bottleneck=12, n=3)
+        build(load("vit_tiny_patch16_224"), inject_compacter, bottleneck=12, n=3)
 
 
-@pytest.mark.parametrize("install", [install_adapters, install_compacter])
+@pytest.mark.parametrize("install", [inject_adapters, inject_compacter])
 def test_blocks_without_two_residuals_are_refused(install: Install) -> None:
     with pytest.raises(UserError, match=r"ParallelThingsBlock has no drop_path1; choose another method"):
         build(load("vit_small_patch16_18x2_224"), install)
@@ -159,4 +159,4 @@ def test_blocks_without_two_residuals_are_refused(install: Install) -> None:
 
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match=r"layers \[3\] do not exist: this backbone has 3, numbered 0 to 2"):
-        build(load("vit_tiny_patch16_224"), install_adapters, layers=[3])
+        build(load("vit_tiny_patch16_224"), inject_adapters, layers=[3])

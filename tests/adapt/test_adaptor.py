@@ -39,7 +39,7 @@ def trained(method: str, backbone: TimmBackbone) -> nn.Module:
             if tensor.requires_grad:
                 tensor.add_(0.1 * torch.randn_like(tensor))
         width = len(model.readout.mean)
-        model.readout.standardise(torch.randn(20, width) * 3 + 1, torch.zeros(width))
+        model.readout.standardize(torch.randn(20, width) * 3 + 1, torch.zeros(width))
     return model.eval()
 
 

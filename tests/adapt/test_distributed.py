@@ -73,15 +73,15 @@ def test_another_process_copies_what_tells_the_progress_and_no_store(tmp_path: P
 def test_what_one_process_tells_reaches_the_others(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[torch.Tensor] = []
     monkeypatch.setattr(dist, "broadcast", lambda tensor, src: sent.append(tensor.clone()))
-    assert World(0, 2).tell(value) == value
+    assert World(0, 2).broadcast(value) == value
     arriving = iter(sent)
     monkeypatch.setattr(dist, "broadcast", lambda tensor, src: tensor.copy_(next(arriving)))
-    assert World(1, 2).tell("what it would say itself") == value
+    assert World(1, 2).broadcast("what it would say itself") == value
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert world() == World(0, 1)
-    assert world().leads
-    assert World(1, 3).share_of([0, 1, 2, 3, 4]) == [1, 4]
-    assert World(2, 3).share_of([0]) == []
+    assert world().is_main_process
+    assert World(1, 3).shard([0, 1, 2, 3, 4]) == [1, 4]
+    assert World(2, 3).shard([0]) == []

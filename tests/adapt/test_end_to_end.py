@@ -217,11 +217,11 @@ def test_random_boxes_lie_in_the_image(width: int, height: int) -> None:
     assert max(shares) > 0.6
 
 
-def test_an_augmented_image_has_the_backbones_size_and_normalisation(tiny_backbone: TimmBackbone) -> None:
-    grey = Image.new("RGB", (50, 40), (128, 128, 128))
-    view = tiny_backbone.augment(grey, np.random.default_rng(0))
+def test_an_augmented_image_has_the_backbones_size_and_normalization(tiny_backbone: TimmBackbone) -> None:
+    gray = Image.new("RGB", (50, 40), (128, 128, 128))
+    view = tiny_backbone.augment(gray, np.random.default_rng(0))
     assert view.shape == (3, 32, 32)
-    torch.testing.assert_close(view, tiny_backbone.transform(grey))
+    torch.testing.assert_close(view, tiny_backbone.transform(gray))
 
 
 def test_half_of_the_views_are_flipped() -> None:

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adapt.features.feature_sources import spec_of_backbone
 from adapt.methods.in_backbone.fastfood import Fastfood, hadamard
 from adapt.methods.in_backbone.merge import merge
-from adapt.methods.in_backbone.random_subspace import IntrinsicOptions, Subspace, install_intrinsic
+from adapt.methods.in_backbone.random_subspace import IntrinsicOptions, Subspace, inject_intrinsic
 from adapt.methods.in_backbone.tuned_backbone import Tuned
-from adapt.methods.table import count_params, learned_tensors, trainable
+from adapt.methods.table import adapter_state_dict, count_params, trainable
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.backbones.weights import build_empty
 from extract.config import BackboneConfig
@@ -129,7 +129,7 @@ def load(name: str, image_size: int = 32, **kwargs: Any) -> TimmBackbone:
 
 def tuned(backbone: TimmBackbone, **options: Any) -> Tuned:
     spec = spec_of_backbone(backbone, range(backbone.depth))
-    return Tuned(backbone, spec, CLASSES, install_intrinsic, **({"dim": 10} | options))
+    return Tuned(backbone, spec, CLASSES, inject_intrinsic, **({"dim": 10} | options))
 
 
 def step(model: nn.Module, images: Tensor, lr: float = 0.5) -> None:
@@ -201,7 +201,7 @@ def test_the_change_is_the_projection_of_theta(tiny_backbone: TimmBackbone) -> N
 def test_what_is_saved_restores_the_model(tiny_backbone: TimmBackbone) -> None:
     model, images = tuned(tiny_backbone, seed=7), torch.randn(2, 3, 32, 32)
     step(model, images)
-    saved = learned_tensors(model)
+    saved = adapter_state_dict(model)
     assert sum(tensor.numel() for name, tensor in saved.items() if not name.startswith("readout.")) == 10
     fresh = tuned(tiny_backbone, seed=7)
     fresh.load_state_dict(saved, strict=False)
@@ -257,5 +257,5 @@ def test_as_many_numbers_as_the_module_has_are_legal(tiny_backbone: TimmBackbone
 
 
 def test_options_are_the_arguments_of_the_installation() -> None:
-    arguments = list(inspect.signature(install_intrinsic).parameters.values())[1:]
+    arguments = list(inspect.signature(inject_intrinsic).parameters.values())[1:]
     assert {argument.name: argument.default for argument in arguments} | {"pool": "auto"} == dict(IntrinsicOptions())

@@ -110,7 +110,7 @@ def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) 
     pooled = PooledFeatures(streamed)
     _, tokens = next(streamed.batches("train", [np.arange(24)], [2]))
     for readout in readouts:
-        expected = readout.pool(readout.normalise(tokens[2]))
+        expected = readout.pool(readout.normalize(tokens[2]))
         torch.testing.assert_close(pooled.whole("train", 2, readout), expected)
 
 
@@ -124,8 +124,8 @@ def test_the_read_out_of_a_store_is_that_of_the_backbone(tiny_config: MakeConfig
     of_store, of_backbone = spec_of_store(store).tail, spec_of_backbone(inputs.backbone, range(3)).tail
     assert len(store.tail_arrays()) == (2 if final_norm else 0)
     tokens = torch.randn(2, 17, 32) * 3 + 1
-    assert torch.equal(of_store.normalise(tokens), of_backbone.normalise(tokens))
-    assert torch.equal(of_store.normalise(tokens), tokens) is not final_norm
+    assert torch.equal(of_store.normalize(tokens), of_backbone.normalize(tokens))
+    assert torch.equal(of_store.normalize(tokens), tokens) is not final_norm
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def test_without_a_final_norm_a_head_stands_on_the_pooled_tokens_themselves(tiny
     rows = np.arange(24)
     _, tokens = next(StreamedFeatures(sc.open_store(config.store.path), CPU).batches("train", [rows], [2]))
     pooled = torch.cat([tokens[2][:, 0], tokens[2][:, 1:].mean(dim=1)], dim=1)
-    torch.testing.assert_close(readout.pool(readout.normalise(tokens[2])), pooled)
+    torch.testing.assert_close(readout.pool(readout.normalize(tokens[2])), pooled)
     torch.testing.assert_close(readout.std, pooled.std(dim=0, correction=0), rtol=0.2, atol=0.0)  # less validation rows
 
 
@@ -162,7 +162,7 @@ def test_looking_for_the_layers_that_are_read_draws_nothing(
 
 def test_the_choice_of_a_source_follows_from_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr("adapt.features.memory.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("extract.forward.device.psutil.virtual_memory", lambda: memory)
     assert choose_source("auto", 500, CPU).kind == "resident"
     assert choose_source("auto", 501, CPU).kind == "streamed"
     assert choose_source("streamed", 500, CPU).reason == "as asked for"

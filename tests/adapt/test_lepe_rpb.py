@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.in_backbone.lepe import LocalEncoding, install_lepe
-from adapt.methods.in_backbone.relative_position_bias import RelativePositionBias, install_rpb
+from adapt.methods.in_backbone.lepe import LocalEncoding, inject_lepe
+from adapt.methods.in_backbone.relative_position_bias import RelativePositionBias, inject_rpb
 from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
 from adapt.methods.table import count_params, trainable
 from extract.backbones.backbone import TimmBackbone, empty_backbone
@@ -29,7 +29,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("beit_base_patch16_224", {}),
     ("beit_base_patch16_224", {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),
 ]
-INSTALLS = pytest.mark.parametrize("install", [install_lepe, install_rpb])
+INSTALLS = pytest.mark.parametrize("install", [inject_lepe, inject_rpb])
 
 
 def build(backbone: TimmBackbone, install: Install) -> Tuned:
@@ -67,7 +67,7 @@ def own_bias(attention: Any) -> Tensor:
 class TestAgainstTheAttentionWrittenOut:
     def test_lepe(self, name: str, kwargs: dict[str, Any]) -> None:
         backbone = load(name, **kwargs)
-        model, layout = build(backbone, install_lepe), backbone.layout
+        model, layout = build(backbone, inject_lepe), backbone.layout
         shake(model)
         attention, x = model.module.blocks[1].attn, torch.randn(2, layout.num_tokens, DIM)
         plain = backbone.module.blocks[1].attn
@@ -77,7 +77,7 @@ class TestAgainstTheAttentionWrittenOut:
 
     def test_rpb(self, name: str, kwargs: dict[str, Any]) -> None:
         backbone = load(name, **kwargs)
-        model, layout = build(backbone, install_rpb), backbone.layout
+        model, layout = build(backbone, inject_rpb), backbone.layout
         shake(model)
         attention, x = model.module.blocks[1].attn, torch.randn(2, layout.num_tokens, DIM)
         plain = backbone.module.blocks[1].attn
@@ -118,7 +118,7 @@ def test_a_model_may_be_cast_to_half_precision(install: Install) -> None:
 
 def test_lepe_keeps_no_tensor_between_passes() -> None:
     backbone = load("eva_giant_patch14_224")
-    model = build(backbone, install_lepe)
+    model = build(backbone, inject_lepe)
     model.module.set_grad_checkpointing(True)
     encodings = [module for module in model.modules() if isinstance(module, LocalEncoding)]
     logits = model(torch.randn(2, *backbone.image_size))
@@ -150,7 +150,7 @@ def test_relative_position_bias_gives_none_to_prefix_tokens() -> None:
 
 def test_relative_position_bias_adds_to_a_mask_that_is_given() -> None:
     backbone = load("vit_tiny_patch16_224")
-    model = build(backbone, install_rpb)
+    model = build(backbone, inject_rpb)
     shake(model)
     attention, x, mask = model.module.blocks[0].attn, torch.randn(2, 17, DIM), torch.randn(1, 1, 17, 17)
     bias = literal_bias(attention.rpb.table, 1, (4, 4)) + mask
@@ -161,12 +161,12 @@ def test_relative_position_bias_adds_to_a_mask_that_is_given() -> None:
 @pytest.mark.parametrize(
     ("install", "kwargs", "count"),
     [
-        (install_lepe, {}, 92_160),
-        (install_lepe, {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 61_440),
-        (install_rpb, {}, 104_976),
-        (install_rpb, {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 16_224),
-        (install_lepe, {"img_size": (224, 320)}, 92_160),
-        (install_rpb, {"img_size": (224, 320)}, 12 * 12 * 27 * 39),
+        (inject_lepe, {}, 92_160),
+        (inject_lepe, {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 61_440),
+        (inject_rpb, {}, 104_976),
+        (inject_rpb, {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 16_224),
+        (inject_lepe, {"img_size": (224, 320)}, 92_160),
+        (inject_rpb, {"img_size": (224, 320)}, 12 * 12 * 27 * 39),
     ],
 )
 def test_counts_are_the_published_ones_without_any_memory(install: Install, kwargs: dict[str, Any], count: int) -> None:
@@ -181,15 +181,15 @@ def test_lepe_refuses_a_v_narrower_than_the_output() -> None:
     backbone = load("eva02_base_patch14_224")
     backbone.module.blocks[1].attn.v_proj = nn.Linear(DIM, DIM // 2)
     with pytest.raises(UserError, match=r"32 wide, a convolution of V, which is 16 wide here \(grouped-query"):
-        build(backbone, install_lepe)
+        build(backbone, inject_lepe)
 
 
 @pytest.mark.parametrize(
     ("install", "name", "message"),
     [
-        (install_lepe, "vit_small_patch16_18x2_224", "this backbone has no 'v' in its blocks .ParallelThingsBlock"),
-        (install_rpb, "vit_small_patch16_18x2_224", "that of ParallelThingsBlock does not take .attn_mask or shared"),
-        (install_rpb, "vit_relpos_small_patch16_224", "that of RelPosBlock does not take .attn_mask or shared"),
+        (inject_lepe, "vit_small_patch16_18x2_224", "this backbone has no 'v' in its blocks .ParallelThingsBlock"),
+        (inject_rpb, "vit_small_patch16_18x2_224", "that of ParallelThingsBlock does not take .attn_mask or shared"),
+        (inject_rpb, "vit_relpos_small_patch16_224", "that of RelPosBlock does not take .attn_mask or shared"),
     ],
 )
 def test_an_attention_that_cannot_be_reached_is_refused(install: Install, name: str, message: str) -> None:

@@ -13,7 +13,7 @@ from tuned_models import build, build_with, count_on_meta, disturb, draw_images
 
 from adapt.methods.byte_dropout import ByteDropout
 from adapt.methods.in_backbone.linear_updates import update_tensors
-from adapt.methods.in_backbone.lora import LoRAOptions, install_lora, install_lora_fix
+from adapt.methods.in_backbone.lora import LoRAOptions, inject_lora, inject_lora_fix
 from adapt.methods.in_backbone.target_modules import Vit
 from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
 from adapt.methods.table import trainable
@@ -27,16 +27,16 @@ def _seed() -> None:
 
 @pytest.mark.parametrize(("width", "rank", "count"), [(768, 4, 147_456), (512, 4, 98_304), (768, 16, 589_824)])
 def test_lora_trains_4_l_d_r_and_lora_fix_half_of_it(width: int, rank: int, count: int) -> None:
-    assert count_on_meta(install_lora, width, rank=rank) == count
-    assert count_on_meta(install_lora_fix, width, rank=rank) == count // 2
+    assert count_on_meta(inject_lora, width, rank=rank) == count
+    assert count_on_meta(inject_lora_fix, width, rank=rank) == count // 2
 
 
 def test_lora_of_the_mlp_counts_both_widths() -> None:
-    assert count_on_meta(install_lora, 512, targets=("fc1", "fc2")) == 2 * 12 * 4 * (512 + 2048)
+    assert count_on_meta(inject_lora, 512, targets=("fc1", "fc2")) == 2 * 12 * 4 * (512 + 2048)
 
 
 def test_the_first_factor_is_drawn_as_a_linear_map_and_the_second_is_zero() -> None:
-    update = build_with(install_lora, rank=8).module.blocks[0].attn.qkv.updates[0]
+    update = build_with(inject_lora, rank=8).module.blocks[0].attn.qkv.updates[0]
     drawn = update.down.detach()
     assert 0.9 * 32**-0.5 < float(drawn.max()) <= 32**-0.5
     assert float(drawn.std()) == pytest.approx((3 * 32) ** -0.5, rel=0.1)
@@ -44,7 +44,7 @@ def test_the_first_factor_is_drawn_as_a_linear_map_and_the_second_is_zero() -> N
 
 
 def test_alpha_over_rank_scales_the_update() -> None:
-    plain, scaled = (disturb(build_with(install_lora, alpha=alpha)) for alpha in (None, 12.0))
+    plain, scaled = (disturb(build_with(inject_lora, alpha=alpha)) for alpha in (None, 12.0))
     scaled.load_state_dict(plain.state_dict())
     pairs = zip(plain.module.blocks, scaled.module.blocks, strict=True)
     for one, three in ((a.attn.qkv.updates[1], b.attn.qkv.updates[1]) for a, b in pairs):
@@ -52,7 +52,7 @@ def test_alpha_over_rank_scales_the_update() -> None:
     assert LoRAOptions().alpha is None
 
 
-@pytest.mark.parametrize(("install", "values"), [(install_lora, 32 + 2 * 4), (install_lora_fix, 2 * 4)])
+@pytest.mark.parametrize(("install", "values"), [(inject_lora, 32 + 2 * 4), (inject_lora_fix, 2 * 4)])
 def test_the_backward_pass_keeps_the_input_once_and_for_lora_fix_not_at_all(install: Install, values: int) -> None:
     linear = build_with(install, rank=4).module.blocks[1].attn.qkv
     weights = {tensor.data_ptr() for tensor in linear.parameters()}
@@ -80,7 +80,7 @@ def test_dropout_next_to_one_leaves_a_little() -> None:
     assert 0 < kept < (1 << 16) / 100
 
 
-def install_peft(vit: Vit, rank: int, alpha: int) -> None:
+def inject_peft(vit: Vit, rank: int, alpha: int) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed: nothing to compare with")
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
     peft.inject_adapter_in_model(config, vit.module)
@@ -95,8 +95,8 @@ def peft_name(name: str) -> str:
 @pytest.fixture
 def pair() -> tuple[Tuned, Tuned]:
     """Our model and peft's, the same tensors in both."""
-    theirs = build_with(install_peft, "eva, separate", rank=3, alpha=6)
-    ours = disturb(build_with(install_lora, "eva, separate", rank=3, alpha=6.0))
+    theirs = build_with(inject_peft, "eva, separate", rank=3, alpha=6)
+    ours = disturb(build_with(inject_lora, "eva, separate", rank=3, alpha=6.0))
     theirs.readout.load_state_dict(ours.readout.state_dict(), strict=False)
     with torch.no_grad():
         for name, tensor in update_tensors(ours).items():

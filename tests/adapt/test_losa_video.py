@@ -132,13 +132,13 @@ def literal_update(mixer: Mixer, x: Tensor, layout: TokenLayout, factorised: boo
 def test_losa_is_its_equations(layout: TokenLayout, options: dict[str, Any]) -> None:
     spec = make_spec(layout)
     model, tokens = moved(build("losa", options, spec)), double(draw_tokens(spec))
-    normalise = model.readout.normalise
+    normalize = model.readout.normalize
     y = torch.zeros_like(tokens[4])
     for layer, mixer in zip(model.layers, model.mixers, strict=True):
-        b = normalise(tokens[layer]) if model.norm == "backbone" else F.layer_norm(tokens[layer], (DIM,))
+        b = normalize(tokens[layer]) if model.norm == "backbone" else F.layer_norm(tokens[layer], (DIM,))
         updates = [literal_update(mixer, x, layout, options.get("factorised", True)) for x in b + y]
         y = y + torch.stack(updates)
-    last = normalise(tokens[4] + y) if model.add == "before_norm" else normalise(tokens[4]) + y
+    last = normalize(tokens[4] + y) if model.add == "before_norm" else normalize(tokens[4]) + y
     torch.testing.assert_close(model(tokens), model.readout(last))
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from tuned_models import FAMILIES, backbone_of, build, build_with, disturb, draw_images, install_nothing, methods
+from tuned_models import FAMILIES, backbone_of, build, build_with, disturb, draw_images, inject_nothing, methods
 
 from adapt.methods.in_backbone.linear_updates import Update, UpdatedLinear
 from adapt.methods.in_backbone.merge import merge, unmerge
@@ -51,7 +51,7 @@ def test_what_is_left_is_a_plain_model(method: str) -> None:
     model = merge(disturb(build(method)))
     assert leftovers(model) == []
     assert all(type(block.attn.qkv) is nn.Linear for block in model.module.blocks)
-    plain = build_with(install_nothing)
+    plain = build_with(inject_nothing)
     plain.load_state_dict(model.state_dict())
     assert torch.equal(run(plain), run(model))
     assert [name for name in trainable(model) if not name.startswith("readout.")] == []
@@ -125,7 +125,7 @@ def test_a_bias_is_made_where_only_the_update_has_one() -> None:
 
 def test_models_without_updates_are_refused() -> None:
     with pytest.raises(UserError, match=r"no weight updates to merge.*legal: a model of a weight-update method \(lora"):
-        merge(build_with(install_nothing))
+        merge(build_with(inject_nothing))
     with pytest.raises(UserError, match="not merged, so there is nothing to undo; call merge first"):
         unmerge(build("lora"))
     merged = merge(build("lora"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.from_features.losa import Add, LoSA
-from adapt.methods.table import METHODS, count_params, learned_tensors, trainable
+from adapt.methods.table import METHODS, adapter_state_dict, count_params, trainable
 from extract.backbones.backbone import TimmBackbone
 from extract.backbones.pre_logits import NormOnly, Tail
 from store.errors import UserError
@@ -93,7 +93,7 @@ def test_batch_norms_keep_their_statistics_which_no_adaptor_holds(method: str) -
     assert before
     assert all(torch.equal(model.get_buffer(name), tensor) for name, tensor in before.items())
     fresh = tune(method, {}, backbone)
-    fresh.load_state_dict(learned_tensors(model), strict=False)
+    fresh.load_state_dict(adapter_state_dict(model), strict=False)
     torch.testing.assert_close(fresh(inputs), model.eval()(inputs))
 
 
@@ -110,7 +110,7 @@ def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:
             g[sample, prefix:] += mixed.T
         y = y + g
     last = tokens[model.layers[-1]]
-    norm = model.readout.normalise
+    norm = model.readout.normalize
     return model.readout(norm(last + y) if model.add == "before_norm" else norm(last) + y)
 
 

@@ -103,7 +103,7 @@ class TestEveryFile:
             assert count_params(model)[1] == CLASSES * (2 * backbone.dim + 1)
 
     def test_keeps_all_tokens_where_a_method_trains_end_to_end(self, name: str) -> None:
-        """Its read-out is standardised by them: a pooled store is refused."""
+        """Its read-out is standardized by them: a pooled store is refused."""
         config = config_of(name)
         needs = {find_method(method.name).needs for method in config.parsed_methods()}
         assert "end_to_end" not in needs or config.store.tokens == "all"

@@ -31,7 +31,7 @@ from extract.sources.open_source import open_source
 from store.address import store_url
 from store.arrays import STORED
 from store.errors import UserError
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.writer import Listing, StoreWriter, create_store
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +145,7 @@ class TestStoreThatIsThere:
 
 
 def commit_first_shard(config: Config) -> None:
-    schema, folder = Survey(config).schema, Folder(store_url(config.store.path))
+    schema, folder = Survey(config).schema, KeyValueStore(store_url(config.store.path))
     listings = {
         split: Listing(tuple(map(str, range(n))), np.zeros(n, np.int64), np.zeros((n, 16), np.uint8))
         for split, n in (("train", TINY_TRAIN), ("test", TINY_TEST))

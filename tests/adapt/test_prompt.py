@@ -8,7 +8,7 @@ from end_to_end import CLASSES, DEPTH, DIM, EndToEnd, load
 from torch import Tensor
 
 from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.in_backbone.prompt import PromptOptions, install_prompts
+from adapt.methods.in_backbone.prompt import PromptOptions, inject_prompts
 from adapt.methods.in_backbone.tuned_backbone import Tuned
 from adapt.methods.table import count_params, trainable
 from extract.backbones.backbone import TimmBackbone, empty_backbone
@@ -33,7 +33,7 @@ DEEP = pytest.mark.parametrize("deep", [True, False], ids=["deep", "shallow"])
 def build(backbone: TimmBackbone, deep: bool, num_prompts: int = PROMPTS) -> Tuned:
     torch.manual_seed(0)
     spec = spec_of_backbone(backbone, range(backbone.depth))
-    return Tuned(backbone, spec, CLASSES, install_prompts, num_prompts=num_prompts, deep=deep).eval()
+    return Tuned(backbone, spec, CLASSES, inject_prompts, num_prompts=num_prompts, deep=deep).eval()
 
 
 def embed(module: Any, images: Tensor) -> Tensor:

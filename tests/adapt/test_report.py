@@ -12,7 +12,7 @@ from adapt.report.chart import chart
 from adapt.report.chart_labels import Box, place_label
 from adapt.report.comparison import headline, sections_of
 from adapt.report.page import write_report
-from adapt.report.seed_averages import summarise
+from adapt.report.seed_averages import summarize
 from adapt.run_dir.results import Row
 from store.errors import UserError
 
@@ -72,7 +72,7 @@ def test_no_results_say_so():
 
 
 def test_headline_gives_points_and_ratio_of_errors():
-    (section,) = sections_of(summarise(ROWS))
+    (section,) = sections_of(summarize(ROWS))
     best = "digits: best on validation is losa, top-1 96.00 ± 1.41: "
     assert headline(section) == best + "+16.00 points on the linear probe (80.00), 0.20 times its error."
 
@@ -87,26 +87,26 @@ def test_headline_gives_points_and_ratio_of_errors():
     ],
 )
 def test_headline_without_a_comparison_says_why(rows, expected):
-    assert expected in headline(sections_of(summarise(rows))[0])
+    assert expected in headline(sections_of(summarize(rows))[0])
 
 
 def test_best_and_probe_are_chosen_by_validation_though_the_test_split_favours_others():
     scores = [("linear_probe", "cls", 60.0, 80.0), ("linear_probe", "mean", 90.0, 70.0)]
     scores += [("losa", "cls", 91.0, 78.0), ("losa", "mean", 70.0, 85.0)]
     rows = [make_row(m, options={"pool": pool}, val_score=val, top1=top1) for m, pool, val, top1 in scores]
-    (section,) = sections_of(summarise(rows))
+    (section,) = sections_of(summarize(rows))
     assert "is losa pool=cls, top-1 78.00: +8.00 points on the linear probe (70.00)" in headline(section)
 
 
 def test_a_method_that_is_worse_on_the_test_split_is_no_winner():
     rows = [make_row("linear_probe", val_score=80.0, top1=90.0), make_row("losa", val_score=85.0, top1=88.0)]
-    (section,) = sections_of(summarise(rows))
+    (section,) = sections_of(summarize(rows))
     assert ": -2.00 points on the linear probe (90.00), 1.20 times its error." in headline(section)
 
 
 def test_every_dataset_and_backbone_has_its_own_section():
     rows = [make_row(dataset=d, backbone=b) for d in ("x", "y") for b in ("p", "q")]
-    assert len(sections_of(summarise(rows))) == 4
+    assert len(sections_of(summarize(rows))) == 4
 
 
 def test_what_was_judged_by_other_samples_is_no_rival(tmp_path):
@@ -118,7 +118,7 @@ def test_what_was_judged_by_other_samples_is_no_rival(tmp_path):
             ("losa", "n3w", 60.0),
         )
     ]
-    old, new = sections_of(summarise(rows))
+    old, new = sections_of(summarize(rows))
     assert (old.title, new.title) == ("digits · vit_tiny · samples=0ld", "digits · vit_tiny · samples=n3w")
     assert [summary.label for summary in new.summaries] == ["linear_probe", "losa"]
     assert (
@@ -168,7 +168,7 @@ def test_report_serves_light_dark_and_paper(tmp_path):
     text = page(tmp_path, ROWS)
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
-    assert not re.search(r"#0[0-9a-c]0[0-9a-c]0[0-9a-c]\b", text)  # every stand-in colour was replaced
+    assert not re.search(r"#0[0-9a-c]0[0-9a-c]0[0-9a-c]\b", text)  # every stand-in color was replaced
 
 
 @pytest.mark.parametrize("field", ["method", "dataset", "backbone", "feature_source", "trial_id"])
@@ -193,7 +193,7 @@ def test_names_are_drawn_as_they_are(tmp_path):
 
 
 def test_the_chart_shows_zero_parameters_and_a_label_for_every_group():
-    (section,) = sections_of(summarise(ROWS))
+    (section,) = sections_of(summarize(ROWS))
     svg = chart(section)
     for expected in (">0<", ">10,000<", ">100,000<", ">linear_probe<", ">losa<"):
         assert expected in svg
@@ -202,7 +202,7 @@ def test_the_chart_shows_zero_parameters_and_a_label_for_every_group():
 @pytest.mark.parametrize("params", [[0], [1], [5, 5], [1000], [0, 10**9], [1, 10**10]])
 def test_any_range_of_parameters_can_be_drawn(params):
     rows = [make_row(f"m{i}", trainable_params=p, top1=100.0) for i, p in enumerate(params)]
-    svg = chart(sections_of(summarise(rows))[0])
+    svg = chart(sections_of(summarize(rows))[0])
     assert all(f">m{i}<" in svg for i in range(len(params)))
     assert "nan" not in svg
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapt.report.seed_averages import Stat, summarise
+from adapt.report.seed_averages import Stat, summarize
 from adapt.run_dir.files import with_checksum
 from adapt.run_dir.results import Row, read_results, write_results
 from store.errors import JobError, UserError
@@ -176,23 +176,23 @@ def test_a_row_holds_finite_numbers_only(value):
         make_row(top1=value)
 
 
-def test_seeds_are_summarised_by_mean_and_sample_deviation():
-    (summary,) = summarise([make_row(str(s), seed=s, top1=v) for s, v in enumerate([80.0, 82.0, 87.0])])
+def test_seeds_are_summarized_by_mean_and_sample_deviation():
+    (summary,) = summarize([make_row(str(s), seed=s, top1=v) for s, v in enumerate([80.0, 82.0, 87.0])])
     assert summary.top1 == Stat(83.0, statistics.stdev([80.0, 82.0, 87.0]))
     assert summary.seeds == (0, 1, 2)
     assert summary.top5 is None
 
 
 def test_one_seed_has_no_deviation():
-    (summary,) = summarise([make_row()])
+    (summary,) = summarize([make_row()])
     assert summary.top1 == Stat(89.0, None)
 
 
 @given(st.permutations(range(6)))
 def test_order_of_rows_changes_order_of_groups_only(order):
     rows = [make_row(str(i), seed=i % 3, options={"rank": 8 * (i // 3)}, top1=float(i)) for i in range(6)]
-    shuffled = summarise([rows[i] for i in order])
-    assert sorted(shuffled, key=lambda s: s.label) == sorted(summarise(rows), key=lambda s: s.label)
+    shuffled = summarize([rows[i] for i in order])
+    assert sorted(shuffled, key=lambda s: s.label) == sorted(summarize(rows), key=lambda s: s.label)
 
 
 def test_groups_are_dataset_backbone_method_and_options():
@@ -204,18 +204,18 @@ def test_groups_are_dataset_backbone_method_and_options():
         make_row("e", options={"rank": 4}),
         make_row("f", seed=1),
     ]
-    assert [len(summary.seeds) for summary in summarise(rows)] == [2, 1, 1, 1, 1]
+    assert [len(summary.seeds) for summary in summarize(rows)] == [2, 1, 1, 1, 1]
 
 
 def test_order_of_options_makes_no_group():
     rows = [make_row("a", options={"x": 1, "y": 2}), make_row("b", seed=1, options={"y": 2, "x": 1})]
-    assert len(summarise(rows)) == 1
+    assert len(summarize(rows)) == 1
 
 
 def test_a_label_names_the_options_that_differ():
     options = [{"rank": 8, "mix": True, "pool": "cls"}, {"rank": 4, "mix": True, "pool": "cls"}, {"mix": True}]
     rows = [make_row(str(i), options=o) for i, o in enumerate(options)]
-    assert [s.label for s in summarise([*rows, make_row("x", method="lora")])] == [
+    assert [s.label for s in summarize([*rows, make_row("x", method="lora")])] == [
         "losa rank=8 pool=cls",
         "losa rank=4 pool=cls",
         "losa",
@@ -229,7 +229,7 @@ def test_a_seed_with_several_learning_rates_counts_once_by_its_validation_score(
         make_row("b", lr=0.01, val_score=80.0, top1=75.0),
         make_row("c", lr=0.001, val_score=None, top1=98.0),
     ]
-    (summary,) = summarise(rows)
+    (summary,) = summarize(rows)
     assert (summary.seeds, summary.top1) == ((0,), Stat(75.0, None))
 
 
@@ -239,7 +239,7 @@ def test_rows_of_other_conditions_are_not_averaged_and_say_what_differs():
         for epochs in (10, 30)
         for seed in (0, 1)
     ]
-    assert [(s.label, s.top1) for s in summarise(rows)] == [
+    assert [(s.label, s.top1) for s in summarize(rows)] == [
         ("losa epochs=10", Stat(10.0, 0.0)),
         ("losa epochs=30", Stat(30.0, 0.0)),
     ]
@@ -247,7 +247,7 @@ def test_rows_of_other_conditions_are_not_averaged_and_say_what_differs():
 
 def test_what_validation_chose_makes_no_group():
     rows = [make_row(str(lr), lr=lr, val_score=lr, conditions={"epochs": 10}) for lr in (0.1, 0.2)]
-    assert [s.val_score for s in summarise(rows)] == [Stat(0.2, None)]
+    assert [s.val_score for s in summarize(rows)] == [Stat(0.2, None)]
 
 
 def test_costs_are_averaged_and_memory_is_the_peak():
@@ -256,5 +256,5 @@ def test_costs_are_averaged_and_memory_is_the_peak():
         make_row("b", seed=1, seconds_per_epoch=3.0, peak_memory_bytes=30),
         make_row("c", seed=2),
     ]
-    (summary,) = summarise(rows)
+    (summary,) = summarize(rows)
     assert (summary.seconds_per_epoch, summary.peak_memory_bytes, summary.store_bytes) == (2.0, 30, None)

@@ -77,12 +77,12 @@ def write(path: Path, tokens: np.ndarray, dtype: str) -> StreamedFeatures:
     return StreamedFeatures(sc.open_store(path), CPU)
 
 
-def standardised(features: StreamedFeatures, exact: Tensor, pool: Any) -> tuple[Readout, Tensor, Tensor]:
-    """A read-out that was standardised by stored tokens, what it makes of these and of the exact ones."""
+def standardized(features: StreamedFeatures, exact: Tensor, pool: Any) -> tuple[Readout, Tensor, Tensor]:
+    """A read-out that was standardized by stored tokens, what it makes of these and of the exact ones."""
     readout, pooled = Readout(features.spec, 3, pool), PooledFeatures(features)
     values = pooled.whole("train", 0, readout)
-    readout.standardise(values, pooled.rounding("train", 0, readout))
-    return readout, readout.standardised(values), readout.standardised(readout.pool(readout.normalise(exact)))
+    readout.standardize(values, pooled.rounding("train", 0, readout))
+    return readout, readout.standardized(values), readout.standardized(readout.pool(readout.normalize(exact)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -93,7 +93,7 @@ def test_the_head_reads_the_same_from_stored_and_from_exact_tokens(
 ) -> None:
     """Rounding to steps of one deviation, the coarsest that are taken, has a deviation of 0.29 of it and no mean."""
     tokens = tokens_of(np.random.default_rng(most + 9), most)
-    _, stored, exact = standardised(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), pool)
+    _, stored, exact = standardized(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), pool)
     assert (stored - exact).square().mean(dim=0).max().sqrt() < 0.5
     assert (stored - exact).mean(dim=0).abs().max() < 0.25, "new images would lie beside those that were trained on"
     torch.manual_seed(0)
@@ -103,18 +103,18 @@ def test_the_head_reads_the_same_from_stored_and_from_exact_tokens(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_varies_by_more_than_a_step_is_standardised(tmp_path: Path, dtype: str) -> None:
+def test_what_varies_by_more_than_a_step_is_standardized(tmp_path: Path, dtype: str) -> None:
     """Half a step of the coarsest format is a fiftieth of such values."""
     tokens = np.random.default_rng(0).normal(1, 0.5, (ROWS, 5, DIM)).astype(np.float32)
-    readout, stored, _ = standardised(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), "cls")
+    readout, stored, _ = standardized(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), "cls")
     torch.testing.assert_close(stored.std(dim=0, correction=0), torch.ones(DIM))
     assert readout.std.min() > 0.3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_channels_that_never_vary_are_only_centred(tmp_path: Path, dtype: str) -> None:
+def test_channels_that_never_vary_are_only_centered(tmp_path: Path, dtype: str) -> None:
     tokens = np.tile(np.linspace(-3, 5, DIM, dtype=np.float32), (ROWS, 5, 1))
-    readout, stored, exact = standardised(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), "mean")
+    readout, stored, exact = standardized(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), "mean")
     assert torch.equal(readout.std, torch.ones(DIM))
     assert stored.abs().max() < 1e-5
     assert exact.abs().max() < 0.05

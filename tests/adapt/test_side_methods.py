@@ -15,14 +15,14 @@ from adapt.methods.from_features.attentive_probe import AttentiveProbe, Attentiv
 from adapt.methods.from_features.ladder import Ladder, LadderOptions
 from adapt.methods.from_features.linear_probe import LinearProbe
 from adapt.methods.from_features.transformer_probe import TransformerProbe, TransformerProbeOptions
-from adapt.methods.table import count_params, learned_tensors, trainable
-from store.config import Section
+from adapt.methods.table import adapter_state_dict, count_params, trainable
 from store.errors import UserError
+from store.strict_model import StrictModel
 
 CLASSES, DIM, LAYERS = 5, 16, (1, 3, 4)
 LAYOUTS = [(1, (3, 4)), (0, (3, 4)), (5, (2, 3))]  # prefix tokens and grid: plain, none, with registers
 Method = type[AttentiveProbe] | type[TransformerProbe] | type[Ladder]
-METHODS: list[tuple[Method, type[Section], dict[str, Any]]] = [
+METHODS: list[tuple[Method, type[StrictModel], dict[str, Any]]] = [
     (AttentiveProbe, AttentiveProbeOptions, {}),
     (TransformerProbe, TransformerProbeOptions, {}),
     (Ladder, LadderOptions, {"reduction": 4, "num_heads": 2}),
@@ -81,14 +81,14 @@ class TestOnEveryLayout:
 @pytest.mark.parametrize(("method", "options", "chosen"), METHODS)
 class TestEveryMethod:
     def test_its_options_are_its_arguments(
-        self, method: Method, options: type[Section], chosen: dict[str, Any]
+        self, method: Method, options: type[StrictModel], chosen: dict[str, Any]
     ) -> None:
         arguments = list(inspect.signature(method).parameters.values())[2:]
         assert {argument.name: argument.default for argument in arguments} == dict(options())
         assert options.model_validate(chosen)
 
     def test_autocast_gives_nearly_the_same(
-        self, method: Method, options: type[Section], chosen: dict[str, Any]
+        self, method: Method, options: type[StrictModel], chosen: dict[str, Any]
     ) -> None:
         spec = make_spec()
         model, tokens = move(method(spec, CLASSES, **chosen)).float(), draw_tokens(spec)
@@ -100,17 +100,17 @@ class TestEveryMethod:
         assert all(tensor.grad.isfinite().all() for tensor in trainable(model).values())
 
     def test_a_copy_and_what_is_saved_give_the_same_logits(
-        self, method: Method, options: type[Section], chosen: dict[str, Any]
+        self, method: Method, options: type[StrictModel], chosen: dict[str, Any]
     ) -> None:
         spec = make_spec()
         model, fresh = move(method(spec, CLASSES, **chosen)).float(), method(spec, CLASSES, **chosen)
-        fresh.load_state_dict(learned_tensors(model), strict=False)
+        fresh.load_state_dict(adapter_state_dict(model), strict=False)
         tokens = draw_tokens(spec)
         assert torch.equal(copy.deepcopy(model)(tokens), model(tokens))
         assert torch.equal(fresh(tokens), model(tokens))
 
     def test_a_pool_without_its_tokens_is_refused(
-        self, method: Method, options: type[Section], chosen: dict[str, Any]
+        self, method: Method, options: type[StrictModel], chosen: dict[str, Any]
     ) -> None:
         with pytest.raises(
             UserError, match=r"pool 'cls' is not available: it needs tokens that are not there.*legal: mean, backbone"
@@ -157,7 +157,7 @@ def test_the_attentive_probe_is_cross_attention_of_one_query(
     spec = make_spec(prefix, grid)
     model = move(AttentiveProbe(spec, CLASSES, num_heads))
     tokens = {layer: values.double() for layer, values in draw_tokens(spec).items()}
-    x, pooler = model.readout.normalise(tokens[4]), model.pooler
+    x, pooler = model.readout.normalize(tokens[4]), model.pooler
 
     def project(weight: Tensor) -> Tensor:
         return (x @ weight.flatten(0, 1).T).unflatten(2, (num_heads, -1)).transpose(1, 2)
@@ -168,10 +168,10 @@ def test_the_attentive_probe_is_cross_attention_of_one_query(
     torch.testing.assert_close(model(tokens), model.readout.classify(pooled))
 
 
-def test_the_pooled_features_that_the_attention_adds_to_are_standardised() -> None:
+def test_the_pooled_features_that_the_attention_adds_to_are_standardized() -> None:
     spec = make_spec()
     model, tokens = AttentiveProbe(spec, CLASSES), draw_tokens(spec)
-    model.readout.standardise(torch.randn(50, 2 * DIM) * 4 + 1, torch.zeros(2 * DIM))
+    model.readout.standardize(torch.randn(50, 2 * DIM) * 4 + 1, torch.zeros(2 * DIM))
     probe = LinearProbe(spec, CLASSES)
     probe.load_state_dict(model.state_dict(), strict=False)
     assert torch.equal(model(tokens), probe(tokens))
@@ -191,7 +191,7 @@ def test_the_transformer_probe_is_one_block_before_the_final_norm(prefix: int) -
     spec = make_spec(prefix)
     model = move(TransformerProbe(spec, CLASSES, num_heads=2))
     tokens = {layer: values.double() for layer, values in draw_tokens(spec).items()}
-    expected = model.readout(model.readout.normalise(literal_block(model.block, tokens[4], num_heads=2)))
+    expected = model.readout(model.readout.normalize(literal_block(model.block, tokens[4], num_heads=2)))
     torch.testing.assert_close(model(tokens), expected)
 
 
@@ -206,7 +206,7 @@ def test_the_ladder_is_its_equations(layers: Any, used: tuple[int, ...]) -> None
     for i in range(1, len(used)):
         mu = torch.sigmoid(model.gates[i - 1] / 0.1)
         h = literal_block(model.blocks[i], mu * rungs[i] + (1 - mu) * h, num_heads=2)
-    torch.testing.assert_close(model(tokens), model.readout(model.readout.normalise(tokens[used[-1]] + model.up(h))))
+    torch.testing.assert_close(model(tokens), model.readout(model.readout.normalize(tokens[used[-1]] + model.up(h))))
 
 
 def test_the_gates_of_the_ladder_start_half_open() -> None:

@@ -117,7 +117,7 @@ def test_random_problems_end_near_their_optimum(seed: int) -> None:
         return float(total.detach()), head.grad.numpy().ravel()
 
     problem = LinearProblem(x, labels, objective)
-    solution = problem.minimise(decay, problem.zero(classes))
+    solution = problem.minimize(decay, problem.zero(classes))
     weight, bias = problem.head(solution.weights)
     ours = torch.cat([weight, bias[:, None]], dim=1).numpy().ravel()
     options = {"maxiter": 20_000, "maxfun": 50_000, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 30}
@@ -220,7 +220,7 @@ def test_without_weight_decay_it_warns_where_the_classes_are_separated_and_not_w
     x = torch.from_numpy(draw.integers(-2, 3, (int(draw.integers(3, 30)), 4))).float()
     labels = torch.from_numpy(draw.integers(0, 2, (len(x), 1) if multi else len(x)))
     problem = LinearProblem(x, labels, Objective(multi))
-    found = problem.minimise(0.0, problem.zero(1 if multi else 2)).found
+    found = problem.minimize(0.0, problem.zero(1 if multi else 2)).found
     sides = ((2 * labels.reshape(-1, 1) - 1) * torch.cat([x, torch.ones(len(x), 1)], dim=1)).numpy()
     most = -linprog(-sides.sum(axis=0), A_ub=-sides, b_ub=np.zeros(len(x)), bounds=(-1, 1)).fun
     separable = linprog(np.zeros(5), A_ub=-sides, b_ub=-np.ones(len(x)), bounds=(None, None)).success

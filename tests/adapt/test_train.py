@@ -130,7 +130,7 @@ def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyP
 class OneOfTwo(World):
     """A process of two that train together, as far as it is by itself."""
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         pass
 
 
@@ -158,7 +158,7 @@ def test_a_process_among_others_draws_its_own_dropout_and_the_same_after_an_inte
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     other = candidate(dropout=0.2)
     monkeypatch.setattr(adapt.training.loop, "world", lambda: OneOfTwo(1 - rank, 2))
-    monkeypatch.setattr(OneOfTwo, "share_of", lambda self, parts: list(parts[rank::2]))  # the same samples
+    monkeypatch.setattr(OneOfTwo, "shard", lambda self, parts: list(parts[rank::2]))  # the same samples
     fit([other], features, *rows_of(features), SETTINGS, PLAIN)
     assert not all(torch.equal(whole[name], values) for name, values in other.model.state_dict().items())
 

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor, nn
-from tuned_models import FAMILIES, backbone_of, build, build_with, disturb, draw_images, install_nothing, methods, step
+from tuned_models import FAMILIES, backbone_of, build, build_with, disturb, draw_images, inject_nothing, methods, step
 
 from adapt.config.messages import explain
 from adapt.methods.in_backbone.kronecker import KroneckerOptions
 from adapt.methods.in_backbone.linear_updates import Update, UpdatedLinear, add_update, update_tensors
 from adapt.methods.in_backbone.lora import LoRAOptions
-from adapt.methods.in_backbone.target_modules import TARGETS, Place, find_place
+from adapt.methods.in_backbone.target_modules import TARGETS, TargetModule, find_target_module
 from adapt.methods.table import trainable
 from store.errors import UserError
 
@@ -28,7 +28,7 @@ def _seed() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_starts_as_the_frozen_model_and_then_moves_every_trained_tensor(method: str, family: str) -> None:
     model, images = build(method, family), draw_images(family)
-    plain = build_with(install_nothing, family)
+    plain = build_with(inject_nothing, family)
     plain.readout.head.load_state_dict(model.readout.head.state_dict())
     torch.testing.assert_close(model(images), plain(images), rtol=1e-5, atol=1e-5)  # EVA and BEiT add the bias apart
     still = {name: tensor.clone() for name, tensor in model.named_parameters() if not tensor.requires_grad}
@@ -129,7 +129,7 @@ def test_updates_of_one_map_share_a_wrapper_and_add_up() -> None:
     parent = nn.Sequential(nn.Linear(3, 6)).requires_grad_(False)
     base, x = parent[0], torch.randn(2, 3, requires_grad=True)
     for start, by in ((0, 1.0), (4, 2.0), (1, 10.0)):
-        add_update(Place(parent, "0", start, start + 2), Shift(by))
+        add_update(TargetModule(parent, "0", start, start + 2), Shift(by))
     wrapper = parent[0]
     assert isinstance(wrapper, UpdatedLinear)
     assert wrapper.base is base
@@ -143,7 +143,7 @@ def test_updates_of_one_map_share_a_wrapper_and_add_up() -> None:
 
 def test_the_backward_pass_of_the_sum_copies_nothing() -> None:
     parent = nn.Sequential(nn.Linear(3, 6)).requires_grad_(False)
-    add_update(Place(parent, "0", 0, 2), Shift(1.0))
+    add_update(TargetModule(parent, "0", 0, 2), Shift(1.0))
     out = parent[0](torch.randn(2, 3, requires_grad=True))
     assert "AddToSlices" in type(out.grad_fn).__name__  # a CopySlices would copy the gradient of the whole output
     grad = torch.randn(2, 6)
@@ -179,11 +179,11 @@ def test_a_fused_map_of_unequal_thirds_is_refused() -> None:
     block = copy.deepcopy(backbone_of("vit").module.blocks[0])
     block.attn.qkv = nn.Linear(32, 32 + 2 * 16)
     with pytest.raises(UserError, match=r"64 wide, not three times the 32 of the attention's output \(grouped-query"):
-        find_place(block, "v")
+        find_target_module(block, "v")
 
 
 def test_narrower_k_and_v_of_their_own_are_updated_at_their_width() -> None:
     block = copy.deepcopy(backbone_of("eva, separate").module.blocks[0])
     block.attn.v_proj = nn.Linear(32, 16)
-    place = find_place(block, "v")
+    place = find_target_module(block, "v")
     assert (place.linear, place.start, place.stop) == (block.attn.v_proj, 0, 16)

@@ -149,7 +149,7 @@ def test_the_tail_reads_out_as_timm_does(family: TimmBackbone) -> None:
     expected = family.module.forward_head(features, pre_logits=True)
     last = family.tokens(pixels, [family.depth - 1])[family.depth - 1]
     assert family.tail is not None
-    torch.testing.assert_close(family.tail.pool(family.tail.normalise(last)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(family.tail.pool(family.tail.normalize(last)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_tokens_come_out_as_float32_under_autocast(tiny_backbone: TimmBackbone) -> None:
@@ -284,7 +284,7 @@ TRANSFORMS: dict[str, Any] = {
     "as it is": lambda sample: sample * 1.0,
     "cut off": lambda sample: sample.clamp(0, 1),
     "no attribute of an image": lambda sample: sample.float() + 1,
-    "centred": lambda sample: sample - sample.mean(),
+    "centered": lambda sample: sample - sample.mean(),
     "of neither": lambda sample: sample["pixels"],
     "of neither, scaled": lambda sample: sample["pixels"] * 100.0,
 }
@@ -309,8 +309,8 @@ def test_the_digest_of_a_tap_bears_rounding_and_no_more(one: Any) -> None:
 
 
 def test_images_of_a_dataset_reach_the_transform_as_rgb(tiny_backbone: TimmBackbone) -> None:
-    grey = Image.new("L", (40, 30), 77)
-    source = sc.from_datasets({"train": [(grey, 0), (grey, 1)], "test": [(grey, 0)]}, classes=["a", "b"])
+    gray = Image.new("L", (40, 30), 77)
+    source = sc.from_datasets({"train": [(gray, 0), (gray, 1)], "test": [(gray, 0)]}, classes=["a", "b"])
     assert source.splits["train"][0].mode == "RGB"
     assert tiny_backbone.transform(source.splits["train"][0]).shape == (3, 32, 32)
 
@@ -447,7 +447,7 @@ def test_options_of_a_model_are_checked(tiny_backbone: TimmBackbone, options: di
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224"])
-def test_the_tail_of_a_model_by_name_is_initialised(name: str) -> None:
+def test_the_tail_of_a_model_by_name_is_initialized(name: str) -> None:
     model = sc.create_model("linear_probe", name, 2, pool="backbone")
     width = model.readout.head.in_features
     assert torch.isfinite(model({11: torch.randn(2, shape(name).layout.num_tokens, width)})).all()

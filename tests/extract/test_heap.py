@@ -9,7 +9,7 @@ import pytest
 PAGES = 64 * 2**20 // 4096
 TAKE_AND_FREE = """
 import ctypes, resource
-from store.heap import keep_freed_memory
+from extract.forward.device import keep_freed_memory
 
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

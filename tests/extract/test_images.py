@@ -69,16 +69,16 @@ def test_alpha_is_dropped_and_not_composited() -> None:
 
 
 @pytest.mark.parametrize("transparency", [0, bytes(range(256))])
-def test_a_palette_with_transparency_keeps_its_colours_and_does_not_warn(transparency: Any) -> None:
+def test_a_palette_with_transparency_keeps_its_colors_and_does_not_warn(transparency: Any) -> None:
     image = gradient().quantize(256)
     assert np.array_equal(decode(encode(image, transparency=transparency)), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "1"])
-def test_a_transparent_colour_does_not_warn(mode: str) -> None:
-    colour = (0, 0, 0) if mode == "RGB" else 0
+def test_a_transparent_color_does_not_warn(mode: str) -> None:
+    color = (0, 0, 0) if mode == "RGB" else 0
     image = gradient().convert(mode)
-    assert np.array_equal(decode(encode(image, transparency=colour)), np.asarray(image.convert("RGB")))
+    assert np.array_equal(decode(encode(image, transparency=color)), np.asarray(image.convert("RGB")))
 
 
 def test_a_cmyk_jpeg_is_not_inverted() -> None:
@@ -91,26 +91,26 @@ def test_a_cmyk_jpeg_is_not_inverted() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_16_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
-    grey = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
-    expected = np.round(grey / 257).astype(np.uint8)
-    assert np.array_equal(decode(encode(Image.fromarray(grey), kind))[..., 0], expected)
+def test_16_bit_gray_is_scaled_and_not_clipped(kind: str) -> None:
+    gray = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
+    expected = np.round(gray / 257).astype(np.uint8)
+    assert np.array_equal(decode(encode(Image.fromarray(gray), kind))[..., 0], expected)
 
 
-def test_big_endian_16_bit_grey_is_read_right() -> None:
+def test_big_endian_16_bit_gray_is_read_right() -> None:
     image = Image.frombytes("I;16B", (2, 1), b"\xff\xff\x01\x01")
     assert np.asarray(to_rgb(image, "x"))[0, :, 0].tolist() == [255, 1]
 
 
-def test_32_bit_grey_within_16_bits_is_scaled() -> None:
-    grey = np.array([[0, 65535]], dtype=np.int32)
-    assert decode(encode(Image.fromarray(grey), "TIFF"))[0, :, 0].tolist() == [0, 255]
+def test_32_bit_gray_within_16_bits_is_scaled() -> None:
+    gray = np.array([[0, 65535]], dtype=np.int32)
+    assert decode(encode(Image.fromarray(gray), "TIFF"))[0, :, 0].tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
-def test_32_bit_grey_beyond_16_bits_is_refused(value: int) -> None:
+def test_32_bit_gray_beyond_16_bits_is_refused(value: int) -> None:
     encoded = encode(Image.fromarray(np.full((2, 2), value, dtype=np.int32)), "TIFF")
-    with pytest.raises(DecodeError, match=rf"'a/b.png' .* grey values {value} to {value} exceed 16 bits"):
+    with pytest.raises(DecodeError, match=rf"'a/b.png' .* gray values {value} to {value} exceed 16 bits"):
         decode(encoded)
 
 
@@ -122,7 +122,7 @@ def test_floating_point_pixels_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_an_animation_gives_its_first_frame(kind: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames = [Image.new("RGB", (8, 8), color) for color in ((255, 0, 0), (0, 0, 255))]
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
     encoded = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert (decode(encoded) == (255, 0, 0)).all()

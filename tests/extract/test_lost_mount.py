@@ -15,7 +15,7 @@ from extract.job.extraction import extract_tokens
 from extract.sources.open_source import open_source
 from store.config import StoreConfig
 from store.errors import JobError
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.writer import StoreWriter
 
 
@@ -70,9 +70,9 @@ def act_before(owner: type, name: str, k: int, act: Callable[[], None], patch: p
 @pytest.mark.parametrize(
     ("owner", "name", "k"),
     [
-        (Folder, "write_bytes", 0),  # of the metadata
-        (Folder, "write_bytes", 20),
-        (Folder, "write_bytes", 50),
+        (KeyValueStore, "write_bytes", 0),  # of the metadata
+        (KeyValueStore, "write_bytes", 20),
+        (KeyValueStore, "write_bytes", 50),
         (StoreWriter, "write", 0),
         (StoreWriter, "write", 3),
         (StoreWriter, "add_to_log", 3),
@@ -107,14 +107,14 @@ def test_a_store_that_is_the_disk_itself_is_not_begun_anew_below_it(
     """The folder is there without its disk, and empty: only the disk tells."""
     disk.mount("-t", "tmpfs", "tmpfs")
     with pytest.MonkeyPatch.context() as patch:
-        act_before(Folder, "write_bytes", 20, disk.lose, patch)
+        act_before(KeyValueStore, "write_bytes", 20, disk.lose, patch)
         with pytest.raises(JobError, match=r"disk/ is gone, or lies on another disk than it did: was that unmounted\?"):
             extract(image_folder, disk.place, tiny_backbone)
     assert list(disk.place.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "k"), [(Folder, "write_bytes", 20), (StoreWriter, "write", 3), (StoreWriter, "mark", 7)]
+    ("owner", "name", "k"), [(KeyValueStore, "write_bytes", 20), (StoreWriter, "write", 3), (StoreWriter, "mark", 7)]
 )
 def test_a_disk_that_fills_up_costs_the_shard_in_flight(
     image_folder: Path, tmp_path: Path, disk: Disk, tiny_backbone: TimmBackbone, owner: type, name: str, k: int

@@ -94,10 +94,10 @@ def require_own_read_out(backbone: TimmBackbone, last: Tensor, features: Tensor)
     except NotImplementedError:  # an encoder
         expected = features
     for each in (tail, stored):
-        assert torch.equal(each.normalise(last).reshape(features.shape), features)
+        assert torch.equal(each.normalize(last).reshape(features.shape), features)
         assert bool(each.unavailable) == (expected.shape != (2, backbone.dim))
         if not each.unavailable:
-            assert torch.equal(each.pool(each.normalise(last)), expected)
+            assert torch.equal(each.pool(each.normalize(last)), expected)
             assert each.can_pool(backbone.layout)
 
 

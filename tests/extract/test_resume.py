@@ -23,7 +23,7 @@ from store import writer
 from store.address import store_url
 from store.config import StoreConfig
 from store.errors import JobError, UserError
-from store.kvstore import LOCK, Folder
+from store.kvstore import LOCK, KeyValueStore
 from store.lock import BEAT_SECONDS, PATIENCE_SECONDS, Lock
 from store.reader import open_store
 
@@ -96,7 +96,7 @@ def test_a_lock_that_is_left_on_a_whole_store_is_removed(
     image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone
 ) -> None:
     extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
-    folder = Folder(store_url(str(tmp_path / "c.zarr")))
+    folder = KeyValueStore(store_url(str(tmp_path / "c.zarr")))
     Lock(folder, BEAT_SECONDS, PATIENCE_SECONDS).acquire()
     assert extract(image_folder, tmp_path / "c.zarr", tiny_backbone).shards_written == 0
     owner = folder.read_group(LOCK)

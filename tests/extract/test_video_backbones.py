@@ -152,9 +152,9 @@ def test_the_read_out_is_the_mean_of_the_frames_read_outs(framed: FrameBackbone)
     expected = framed.module.forward_head(features, pre_logits=True).reshape(2, FRAMES, -1).mean(dim=1)
     last = framed.tokens(clips, [2])[2]
     assert framed.tail is not None
-    torch.testing.assert_close(framed.tail.pool(framed.tail.normalise(last)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(framed.tail.pool(framed.tail.normalize(last)), expected, rtol=1e-5, atol=1e-5)
     stored = tail_from_arrays(framed.name, framed.model_kwargs, framed.tail.arrays(), prefix_sets=FRAMES)
-    torch.testing.assert_close(stored.pool(stored.normalise(last)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stored.pool(stored.normalize(last)), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -165,12 +165,12 @@ def test_reduced_tokens_of_frames_are_still_read_out(how: Tokens) -> None:
     layout = reduced_layout(backbone.layout, how)
     assert backbone.tail is not None
     tail = tail_from_arrays(backbone.name, backbone.model_kwargs, backbone.tail.arrays(), layout.prefix_sets)
-    normalised = tail.normalise(reduce_tokens(tokens, backbone.layout, how))
+    normalized = tail.normalize(reduce_tokens(tokens, backbone.layout, how))
     per_set = layout.num_prefix_tokens // layout.prefix_sets
-    firsts = [normalised[:, number * per_set] for number in range(layout.prefix_sets)]
+    firsts = [normalized[:, number * per_set] for number in range(layout.prefix_sets)]
     expected = torch.stack(firsts).mean(dim=0)  # this backbone reads its class token
-    torch.testing.assert_close(tail.pool(normalised), expected)
-    assert torch.equal(backbone.tail.for_sets(layout.prefix_sets).pool(normalised), tail.pool(normalised))
+    torch.testing.assert_close(tail.pool(normalized), expected)
+    assert torch.equal(backbone.tail.for_sets(layout.prefix_sets).pool(normalized), tail.pool(normalized))
     assert backbone.tail.prefix_sets == FRAMES
 
 
@@ -250,9 +250,9 @@ def test_vivits_read_out_is_what_its_classifier_reads(vivit: VivitBackbone) -> N
     expected = vivit.module(clips).last_hidden_state[:, 0]
     last = vivit.tokens(clips, [2])[2]
     assert vivit.tail is not None
-    assert torch.equal(vivit.tail.pool(vivit.tail.normalise(last)), expected)
+    assert torch.equal(vivit.tail.pool(vivit.tail.normalize(last)), expected)
     stored = tail_from_arrays(vivit.name, vivit.model_kwargs, vivit.tail.arrays())
-    assert torch.equal(stored.pool(stored.normalise(last)), expected)
+    assert torch.equal(stored.pool(stored.normalize(last)), expected)
 
 
 def test_random_weights_are_the_same_in_every_process(vivit: VivitBackbone) -> None:
@@ -541,7 +541,7 @@ def test_only_a_vivit_needs_transformers(checkpoint: Checkpoint) -> None:
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Smooth colours with sharp edges and some noise."""
+    """Smooth colors with sharp edges and some noise."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [127 + 100 * np.sin(x / 17 + y / 29), 255 * x / width, 255 * ((x // 40 + y // 40) % 2)]
     noise = np.random.default_rng(0).normal(0, 8, (height, width, 3))

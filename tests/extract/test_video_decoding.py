@@ -244,7 +244,7 @@ def test_the_rotation_of_phones_is_applied(degrees: int, turns: int, tmp_path: P
         ("odd.mp4", {"size": (37, 23), "pixels": "yuv444p"}),
         ("odd.webm", {"size": (37, 23), "codec": "libvpx-vp9"}),
         ("deep.mp4", {"pixels": "yuv420p10le"}),
-        ("grey.mp4", {"pixels": "gray"}),
+        ("gray.mp4", {"pixels": "gray"}),
         ("lossless.mkv", {"codec": "ffv1", "pixels": "bgr0"}),
         (
             "wide_pixels.mp4",
@@ -258,8 +258,8 @@ def test_any_size_and_depth_becomes_8_bit_rgb_of_the_coded_size(name: str, optio
     for frame, original in zip(taken(path, 6)[0], drawn(6, width, height), strict=True):
         assert frame.dtype == np.uint8
         assert frame.shape == (height, width, 3)
-        colours = "gray" if "grey" in name else "rgb24"
-        assert np.abs(frame.mean((0, 1)) - original.to_ndarray(format=colours).mean((0, 1))).max() < 12
+        colors = "gray" if "gray" in name else "rgb24"
+        assert np.abs(frame.mean((0, 1)) - original.to_ndarray(format=colors).mean((0, 1))).max() < 12
 
 
 # --- refusal of what is no video, or a damaged one

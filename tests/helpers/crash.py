@@ -10,7 +10,7 @@ from unittest import mock
 
 import tensorstore as ts
 
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 
 
 class KilledError(BaseException):
@@ -52,9 +52,9 @@ def before_each_write(step: Callable[[], None]) -> Iterator[None]:
         return write
 
     with (
-        mock.patch.object(Folder, "write_bytes", stepped(Folder.write_bytes)),
-        mock.patch.object(Folder, "write_files", stepped(Folder.write_files)),
-        mock.patch.object(Folder, "_remove", stepped(Folder._remove)),
+        mock.patch.object(KeyValueStore, "write_bytes", stepped(KeyValueStore.write_bytes)),
+        mock.patch.object(KeyValueStore, "write_files", stepped(KeyValueStore.write_files)),
+        mock.patch.object(KeyValueStore, "_remove", stepped(KeyValueStore._remove)),
         mock.patch.object(ts.TensorStore, "write", stepped(ts.TensorStore.write)),
     ):
         yield

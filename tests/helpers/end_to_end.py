@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapt.features.feature_sources import spec_of_backbone
 from adapt.methods.in_backbone.merge import merge, unmerge
-from adapt.methods.table import METHODS, build_model, learned_tensors, trainable
+from adapt.methods.table import METHODS, adapter_state_dict, build_model, trainable
 from extract.backbones.timm_vit import TimmBackbone
 from extract.backbones.weights import load_model
 from extract.config import BackboneConfig
@@ -95,7 +95,7 @@ class EndToEnd:
     ) -> None:
         inputs, model = draw(backbone), tune(method, options, backbone)
         move(model, inputs)
-        saved = {name: tensor.detach().clone() for name, tensor in learned_tensors(copy.deepcopy(model)).items()}
+        saved = {name: tensor.detach().clone() for name, tensor in adapter_state_dict(copy.deepcopy(model)).items()}
         for state in (saved, model.state_dict()):
             fresh = tune(method, options, backbone)
             shake(fresh)

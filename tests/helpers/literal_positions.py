@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def literal_convolution(v: Tensor, conv: Any, prefix: int, grid: tuple[int, ...]) -> Tensor:
-    """Every patch: the sum over its neighbours on the grid, and itself."""
+    """Every patch: the sum over its neighbors on the grid, and itself."""
     local, places = torch.zeros_like(v), list(product(*map(range, grid)))
     for here, place in enumerate(places, start=prefix):
         local[:, here] = conv.bias
         for way in product((-1, 0, 1), repeat=len(grid)):
-            neighbour = tuple(map(add, place, way))
-            if neighbour in places:
+            neighbor = tuple(map(add, place, way))
+            if neighbor in places:
                 weight = conv.weight[(slice(None), 0, *(1 + step for step in way))]
-                local[:, here] += weight * v[:, prefix + places.index(neighbour)]
+                local[:, here] += weight * v[:, prefix + places.index(neighbor)]
     return local
 
 

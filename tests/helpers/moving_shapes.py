@@ -18,7 +18,7 @@ Frames = list[Image.Image]
 
 def draw_clip(motion: str, draw: np.random.Generator) -> Frames:
     """A bright disc that leaves at the right and comes in again at the left, or goes round a circle clockwise."""
-    colour, background = draw.integers(200, 256, 3), draw.integers(0, 40, 3)
+    color, background = draw.integers(200, 256, 3), draw.integers(0, 40, 3)
     start, speed, radius = draw.uniform(0, 1), draw.uniform(0.1, 0.15), draw.uniform(9, 11)
     height, orbit = draw.uniform(0.25, 0.75) * SIDE, draw.uniform(14, 20)
     frames = []
@@ -26,14 +26,14 @@ def draw_clip(motion: str, draw: np.random.Generator) -> Frames:
         place = turn % 1 * SIDE, height
         if motion == "clockwise":  # the y axis points down
             place = SIDE / 2 + orbit * math.cos(2 * math.pi * turn), SIDE / 2 + orbit * math.sin(2 * math.pi * turn)
-        frames.append(_disc(*place, radius, tuple(colour.tolist()), tuple(background.tolist())))
+        frames.append(_disc(*place, radius, tuple(color.tolist()), tuple(background.tolist())))
     return frames
 
 
-def _disc(x: float, y: float, radius: float, colour: tuple[int, ...], background: tuple[int, ...]) -> Image.Image:
+def _disc(x: float, y: float, radius: float, color: tuple[int, ...], background: tuple[int, ...]) -> Image.Image:
     image = Image.new("RGB", (SIDE, SIDE), background)
-    for centre in (x - SIDE, x, x + SIDE):  # what leaves on one side is seen on the other
-        ImageDraw.Draw(image).ellipse((centre - radius, y - radius, centre + radius, y + radius), fill=colour)
+    for center in (x - SIDE, x, x + SIDE):  # what leaves on one side is seen on the other
+        ImageDraw.Draw(image).ellipse((center - radius, y - radius, center + radius, y + radius), fill=color)
     return image
 
 

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from rich.console import Console
 
 from adapt.report.page import print_table
-from adapt.report.seed_averages import summarise
+from adapt.report.seed_averages import summarize
 from adapt.run_dir.results import Row
 
 
@@ -41,7 +41,7 @@ def make_row(method: str = "losa", seed: int = 0, **changes) -> Row:
 
 def terminal(rows: list[Row], width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_table(summarise(rows), console)
+    print_table(summarize(rows), console)
     return console.file.getvalue()
 
 

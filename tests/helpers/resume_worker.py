@@ -28,7 +28,7 @@ from extract.sources.open_source import open_source
 from store.address import store_url
 from store.config import Layers, StoreConfig
 from store.growing.growth import read_known
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 
 RECIPE = BackboneConfig(
     name="vit_tiny_patch16_224",
@@ -72,7 +72,7 @@ class Job:
         data = DataConfig(source="folder", root=self.images)
         stored = StoreConfig(path=str(store), dtype=self.dtype, shard_samples=2, layers=self.layers)  # type: ignore[arg-type]
         config = ExtractConfig(batch_size=1, device="cpu", workers=self.workers)
-        source = open_source(data, read_known(Folder(store_url(store))))
+        source = open_source(data, read_known(KeyValueStore(store_url(store))))
         return extract_tokens(source, self.backbone, data, stored, config, RECIPE).shards_written
 
     def start(self, store: Path, trace: Path | None = None) -> Run:

@@ -10,7 +10,7 @@ from benchmarks.made_up import encode
 from store.address import store_url
 from store.arrays import SKIPPED, STORED, open_schema, read_rms
 from store.dtypes import Encoded, decode_numpy
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
 from store.writer import Listing, StoreWriter, create_store
@@ -78,8 +78,8 @@ def expected(split: str, layer: int, dtype: str) -> np.ndarray:
     return decode_numpy(encode(values(split, layer), dtype, RMS[layer]), dtype, RMS[layer])
 
 
-def url_folder(path: Path | str) -> Folder:
-    return Folder(store_url(path))
+def url_folder(path: Path | str) -> KeyValueStore:
+    return KeyValueStore(store_url(path))
 
 
 def create(path: Path | str, wanted: Schema) -> StoreWriter:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.in_backbone.kronecker import install_kronecker
+from adapt.methods.in_backbone.kronecker import inject_kronecker
 from adapt.methods.in_backbone.linear_updates import update_tensors
-from adapt.methods.in_backbone.lora import install_lora, install_lora_fix
+from adapt.methods.in_backbone.lora import inject_lora, inject_lora_fix
 from adapt.methods.in_backbone.target_modules import Vit
 from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
 from adapt.methods.table import count_params
@@ -40,10 +40,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # install, options
 METHODS: dict[str, tuple[Install, dict[str, Any]]] = {
-    "lora": (install_lora, {"rank": 2, "alpha": 3.0}),
-    "lora_fix": (install_lora_fix, {"rank": 2}),
-    "kronecker": (install_kronecker, {"n": 4, "rank": 2, "scale": 0.5, "bias": True}),
-    "kronecker of slow rank 2": (install_kronecker, {"n": 4, "slow_rank": 2, "scale": 0.5, "bias": True}),
+    "lora": (inject_lora, {"rank": 2, "alpha": 3.0}),
+    "lora_fix": (inject_lora_fix, {"rank": 2}),
+    "kronecker": (inject_kronecker, {"n": 4, "rank": 2, "scale": 0.5, "bias": True}),
+    "kronecker of slow rank 2": (inject_kronecker, {"n": 4, "slow_rank": 2, "scale": 0.5, "bias": True}),
 }
 
 
@@ -74,7 +74,7 @@ def build_with(install: Install, family: str = "vit", **options: Any) -> Tuned:
     return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install, **options)
 
 
-def install_nothing(vit: Vit) -> None:
+def inject_nothing(vit: Vit) -> None:
     """The frozen model under the read-out."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from store.kvstore import LOCK, Folder
+from store.kvstore import LOCK, KeyValueStore
 from store.writer import StoreWriter
 
 DATA, COMMIT, METADATA, NOTHING = "data", "commit", "metadata", "nothing"
@@ -64,8 +64,8 @@ def trace_writes(path: Path) -> None:
     wrap(StoreWriter, "write", DATA, shard)
     wrap(StoreWriter, "mark", COMMIT, shard)
     for name in ("write_bytes", "write_if"):
-        wrap(Folder, name, METADATA, lambda folder, key, *given: str(key))
-    wrap(Folder, "_remove", METADATA, lambda folder, keys: "deletion")
+        wrap(KeyValueStore, name, METADATA, lambda folder, key, *given: str(key))
+    wrap(KeyValueStore, "_remove", METADATA, lambda folder, keys: "deletion")
 
 
 def dask_setup(worker: object) -> None:

@@ -23,7 +23,7 @@ from adapt.adaptor import load_adaptor
 from adapt.config.pipeline import Config
 from store.address import store_url
 from store.errors import JobError
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.lock import hold
 
 ROOT = Path(__file__).parents[2]
@@ -324,7 +324,7 @@ def test_damaged_shards_are_listed_and_extracted_anew(command: Command, job: Pat
 
 def test_a_second_job_on_a_store_is_refused(command: Command, job: Path) -> None:
     path = job / "held.zarr"
-    with hold(Folder(store_url(path))):
+    with hold(KeyValueStore(store_url(path))):
         status, _, err = command("extract", job / "pipeline.yaml", "-o", f"store.path={path}")
     assert status == 1
     assert "is in use by" in err

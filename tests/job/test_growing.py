@@ -29,7 +29,7 @@ from store.address import store_url
 from store.config import Layers, StoreConfig
 from store.errors import ChangedError, JobError, UserError
 from store.growing.growth import read_known
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.reader import open_store
 from store.verify import verify_store
 
@@ -70,7 +70,7 @@ def extract(
 ) -> Extraction:
     """As the command does: a source that knows the store."""
     data = data_of(images, **options)
-    source = open_source(data, read_known(Folder(store_url(store))))
+    source = open_source(data, read_known(KeyValueStore(store_url(store))))
     return extract_source(source, data, store, backbone, dtype, layers)
 
 
@@ -321,7 +321,7 @@ def test_a_kill_at_any_write_of_growth_costs_no_byte(
 
 def reads_or_refuses(store: Path, before: dict[int, np.ndarray]) -> bool:
     """Whether opening a store that was killed is refused; else the rows of its full shards are what they were."""
-    if (store / "_log/next/zarr.json").exists() and Folder(store_url(store)).read_group("_log/next"):
+    if (store / "_log/next/zarr.json").exists() and KeyValueStore(store_url(store)).read_group("_log/next"):
         for read in (open_store, verify_store):
             with pytest.raises(
                 JobError, match="was interrupted, or is under way; run the same `sidecache extract` again"
@@ -358,7 +358,7 @@ def test_workers_let_a_store_grow_to_the_same_bytes(images: Path, tmp_path: Path
     add(images, "train", "a")
     extract(images, tmp_path / "alone.zarr", tiny_backbone, "int8", [0, 1])
     data = data_of(images)
-    source = open_source(data, read_known(Folder(store_url(tmp_path / "c.zarr"))))
+    source = open_source(data, read_known(KeyValueStore(store_url(tmp_path / "c.zarr"))))
     many = ExtractConfig(device="cpu", batch_size=3, workers=2)
     extract_source(source, data, tmp_path / "c.zarr", tiny_backbone, "int8", [0, 1], many)
     assert contents(tmp_path / "c.zarr") == contents(tmp_path / "alone.zarr")
@@ -443,7 +443,7 @@ def test_growth_that_cannot_fit_is_refused_before_anything_changes(
     extract(images, tmp_path / "c.zarr", tiny_backbone, layers=[1])
     before = contents(tmp_path / "c.zarr")
     add(images, "train", "a")
-    monkeypatch.setattr("extract.job.open_store.free_bytes", lambda url: 100)
+    monkeypatch.setattr("extract.job.open_store.free_disk_bytes", lambda url: 100)
     with pytest.raises(JobError, match="4 samples need"):
         extract(images, tmp_path / "c.zarr", tiny_backbone, layers=[1])
     shutil.rmtree(images / "train")

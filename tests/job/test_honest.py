@@ -1,4 +1,4 @@
-"""Honest numbers: what is chosen, trained, standardised and weighted by training and validation rows alone.
+"""Honest numbers: what is chosen, trained, standardized and weighted by training and validation rows alone.
 
 The test split is read once a chosen model, after all else; whatever decides an outcome makes a trial, and a search, of
 its own.

@@ -572,10 +572,10 @@ def test_tensors_of_another_type_or_without_a_value_are_refused(
     adaptor: Callable[..., str], tiny_backbone: TimmBackbone
 ) -> None:
     import sidecache as sc
-    from adapt.methods.table import learned_tensors
+    from adapt.methods.table import adapter_state_dict
 
     right = {
-        name: tensor.detach() for name, tensor in learned_tensors(sc.create_model("losa", tiny_backbone, 3)).items()
+        name: tensor.detach() for name, tensor in adapter_state_dict(sc.create_model("losa", tiny_backbone, 3)).items()
     }
     name = next(iter(right))
     for tensor in (right[name].to(torch.int8), right[name].double(), torch.full_like(right[name], torch.nan)):

@@ -10,7 +10,7 @@ from adapt.config.pipeline import Config
 from adapt.job.feature_set import Inputs, open_origin
 from store.address import store_url
 from store.arrays import LOG
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 
 MakeConfig = Callable[..., Config]
 
@@ -51,7 +51,7 @@ def test_samples_that_went_forward_again_for_added_layers_count_again(tiny_confi
     sc.extract(tiny_config("store.layers={last: 1}"))
     sc.extract(config)
     assert open_origin(config, Inputs(config), print).costs.forward_samples == 2 * (24 + 12)
-    folder = Folder(store_url(config.store.path))
+    folder = KeyValueStore(store_url(config.store.path))
     log = folder.read_group(LOG) or {}
     del log["forward_samples"]  # as stores are that were made before it was counted
     folder.write_group(LOG, log)

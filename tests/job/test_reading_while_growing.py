@@ -30,7 +30,7 @@ from store.arrays import require_store
 from store.errors import JobError
 from store.growing.added_layers import MARKS_OF_ADDED, begin_layers, finish_layers
 from store.growing.growth import grow, read_known
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.lock import hold
 from store.reader import Store, open_store
 from store.schema import Schema, SplitInfo
@@ -233,10 +233,10 @@ def test_what_a_job_knows_of_a_store_that_grows_meanwhile_fits_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     """Growth comes whole, or stops half-way, at each of the files that are read."""
-    path, calls, read = tmp_path / "c.zarr", 0, Folder.read_bytes
+    path, calls, read = tmp_path / "c.zarr", 0, KeyValueStore.read_bytes
     make(path, dtype="float32")
 
-    def meanwhile(folder: Folder, key: str) -> bytes | None:
+    def meanwhile(folder: KeyValueStore, key: str) -> bytes | None:
         nonlocal calls
         calls += 1
         if calls == call:
@@ -244,7 +244,7 @@ def test_what_a_job_knows_of_a_store_that_grows_meanwhile_fits_together(
                 add_samples(path)
         return read(folder, key)
 
-    monkeypatch.setattr(Folder, "read_bytes", meanwhile)
+    monkeypatch.setattr(KeyValueStore, "read_bytes", meanwhile)
     known = read_known(small_store.url_folder(path))
     assert known is not None
     assert {split: len(ids) for split, ids in known.ids.items()} in (SMALL, LARGE)
@@ -379,7 +379,7 @@ def test_all_processes_that_train_together_have_the_store_of_the_one_that_leads(
     sc.extract(config)
 
     class Follower(World):
-        def tell(self, value: Any) -> Any:
+        def broadcast(self, value: Any) -> Any:
             return json.loads(led) if value is None else value
 
     monkeypatch.setattr(origin, "world", lambda: Follower(1, 2))

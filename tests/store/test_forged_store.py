@@ -15,7 +15,7 @@ from store_jobs import Jobs, renew, state
 from extract.backbones.backbone import TimmBackbone
 from store.arrays import open_schema, shard_arrays
 from store.errors import JobError, UserError
-from store.kvstore import CONTENT, Folder, _content_digest
+from store.kvstore import CONTENT, KeyValueStore, _content_digest
 from store.schema import Schema, SplitInfo
 
 ELSEWHERE = ("../../victim/folder", "train/../../../victim/folder", "/", "..", ".", "", "a/b")
@@ -51,13 +51,13 @@ NUMERIC: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
-def schema_of(folder: Folder) -> Schema:
+def schema_of(folder: KeyValueStore) -> Schema:
     schema = open_schema(folder)
     assert schema is not None
     return schema
 
 
-def forge(folder: Folder, changes: dict[str, Any], everywhere: bool = False) -> None:
+def forge(folder: KeyValueStore, changes: dict[str, Any], everywhere: bool = False) -> None:
     """The schema says something else and, if that is wanted, the metadata of all arrays agree."""
     forged = schema_of(folder).model_copy(update=changes)
     arrays = {split: shard_arrays(forged, split) for split in (forged.splits if everywhere else ())}
@@ -159,7 +159,7 @@ def test_a_log_of_other_than_costs_is_refused(fresh: Jobs, log: dict[str, Any]) 
     assert unlike({name: found[name] for name in ("inspect", "train", "repair")}, "refused: ") == {}
 
 
-ARRAYS: dict[str, Callable[[Folder], None]] = {
+ARRAYS: dict[str, Callable[[KeyValueStore], None]] = {
     "fewer labels": lambda f: f.write_array("train/label", np.zeros(3, np.int64), ["sample"]),
     "labels of no class": lambda f: f.write_array("train/label", np.full(6, 2**62), ["sample"]),
     "negative labels": lambda f: f.write_array("train/label", np.full(6, -(2**62)), ["sample"]),
@@ -181,7 +181,7 @@ ARRAYS: dict[str, Callable[[Folder], None]] = {
 }
 
 
-def forge_whole(folder: Folder, name: str, changes: dict[str, Any], content: bytes | None = None) -> None:
+def forge_whole(folder: KeyValueStore, name: str, changes: dict[str, Any], content: bytes | None = None) -> None:
     """Another description of an array in one chunk, or another content too, with the digest that fits."""
     document = {**(folder.read_node(name) or {}), **changes}
     key = f"{name}/c/0"

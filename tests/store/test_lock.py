@@ -20,7 +20,7 @@ from small_store import contents, url_folder
 
 from store import lock as lock_module
 from store.errors import JobError
-from store.kvstore import LOCK, Folder
+from store.kvstore import LOCK, KeyValueStore
 from store.lock import Lock, hold, read_owner
 from store.verify import verify_store
 from store.writer import StoreWriter
@@ -31,11 +31,11 @@ KEY = f"{LOCK}/zarr.json"
 JOB = f"""
 import sys
 from store.address import store_url
-from store.kvstore import Folder
+from store.kvstore import KeyValueStore
 from store.errors import JobError
 from store.lock import hold
 
-with hold(Folder(store_url(sys.argv[1])), {BEAT}, {PATIENCE}) as lock:
+with hold(KeyValueStore(store_url(sys.argv[1])), {BEAT}, {PATIENCE}) as lock:
     print("held", flush=True)
     for _ in sys.stdin:
         try:
@@ -104,7 +104,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "_machine", lambda: "elsewhere")
 
 
-def new_lock(folder: Folder) -> Lock:
+def new_lock(folder: KeyValueStore) -> Lock:
     return Lock(folder, BEAT, PATIENCE)
 
 
@@ -254,7 +254,7 @@ def test_of_many_that_reach_for_it_one_gets_it(tmp_path: Path, place: str) -> No
     assert all("is in use by" in text for text in refused)
 
 
-def write_owner(folder: Folder, **changes: Any) -> None:
+def write_owner(folder: KeyValueStore, **changes: Any) -> None:
     folder.write_group(LOCK, lock_module.this_process() | {"beats": 3} | changes)
 
 

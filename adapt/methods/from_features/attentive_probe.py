@@ -1,11 +1,11 @@
 """Attentive probe: one cross-attention that learns where to look in the last layer's tokens.
 
-With normalised tokens x_1 ... x_N (d wide) of the last layer and, for each head h, a query q_h,
+With normalized tokens x_1 ... x_N (d wide) of the last layer and, for each head h, a query q_h,
 
     a_h = softmax_n(q_h . K_h x_n / sqrt(d / heads))
     z   = pooled + W_out [V_h sum_n a_hn x_n]_h
 
-and the classifier reads z, standardised. K_h and V_h are d -> d / heads; no biases (that of K_h would cancel in the
+and the classifier reads z, standardized. K_h and V_h are d -> d / heads; no biases (that of K_h would cancel in the
 softmax, those of V_h and W_out in the classifier's own). d + 2d^2 + dw parameters, for a pooling w wide.
 
 The pooler is that of the evaluations of AIM (arXiv 2401.08541) and V-JEPA (arXiv 2404.08471). Ours: what it finds is
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
 from adapt.methods.from_features.transformer_probe import check_divides
 from adapt.methods.readout import Pool, Readout
-from store.config import PositiveInt, Section
+from store.config import PositiveInt
 from store.errors import UserError
+from store.strict_model import StrictModel
 
 
-class AttentiveProbeOptions(Section):
+class AttentiveProbeOptions(StrictModel):
     """Options of `attentive_probe`; see `AttentiveProbe`."""
 
     num_heads: PositiveInt = 8
@@ -84,5 +85,5 @@ class AttentiveProbe(nn.Module):
 
     def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
         """Logits from {layer: (batch, tokens, dim)}."""
-        normalised = self.readout.normalise(tokens[self.layers[-1]])
-        return self.readout.classify(self.readout.pool(normalised) + self.pooler(normalised))
+        normalized = self.readout.normalize(tokens[self.layers[-1]])
+        return self.readout.classify(self.readout.pool(normalized) + self.pooler(normalized))

@@ -29,12 +29,13 @@ from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
 from adapt.methods.from_features.losa import choose_layers
 from adapt.methods.from_features.transformer_probe import check_divides
 from adapt.methods.readout import Pool, Readout
-from store.config import Layers, PositiveInt, Section
+from store.config import Layers, PositiveInt
+from store.strict_model import StrictModel
 
 _TEMPERATURE = 0.1  # T
 
 
-class LadderOptions(Section):
+class LadderOptions(StrictModel):
     """Options of `ladder`; see `Ladder`."""
 
     reduction: PositiveInt = 8
@@ -91,5 +92,5 @@ class Ladder(nn.Module):
                 rung = mu * rung + (1 - mu) * h
             h = block(rung)
         last = tokens[self.layers[-1]]
-        logits: Tensor = self.readout(self.readout.normalise(last + self.up(h)))
+        logits: Tensor = self.readout(self.readout.normalize(last + self.up(h)))
         return logits

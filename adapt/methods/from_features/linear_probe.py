@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
 from adapt.methods.readout import Pool, Readout
-from store.config import Section
+from store.strict_model import StrictModel
 
 
-class LinearProbeOptions(Section):
+class LinearProbeOptions(StrictModel):
     """Options of `linear_probe`."""
 
     pool: Pool = "auto"
@@ -30,5 +30,5 @@ class LinearProbe(nn.Module):
 
     def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
         """Logits from {layer: (batch, tokens, dim)}."""
-        logits: Tensor = self.readout(self.readout.normalise(tokens[self.layers[-1]]))
+        logits: Tensor = self.readout(self.readout.normalize(tokens[self.layers[-1]]))
         return logits

@@ -33,15 +33,16 @@ from torch.nn import functional as F
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
 from adapt.methods.from_features.token_mixer import Mixer
 from adapt.methods.readout import Pool, Readout
-from store.config import Layers, PositiveInt, Section
+from store.config import Layers, PositiveInt
 from store.errors import UserError
 from store.layout import resolve_layers
+from store.strict_model import StrictModel
 
 Norm = Literal["layer", "backbone", "none"]
 Add = Literal["before_norm", "after_norm"]
 
 
-class LoSAOptions(Section):
+class LoSAOptions(StrictModel):
     """Options of `losa`; see `LoSA`."""
 
     rank: PositiveInt = 64
@@ -63,7 +64,7 @@ class LoSA(nn.Module):
         num_classes: width of the classifier.
         rank: r, width of the channel bottleneck.
         token_rank: s, width of the bottleneck of an image's tokens, or of those of every frame; 0 for no such mixing.
-        norm: how b_i is normalised: `layer` (LayerNorm without parameters), `backbone` (its final norm), `none`.
+        norm: how b_i is normalized: `layer` (LayerNorm without parameters), `backbone` (its final norm), `none`.
         add: whether y_L is added to b_L before the backbone's final norm or after it.
         pool: what the classifier reads; see `adapt.methods.readout.Readout`.
         layers: which of the layers to use, as in `store.layers`.
@@ -107,19 +108,19 @@ class LoSA(nn.Module):
         """Logits from {layer: (batch, tokens, dim)}."""
         y: Tensor | None = None
         for layer, mixer in zip(self.layers, self.mixers, strict=True):
-            x = self._normalise(tokens[layer])
+            x = self._normalize(tokens[layer])
             x = x.to(_precision(x))  # once, and not in every product: half the memory that is read and kept
             y = mixer(x) if y is None else y + mixer(x + y)
         assert y is not None
         last = tokens[self.layers[-1]]
-        summed = self.readout.normalise(last + y) if self.add == "before_norm" else self.readout.normalise(last) + y
+        summed = self.readout.normalize(last + y) if self.add == "before_norm" else self.readout.normalize(last) + y
         logits: Tensor = self.readout(summed)
         return logits
 
-    def _normalise(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def _normalize(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         if self.norm == "layer":
             return F.layer_norm(tokens, tokens.shape[-1:])
-        return self.readout.normalise(tokens) if self.norm == "backbone" else tokens
+        return self.readout.normalize(tokens) if self.norm == "backbone" else tokens
 
 
 def _precision(tokens: Float[Tensor, "..."]) -> torch.dtype:

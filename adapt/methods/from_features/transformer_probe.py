@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
 from adapt.methods.readout import Pool, Readout
-from store.config import PositiveInt, Section
+from store.config import PositiveInt
 from store.errors import UserError
+from store.strict_model import StrictModel
 
 
-class TransformerProbeOptions(Section):
+class TransformerProbeOptions(StrictModel):
     """Options of `transformer_probe`; see `TransformerProbe`."""
 
     num_heads: PositiveInt = 8
@@ -50,7 +51,7 @@ class TransformerProbe(nn.Module):
 
     def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
         """Logits from {layer: (batch, tokens, dim)}."""
-        logits: Tensor = self.readout(self.readout.normalise(self.block(tokens[self.layers[-1]])))
+        logits: Tensor = self.readout(self.readout.normalize(self.block(tokens[self.layers[-1]])))
         return logits
 
 

@@ -30,7 +30,7 @@ _MAP: dict[Sublayer, str] = {"attention": "attention.o_proj", "mlp": "mlp.fc2"}
 
 
 class AdapterOptions(TunedOptions):
-    """Options of `adapter`; see `install_adapters`."""
+    """Options of `adapter`; see `inject_adapters`."""
 
     bottleneck: PositiveInt = 64
     places: Places = Field(["attention", "mlp"], description="attention, mlp or both")
@@ -38,7 +38,7 @@ class AdapterOptions(TunedOptions):
 
 
 class AdapterDropOptions(AdapterOptions):
-    """Options of `adapter_drop`; see `install_adapters`."""
+    """Options of `adapter_drop`; see `inject_adapters`."""
 
     layers: Layers = Field([-1], description="a list such as [10, 11], {every: k}, {last: n} or all")
 
@@ -56,7 +56,7 @@ class Adapter(nn.Module):
         return adapted
 
 
-def install_adapters(
+def inject_adapters(
     vit: Vit,
     bottleneck: int = 64,
     places: Sequence[Sublayer] = ("attention", "mlp"),

@@ -20,7 +20,7 @@ from store.errors import UserError
 
 
 class CompacterOptions(TunedOptions):
-    """Options of `compacter`; see `install_compacter`."""
+    """Options of `compacter`; see `inject_compacter`."""
 
     bottleneck: PositiveInt = 64
     n: PositiveInt = 4
@@ -53,7 +53,7 @@ class KroneckerLinear(nn.Module):
         return torch.add(inner.flatten(2) @ outer, self.bias)
 
 
-def install_compacter(vit: Vit, bottleneck: int = 64, n: int = 4, rank: int = 1) -> None:
+def inject_compacter(vit: Vit, bottleneck: int = 64, n: int = 4, rank: int = 1) -> None:
     """Put factorised adapters behind the attention and the MLP of every block.
 
     Args:

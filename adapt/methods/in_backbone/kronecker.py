@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.methods.in_backbone.linear_updates import LEGAL_TARGETS, Target, Targets, Update, add_update, frozen_linear
-from adapt.methods.in_backbone.target_modules import Place, Vit
+from adapt.methods.in_backbone.target_modules import TargetModule, Vit
 from adapt.methods.in_backbone.tuned_backbone import TunedOptions
 from store.config import PositiveInt
 from store.errors import UserError
 
 
 class KroneckerOptions(TunedOptions):
-    """Options of `kronecker`; see `install_kronecker`."""
+    """Options of `kronecker`; see `inject_kronecker`."""
 
     n: PositiveInt = 32
     rank: PositiveInt = 1
@@ -151,7 +151,7 @@ def _factors(rows: Float[Tensor, "n_rank width"], like: Float[Tensor, "n width r
     return rows.view(len(like), -1, like.shape[1]).mT
 
 
-def install_kronecker(
+def inject_kronecker(
     vit: Vit,
     n: int = 32,
     rank: int = 1,
@@ -186,7 +186,7 @@ def install_kronecker(
             add_update(place, KroneckerUpdate(linear, outputs, slow[target], n, rank, scale, shared))
 
 
-def _check(n: int, bias: bool, places: list[Place]) -> None:
+def _check(n: int, bias: bool, places: list[TargetModule]) -> None:
     widths = {_outputs(place) for place in places}
     common = math.gcd(*widths, *(frozen_linear(place).in_features for place in places))
     if common % n:
@@ -198,7 +198,7 @@ def _check(n: int, bias: bool, places: list[Place]) -> None:
         )
 
 
-def _outputs(place: Place) -> int:
+def _outputs(place: TargetModule) -> int:
     return place.stop - place.start
 
 

@@ -4,7 +4,7 @@
 
 conv is a depthwise 3 x 3 convolution, with a bias, of V on the patch grid: 10 d parameters a block. Ours: where a block
 sees a clip, it is 3 x 3 x 3, on the grid of time, height and width, with 28 d; prefix tokens neither enter it nor get
-anything from it; it starts at zero; where an attention normalises its output before W_o, conv(V) is added before the
+anything from it; it starts at zero; where an attention normalizes its output before W_o, conv(V) is added before the
 norm.
 
 The backbone's own attention runs as it is, fused kernel included: V is read where its projection gives it out, and
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapt.methods.in_backbone.target_modules import Place, Vit, find_place
+from adapt.methods.in_backbone.target_modules import TargetModule, Vit, find_target_module
 from store.errors import UserError
 from store.layout import TokenLayout
 
@@ -76,17 +76,17 @@ class LocalEncoding(nn.Module):
         return (args[0] + self(v),)
 
 
-def install_lepe(vit: Vit) -> None:
+def inject_lepe(vit: Vit) -> None:
     """Add conv(V) to the output of every attention.
 
     Raises:
         UserError: the backbone has no V in its blocks, or fewer heads in V than in Q.
     """
     for block in vit.blocks:
-        _install(find_place(block, "v"), find_place(block, "proj").linear, vit.layout)
+        _install(find_target_module(block, "v"), find_target_module(block, "proj").linear, vit.layout)
 
 
-def _install(v: Place, proj: nn.Module, layout: TokenLayout) -> None:
+def _install(v: TargetModule, proj: nn.Module, layout: TokenLayout) -> None:
     width = proj.in_features
     if v.stop - v.start != width:
         raise UserError(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from adapt.methods.in_backbone.target_modules import TARGETS, Place
+from adapt.methods.in_backbone.target_modules import TARGETS, TargetModule
 
 Target = Literal["q", "k", "v", "proj", "fc1", "fc2"]
 LEGAL_TARGETS = f"a list of {', '.join(TARGETS)}, each of them once"
@@ -123,7 +123,7 @@ class _AddToSlices(torch.autograd.Function):
         return grad, None, *(grad[..., start:stop] for start, stop in ctx.slices)
 
 
-def add_update(place: Place, update: Update) -> None:
+def add_update(place: TargetModule, update: Update) -> None:
     """Put an update on a linear map, beside those that it may have."""
     linear = place.linear
     if not isinstance(linear, UpdatedLinear):
@@ -133,7 +133,7 @@ def add_update(place: Place, update: Update) -> None:
     linear.add(update, place.start, place.stop)
 
 
-def frozen_linear(place: Place) -> nn.Linear:
+def frozen_linear(place: TargetModule) -> nn.Linear:
     """The linear map itself, updated or not."""
     linear = place.linear
     linear = linear.base if isinstance(linear, UpdatedLinear) else linear

@@ -22,7 +22,7 @@ from store.config import PositiveInt
 
 
 class LoRAOptions(TunedOptions):
-    """Options of `lora` and `lora_fix`; see `install_lora`."""
+    """Options of `lora` and `lora_fix`; see `inject_lora`."""
 
     rank: PositiveInt = 4
     alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = Field(
@@ -53,7 +53,7 @@ class LowRankUpdate(Update):
         return self.up @ self.down * self.scale
 
 
-def install_lora(
+def inject_lora(
     vit: Vit,
     rank: int = 4,
     alpha: float | None = None,
@@ -73,8 +73,8 @@ def install_lora(
         add_update(place, LowRankUpdate(frozen_linear(place), place.stop - place.start, rank, scale, dropout))
 
 
-def install_lora_fix(vit: Vit, **options: Any) -> None:
-    """As `install_lora`, with its options, but the down-projections stay as they were drawn."""
-    install_lora(vit, **options)
+def inject_lora_fix(vit: Vit, **options: Any) -> None:
+    """As `inject_lora`, with its options, but the down-projections stay as they were drawn."""
+    inject_lora(vit, **options)
     for update in (module for module in vit.module.modules() if isinstance(module, LowRankUpdate)):
         update.down.requires_grad_(False)

@@ -25,7 +25,7 @@ def train_biases(vit: Vit) -> None:
 
 
 def train_norms(vit: Vit) -> None:
-    """Weight and bias of every normalisation, the final one included."""
+    """Weight and bias of every normalization, the final one included."""
     _train(vit, lambda _, owner: "Norm" in type(owner).__name__, "norms")
 
 

@@ -22,7 +22,7 @@ from store.errors import UserError
 
 
 class PromptOptions(TunedOptions):
-    """Options of `prompt`; see `install_prompts`."""
+    """Options of `prompt`; see `inject_prompts`."""
 
     num_prompts: PositiveInt = 10
     deep: bool = True
@@ -52,7 +52,7 @@ class Prompts(nn.Module):
         return torch.cat([output[:, : self.start], output[:, self.stop :]], dim=1)
 
 
-def install_prompts(vit: Vit, num_prompts: int = 10, deep: bool = True) -> None:
+def inject_prompts(vit: Vit, num_prompts: int = 10, deep: bool = True) -> None:
     """Put prompts before the blocks.
 
     Args:

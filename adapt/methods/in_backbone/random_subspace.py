@@ -24,7 +24,7 @@ from store.errors import UserError
 
 
 class IntrinsicOptions(TunedOptions):
-    """Options of `intrinsic`; see `install_intrinsic`."""
+    """Options of `intrinsic`; see `inject_intrinsic`."""
 
     dim: PositiveInt = 100
     block: Annotated[int, Field(ge=0)] | None = None
@@ -63,7 +63,7 @@ class Subspace(nn.Module):
         }
 
 
-def install_intrinsic(
+def inject_intrinsic(
     vit: Vit, dim: int = 100, block: int | None = None, module: Sublayer = "attention", seed: int = 0
 ) -> None:
     """Train one module of one block in a random subspace.

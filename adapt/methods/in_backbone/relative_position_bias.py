@@ -64,7 +64,7 @@ class RelativePositionBias(nn.Module):
         return (), kwargs | {self.argument: bias if given is None else bias + given}
 
 
-def install_rpb(vit: Vit) -> None:
+def inject_rpb(vit: Vit) -> None:
     """Give every attention a relative position bias.
 
     Raises:

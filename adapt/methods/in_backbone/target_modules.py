@@ -24,7 +24,7 @@ Sublayer = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True)
-class Place:
+class TargetModule:
     """A linear map in a block: `parent.name`, of whose outputs rows `start` to `stop` are meant."""
 
     parent: nn.Module
@@ -64,16 +64,16 @@ class Vit:
         module: Any = self.module
         return tuple(module.patch_embed.patch_size if hasattr(module, "patch_embed") else module.config.tubelet_size)
 
-    def places(self, target: str) -> list[Place]:
+    def places(self, target: str) -> list[TargetModule]:
         """Where a target (one of TARGETS) stands in every block.
 
         Raises:
             UserError: the backbone has no such map.
         """
-        return [find_place(block, target) for block in self.blocks]
+        return [find_target_module(block, target) for block in self.blocks]
 
 
-def find_place(block: nn.Module, target: str) -> Place:
+def find_target_module(block: nn.Module, target: str) -> TargetModule:
     """Where a target stands in a block.
 
     Raises:
@@ -86,11 +86,11 @@ def find_place(block: nn.Module, target: str) -> Place:
             attention.qkv_bias_separate = True
         third = _third(modules[_FUSED], modules["attn.proj"])
         start = third * ("q", "k", "v").index(target)
-        return Place(attention, "qkv", start, start + third)
+        return TargetModule(attention, "qkv", start, start + third)
     for path in _PATHS[target]:
         if path in modules:
             parent, _, name = path.rpartition(".")
-            return Place(modules[parent], name, 0, out_features(modules[path]))
+            return TargetModule(modules[parent], name, 0, out_features(modules[path]))
     raise UserError(f"this backbone has no {target!r} in its blocks ({type(block).__name__}); choose other targets")
 
 

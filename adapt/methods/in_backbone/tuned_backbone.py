@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from adapt.methods.feature_spec import FeatureSpec, TrainableBackbone
 from adapt.methods.in_backbone.target_modules import Vit
 from adapt.methods.readout import Pool, Readout
-from store.config import Section
+from store.strict_model import StrictModel
 
 Install = Callable[..., None]
 
 
-class TunedOptions(Section):
+class TunedOptions(StrictModel):
     """What every end-to-end method lets be chosen."""
 
     pool: Pool = "auto"
@@ -70,5 +70,5 @@ class Tuned(nn.Module):
     def forward(self, images: Float[Tensor, "batch ... channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of preprocessed images or clips."""
         tokens = self._backbone.tokens(images, self.layers)[self.layers[-1]]
-        logits: Tensor = self.readout(self.readout.normalise(tokens))
+        logits: Tensor = self.readout(self.readout.normalize(tokens))
         return logits

@@ -11,9 +11,10 @@ from store.address import store_url
 from store.arrays import SKIPPED, STORED, open_schema, read_rms
 from store.dtypes import Encoded, decode_numpy
 from store.kvstore import KeyValueStore
+from store.listing import Listing
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
-from store.writer import Listing, StoreWriter, create_store
+from store.writer import StoreWriter, create_store
 
 SIZES = {"train": 5, "test": 2}
 LAYERS, TOKENS, DIM, SHARD = (0, 2), 5, 4, 2
@@ -78,17 +79,17 @@ def expected(split: str, layer: int, dtype: str) -> np.ndarray:
     return decode_numpy(encode(values(split, layer), dtype, RMS[layer]), dtype, RMS[layer])
 
 
-def url_folder(path: Path | str) -> KeyValueStore:
+def kvstore_at(path: Path | str) -> KeyValueStore:
     return KeyValueStore(store_url(path))
 
 
 def create(path: Path | str, wanted: Schema) -> StoreWriter:
     """Create the store where it is not there yet, as the extraction job does."""
-    folder = url_folder(path)
-    if open_schema(folder) is None:
+    kvstore = kvstore_at(path)
+    if open_schema(kvstore) is None:
         listings = {split: listing(split, wanted.multi_label) for split in SIZES}
-        create_store(folder, wanted, listings, RMS if wanted.dtype == "int8" else {}, TAIL)
-    return StoreWriter(folder, wanted)
+        create_store(kvstore, wanted, listings, RMS if wanted.dtype == "int8" else {}, TAIL)
+    return StoreWriter(kvstore, wanted)
 
 
 def commit(
@@ -96,7 +97,7 @@ def commit(
 ) -> None:
     rows = wanted.shards(split).rows(shard)
     part = slice(rows.start, rows.stop)
-    rms = read_rms(url_folder(path), wanted)
+    rms = read_rms(kvstore_at(path), wanted)
     tokens: dict[int, Encoded] = {}
     for layer in wanted.layers:
         encoded = encode(values(split, layer)[part], wanted.dtype, rms.get(layer))

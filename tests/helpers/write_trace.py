@@ -59,7 +59,7 @@ def trace_writes(path: Path) -> None:
         setattr(owner, name, noted)
 
     def shard(writer: Any, split: str, number: int, *given: Any) -> str:
-        return f"{writer._marks}{split}/{number}"
+        return f"{writer._marks.value}{split}/{number}"
 
     wrap(StoreWriter, "write", DATA, shard)
     wrap(StoreWriter, "mark", COMMIT, shard)

@@ -81,14 +81,14 @@ def test_a_flipped_byte_is_never_read_as_another_value(pristine: Path) -> None:
 
 
 def test_every_byte_of_the_root_is_checked(pristine: Path) -> None:
-    folder, root = small_store.url_folder(pristine), pristine / "zarr.json"
-    content, truth = root.read_bytes(), open_schema(folder)
+    kvstore, root = small_store.kvstore_at(pristine), pristine / "zarr.json"
+    content, truth = root.read_bytes(), open_schema(kvstore)
     for place in range(len(content)):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 7
         root.write_bytes(damaged)
         with contextlib.suppress(JobError, UserError):
-            assert open_schema(folder) == truth, place
+            assert open_schema(kvstore) == truth, place
     root.write_bytes(content)
 
 
@@ -131,7 +131,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(JobError, match=r"c\.zarr/train/layer_02/c/1/0/0\".*; `sidecache verify` lists all that is"):
+    with pytest.raises(JobError, match=r"c\.zarr/train/layer_02/c/1/0/0\".*; `sidecache verify` lists all damage"):
         store.read("train", [2])
     assert store.read("train", [3])[2].any()
 

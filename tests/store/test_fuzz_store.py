@@ -44,7 +44,7 @@ CHECKS = {
         mock.Mock(value=lambda content: ANYTHING),
         "train/layer_00/c/0/0/0",
     ),
-    "of small arrays": ("store.kvstore._content_digest", lambda *_: ANYTHING, "train/label/c/0"),
+    "of small arrays": ("store.array_io._content_digest", lambda *_: ANYTHING, "train/label/c/0"),
     "of metadata": ("store.kvstore.document_checksum", lambda _: ANYTHING, "zarr.json"),
 }
 

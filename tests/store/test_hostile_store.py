@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_store import url_folder
+from small_store import kvstore_at
 from store_jobs import FORMATS, Jobs, renew, state
 
 from extract.backbones.backbone import TimmBackbone
@@ -166,10 +166,10 @@ def test_no_job_follows_or_opens_it_whatever_kind_it_is_of(fresh: Jobs, plant: P
 
 @pytest.mark.parametrize("plant", PLANTS, ids=by_name)
 def test_every_place_is_looked_at_before_the_lock_is_taken(fresh: Jobs, plant: Plant) -> None:
-    folder = url_folder(fresh.store)
+    kvstore = kvstore_at(fresh.store)
     for name in places(fresh.store):
         refused = pytest.raises(JobError, match=PLANTS[plant])
-        with planted(fresh, name, plant) as place, refused as error, hold(folder):
+        with planted(fresh, name, plant) as place, refused as error, hold(kvstore):
             pytest.fail("the lock was taken")
         assert f"{place} is " in str(error.value)
     assert not (fresh.store / "_log/lock").exists()
@@ -280,17 +280,17 @@ def test_a_device_is_refused() -> None:
 
 @pytest.mark.parametrize("key", ["../victim/file", "train/../../victim/file", "train//c", "", "."])
 def test_no_key_leads_out_of_a_store(fresh: Jobs, key: str) -> None:
-    folder = url_folder(fresh.store)
+    kvstore = kvstore_at(fresh.store)
     actions: list[Callable[[], Any]] = [
-        lambda: folder.read_bytes(key),
-        lambda: folder.write_bytes(key, b"new"),
-        lambda: folder.write_if(key, None, b""),
-        lambda: folder.write_files([(key, [memoryview(b"new")])], "write"),
-        lambda: folder.has_keys(key),
-        lambda: folder.remove(f"{key}/."),
+        lambda: kvstore.read_bytes(key),
+        lambda: kvstore.write_bytes(key, b"new"),
+        lambda: kvstore.write_if(key, None, b""),
+        lambda: kvstore.write_files([(key, [memoryview(b"new")])], "write"),
+        lambda: kvstore.has_keys(key),
+        lambda: kvstore.remove(f"{key}/."),
     ]
     before = state(fresh.folder / "victim")
     for action in actions:
-        with pytest.raises(JobError, match="is no place within the store"):
+        with pytest.raises(JobError, match="is not a path within the store"):
             action()
     assert state(fresh.folder / "victim") == before

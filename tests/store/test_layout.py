@@ -153,7 +153,9 @@ def test_cls_without_a_class_token_names_what_is_legal() -> None:
 
 
 def test_registers_are_no_class_tokens() -> None:
-    with pytest.raises(UserError, match=r"no class token \(4 registers are none\); legal here: all, mean, \{pool: k\}"):
+    with pytest.raises(
+        UserError, match=r"no class token \(4 registers are not class tokens\); legal here: all, mean, \{pool: k\}"
+    ):
         reduced_layout(TokenLayout(4, (4, 4), num_class_tokens=0), "cls")
 
 

@@ -16,7 +16,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 from s3_server import BUCKET, FAULTS, Fault, Request, Server, now_and_then, serve
-from small_store import LAYERS, SIZES, commit, complete, contents, create, expected, schema, url_folder, values
+from small_store import LAYERS, SIZES, commit, complete, contents, create, expected, kvstore_at, schema, values
 
 import sidecache as sc
 from adapt.config.pipeline import Config
@@ -27,7 +27,8 @@ from store.errors import JobError, UserError
 from store.io_errors import OutageError
 from store.lock import Lock, hold
 from store.reader import open_store
-from store.verify import damaged_shards, verify_store
+from store.verify import verify_store
+from store.verify_report import damaged_shards
 from store.writer import StoreWriter
 
 MakeConfig = Callable[..., Config]
@@ -88,9 +89,9 @@ def test_training_from_it_gives_what_training_from_a_disk_gives(
 JOB = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
-from small_store import complete, schema, url_folder
+from small_store import complete, schema, kvstore_at
 from store.lock import hold
-with hold(url_folder(sys.argv[1]), 0.05, 60):
+with hold(kvstore_at(sys.argv[1]), 0.05, 60):
     complete(sys.argv[1], schema("int8"))
 """
 
@@ -108,7 +109,7 @@ def test_a_job_killed_at_any_request_resumes(server: Server, tmp_path: Path, num
     assert job.stderr
     job.stderr.close()
     server.refuse = lambda _: None
-    with hold(url_folder(URL)):  # at once: its owner is dead
+    with hold(kvstore_at(URL)):  # at once: its owner is dead
         complete(URL, schema("int8"))
     complete(tmp_path / "whole.zarr", schema("int8"))
     assert server.contents(PREFIX) == contents(tmp_path / "whole.zarr")
@@ -140,8 +141,8 @@ def asked_for(server: Server) -> dict[str, int]:
 def test_a_shard_costs_the_requests_that_the_documents_say(server: Server) -> None:
     wanted, arrays = schema("int8"), 2 * len(LAYERS)  # values and scales
     create(URL, wanted)
-    with hold(url_folder(URL), 60.0, 60.0) as lock:
-        writer = StoreWriter(url_folder(URL), wanted, lock)
+    with hold(kvstore_at(URL), 60.0, 60.0) as lock:
+        writer = StoreWriter(kvstore_at(URL), wanted, lock)
         server.requests.clear()
         commit(URL, writer, wanted, "train", 0, skip=())
         reading_rms = 2 * len(LAYERS)  # which `commit` does anew, but a job only once
@@ -150,9 +151,9 @@ def test_a_shard_costs_the_requests_that_the_documents_say(server: Server) -> No
 
 
 def unmark(split: str, shards: list[int]) -> None:
-    folder = url_folder(URL)
-    with hold(folder) as lock:
-        StoreWriter(folder, require_store(folder), lock).unmark(split, shards)
+    kvstore = kvstore_at(URL)
+    with hold(kvstore) as lock:
+        StoreWriter(kvstore, require_store(kvstore), lock).unmark(split, shards)
 
 
 def test_a_shard_that_is_replaced_is_read_anew(server: Server) -> None:
@@ -179,11 +180,11 @@ def test_a_shard_that_is_replaced_is_read_anew(server: Server) -> None:
 def test_damage_is_found_and_repaired(server: Server, tmp_path: Path, damage: Callable[[bytes], bytes] | None) -> None:
     complete(URL, schema("int8"))
     assert verify_store(URL).ok
-    folder, key = url_folder(URL), "train/layer_02/c/1/0/0"
+    kvstore, key = kvstore_at(URL), "train/layer_02/c/1/0/0"
     if damage:
-        folder.write_bytes(key, damage(folder.read_bytes(key) or b""))
+        kvstore.write_bytes(key, damage(kvstore.read_bytes(key) or b""))
     else:
-        folder.remove("train/layer_02/c/1")
+        kvstore.remove("train/layer_02/c/1")
     report = verify_store(URL)
     assert damaged_shards(report) == {"train": [1]}
     with pytest.raises(JobError, match="shard 1 of train"):
@@ -208,14 +209,14 @@ def test_a_server_that_fails_is_not_taken_for_damage(server: Server, refusal: tu
 
 def test_a_second_job_is_refused(server: Server) -> None:
     with (
-        hold(url_folder(URL)),
+        hold(kvstore_at(URL)),
         pytest.raises(JobError, match=rf"{URL}/ is in use by .* \(process {os.getpid()} on "),
-        hold(url_folder(URL)),
+        hold(kvstore_at(URL)),
     ):
         raise AssertionError
-    with hold(url_folder(URL)):
+    with hold(kvstore_at(URL)):
         pass
-    assert not url_folder(URL).keys()
+    assert not kvstore_at(URL).keys()
 
 
 def at_once(server: Server) -> list[Lock]:
@@ -227,7 +228,7 @@ def at_once(server: Server) -> list[Lock]:
             both.wait()
 
     server.refuse = wait
-    locks = [Lock(url_folder(URL), 60.0, 60.0) for _ in range(2)]
+    locks = [Lock(kvstore_at(URL), 60.0, 60.0) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         reached = [pool.submit(lock.acquire) for lock in locks]
     outcomes = [one.exception() for one in reached]
@@ -242,7 +243,7 @@ def test_of_two_jobs_that_start_at_once_one_gets_the_store(server: Server) -> No
 
 def test_on_a_server_that_ignores_conditions_the_loser_finds_out_before_it_writes(server: Server) -> None:
     server.ignores_conditions = True
-    with hold(url_folder(URL)), pytest.raises(JobError, match="is in use by"), hold(url_folder(URL)):
+    with hold(kvstore_at(URL)), pytest.raises(JobError, match="is in use by"), hold(kvstore_at(URL)):
         raise AssertionError
     winner, loser = sorted(at_once(server), key=lambda lock: f'"{lock.id}"'.encode() not in stored_lock())
     winner.check()
@@ -251,17 +252,17 @@ def test_on_a_server_that_ignores_conditions_the_loser_finds_out_before_it_write
 
 
 def stored_lock() -> bytes:
-    return url_folder(URL).read_bytes(f"{backend.LOCK}/zarr.json") or b""
+    return kvstore_at(URL).read_bytes(f"{backend.LOCK}/zarr.json") or b""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_lock_is_taken_kept_and_given_back_whatever_the_network_does(server: Server, fault: Fault) -> None:
     server.spoil = lambda request: fault if request.key == LOCK_KEY and request.attempt == 0 else None
-    with hold(url_folder(URL), 60.0, 60.0) as lock:
+    with hold(kvstore_at(URL), 60.0, 60.0) as lock:
         lock.check()
         lock.check()
     assert server.spoilt >= 4
-    assert not url_folder(URL).keys()
+    assert not kvstore_at(URL).keys()
 
 
 def test_a_store_can_be_read_over_plain_http(server: Server) -> None:
@@ -281,9 +282,12 @@ def test_a_store_can_be_read_over_plain_http(server: Server) -> None:
     ("refusal", "message"),
     [
         (("403 Forbidden", "AccessDenied"), r"AccessDenied.*HTTP 403.*; give keys .* AWS_ACCESS_KEY_ID .*AWS_PROFILE"),
-        (("404 Not Found", "NoSuchBucket"), r"cannot list s3://bucket/.*; make the bucket first, or mend its name"),
+        (
+            ("404 Not Found", "NoSuchBucket"),
+            r"cannot list s3://bucket/.*; create the bucket first, or correct its name",
+        ),
         (("301 Moved", "PermanentRedirect"), r"HTTP 301.*; set AWS_REGION to the region of the bucket"),
-        (("500 Oh", "InternalError"), r"All 6 retry attempts failed.*HTTP 500.*; see that the server is up"),
+        (("500 Oh", "InternalError"), r"All 6 retry attempts failed.*HTTP 500.*; check that the server is up"),
     ],
 )
 def test_a_refusal_is_one_line_that_says_what_to_do(
@@ -301,7 +305,7 @@ def test_a_server_without_conditional_writes_is_named(server: Server) -> None:
     )
     with (
         pytest.raises(OutageError, match=r"HTTP 501.*; choose a server that has conditional writes"),
-        hold(url_folder(URL)),
+        hold(kvstore_at(URL)),
     ):
         raise AssertionError
 
@@ -313,7 +317,9 @@ def test_a_dead_server_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
         quick_retries(monkeypatch)
-        with pytest.raises(OutageError, match=r"Could not connect to server; see that the server is up .*AWS_ENDPOINT"):
+        with pytest.raises(
+            OutageError, match=r"Could not connect to server; check that the server is up .*AWS_ENDPOINT"
+        ):
             open_store(URL)
 
 
@@ -340,7 +346,7 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
         done = subprocess.run(command, env={**os.environ, **named}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "OutageError: cannot read" in done.stderr
-    assert "Less than 1 bytes/sec transferred the last 1 seconds; see that the server is up" in done.stderr
+    assert "Less than 1 bytes/sec transferred the last 1 seconds; check that the server is up" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from small_store import contents
 from torture_job import torture
 
 from store.address import new_context
+from store.array_io import open_array
 
 ROOT = Path(__file__).parents[2]
 WRITES = f"""
@@ -61,9 +62,9 @@ def test_before_the_root_group_everything_is_in_danger_but_the_lock(tmp_path: Pa
 
 def test_nothing_turns_tensorstores_syncing_off(tmp_path: Path) -> None:
     small_store.create(tmp_path, small_store.schema())
-    folder = small_store.url_folder(tmp_path)
-    array = folder.open_array("train/layer_00")
-    for kvstore in (folder._documents, array.kvstore):
+    opened = small_store.kvstore_at(tmp_path)
+    array = open_array(opened, "train/layer_00")
+    for kvstore in (opened._driver, array.kvstore):
         assert kvstore.spec(retain_context=True).to_json()["file_io_sync"] is True
     assert new_context()["file_io_sync"].to_json() is True
 

@@ -14,11 +14,12 @@ import small_store
 from small_store import contents
 
 from store import kvstore as backend
-from store.arrays import STORED
+from store.arrays import STORED, read_log
+from store.compare import require_same
 from store.dtypes import Encoded
 from store.errors import JobError, UserError
 from store.reader import open_store
-from store.schema import Provenance, require_same
+from store.schema import Provenance
 
 
 class Crash(BaseException):
@@ -26,18 +27,18 @@ class Crash(BaseException):
 
 
 class CrashAt:
-    """Stands in for `store.kvstore._checked`, through which all writes go; crashes instead of the k-th."""
+    """Replaces `store.kvstore._run`, through which all writes go; crashes instead of the k-th."""
 
     def __init__(self, k: int) -> None:
         self.k, self.writes = k, 0
-        self._checked = backend._checked
+        self._run = backend._run
 
     def __call__(self, call: Callable[[], Any], doing: str) -> Any:
         if doing.startswith(("write", "commit")):
             self.writes += 1
             if self.writes == self.k:
                 raise Crash
-        return self._checked(call, doing)
+        return self._run(call, doing)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_a_crash_before_any_write_leaves_no_store_or_one_that_resumes(
     for k in range(1, 1000):
         crash = CrashAt(k)
         with monkeypatch.context() as patch:
-            patch.setattr(backend, "_checked", crash)
+            patch.setattr(backend, "_run", crash)
             with contextlib.suppress(Crash):
                 small_store.complete(path, wanted, skip=[3])
         if crash.writes < k:
@@ -144,7 +145,10 @@ def test_the_log_adds_up(tmp_path: Path) -> None:
     writer = small_store.create(tmp_path, small_store.schema())
     writer.add_to_log({"extract_seconds": 1.5}, {"a": "broken"})
     writer.add_to_log({"extract_seconds": 2.0}, {"b": "gone"})
-    assert writer.read_log() == {"extract_seconds": 3.5, "skipped": {"a": "broken", "b": "gone"}}
+    assert read_log(small_store.kvstore_at(tmp_path)) == {
+        "extract_seconds": 3.5,
+        "skipped": {"a": "broken", "b": "gone"},
+    }
 
 
 @pytest.fixture

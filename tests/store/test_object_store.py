@@ -67,7 +67,7 @@ def test_a_job_stores_the_same_bytes_as_on_a_disk(
     made = sc.extract(tiny_config(*job, f"store.path={URL}"))
     server.spoil = lambda _: None
     assert made.shards_written == 8
-    assert bool(server.spoilt) == bool(faults)
+    assert bool(server.n_faults) == bool(faults)
     assert server.contents(PREFIX) == contents(tmp_path / "cache.zarr")
     assert sc.extract(tiny_config(*job, f"store.path={URL}")).shards_written == 0
 
@@ -80,7 +80,7 @@ def test_training_from_it_gives_what_training_from_a_disk_gives(
     (local,) = sc.run(tiny_config(*job))
     server.spoil = now_and_then(2)
     (remote,) = sc.run(tiny_config(*job, f"store.path={URL}", f"run_dir={tmp_path / 'remote'}"))
-    assert server.spoilt
+    assert server.n_faults
     assert remote.top1 == local.top1
     near, far = (next((tmp_path / run / "adaptors").glob("*.safetensors")) for run in ("run", "remote"))
     assert far.read_bytes() == near.read_bytes()
@@ -261,7 +261,7 @@ def test_a_lock_is_taken_kept_and_given_back_whatever_the_network_does(server: S
     with hold(kvstore_at(URL), 60.0, 60.0) as lock:
         lock.check()
         lock.check()
-    assert server.spoilt >= 4
+    assert server.n_faults >= 4
     assert not kvstore_at(URL).keys()
 
 

@@ -1,7 +1,7 @@
 """Opens, reads and writes single Zarr arrays of a store.
 
-Arrays in shards are opened through tensorstore. It is told to store chunks of zeros and to refuse to read chunks that
-are missing, so that a missing file never reads as zeros.
+Arrays in shards are opened through tensorstore, which stores chunks of zeros too and fails to read missing chunks, so
+that a missing file never reads as zeros.
 
 Small arrays in one chunk (labels, ids, RMS, tail) are read and written whole, without tensorstore. Their zarr.json
 holds a digest of the array's name and file, which detects a file that was moved to another array although its own

@@ -45,7 +45,7 @@ def begin_layers(
     """Create the arrays of layers to add, for all samples of a store; other layers that were being added are removed.
 
     Args:
-        added: the store's schema with the missing layers in place of its own.
+        added: the store's schema with only the missing layers.
         rms: of these layers, int8 stores only.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Local files read directly: the same values, every checksum checked before use, and every change of a file noticed."""
+"""Local files read directly: the same values, every checksum compared before use, every change of a file detected."""
 
 import gc
 import os
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of all that a checksum is computed of."""
+    """The lengths of all contents of which a checksum is computed."""
     lengths: list[int] = []
     computed = google_crc32c.value
 
@@ -50,7 +50,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def by_tensorstore(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The rows that were asked of tensorstore."""
+    """The rows that were read through tensorstore."""
     asked: list[np.ndarray] = []
     through = LayerReader._read_tensorstore
 
@@ -100,7 +100,7 @@ def rows_of_numbers(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pieces of memory every read filled."""
+    """How many buffers every read filled."""
     pieces: list[int] = []
     read = os.preadv
 
@@ -121,7 +121,7 @@ ONE_AFTER_THE_OTHER = (
 
 
 @pytest.mark.parametrize("rows", ONE_AFTER_THE_OTHER)
-def test_neighbours_are_read_at_once_and_right(
+def test_neighbors_are_read_at_once_and_right(
     rows_of_numbers: Store, rows: list[int], by_tensorstore: list[np.ndarray]
 ) -> None:
     everything = rows_of_numbers._layer_reader("train", 0)._read_tensorstore(np.arange(450)).result()
@@ -256,7 +256,7 @@ def test_a_repaired_file_is_read_by_who_has_the_store_open(store: Store, tmp_pat
 def test_a_store_that_is_made_anew_in_its_place_is_read_from_its_own_files(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_tensorstore: list[np.ndarray]
 ) -> None:
-    """The files of the one that was deleted may still be open."""
+    """The files of the deleted store may still be open."""
     assert_sound(store, [0, 3, 4])
     shutil.rmtree(tmp_path / "cache.zarr")
     values = small_store.values
@@ -336,7 +336,7 @@ def test_memory_is_lent_again_once_the_last_view_of_it_is_gone() -> None:
 
 
 def test_rows_of_many_shards_keep_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each thread one at a time, besides the few that stay open: a process may have only so many."""
+    """One per thread, besides the few in the cache: their number is limited."""
     open_now, most = 0, 0
 
     class Counted(files.OpenFile):

@@ -1,4 +1,4 @@
-"""A store whose JSON says what cannot be, signed like any other: a message, little memory, nothing touched outside."""
+"""A store with impossible JSON and right checksums is one message; it costs little memory, and nothing outside is touched."""
 
 import shutil
 import traceback
@@ -59,7 +59,7 @@ def schema_of(kvstore: KeyValueStore) -> Schema:
 
 
 def forge(kvstore: KeyValueStore, changes: dict[str, Any], everywhere: bool = False) -> None:
-    """The schema says something else and, if that is wanted, the metadata of all arrays agree."""
+    """Change the schema and, if `everywhere`, the metadata of all arrays accordingly."""
     forged = schema_of(kvstore).model_copy(update=changes)
     arrays = {split: shard_arrays(forged, split) for split in (forged.splits if everywhere else ())}
     kvstore.write_group("", forged.model_dump(mode="json", warnings=False))
@@ -69,19 +69,19 @@ def forge(kvstore: KeyValueStore, changes: dict[str, Any], everywhere: bool = Fa
 
 
 def outcome(run: Callable[[], None]) -> str:
-    """What a job says, with little memory: the start of a message of ours, or what should not be."""
+    """The result of a job with little memory: "done", a refusal, or a traceback."""
     try:
         with little_memory(512):
             run()
     except (JobError, UserError) as error:
         return f"refused: {error}"
-    except Exception:  # that, too, is an outcome
+    except Exception:  # a crash is an outcome
         return traceback.format_exc()
     return "done"
 
 
 def outcomes(jobs: Jobs) -> dict[str, str]:
-    """Of all jobs on the store as it is; the victim stays as it was."""
+    """The outcomes of all jobs on the store; checks that the victim is unchanged."""
     before, kept, found = state(jobs.folder / "victim"), jobs.folder / "kept.zarr", {}
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(jobs.store, kept)
@@ -107,14 +107,14 @@ def test_a_number_that_cannot_be_is_refused_by_every_command(fresh: Jobs, field:
 @pytest.mark.parametrize("number", [0, 2**31, 2**40])
 @pytest.mark.parametrize("field", NUMERIC)
 def test_no_memory_is_taken_for_what_the_files_cannot_hold(fresh: Jobs, field: str, number: int) -> None:
-    """The metadata of all arrays agree with the schema; `inspect` may well print it."""
+    """The metadata of all arrays agree with the schema; `inspect` may print it."""
     try:
         forge(kvstore_at(fresh.store), NUMERIC[field](number), everywhere=True)
-    except (ZeroDivisionError, UserError):  # of which no metadata can be made
+    except (ZeroDivisionError, UserError):  # there are no such metadata
         forge(kvstore_at(fresh.store), NUMERIC[field](number))
     found = outcomes(fresh)
     assert unlike(found, "refused: ", "done") == {}
-    if number and field != "prefix_sets":  # of which nothing has the size
+    if number and field != "prefix_sets":  # which no file has the size of
         assert unlike({name: found[name] for name in ("train", "repair", "extract")}, "refused: ") == {}
 
 
@@ -122,7 +122,7 @@ def test_no_memory_is_taken_for_what_the_files_cannot_hold(fresh: Jobs, field: s
 @pytest.mark.parametrize("place", ["", "_log/next", "_log/added"])
 @pytest.mark.parametrize("field", ["splits", "tail_tensors"])
 def test_no_name_leads_out_of_the_store(fresh: Jobs, place: str, field: str, name: str) -> None:
-    """Layers under way that are given up, say, are deleted by the names that their schema gives."""
+    """Layers that were being added, for instance, are deleted by the names in their schema."""
     kvstore = kvstore_at(fresh.store)
     names: dict[str, Any] = {"tail_tensors": (name,)}
     if field == "splits":
@@ -131,7 +131,7 @@ def test_no_name_leads_out_of_the_store(fresh: Jobs, place: str, field: str, nam
     kvstore.write_group(place, {"schema": schema, "ready": True} if place else schema)
     found = outcomes(fresh)
     assert unlike(found, "refused: ", "done") == {}
-    assert found["grow_layers"].startswith("refused: ")  # which looks at all three
+    assert found["grow_layers"].startswith("refused: ")  # it reads all three
 
 
 @pytest.mark.parametrize("attributes", [{"ready": True}, {"schema": None}, {"schema": []}, {"schema": {"a": 1}}])
@@ -183,7 +183,7 @@ ARRAYS: dict[str, Callable[[KeyValueStore], None]] = {
 
 
 def forge_whole(kvstore: KeyValueStore, name: str, changes: dict[str, Any], content: bytes | None = None) -> None:
-    """Another description of an array in one chunk, or another content too, with the digest that fits."""
+    """Change the metadata of an array in one chunk, or its content too, with the digest that fits."""
     document = {**(kvstore.read_node(name) or {}), **changes}
     key = f"{name}/c/0"
     stored = kvstore.read_bytes(key) if content is None else bytes(CRC32C(location="end").encode(content))

@@ -1,4 +1,4 @@
-"""One job at a time on a store, with real processes: killed, frozen, and woken again."""
+"""One job at a time on a store, with real processes that are killed, frozen and continued."""
 
 import json
 import os
@@ -59,7 +59,7 @@ class Job:
         return self.process.stdout.readline().strip()
 
     def check(self) -> str:
-        """What the job finds when it checks its lock."""
+        """The result of the job's check of its lock."""
         assert self.process.stdin
         self.process.stdin.write("check\n")
         self.process.stdin.flush()
@@ -77,7 +77,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(path: Path) -> Iterator[Callable[[], Job]]:
-    """Starts jobs on one store, and ends them all in the end."""
+    """Start jobs on one store; all are killed after the test."""
     jobs: list[Job] = []
 
     def begin() -> Job:
@@ -100,7 +100,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process takes itself for one of another machine."""
+    """Make this process believe that it is on another machine."""
     monkeypatch.setattr(lock_module, "_machine", lambda: "elsewhere")
 
 
@@ -135,7 +135,7 @@ def test_the_lock_is_free_after_the_job_and_nothing_is_left_of_it(path: Path, st
 
 def test_a_killed_job_holds_nothing(path: Path, start: Callable[[], Job], no_waiting: None) -> None:
     job = start()
-    job.process.kill()  # and not waited for: it stays behind as a zombie
+    job.process.kill()  # it stays a zombie, since it is not waited for
     while psutil.Process(job.process.pid).status() != psutil.STATUS_ZOMBIE:
         threading.Event().wait(0.01)
     assert (path / KEY).exists()
@@ -174,11 +174,11 @@ def test_a_job_frozen_for_too_long_loses_its_lock_and_is_told_so(
     job.process.send_signal(signal.SIGSTOP)
     with hold(kvstore_at(path), BEAT, PATIENCE) as lock:
         job.process.send_signal(signal.SIGCONT)
-        told = job.check()
-        assert f"this job lost {path}/ to `" in told
+        answer = job.check()
+        assert f"this job lost {path}/ to `" in answer
         assert f"(process {os.getpid()} on " in told
-        assert told.endswith("it stops before it writes anything more; what is committed is kept")
-        assert job.end() == 0  # and takes nothing away that is another's
+        assert answer.endswith("it stops before it writes anything more; what is committed is kept")
+        assert job.end() == 0  # it does not delete the other job's lock
         lock.check()
 
 
@@ -263,7 +263,7 @@ def test_a_process_number_that_is_anothers_by_now_holds_nothing(path: Path, monk
     waits: list[float] = []
     monkeypatch.setattr(lock_module.time, "sleep", waits.append)
     Lock(kvstore_at(path), 0.001, 0.01).acquire()
-    assert waits  # that process may be the owner after all: only its silence tells
+    assert waits  # that process may be the owner: only its heartbeat shows it
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Stores in an object store: the same bytes as on a disk, whatever the network does on the way."""
+"""Stores in an object store have the same bytes as on a disk, also if the network fails in between."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ LOCK_KEY = f"{PREFIX}/{backend.LOCK}/zarr.json"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """An S3 server that the environment names, as a user's would; requests that fail are tried again at once."""
+    """An S3 server that is named in the environment; failed requests are tried again at once."""
     with serve() as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
@@ -109,7 +109,7 @@ def test_a_job_killed_at_any_request_resumes(server: Server, tmp_path: Path, num
     assert job.stderr
     job.stderr.close()
     server.refuse = lambda _: None
-    with hold(kvstore_at(URL)):  # at once: its owner is dead
+    with hold(kvstore_at(URL)):  # without waiting: its owner is dead
         complete(URL, schema("int8"))
     complete(tmp_path / "whole.zarr", schema("int8"))
     assert server.contents(PREFIX) == contents(tmp_path / "whole.zarr")
@@ -130,12 +130,12 @@ def test_a_batch_asks_for_its_rows_alone_and_for_each_index_once(server: Server)
 
 
 def asked_for(server: Server) -> dict[str, int]:
-    """How often what was read of files of samples; an index is the end of one."""
+    """The number of requests for rows, indices (the end of a file) and whole files."""
 
-    def what(request: Request) -> str:
+    def part(request: Request) -> str:
         return "index" if request.byte_range.startswith("bytes=-") else "rows" if request.byte_range else "whole files"
 
-    return Counter(what(request) for request in server.requests if "/c/" in request.key)
+    return Counter(part(request) for request in server.requests if "/c/" in request.key)
 
 
 def test_a_shard_costs_the_requests_that_the_documents_say(server: Server) -> None:
@@ -145,7 +145,7 @@ def test_a_shard_costs_the_requests_that_the_documents_say(server: Server) -> No
         writer = StoreWriter(kvstore_at(URL), wanted, lock)
         server.requests.clear()
         commit(URL, writer, wanted, "train", 0, skip=())
-        reading_rms = 2 * len(LAYERS)  # which `commit` does anew, but a job only once
+        reading_rms = 2 * len(LAYERS)  # which this `commit` repeats, but a job does once
         asked = Counter(request.method for request in server.requests)
     assert asked == {"PUT": arrays + 6, "GET": arrays + 3 + reading_rms, "HEAD": 3}
 
@@ -157,7 +157,7 @@ def unmark(split: str, shards: list[int]) -> None:
 
 
 def test_a_shard_that_is_replaced_is_read_anew(server: Server) -> None:
-    """Compressed, so that an index of the old shard would point to the wrong bytes of the new one."""
+    """With compression, so that an index of the old shard would point to the wrong bytes of the new one."""
     wanted = schema("float32", "zstd")
     store = complete(URL, wanted)
     before = store.read("train", [2, 3])
@@ -220,7 +220,7 @@ def test_a_second_job_is_refused(server: Server) -> None:
 
 
 def at_once(server: Server) -> list[Lock]:
-    """Two jobs that reach for a lock, both of which find it free; those that believe they got it."""
+    """Let two jobs find a lock free at the same time; returns those that believe they acquired it."""
     both, looks = Barrier(2, timeout=30), count()
 
     def wait(request: Request) -> None:
@@ -334,13 +334,13 @@ open_store({URL!r})
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own, as tensorstore reads its limits once."""
+    """In another process, since tensorstore reads its limits once."""
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         named = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
             "AWS_ACCESS_KEY_ID": "k",
             "AWS_SECRET_ACCESS_KEY": "s",
-            "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1",  # what is set already stays
+            "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1",  # an existing value is kept
         }
         command = [sys.executable, "-c", SILENT]
         done = subprocess.run(command, env={**os.environ, **named}, capture_output=True, text=True, timeout=60)

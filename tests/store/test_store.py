@@ -1,4 +1,4 @@
-"""Opening and reading a store, by us and by plain zarr and tensorstore."""
+"""Opening and reading a store, by `open_store` and by plain zarr and tensorstore."""
 
 import inspect
 import json
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def plain_values(stored: Any, group: Any, split: str, layer: int, dtype: Dtype) -> np.ndarray:
-    """Decoded as the attributes of the arrays tell any reader."""
+    """Decode as the attributes of the arrays say."""
     if dtype == "bfloat16":
         assert group[f"{split}/layer_{layer:02d}"].attrs["encoding"] == "bfloat16"
         return stored.view(ml_dtypes.bfloat16).astype(np.float32)

@@ -1,4 +1,4 @@
-"""`verify` lists everything that is damaged, at once; what it lists as shards, unmarking and extracting again mends."""
+"""`verify` lists all damage at once; unmarking damaged shards and extracting them again repairs it."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A whole int8 store with a skipped sample; its two splits are of equal size."""
+    """A complete int8 store with a skipped sample; its two splits have equal sizes."""
     with mock.patch.dict(small_store.SIZES, test=5):
         small_store.complete(tmp_path / "cache.zarr", small_store.schema("int8"), skip=[1])
     return tmp_path / "cache.zarr"
@@ -102,7 +102,7 @@ def test_damaged_metadata_are_listed_and_everything_else_still_checked(path: Pat
     report = verify_store(path)
     assert len(report.faults) == 4
     assert places(report) == [("train", 2, 1)]
-    assert not report.complete  # without its marks, nobody knows what test holds
+    assert not report.complete  # without marks it is unknown what test holds
 
 
 def test_a_store_that_lost_its_root_is_a_fault_and_an_empty_place_is_none(path: Path, tmp_path: Path) -> None:

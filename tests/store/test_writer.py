@@ -1,4 +1,4 @@
-"""The protocol of writing: a crash or a full disk between any two steps leaves nothing lost or half-written."""
+"""The commit protocol: a crash or a full disk between any two writes loses nothing and leaves nothing half-written."""
 
 import contextlib
 import shutil
@@ -23,11 +23,11 @@ from store.schema import Provenance
 
 
 class Crash(BaseException):
-    """The process ends here."""
+    """A simulated crash of the process."""
 
 
 class CrashAt:
-    """Replaces `store.kvstore._run`, through which all writes go; crashes instead of the k-th."""
+    """Replaces `store.kvstore._run`, through which all writes go; crashes instead of the k-th write."""
 
     def __init__(self, k: int) -> None:
         self.k, self.writes = k, 0
@@ -50,7 +50,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def memory_path() -> Iterator[Path]:
-    """A folder in memory where there is one: syncing hundreds of stores to a disk takes half a minute."""
+    """A path in memory if there is /dev/shm: syncing hundreds of stores to a disk takes half a minute."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         yield Path(folder) / "cache.zarr"
@@ -77,7 +77,7 @@ def test_a_crash_before_any_write_leaves_no_store_or_one_that_resumes(
 
 
 def assert_nothing_half_written(path: Path) -> None:
-    """Either no store, or one in which every committed row reads as it should."""
+    """Assert that there is no store, or that every committed row reads correctly."""
     try:
         store = open_store(path)
     except JobError as error:
@@ -153,7 +153,7 @@ def test_the_log_adds_up(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A file system of its own; call it with mount options to make or change it."""
+    """A small file system; call it with mount options to mount or change it."""
     place = tmp_path / "disk"
     place.mkdir()
 

@@ -1,4 +1,4 @@
-"""A store with impossible JSON and right checksums is one message; it costs little memory, and nothing outside is touched."""
+"""A store with impossible JSON and right checksums: a message, little memory, and nothing outside is touched."""
 
 import shutil
 import traceback

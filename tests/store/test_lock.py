@@ -176,7 +176,7 @@ def test_a_job_frozen_for_too_long_loses_its_lock_and_is_told_so(
         job.process.send_signal(signal.SIGCONT)
         answer = job.check()
         assert f"this job lost {path}/ to `" in answer
-        assert f"(process {os.getpid()} on " in told
+        assert f"(process {os.getpid()} on " in answer
         assert answer.endswith("it stops before it writes anything more; what is committed is kept")
         assert job.end() == 0  # it does not delete the other job's lock
         lock.check()

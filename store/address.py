@@ -1,4 +1,4 @@
-"""Turns the address of a store into what tensorstore opens, with limits on retries, silence and memory.
+"""Turns the address of a store into a spec for tensorstore, with limits on retries, silence and memory.
 
 An s3:// URL names bucket and path. Everything else comes from the environment, under the names that the tools of AWS
 use: keys or a profile, which tensorstore reads itself, and for other servers (MinIO, Ceph, R2) endpoint and region,
@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from store.errors import UserError
 
-_LEGAL = "legal are a folder, file://, s3://, gs:// and memory://, and to read alone http:// and https://"
+_LEGAL = "legal are a folder, file://, s3://, gs:// and memory://, and, for reading only, http:// and https://"
 
 # Half a minute of retries: shorter than another job waits before it takes over a lock without heartbeat.
 _RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "8s"}

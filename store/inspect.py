@@ -44,7 +44,7 @@ def describe_store(store: Store) -> dict[str, Any]:
 
 
 def print_store(description: dict[str, Any]) -> None:
-    """Print what `describe_store` returned, as a table on standard output."""
+    """Print a description from `describe_store` as a table on standard output."""
     table = Table(title=one_line(description["url"]), show_header=False)
     for key, value in description.items():
         if key not in ("url", "splits", "provenance"):

@@ -247,7 +247,7 @@ class _Verification:
             whole = _FILE_OF_WHOLE_ARRAY.fullmatch(key)
             if key == f"{LOCK}/zarr.json":
                 owner = _attempt(self._report, lambda: read_owner(self._kvstore))
-                notes.append(f"{owner or 'a job'} holds the store; what it is writing now may look damaged")
+                notes.append(f"{owner or 'a job'} holds the store; files that it is writing may look damaged")
             elif key.endswith(".__lock"):
                 notes.append(f"{key} is a temporary file of a write that was killed or is in progress; harmless")
             elif not whole or whole[1] not in self._whole_arrays:

@@ -1,4 +1,4 @@
-"""Holds and prints what `sidecache verify` found in a store."""
+"""Defines and prints the report of `sidecache verify`."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

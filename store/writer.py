@@ -79,7 +79,7 @@ def _refuse_old_marks(kvstore: KeyValueStore, schema: Schema) -> None:
     for split in schema.splits:
         if kvstore.has_keys(f"{split}/{STATUS}/c"):
             raise JobError(
-                f"{kvstore.place}{split} holds shards of a store that is gone; delete that folder, or choose another "
+                f"{kvstore.place}{split} has shards of a store that is gone; delete that folder, or choose another "
                 "store.path"
             )
 

@@ -97,7 +97,7 @@ def assert_nothing_half_written(path: Path) -> None:
 def test_marks_of_a_store_that_is_gone_vouch_for_nothing(tmp_path: Path) -> None:
     small_store.complete(tmp_path, small_store.schema())
     (tmp_path / "zarr.json").unlink()
-    with pytest.raises(JobError, match=r"train holds shards of a store that is gone; delete that folder, or choose"):
+    with pytest.raises(JobError, match=r"train has shards of a store that is gone; delete that folder, or choose"):
         small_store.complete(tmp_path, small_store.schema())
 
 

@@ -449,7 +449,7 @@ def test_a_split_that_none_of_whose_samples_can_be_decoded_is_told(command: Comm
         path.write_bytes(b"no image")
     status, _, err = command("run", own_job / "pipeline.yaml", "-o", "data.on_error=skip")
     assert status == 1
-    assert "holds no sample of test: none of them could be decoded" in err
+    assert "has no sample of test: none of them could be decoded" in err
 
 
 def test_a_split_that_is_not_used_is_told(command: Command, own_job: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_disk_that_is_lost_ends_the_job_and_nothing_is_written_in_its_place(
     disk.mount()
     kept = len(list(store.glob("*/status/c/*")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("store.lock._process_lives", lambda owner: False)  # the job's process has ended by now
+        patch.setattr("store.lock._is_alive", lambda owner: False)  # the job's process has ended by now
         assert extract(image_folder, store, tiny_backbone) == total - kept
     assert contents(store) == contents(tmp_path / "whole.zarr")
 

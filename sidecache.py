@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from extract.sources.user_datasets import from_datasets
     from store.errors import JobError, UserError
     from store.reader import Store, open_store
-    from store.verify import Report
+    from store.verify_report import Report
 
 __version__ = "0.1.0"
 
@@ -363,7 +363,8 @@ def verify_command(
 ) -> None:
     """Read every byte of a store and list what is damaged; exit status 1 if anything is."""
     from store.errors import JobError
-    from store.verify import print_report, verify_store
+    from store.verify import verify_store
+    from store.verify_report import print_report
 
     report = verify_store(store)
     if repair and report.damaged:
@@ -379,7 +380,7 @@ def _repair(store: str, config: "Config", report: "Report") -> None:
     from adapt.job.feature_set import Inputs
     from store.address import store_url
     from store.errors import UserError
-    from store.verify import damaged_shards
+    from store.verify_report import damaged_shards
 
     if store_url(config.store.path) != store_url(store):
         raise UserError(f"that job makes the store {config.store.path}, not {store}; give the job that made this one")

@@ -14,13 +14,16 @@ from extract.job.wanted_schema import list_split
 from extract.sources.open_source import ImageSource, drawn_text
 from extract.sources.store_order import OrderedSplit
 from extract.sources.videos import sampling_text
+from store.compare import Samples, refuse_changed_samples, refuse_difference
 from store.errors import UserError
-from store.growing.changes import require_unchanged
 from store.layout import describe_tokens, resolve_layers
 from store.reader import Store
-from store.schema import refuse_difference
 
 Rows = Int[np.ndarray, "samples"]
+_REMEDY = (
+    "Methods that train end to end read the images again. Put the old ones back, or extract to another store: choose "
+    "another store.path, or `sidecache run --on-changed new-store`"
+)
 
 
 def require_match(
@@ -54,10 +57,9 @@ def require_match(
         pairs["extract.precision"] = (provenance.precision, config.extract.precision)
     if provenance.drawn:
         pairs["data, how the test split is drawn"] = (provenance.drawn, drawn_text(config.data))
-    different = {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
     if not set(layers) <= set(store.layers):
-        different["store.layers"] = (list(store.layers), list(layers))
-    refuse_difference(different, store.url)
+        pairs["store.layers"] = (list(store.layers), list(layers))
+    refuse_difference(pairs, store.url)
     return layers
 
 
@@ -82,7 +84,7 @@ def require_same_backbone(facts: Facts, backbone: Backbone, where: str) -> None:
     """Refuse a backbone that is not the one that the features were made with."""
     found = digests(backbone)
     pairs = {name: (getattr(facts, name), found[name]) for name in found}
-    refuse_difference({name: pair for name, pair in pairs.items() if pair[0] != pair[1]}, where)
+    refuse_difference(pairs, where)
 
 
 def source_rows(store: Store, source: ImageSource) -> dict[str, Rows]:
@@ -91,8 +93,7 @@ def source_rows(store: Store, source: ImageSource) -> dict[str, Rows]:
     Raises:
         UserError: classes, samples, or labels of samples are not those that the store holds.
     """
-    if source.multi_label != store.schema.multi_label:
-        refuse_difference({"multi_label": (store.schema.multi_label, source.multi_label)}, store.url)
+    refuse_difference({"multi_label": (store.schema.multi_label, source.multi_label)}, store.url)
     rows, listings = dict[str, Rows](), {}
     for split in store.splits:
         images = source.splits[split]
@@ -100,5 +101,6 @@ def source_rows(store: Store, source: ImageSource) -> dict[str, Rows]:
         held = [row_of[sample] for sample in store.sample_ids(split) if sample in row_of]
         rows[split] = np.array(held, np.int64)
         listings[split] = list_split(split, OrderedSplit(images, rows[split]))
-    require_unchanged(store, source.classes, listings)
+    stored = Samples(store.classes, {split: store.listing(split) for split in store.splits})
+    refuse_changed_samples(stored, Samples(source.classes, listings), store.url, _REMEDY)
     return rows

@@ -35,9 +35,10 @@ from extract.sources.open_source import ImageSplit
 from store.address import local_path, store_url
 from store.arrays import STORED
 from store.kvstore import KeyValueStore
+from store.listing import Listing
 from store.reader import open_store
 from store.schema import Schema, SplitInfo
-from store.writer import Listing, StoreWriter, create_store
+from store.writer import StoreWriter, create_store
 
 _SECONDS = 0.5  # that a measurement goes on; a call that takes longer is enough
 _BYTES = {"cpu": 2**25, "cuda": 2**29}  # of the small store

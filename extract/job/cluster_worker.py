@@ -23,7 +23,9 @@ from extract.job.shard import ShardExtractor
 from extract.sources.open_source import ImageSplit
 from extract.sources.videos import decoder
 from store.address import store_url
-from store.arrays import read_rms
+from store.array_io import read_array
+from store.arrays import SAMPLE_DIGEST, MarkPlace, read_rms
+from store.compare import differences
 from store.config import Tokens
 from store.errors import JobError
 from store.kvstore import KeyValueStore
@@ -40,7 +42,7 @@ class Work:
         splits: the samples, in the order of the store; their files must be reachable from every worker.
         recipe: what the backbone is loaded from; where there is none, `backbone` itself travels.
         owner: the id of the job's lock.
-        marks: where marks and digests go, if these are layers on their way into a store (`store.growing`).
+        marks: where marks and digests go, apart while layers are added.
         threads: how many torch may use; None leaves that to the worker.
     """
 
@@ -54,7 +56,7 @@ class Work:
     recipe: BackboneConfig | None
     clips: ClipConfig | None
     backbone: Backbone | None
-    marks: str = ""
+    marks: MarkPlace = MarkPlace.STORE
     threads: int | None = None
 
 
@@ -125,7 +127,7 @@ class _Hand:
     def _check_samples(self, split: str, number: int) -> None:
         """This machine may have other files in the same places."""
         if split not in self._digests:
-            self._digests[split] = self._folder.read_array(f"{split}/sample_digest")
+            self._digests[split] = read_array(self._folder, f"{split}/{SAMPLE_DIGEST}")
         samples, known = self._work.splits[split], self._digests[split]
         for row in self._work.schema.shards(split).rows(number):
             if samples.digest(row) != known[row].tobytes():
@@ -136,12 +138,12 @@ class _Hand:
 
 
 def _require_same(schema: Schema, found: dict[str, str]) -> None:
-    for name, value in found.items():
-        if (wanted := getattr(schema.provenance, name)) != value:
-            raise JobError(
-                f"this worker's {name} is {value}, the job's is {wanted}; all workers must have the same weights, "
-                "libraries and kind of device (or name extract.device and extract.precision)"
-            )
+    pairs = {name: (getattr(schema.provenance, name), value) for name, value in found.items()}
+    for name, (wanted, value) in differences(pairs).items():
+        raise JobError(
+            f"this worker's {name} is {value}, the job's is {wanted}; all workers must have the same weights, "
+            "libraries and kind of device (or name extract.device and extract.precision)"
+        )
 
 
 def _decoder(schema: Schema) -> dict[str, str]:

@@ -9,16 +9,17 @@ from extract.backbones.backbone import Backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.forward.frozen_forward import FrozenForward
 from extract.forward.threads import thread_pool
-from extract.job.open_store import holds_all_samples, open_layers, open_or_create, refuse_full_folder, require_space
+from extract.job.open_store import open_layers, open_or_create, require_space
 from extract.job.shard import ExtractedShard, ShardExtractor
 from extract.job.wanted_schema import list_split, wanted_schema
 from extract.sources.open_source import ImageSource
 from extract.sources.store_order import in_store_order
 from store.address import store_url
-from store.arrays import NEXT, STORED, holds_samples, open_schema, read_rms
+from store.arrays import NEXT, STORED, MarkPlace, holds_samples, open_schema, read_rms, refuse_foreign_files
+from store.compare import holds_all_samples
 from store.config import StoreConfig
 from store.console.progress import progress
-from store.growing.added_layers import MARKS_OF_ADDED, finish_layers
+from store.growing.added_layers import finish_layers
 from store.growing.growth import read_known
 from store.kvstore import KeyValueStore
 from store.layout import resolve_layers
@@ -72,8 +73,7 @@ def extract_tokens(
     """
     started = time.perf_counter()
     folder = KeyValueStore(store_url(store.path))
-    refuse_full_folder(folder)
-    folder.require_all_regular()  # as `hold` does, before the samples are listed
+    refuse_foreign_files(folder)
     known = read_known(folder)
     source = in_store_order(source, known.ids if known else {})
     listings = {name: list_split(name, split) for name, split in source.splits.items()}
@@ -90,6 +90,7 @@ def extract_tokens(
             if lacking := set(wanted.layers).difference(schema.layers):
                 done += job.add_layers(schema, sorted(lacking))
     else:
+        folder.require_all_regular()  # as `hold` does
         remove_dead(folder)
     seconds = time.perf_counter() - started
     return Extraction(open_store(store.path), store.path, done.shards, done.samples, seconds, done.retries)
@@ -99,7 +100,7 @@ def _is_complete(folder: KeyValueStore, wanted: Schema) -> bool:
     stored = open_schema(folder)
     if stored is None or folder.read_group(NEXT) is not None or not holds_samples(folder, stored):
         return False
-    if not holds_all_samples(folder, stored, wanted) or not set(wanted.layers) <= set(stored.layers):
+    if not holds_all_samples(stored, wanted, folder.place) or not set(wanted.layers) <= set(stored.layers):
         return False
     return not any(StoreWriter(folder, stored).missing_shards(split) for split in stored.splits)
 
@@ -127,14 +128,14 @@ class _Job:
     recipe: BackboneConfig | None
     lock: Lock
 
-    def fill(self, schema: Schema, started: float, marks: str = "") -> _Done:
+    def fill(self, schema: Schema, started: float, marks: MarkPlace = MarkPlace.STORE) -> _Done:
         """Extract and commit the missing shards of a store, or of the layers whose marks are at `marks`."""
         writer = StoreWriter(self.folder, schema, self.lock, marks)
         missing = {split: writer.missing_shards(split) for split in schema.splits}
         n_shards = sum(map(len, missing.values()))
         if not n_shards:
             return _Done()
-        if not marks:
+        if marks is MarkPlace.STORE:
             require_space(self.folder, schema, missing)
         if self.config.workers > 1 or self.config.scheduler:
             return _Done(n_shards, *self._on_cluster(schema, missing, writer, started, marks))
@@ -148,12 +149,12 @@ class _Job:
         started = time.perf_counter()
         forward = FrozenForward(self.backbone, layers, self.store.tokens, self.config)
         added = open_layers(self.folder, schema, self.source.splits["train"], forward, self.data, self.lock)
-        done = self.fill(added, started, MARKS_OF_ADDED)
+        done = self.fill(added, started, MarkPlace.ADDED_LAYERS)
         finish_layers(self.folder, schema, added, self.lock)
         return done
 
     def _on_cluster(
-        self, schema: Schema, missing: Missing, writer: StoreWriter, started: float, marks: str
+        self, schema: Schema, missing: Missing, writer: StoreWriter, started: float, marks: MarkPlace
     ) -> tuple[int, int]:
         from extract.job.cluster import run_on_cluster  # half a second that other jobs need not wait
         from extract.job.cluster_worker import Work

@@ -1,9 +1,7 @@
 """Opens the store of a job, or creates it, or lets it grow."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 from rich.filesize import decimal
@@ -13,23 +11,24 @@ from extract.forward.encoding import Encoding
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.shard import report_failures
 from extract.sources.open_source import ImageSource, ImageSplit
-from store.address import free_disk_bytes, local_path
-from store.arrays import DIGEST, STATUS, holds_samples, open_schema, read_log
+from store.address import free_disk_bytes
+from store.arrays import holds_samples, open_schema, read_log
+from store.compare import Samples, holds_all_samples, refuse_changed_samples
 from store.console.progress import progress
 from store.dtypes import channel_rms
-from store.errors import JobError, UserError
+from store.errors import JobError
 from store.growing.added_layers import begin_layers, read_added
-from store.growing.changes import require_growth
 from store.growing.growth import Known, finish_growth, grow
 from store.kvstore import KeyValueStore
 from store.layout import in_groups
+from store.listing import Listing, read_listing
 from store.lock import Guard
-from store.schema import Schema, require_same
-from store.writer import Listing, StoreWriter, create_store
+from store.schema import Schema
+from store.writer import StoreWriter, create_store
 
-_OF_A_STORE = re.compile(
-    r"zarr\.json.*|(_log|rms|tail)(/.*)?|(train|test)(/(zarr\.json.*|(layer|scale)_\d+|label|sample_id|sample_digest|"
-    rf"{STATUS}|{DIGEST}))?"
+_REMEDY = (
+    "Only new samples of its classes can be added. Put the old ones back, choose another store.path, or extract all to "
+    "a store beside this one: `sidecache extract --on-changed new-store`"
 )
 CALIBRATION_SAMPLES = 32  # they go through the backbone twice; the error of int8 is the same from 8 to 256 of them
 
@@ -70,40 +69,18 @@ def open_or_create(
     return wanted
 
 
-def refuse_full_folder(folder: KeyValueStore) -> None:
-    """Raise UserError where a store would be made among other files than those of one that was begun."""
-    local = local_path(folder.url)
-    if local is None or not local.is_dir() or open_schema(folder) is not None:
-        return
-    for path in chain(local.iterdir(), local.glob("*/*")):  # in a folder of images the first stops it
-        name = path.relative_to(local).as_posix()
-        if not _OF_A_STORE.fullmatch(name) and not path.name.startswith(".") and name != "lost+found":
-            raise UserError(
-                f"{folder.place} holds no store, but other files ({name!r}); choose a store.path of its own"
-            )
-
-
 def _was_begun(folder: KeyValueStore, stored: Schema) -> bool:
     """Whether a shard was ever committed; growth or repair may have taken back all marks of a small store."""
     return holds_samples(folder, stored) or read_log(folder).get("extract_seconds", 0.0) > 0
 
 
-def holds_all_samples(folder: KeyValueStore, stored: Schema, wanted: Schema) -> bool:
-    """Whether no sample is new, or other than it was.
-
-    Raises:
-        OtherStoreError: the store was made in another way.
-    """
-    require_same(stored, wanted, folder.place)
-    return (stored.provenance.samples, stored.classes) == (wanted.provenance.samples, wanted.classes)
-
-
 def _with_new_samples(
     folder: KeyValueStore, stored: Schema, wanted: Schema, listings: Mapping[str, Listing], lock: Guard
 ) -> Schema:
-    if holds_all_samples(folder, stored, wanted):
+    if holds_all_samples(stored, wanted, folder.place):
         return stored
-    require_growth(folder, stored, wanted, listings)
+    held = Samples(stored.classes, {split: read_listing(folder, split) for split in stored.splits})
+    refuse_changed_samples(held, Samples(wanted.classes, listings), folder.place, _REMEDY)
     provenance = stored.provenance.model_copy(update={"samples": wanted.provenance.samples})
     target = stored.model_copy(update={"splits": wanted.splits, "provenance": provenance})
     lacking, writer = dict[str, list[int]](), StoreWriter(folder, stored)

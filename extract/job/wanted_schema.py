@@ -15,8 +15,8 @@ from extract.sources.videos import decoder
 from store.config import StoreConfig
 from store.console.progress import progress
 from store.layout import describe_tokens, reduced_layout, resolve_layers
+from store.listing import Listing
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
-from store.writer import Listing
 
 EXTRACTION_VERSION = 1  # raise by hand whenever our own code changes a stored value
 

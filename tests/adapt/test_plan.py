@@ -32,7 +32,8 @@ from store.address import store_url
 from store.arrays import STORED
 from store.errors import UserError
 from store.kvstore import KeyValueStore
-from store.writer import Listing, StoreWriter, create_store
+from store.listing import Listing
+from store.writer import StoreWriter, create_store
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))

@@ -88,7 +88,7 @@ def test_a_disk_that_is_lost_ends_the_job_and_nothing_is_written_in_its_place(
     with pytest.MonkeyPatch.context() as patch:
         act_before(owner, name, k, disk.lose, patch)
         with pytest.raises(
-            JobError, match=r"disk/c\.zarr/ is gone, or lies on another disk.* Mount it again, then"
+            JobError, match=r"disk/c\.zarr/ is gone, or on another disk.* Mount it again, then"
         ) as error:
             extract(image_folder, store, tiny_backbone)
     assert "\n" not in str(error.value)
@@ -96,7 +96,7 @@ def test_a_disk_that_is_lost_ends_the_job_and_nothing_is_written_in_its_place(
     disk.mount()
     kept = len(list(store.glob("*/status/c/*")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("store.lock._process_lives", lambda owner: False)  # the job's process has ended by now
+        patch.setattr("store.lock._is_alive", lambda owner: False)  # the job's process has ended by now
         assert extract(image_folder, store, tiny_backbone) == total - kept
     assert contents(store) == contents(tmp_path / "whole.zarr")
 
@@ -108,7 +108,7 @@ def test_a_store_that_is_the_disk_itself_is_not_begun_anew_below_it(
     disk.mount("-t", "tmpfs", "tmpfs")
     with pytest.MonkeyPatch.context() as patch:
         act_before(KeyValueStore, "write_bytes", 20, disk.lose, patch)
-        with pytest.raises(JobError, match=r"disk/ is gone, or lies on another disk than it did: was that unmounted\?"):
+        with pytest.raises(JobError, match=r"disk/ is gone, or on another disk than before: was that unmounted\?"):
             extract(image_folder, disk.place, tiny_backbone)
     assert list(disk.place.iterdir()) == []
 

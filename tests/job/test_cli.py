@@ -346,7 +346,7 @@ def test_a_folder_that_is_no_store_is_told(command: Command, job: Path) -> None:
     (job / "zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
     status, _, err = command("inspect", job / "zarr")
     assert status == 2
-    assert "holds something that is no token store" in err
+    assert "is not a token store" in err
 
 
 def test_a_run_without_results_is_told(command: Command, job: Path, tmp_path: Path) -> None:
@@ -431,7 +431,7 @@ def test_a_store_is_not_made_among_other_files(command: Command, own_job: Path) 
     for path in ("images", "images/train", "."):
         status, _, err = command("extract", own_job / "pipeline.yaml", "-o", f"store.path={own_job / path}")
         assert status == 2
-        assert "holds no store, but other files" in err
+        assert "is not a store, but has other files" in err
     assert contents(own_job) == before
     (own_job / "empty").mkdir()
     assert command("extract", own_job / "pipeline.yaml", "-o", f"store.path={own_job / 'empty'}")[0] == 0
@@ -449,7 +449,7 @@ def test_a_split_that_none_of_whose_samples_can_be_decoded_is_told(command: Comm
         path.write_bytes(b"no image")
     status, _, err = command("run", own_job / "pipeline.yaml", "-o", "data.on_error=skip")
     assert status == 1
-    assert "holds no sample of test: none of them could be decoded" in err
+    assert "has no sample of test: none of them could be decoded" in err
 
 
 def test_a_split_that_is_not_used_is_told(command: Command, own_job: Path) -> None:

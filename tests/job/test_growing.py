@@ -249,7 +249,7 @@ def test_a_store_is_whole_and_trainable_while_layers_are_added(
     report = verify_store(tmp_path / "c.zarr")
     assert (report.ok, report.complete) == (True, True)
     (note,) = report.notes
-    assert "files are of layers that are being added; they are no part of the store yet" in note
+    assert "files are of layers that are being added; they are not part of the store yet" in note
 
 
 def test_layers_given_up_half_way_leave_nothing(images: Path, tmp_path: Path, tiny_backbone: TimmBackbone) -> None:

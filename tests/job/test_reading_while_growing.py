@@ -26,9 +26,9 @@ from adapt.run_dir.results import Row
 from adapt.training import checkpoint
 from adapt.training.distributed import World
 from store import arrays
-from store.arrays import require_store
+from store.arrays import MarkPlace, require_store
 from store.errors import JobError
-from store.growing.added_layers import MARKS_OF_ADDED, begin_layers, finish_layers
+from store.growing.added_layers import begin_layers, finish_layers
 from store.growing.growth import grow, read_known
 from store.kvstore import KeyValueStore
 from store.lock import hold
@@ -69,7 +69,7 @@ def make(path: Path | str, **options: Any) -> Schema:
 
 
 def add_samples(path: Path | str, skip: Collection[int] = SKIP) -> None:
-    folder = small_store.url_folder(path)
+    folder = small_store.kvstore_at(path)
     stored = require_store(folder)
     with sizes(LARGE), hold(folder) as lock:
         samples = stored.provenance.model_copy(update={"samples": dict.fromkeys(LARGE, "grown")})
@@ -80,13 +80,13 @@ def add_samples(path: Path | str, skip: Collection[int] = SKIP) -> None:
 
 
 def add_layer(path: Path | str) -> None:
-    folder = small_store.url_folder(path)
+    folder = small_store.kvstore_at(path)
     stored = require_store(folder)
     now = {split: info.num_samples for split, info in stored.splits.items()}
     with sizes(now), hold(folder) as lock:
         added = stored.model_copy(update={"layers": (1,)})
         begin_layers(folder, stored, added, {1: RMS[1]} if added.dtype == "int8" else {}, lock)
-        writer = StoreWriter(folder, added, lock, MARKS_OF_ADDED)
+        writer = StoreWriter(folder, added, lock, MarkPlace.ADDED_LAYERS)
         for split in added.splits:
             for shard in added.shards(split):
                 small_store.commit(path, writer, added, split, shard, SKIP if split == "train" else ())
@@ -245,7 +245,7 @@ def test_what_a_job_knows_of_a_store_that_grows_meanwhile_fits_together(
         return read(folder, key)
 
     monkeypatch.setattr(KeyValueStore, "read_bytes", meanwhile)
-    known = read_known(small_store.url_folder(path))
+    known = read_known(small_store.kvstore_at(path))
     assert known is not None
     assert {split: len(ids) for split, ids in known.ids.items()} in (SMALL, LARGE)
     for split, info in known.schema.splits.items():
@@ -262,7 +262,7 @@ def test_another_store_in_its_place_is_refused(tmp_path: Path, n_train: int) -> 
         other = small_store.provenance(dtype="float32", weights_digest="another")
         small_store.complete(path, small_store.schema(shard_samples=SHARD, provenance=other))
     for store, read in zip(stores, (Store.labels, Store.sample_ids, lambda s, split: s.read(split, [0])), strict=True):
-        with pytest.raises(JobError, match=r"c\.zarr/ is not the store any more that was opened; open it again"):
+        with pytest.raises(JobError, match=r"c\.zarr/ was replaced by another store; open it again"):
             read(store, "train")
 
 

@@ -21,7 +21,7 @@ from adapt.create import print_methods
 from store.console.progress import progress
 from store.console.terminal import Terminal
 from store.console.visible import one_line, visible
-from store.verify import Damage, Report, print_report
+from store.verify_report import Damage, Report, print_report
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("é\x1b[2J", "[b]\u202e:smile:", "a\nfault: b\tc")
@@ -169,7 +169,7 @@ def test_brackets_and_colons_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_report_has_a_line_for_every_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     report = Report(HOSTILE, faults=[HOSTILE], notes=[HOSTILE])
-    report.damaged.append(Damage(HOSTILE, None, 1, (0, 3), HOSTILE, HOSTILE))
+    report.damaged.append(Damage(split=HOSTILE, layer=None, shard=1, rows=(0, 3), file=HOSTILE, reason=HOSTILE))
     lines = printed_by(monkeypatch, lambda: print_report(report)).splitlines()
     assert [line.partition(" ")[0] for line in lines[:-1]] == ["damaged:", "fault:", "note:"]
     assert all(WRITTEN_OUT in line for line in lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_store import url_folder
+from small_store import kvstore_at
 from store_jobs import FORMATS, Jobs, renew, state
 from tiny_vit import TINY
 
@@ -109,7 +109,7 @@ def make_hostile_stores(jobs: Jobs) -> list[str]:
         jobs.store.rename(jobs.folder / stores[-1])
     for place in ("_log/added", "_log/next"):
         renew(jobs)
-        folder = url_folder(jobs.store)
+        folder = kvstore_at(jobs.store)
         schema = open_schema(folder)
         assert schema is not None
         for name in ("../../../traced", str(jobs.folder / "traced")):

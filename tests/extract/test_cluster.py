@@ -17,14 +17,15 @@ from trapped_source import Trap, lay_traps
 
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
-from extract.job import cluster_worker as worker
+from extract.job.cluster_worker import _device
 from extract.job.extraction import Extraction, extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import ImageSource, open_source
 from store.config import StoreConfig
 from store.errors import JobError, UserError
 from store.verify import verify_store
 
-RECIPE = BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY)
+BACKBONE_CONFIG = BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY)
 pytestmark = [
     pytest.mark.slow,
     # dask's own: sockets of processes that were killed, loops that close while a worker restarts
@@ -35,7 +36,15 @@ pytestmark = [
 def extract(source: ImageSource, data: DataConfig, store: Path, dtype: str = "int8", **config: Any) -> Extraction:
     stored = StoreConfig(path=str(store), shard_samples=2, dtype=dtype)  # type: ignore[arg-type]
     options = ExtractConfig(device="cpu", batch_size=1, **config)
-    return extract_tokens(source, load_backbone(RECIPE), data, stored, options, RECIPE)
+    job = ExtractionJob(
+        source=source,
+        backbone=load_backbone(BACKBONE_CONFIG),
+        data=data,
+        store=stored,
+        extract=options,
+        backbone_config=BACKBONE_CONFIG,
+    )
+    return extract_tokens(job)
 
 
 @pytest.fixture
@@ -91,7 +100,7 @@ def test_a_shard_that_ends_every_worker_ends_the_job_and_the_rest_is_kept(
     data: DataConfig, serial: dict[str, bytes], tmp_path: Path
 ) -> None:
     deadly = lay_traps(open_source(data), {6: Trap("die", 99, tmp_path / "deaths")})
-    with pytest.raises(JobError, match=r"shard 3 of train was begun 4 times"):
+    with pytest.raises(JobError, match=r"shard 3 of train was started 4 times"):
         extract(deadly, data, tmp_path / "c.zarr", workers=2)
     assert len(list((tmp_path / "deaths").iterdir())) == 4
     done = extract(open_source(data), data, tmp_path / "c.zarr")
@@ -149,7 +158,7 @@ def test_workers_that_see_other_files_are_refused(
         return connect(config)
 
     monkeypatch.setattr(cluster, "_connect", change_first)
-    with pytest.raises(JobError, match=r"sample 'train/red/0\.png' of train is not on this worker what it was"):
+    with pytest.raises(JobError, match=r"sample 'train/red/0\.png' of train differs on this worker from the one that"):
         extract(open_source(data), data, tmp_path / "c.zarr", scheduler=scheduler)
 
 
@@ -158,7 +167,8 @@ def test_a_user_s_own_backbone_travels_to_the_workers(
 ) -> None:
     stored = StoreConfig(path=str(tmp_path / "c.zarr"), shard_samples=2, dtype="int8")
     options = ExtractConfig(device="cpu", batch_size=1, scheduler=scheduler)
-    extract_tokens(open_source(data), tiny_backbone, data, stored, options)
+    source = open_source(data)
+    extract_tokens(ExtractionJob(source=source, backbone=tiny_backbone, data=data, store=stored, extract=options))
     assert contents(tmp_path / "c.zarr") == serial
 
 
@@ -223,6 +233,6 @@ def test_workers_that_see_several_gpus_share_them_by_their_numbers(
     name: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert worker._device("auto", name) == device
-    assert worker._device("cuda:2", name) == "cuda:2"
-    assert worker._device("cpu", name) == "cpu"
+    assert _device("auto", name) == device
+    assert _device("cuda:2", name) == "cuda:2"
+    assert _device("cpu", name) == "cpu"

@@ -12,6 +12,7 @@ from small_store import contents
 from extract.backbones.backbone import TimmBackbone
 from extract.config import DataConfig, ExtractConfig
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store.config import StoreConfig
 from store.errors import JobError
@@ -52,7 +53,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def extract(images: Path, store: Path, backbone: TimmBackbone) -> int:
     data = DataConfig(source="folder", root=images)
     stored = StoreConfig(path=str(store), dtype="int8", shard_samples=5)
-    return extract_tokens(open_source(data), backbone, data, stored, ExtractConfig(device="cpu")).shards_written
+    config = ExtractConfig(device="cpu")
+    job = ExtractionJob(source=open_source(data), backbone=backbone, data=data, store=stored, extract=config)
+    return extract_tokens(job).shards_written
 
 
 def act_before(owner: type, name: str, k: int, act: Callable[[], None], patch: pytest.MonkeyPatch) -> None:

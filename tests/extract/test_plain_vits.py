@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import sidecache as sc
 from adapt.config.pipeline import Config
 from extract.backbones.backbone import TimmBackbone, empty_backbone, load_backbone
-from extract.backbones.pre_logits import tail_from_arrays
-from extract.backbones.shape import backbone_shape
+from extract.backbones.backbone_shape import backbone_shape
+from extract.backbones.pre_logits import pre_logits_from_arrays
 from extract.config import BackboneConfig, ClipConfig
 from store.errors import UserError
 
@@ -88,7 +88,7 @@ def require_own_read_out(backbone: TimmBackbone, last: Tensor, features: Tensor)
     """Of the last block's tokens, of which timm makes `features`."""
     tail = backbone.tail
     assert tail is not None
-    stored = tail_from_arrays(backbone.name, json.loads(json.dumps(backbone.model_kwargs)), tail.arrays())
+    stored = pre_logits_from_arrays(backbone.name, json.loads(json.dumps(backbone.model_kwargs)), tail.arrays())
     try:
         expected = backbone.module.forward_head(features, pre_logits=True)  # type: ignore[operator]
     except NotImplementedError:  # an encoder

@@ -18,6 +18,7 @@ from small_store import contents
 from extract.backbones.backbone import TimmBackbone
 from extract.config import DataConfig, ExtractConfig
 from extract.job.extraction import Extraction, extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store import writer
 from store.address import store_url
@@ -80,7 +81,10 @@ def extract(
 ) -> Extraction:
     data = DataConfig(source="folder", root=images, on_error=on_error)  # type: ignore[arg-type]
     config = StoreConfig(path=str(store), shard_samples=shard_samples, **{"dtype": "int8", **stored})
-    return extract_tokens(open_source(data), backbone, data, config, ExtractConfig(device="cpu"))
+    on_cpu = ExtractConfig(device="cpu")
+    return extract_tokens(
+        ExtractionJob(source=open_source(data), backbone=backbone, data=data, store=config, extract=on_cpu)
+    )
 
 
 def test_a_finished_store_is_left_alone(image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone) -> None:

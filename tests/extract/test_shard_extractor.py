@@ -10,8 +10,8 @@ import sidecache as sc
 from adapt.config.pipeline import Config
 from extract.backbones.backbone import load_backbone
 from extract.config import ExtractConfig
-from extract.forward.frozen_forward import FrozenForward
-from extract.job.shard import ExtractedShard, ShardExtractor
+from extract.job.extraction_job import ExtractionJob
+from extract.job.shard_extractor import ExtractedShard, ShardExtractor
 from extract.sources.open_source import open_source
 from store.arrays import SKIPPED
 
@@ -27,8 +27,14 @@ def extract_shards(tiny_config: Callable[..., Config], image_folder: Path) -> Ca
     schema, source = sc.open_store(config.store.path).schema, open_source(config.data)
 
     def extract(ahead: int) -> list[ExtractedShard]:
-        forward = FrozenForward(load_backbone(config.backbone), schema.layers, "all", ExtractConfig(batch_size=2))
-        extractor = ShardExtractor(source.splits, forward, schema, {}, skip=True)
+        job = ExtractionJob(
+            source=source,
+            backbone=load_backbone(config.backbone),
+            data=config.data,
+            store=config.store,
+            extract=ExtractConfig(batch_size=2),
+        )
+        extractor = ShardExtractor(job, schema, {})
         extractor._ahead = ahead
         return list(extractor.extract("train", range(5)))
 

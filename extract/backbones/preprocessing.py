@@ -21,15 +21,22 @@ Transform = Callable[[Image.Image], Float[Tensor, "channels height width"]]
 
 
 def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
-    """timm's data config of a model: input size, mean, std, interpolation, crop."""
+    """The data config of a timm model: input size, mean, std, interpolation, crop."""
     model_size = getattr(getattr(model, "patch_embed", None), "img_size", None)  # model_kwargs may have set it
-    args = {"input_size": (3, *model_size)} if model_size else {"img_size": image_size} if image_size else {}
+    args: dict[str, Any] = {}
+    if model_size:
+        args["input_size"] = (3, *model_size)
+    elif image_size:
+        args["img_size"] = image_size
     config: dict[str, Any] = resolve_data_config(args, model=model)  # type: ignore[no-untyped-call]
     return config
 
 
 def build_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform: resize, center crop, scale, normalize. Raises ResizeError for too thin an image."""
+    """Build timm's evaluation transform: resize, center crop, scale, normalize.
+
+    The transform raises ResizeError for images that are too thin.
+    """
     steps = create_transform(**config, is_training=False).transforms
     resize = next(step for step in steps if isinstance(step, Resize | ResizeKeepRatio))
     transform: Transform = Compose([_limit(resize), *steps])

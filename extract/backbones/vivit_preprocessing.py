@@ -28,7 +28,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def vivit_data_config(preprocessor_config: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """timm's data config for a preprocessor config; if that is empty, Google's preprocessing.
+    """The data config of timm for a preprocessor config; if that is empty, for Google's preprocessing.
 
     Google's resizes the shorter side to 256, crops the center 224, and scales to [-1, 1].
 
@@ -60,7 +60,7 @@ def vivit_data_config(preprocessor_config: Mapping[str, Any], size: tuple[int, i
 
 
 def build_vivit_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform, with the center crop of transformers, which rounds half an odd margin down."""
+    """Build timm's evaluation transform with transformers' center crop, which rounds half an odd margin down."""
     steps = build_transform(config).transforms  # type: ignore[attr-defined]
     transform: Transform = Compose(
         [_CenterCrop(*step.size) if isinstance(step, CenterCrop) else step for step in steps]
@@ -86,6 +86,6 @@ def _sides(size: Mapping[str, int]) -> tuple[int, int]:
 
 
 def _crop_pct(crop: int, resized: int) -> float:
-    """crop / resized, adjusted so that timm, which computes floor(crop / crop_pct), gets exactly `resized`."""
+    """The ratio crop / resized, adjusted so that floor(crop / crop_pct), as in timm, is exactly `resized`."""
     crop_pct = crop / resized
     return crop_pct if math.floor(crop / crop_pct) == resized else math.nextafter(crop_pct, 0)

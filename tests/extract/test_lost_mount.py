@@ -1,4 +1,4 @@
-"""A disk that goes away or fills up in mid-job: one clear error, nothing in its place, and the same command goes on."""
+"""If a disk is unmounted or fills up during a job: one clear error, nothing in its place, and the command resumes."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from store.writer import StoreWriter
 
 
 class Disk:
-    """What is mounted at `place`, which is empty without it: a folder that outlives it, or what is asked for."""
+    """A disk that can be mounted at `place` and lost: a bind mount that keeps its content, or another mount."""
 
     def __init__(self, folder: Path) -> None:
         self.place, self._content = folder / "disk", folder / "content"
@@ -35,7 +35,7 @@ class Disk:
             pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
 
     def lose(self) -> None:
-        """Whoever has files open keeps them, and nobody opens another one."""
+        """Unmount it lazily: open files stay usable, no other can be opened."""
         subprocess.run(["umount", "--lazy", self.place], check=True)
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ def test_a_disk_that_is_lost_ends_the_job_and_nothing_is_written_in_its_place(
 def test_a_store_that_is_the_disk_itself_is_not_begun_anew_below_it(
     image_folder: Path, disk: Disk, tiny_backbone: TimmBackbone
 ) -> None:
-    """The folder is there without its disk, and empty: only the disk tells."""
+    """Without its disk the folder still exists, empty; only the device number differs."""
     disk.mount("-t", "tmpfs", "tmpfs")
     with pytest.MonkeyPatch.context() as patch:
         act_before(KeyValueStore, "write_bytes", 20, disk.lose, patch)

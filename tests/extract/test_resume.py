@@ -1,4 +1,4 @@
-"""An extraction that is killed at any moment resumes: only what is missing is done again, and no byte differs."""
+"""An extraction that is killed at any moment resumes: only missing shards are extracted, and no byte differs."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_a_killed_extraction_resumes_to_the_same_bytes(image_folder: Path, tmp_p
     for trial in found["trials"]:
         store = Path(trial["store"])
         killed = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[trial["stop"]]
-        assert trial["status"] in (killed, 0), trial  # 0: it had just come to its end
+        assert trial["status"] in (killed, 0), trial  # 0: it had just ended
         assert trial["resumed"] == 0, (trial, found["said"])
         assert trial["written"] == found["total"] - trial["committed"], trial
         assert contents(store) == whole, trial

@@ -1,4 +1,4 @@
-"""Shards while several batches are under way, as on a GPU."""
+"""Shards do not depend on how many batches are pending, as on a GPU."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from store.arrays import SKIPPED
 
 @pytest.fixture
 def extract_shards(tiny_config: Callable[..., Config], image_folder: Path) -> Callable[[int], list[ExtractedShard]]:
-    """All five shards of a training split, of which the third and one more sample cannot be decoded."""
+    """Extracts all five shards of a training split; the third shard and one other sample cannot be decoded."""
     names = sorted((image_folder / "train").rglob("*.png"))
     for path in (names[0], *names[10:15]):
         path.write_bytes(b"no image")

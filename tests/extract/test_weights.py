@@ -1,4 +1,4 @@
-"""Weights: every file format gives the same model, and what is no checkpoint of it is refused."""
+"""Every format of weights gives the same model, and checkpoints of other models are refused."""
 
 import argparse
 import copy
@@ -101,7 +101,7 @@ def to_jax(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def save(model: nn.Module, path: Path) -> Path:
-    """In the format that the ending and the stem name."""
+    """Save in the format that suffix and stem stand for."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if path.suffix == ".safetensors":
         save_file(state, path)
@@ -260,7 +260,7 @@ def test_arguments_that_would_go_round_the_weights_are_refused(key: str) -> None
 
 
 @pytest.mark.parametrize("kwargs", [{"nope": 1}, {"embed_dim": 30, "num_heads": 4}, {"patch_size": 0}, {"depth": "x"}])
-def test_arguments_that_timm_refuses_are_told(kwargs: dict[str, Any]) -> None:
+def test_arguments_that_timm_refuses_are_named(kwargs: dict[str, Any]) -> None:
     assert f"timm cannot build 'vit_tiny_patch16_224' with model_kwargs {kwargs}"[:-1] in refuse(
         "random", model_kwargs=kwargs, image_size=None
     )
@@ -382,7 +382,7 @@ def test_quantized_weights_are_refused(tmp_path: Path, trained: nn.Module, dtype
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         (torch.nan, "holds a value of nan"),
         (-torch.inf, "holds a value of inf"),
@@ -391,27 +391,27 @@ def test_quantized_weights_are_refused(tmp_path: Path, trained: nn.Module, dtype
 )
 @pytest.mark.parametrize("file", ["a.safetensors", "plain.pth", "a.npz"])
 def test_values_that_no_weight_has_are_refused(
-    tmp_path: Path, trained: nn.Module, file: str, value: float, told: str
+    tmp_path: Path, trained: nn.Module, file: str, value: float, message: str
 ) -> None:
     damaged = copy.deepcopy(trained)
     with torch.no_grad():
         damaged.blocks[1].mlp.fc1.bias[3] = value
-    message = refuse(save(damaged, tmp_path / file))
-    assert told in message or (value is torch.nan and "does not set ['blocks.1.mlp.fc1.bias']" in message)
+    refusal = refuse(save(damaged, tmp_path / file))
+    assert message in refusal or (value is torch.nan and "does not set ['blocks.1.mlp.fc1.bias']" in refusal)
 
 
 @pytest.mark.parametrize("change", [torch.zeros_like, lambda tensor: (100 * tensor).round()])
 @pytest.mark.parametrize("file", ["a.safetensors", "plain.pth", "a.npz"])
-def test_matrices_of_whole_numbers_are_refused(
+def test_matrices_of_integers_are_refused(
     tmp_path: Path, trained: nn.Module, file: str, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     damaged = copy.deepcopy(trained)
     damaged.blocks[1].mlp.fc1.weight.data = change(damaged.blocks[1].mlp.fc1.weight.data)
-    told = "blocks.1.mlp.fc1.weight holds integers only: it is quantized, damaged, or was never trained"
-    assert told in refuse(save(damaged, tmp_path / file))
+    message = "blocks.1.mlp.fc1.weight holds integers only: it is quantized, damaged, or was never trained"
+    assert message in refuse(save(damaged, tmp_path / file))
 
 
-def test_floats_in_place_of_whole_numbers_are_refused() -> None:
+def test_floats_in_place_of_integers_are_refused() -> None:
     model = nn.Module()
     model.register_buffer("index", torch.arange(4))
     require_fit({"index": torch.arange(4)}, model)
@@ -419,7 +419,7 @@ def test_floats_in_place_of_whole_numbers_are_refused() -> None:
         require_fit({"index": torch.arange(4.0)}, model)
 
 
-def test_shapes_that_differ_are_told(tmp_path: Path, trained: nn.Module) -> None:
+def test_shapes_that_differ_are_named(tmp_path: Path, trained: nn.Module) -> None:
     message = refuse(save(trained, tmp_path / "a.safetensors"), model_kwargs={**TINY, "mlp_ratio": 2.0})
     assert "9 tensors have another shape: blocks.0.mlp.fc1." in message
 
@@ -427,7 +427,7 @@ def test_shapes_that_differ_are_told(tmp_path: Path, trained: nn.Module) -> None
 # The preprocessing of a file
 
 
-def test_a_file_under_a_name_without_tag_is_told_its_preprocessing(tmp_path: Path) -> None:
+def test_the_preprocessing_for_a_name_without_tag_is_noted(tmp_path: Path) -> None:
     name, kwargs = "vit_small_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}
     torch.manual_seed(0)
     path = tmp_path / "a.safetensors"

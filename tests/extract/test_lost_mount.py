@@ -97,10 +97,10 @@ def test_a_disk_that_is_lost_ends_the_job_and_nothing_is_written_in_its_place(
     assert "\n" not in str(error.value)
     assert list(disk.place.iterdir()) == []
     disk.mount()
-    kept = len(list(store.glob("*/status/c/*")))
+    committed = len(list(store.glob("*/status/c/*")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("store.lock._process_lives", lambda owner: False)  # the job's process has ended by now
-        assert extract(image_folder, store, tiny_backbone) == total - kept
+        assert extract(image_folder, store, tiny_backbone) == total - committed
     assert contents(store) == contents(tmp_path / "whole.zarr")
 
 

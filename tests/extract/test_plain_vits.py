@@ -111,10 +111,10 @@ def require_meaning_of_prefix(backbone: TimmBackbone) -> None:
     for name in ("cls_token", "dist_token", "reg_token"):
         places[name] = []
         if (parameter := getattr(model, name, None)) is not None:
-            kept = parameter.clone()
+            original = parameter.clone()
             parameter.fill_(torch.nan)
             model.forward_features(torch.zeros(1, *backbone.image_size))
-            parameter.copy_(kept)
+            parameter.copy_(original)
             places[name] = given[-1].isnan().any(dim=2)[0].nonzero().flatten().tolist()
     hook.remove()
     classes = places["cls_token"] + places["dist_token"]

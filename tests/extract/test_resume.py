@@ -90,9 +90,9 @@ def extract(
 def test_a_finished_store_is_left_alone(image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone) -> None:
     first = extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
     before = contents(tmp_path / "c.zarr")
-    again = extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    second = extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
     assert (first.shards_written, first.samples_written) == (5 + 3, 36)
-    assert (again.shards_written, again.samples_written) == (0, 0)
+    assert (second.shards_written, second.samples_written) == (0, 0)
     assert contents(tmp_path / "c.zarr") == before
 
 

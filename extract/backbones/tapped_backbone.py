@@ -112,8 +112,8 @@ class TappedBackbone:
             return blake2b(self._source.encode(), digest_size=16).hexdigest()
 
 
-def _require_one_shape(tokens: Mapping[int, Tensor]) -> tuple[int, int]:
-    """The (tokens, dim) that all layers share."""
+def _require_one_shape(tokens: Mapping[Any, Tensor]) -> tuple[int, int]:
+    """The (tokens, dim) that all layers share; a tap of the user's may return anything."""
     if not all(isinstance(layer, int) and layer >= 0 for layer in tokens):
         raise UserError(f"tap must return tokens by layer index, from 0 on, got the keys {list(tokens)}")
     shapes = {tuple(values.shape[1:]) for values in tokens.values()}

@@ -109,7 +109,9 @@ def extract(
 
     from adapt.job.extraction import extract as run_extraction
     from adapt.job.feature_set import Inputs
+    from extract.forward.device import configure_process
 
+    configure_process()
     return run_extraction(config, Inputs(config, source, backbone), on_changed)
 
 
@@ -119,7 +121,9 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
     Arguments and errors are those of `extract`. Returns one row a trained trial, those of earlier calls included.
     """
     from adapt.training.distributed import own_run_dir
+    from extract.forward.device import configure_process
 
+    configure_process()
     with own_run_dir(config.run_dir) as run_dir:
         return _train_in(run_dir, config, source, backbone)
 
@@ -145,7 +149,9 @@ def run(
     """The whole job: `extract` what is missing, `train` what is not trained yet, write results and report."""
     from adapt.job.trainable import require_trainable
     from adapt.training.distributed import own_run_dir
+    from extract.forward.device import configure_process
 
+    configure_process()
     require_trainable(config, backbone)  # this and the lock before hours are spent on the store
     with own_run_dir(config.run_dir) as run_dir:
         return _train_in(run_dir, _extract_first(config, source, backbone, on_changed), source, backbone)
@@ -251,7 +257,9 @@ def plan_command(
     """Say what the job would cost, in bytes and seconds on this machine, before anything runs."""
     from adapt.planning.plan import print_plan
     from adapt.planning.planner import draw_up_plan, parse_bytes
+    from extract.forward.device import configure_process
 
+    configure_process()
     plan = draw_up_plan(_read(config, overrides), None if budget is None else parse_bytes(budget))
     _print_json(plan.document()) if json else print_plan(plan, str(config))
 
@@ -299,7 +307,9 @@ def intrinsic_command(
     from adapt.job.trainable import require_trainable
     from adapt.job.training_job import measure_intrinsic_dimension
     from adapt.training.distributed import own_run_dir, world
+    from extract.forward.device import configure_process
 
+    configure_process()
     parsed, chosen = _read(config, overrides), parse_dims(dims)
     require_trainable(parsed)
     with own_run_dir(parsed.run_dir) as run_dir:
@@ -378,10 +388,12 @@ def verify_command(
 def _repair(store: str, config: "Config", report: "Report") -> None:
     from adapt.job.extraction import repair
     from adapt.job.feature_set import Inputs
+    from extract.forward.device import configure_process
     from store.address import store_url
     from store.errors import UserError
     from store.verify_report import damaged_shards
 
+    configure_process()
     if store_url(config.store.path) != store_url(store):
         raise UserError(f"that job makes the store {config.store.path}, not {store}; give the job that made this one")
     _say_extraction(repair(config, Inputs(config), damaged_shards(report)), config)

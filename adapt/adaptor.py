@@ -28,9 +28,9 @@ from adapt.features.feature_sources import spec_of_backbone
 from adapt.methods.table import adapter_state_dict, build_model, find_method
 from adapt.run_dir.files import CHECKSUM, parse_json, read_text, with_checksum, without_checksum, write_text
 from extract.backbones.backbone import Backbone, digests, load_backbone
-from extract.backbones.weights import first_line
+from extract.backbones.timm_models import first_line
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
-from extract.forward.device import autocast
+from extract.forward.device import autocast, configure_process
 from extract.forward.frozen_forward import FrozenForward
 from store.config import Tokens
 from store.errors import JobError, UserError
@@ -135,6 +135,7 @@ def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str
     Raises:
         UserError: a file is missing or damaged, or the backbone is not the one the adaptor was trained on.
     """
+    configure_process()
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no adaptor {path}; give a .safetensors file that a run wrote below its adaptors/")

@@ -11,7 +11,7 @@ from adapt.config.messages import explain
 from adapt.features.feature_sources import spec_of_backbone, spec_of_store
 from adapt.methods.table import METHODS, build_model, count_params, find_method
 from extract.backbones.backbone import Backbone, ModelBackbone, empty_backbone, load_backbone
-from extract.backbones.pre_logits import Tail
+from extract.backbones.pre_logits import PreLogits
 from extract.config import BackboneConfig
 from store.console.terminal import Terminal
 from store.errors import UserError
@@ -61,7 +61,7 @@ def _untrained(config: BackboneConfig, whole: bool) -> ModelBackbone:
     return backbone
 
 
-def _initialize(tail: Tail) -> Tail:
+def _initialize(tail: PreLogits) -> PreLogits:
     """From the meta device to the CPU; memory that nothing has written could hold anything."""
     tail = tail.to_empty(device="cpu")
     for tensor in tail.parameters():

@@ -21,6 +21,7 @@ from adapt.training.loop import Settings
 from adapt.training.search import Material, train_trials
 from benchmarks.record import machine
 from benchmarks.tables import table
+from extract.forward.device import configure_process
 from store.reader import open_store
 
 BASE: dict[str, Any] = {"lr": 0.003, "weight_decay": 0.05}  # else the defaults
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=500, help="training samples taken of every store")
     args = parser.parse_args()
+    configure_process()
     settings = {"base": BASE, "epochs": args.epochs, "seeds": args.seeds, "limit": args.limit}
     figures = {**machine(), "settings": settings, "results": {}}
     if args.out.exists():

@@ -22,6 +22,7 @@ from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.forward.device import autocast, synchronize
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store.config import StoreConfig
 from store.layout import in_groups
@@ -50,7 +51,10 @@ class Bench:
 
     def extract(self) -> None:
         store = StoreConfig(path=self.store, dtype="int8")
-        extract_tokens(open_source(self._data), load_backbone(self._backbone), self._data, store, self._config)
+        source, backbone = open_source(self._data), load_backbone(self._backbone)
+        extract_tokens(
+            ExtractionJob(source=source, backbone=backbone, data=self._data, store=store, extract=self._config)
+        )
 
     def contestant(self, name: str) -> tuple[nn.Module, Any]:
         """A model, and what it trains from; nothing that the others need is opened."""

@@ -32,6 +32,7 @@ from adapt.training.search import Material, train_trials
 from adapt.training.validation_split import draw_validation
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
+from extract.forward.device import configure_process
 from store.reader import Store, open_store
 
 TOLERANCES = {"scikit-learn": 1e-4, "scikit-learn, tol=1e-6": 1e-6}  # the first is its own
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     add_record_options(parser)
     args = parser.parse_args()
+    configure_process()
     torch.set_num_threads(1)
     config = load_config(args.config, args.overrides)
     store = open_store(config.store.path)

@@ -291,10 +291,8 @@ SABOTAGES = (
     Sabotage(
         "shard marked before its values",
         "extract/job/extraction.py",
-        "    writer.write(split, number, shard.tokens, shard.status)\n"
-        "    writer.log_and_mark(split, number, shard.status, seconds, shard.forward_seconds, shard.skipped)\n",
-        "    writer.log_and_mark(split, number, shard.status, seconds, shard.forward_seconds, shard.skipped)\n"
         "    writer.write(split, number, shard.tokens, shard.status)\n",
+        "    writer.mark(split, number, shard.status)\n    writer.write(split, number, shard.tokens, shard.status)\n",
         ("tests/extract/test_resume.py::test_a_shard_whose_values_cannot_be_written_is_not_marked",),
     ),
     Sabotage(
@@ -349,7 +347,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "rows of a batch in reverse",
-        "extract/job/shard.py",
+        "extract/job/shard_extractor.py",
         "whole[places] = array",
         "whole[places[::-1]] = array",
         ("tests/adapt/test_features.py::test_online_features_are_the_stored_ones_to_the_bit_whatever_the_batch",),

@@ -50,6 +50,7 @@ from benchmarks.contestants import (
 )
 from benchmarks.made_up import write_store
 from benchmarks.record import add_record_options, machine, save
+from extract.forward.device import configure_process
 
 _PAIRS = [(ours, theirs) for ours in (FROM_CACHE, RESIDENT) for theirs in (PEFT, "lora", "full", ONLINE)]
 RATIOS = {f"{ours} / {theirs}": (ours, theirs) for ours, theirs in [*_PAIRS, (NARROW, PEFT)]}
@@ -179,6 +180,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    configure_process()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     if args.child:

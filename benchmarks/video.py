@@ -27,7 +27,9 @@ from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
 from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
+from extract.forward.device import configure_process
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store.config import StoreConfig
 
@@ -56,7 +58,9 @@ def extract(root: Path, backbone: Any, frames: int) -> None:
     """The whole job, into a store that is thrown away."""
     data = DataConfig(source="video_folder", root=root, video=ClipConfig(frames=frames))
     store = root.parent / "cache.zarr"
-    extract_tokens(open_source(data), backbone, data, StoreConfig(path=str(store), layers=[-1]), ExtractConfig())
+    stored = StoreConfig(path=str(store), layers=[-1])
+    job = ExtractionJob(source=open_source(data), backbone=backbone, data=data, store=stored, extract=ExtractConfig())
+    extract_tokens(job)
     shutil.rmtree(store)
 
 
@@ -101,6 +105,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=0, help="clips to extract once more, watching the memory")
     add_record_options(parser)
     args = parser.parse_args()
+    configure_process()
     found = sorted(args.folder.resolve().rglob("*.mp4"))
     backbone = load_backbone(BackboneConfig(name=MODEL, weights=args.weights), ClipConfig(frames=args.frames))
     image_backbone = load_backbone(BackboneConfig(name=MODEL, weights=args.weights))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
 from extract.backbones.backbone import Backbone
-from extract.backbones.pre_logits import plain_tail, tail_from_arrays
+from extract.backbones.pre_logits import plain_norm_pre_logits, pre_logits_from_arrays
 from extract.backbones.preprocessing import is_described
 from extract.forward.device import bytes_at_once, free_memory_bytes, to_device
 from extract.forward.encoding import rounding_error
@@ -248,9 +248,11 @@ def choose_source(wanted: str, needed: int, device: torch.device) -> Choice:
 def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureSpec:
     """What a store's tokens look like (of all its layers, or of some), with the tail that it keeps."""
     schema, provenance = store.schema, store.schema.provenance
-    tail = plain_tail(schema.dim)
+    tail = plain_norm_pre_logits(schema.dim)
     if schema.tail_tensors or is_described(provenance.preprocessing):  # of some named models it holds no tensor
-        tail = tail_from_arrays(provenance.backbone, provenance.model_kwargs, store.tail_arrays(), schema.prefix_sets)
+        tail = pre_logits_from_arrays(
+            provenance.backbone, provenance.model_kwargs, store.tail_arrays(), schema.prefix_sets
+        )
     chosen = schema.check_layers(tuple(layers or schema.layers))
     return FeatureSpec(chosen, schema.depth, schema.dim, schema.token_layout, tail)
 
@@ -258,7 +260,7 @@ def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureS
 def spec_of_backbone(backbone: Backbone, layers: Sequence[int], tokens: Tokens = "all") -> FeatureSpec:
     """What a backbone's tokens look like; a module without a tail of its own is read through a plain LayerNorm."""
     tail, layout = backbone.tail, reduced_layout(backbone.layout, tokens)
-    tail = tail.for_sets(layout.prefix_sets) if tail else plain_tail(backbone.dim)
+    tail = tail.for_sets(layout.prefix_sets) if tail else plain_norm_pre_logits(backbone.dim)
     return FeatureSpec(tuple(layers), backbone.depth, backbone.dim, layout, tail)
 
 

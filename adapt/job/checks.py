@@ -10,7 +10,7 @@ from adapt.config.pipeline import Config
 from adapt.methods.feature_spec import FeatureSpec
 from extract.backbones.backbone import Backbone, ModelBackbone, digests
 from extract.backbones.vivit_weights import VIVIT
-from extract.job.wanted_schema import list_split
+from extract.job.store_schema import list_split
 from extract.sources.open_source import ImageSource, drawn_text
 from extract.sources.store_order import OrderedSplit
 from extract.sources.videos import sampling_text

@@ -30,7 +30,7 @@ from extract.backbones.backbone import Backbone, ModelBackbone, digests, empty_b
 from extract.backbones.vivit_weights import VIVIT
 from extract.forward.device import resolve_device, resolve_precision
 from extract.forward.frozen_forward import FrozenForward
-from extract.job.wanted_schema import list_split, sample_digests
+from extract.job.store_schema import list_split, sample_digests
 from extract.sources.open_source import ImageSource, open_source
 from extract.sources.videos import decoder
 from store.address import store_url

@@ -7,7 +7,7 @@ from adapt.features.feature_sources import spec_of_backbone
 from adapt.job.checks import require_whole
 from adapt.methods.table import build_model, find_method
 from extract.backbones.backbone import Backbone
-from extract.backbones.shape import backbone_shape
+from extract.backbones.backbone_shape import backbone_shape
 from extract.forward.device import resolve_device
 from store.layout import resolve_layers
 

@@ -14,7 +14,7 @@ TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
 
 @runtime_checkable
 class Tail(Protocol):
-    """The backbone's frozen read-out; `extract.backbones.pre_logits.Tail` is one.
+    """The backbone's frozen read-out; `extract.backbones.pre_logits.PreLogits` is one.
 
     `unavailable` says why the backbone does not pool, where it does not; `reads_patches`, whether it pools patches.
     """

@@ -13,7 +13,7 @@ from adapt.planning.plan import Plan
 from adapt.planning.proposals import Proposal, propose
 from adapt.planning.survey import Survey
 from extract.forward.device import resolve_device
-from extract.job.open_store import CALIBRATION_SAMPLES
+from extract.job.int8_calibration import CALIBRATION_SAMPLES
 from store.errors import UserError
 
 _BYTES = TypeAdapter(ByteSize)

@@ -12,8 +12,8 @@ from adapt.job.feature_set import needed_layers
 from adapt.job.intrinsic_dimension import entry_of
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.table import build_model, find_method
-from extract.backbones.shape import backbone_shape
-from extract.job.wanted_schema import schema_for
+from extract.backbones.backbone_shape import backbone_shape
+from extract.job.store_schema import DatasetInfo, schema_for
 from extract.sources.open_source import ImageSource, open_source
 from store.address import free_disk_bytes, store_url
 from store.arrays import open_schema
@@ -88,16 +88,14 @@ class Survey:
         """What such a store would say of itself, but for the digests."""
         source, clips = self.source, self.config.data.clips
         unknown = {"weights_digest": "", "preprocessing_digest": "", "precision": "", "samples": {}}
-        return schema_for(
-            self.shape,
-            store,
-            source.name if source else "",
-            source.classes if source else tuple(map(str, range(_CLASSES))),
-            bool(source and source.multi_label),
-            self.rows or {},
-            clips.views if clips else 1,
-            unknown,
+        dataset = DatasetInfo(
+            name=source.name if source else "",
+            classes=source.classes if source else tuple(map(str, range(_CLASSES))),
+            multi_label=bool(source and source.multi_label),
+            views=clips.views if clips else 1,
+            rows=self.rows or {},
         )
+        return schema_for(self.shape, store, dataset, unknown)
 
     def spec_of(self, store: StoreConfig) -> FeatureSpec:
         """The features of such a store."""

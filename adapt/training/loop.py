@@ -25,7 +25,7 @@ from adapt.training.distributed import world
 from adapt.training.metrics import Metrics, average_views, evaluate
 from adapt.training.objective import Objective
 from adapt.training.optimizer import Optimizer, make_optimizer, make_schedule
-from extract.forward.device import autocast, keep_freed_memory, synchronize, to_device
+from extract.forward.device import autocast, synchronize, to_device
 from store.console.progress import progress
 from store.layout import in_groups
 
@@ -171,7 +171,6 @@ class Loop:
         at_once = math.ceil(settings.batch_size / parts)  # parts of equal size: a small last one takes longer a sample
         self._world = world()
         self._at_once = min(at_once, math.ceil(settings.batch_size / self._world.size))
-        keep_freed_memory()
         for candidate in candidates:
             candidate.model.to(features.device)
             if settings.grad_checkpointing:

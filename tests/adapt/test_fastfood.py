@@ -16,7 +16,7 @@ from adapt.methods.in_backbone.random_subspace import IntrinsicOptions, Subspace
 from adapt.methods.in_backbone.tuned_backbone import Tuned
 from adapt.methods.table import adapter_state_dict, count_params, trainable
 from extract.backbones.backbone import TimmBackbone, load_backbone
-from extract.backbones.weights import build_empty
+from extract.backbones.timm_models import build_empty
 from extract.config import BackboneConfig
 from store.errors import UserError
 

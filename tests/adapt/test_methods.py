@@ -7,14 +7,14 @@ import pytest
 import torch
 from end_to_end import CLASSES, EndToEnd, draw, load, move, tune
 from method_cases import CASES, DIM, LAYERS, TINY_DIM, TUNED_CASES, build, draw_tokens, losa_count, make_spec
-from tails import layout_of, make_tail
+from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.from_features.losa import Add, LoSA
 from adapt.methods.table import METHODS, adapter_state_dict, count_params, trainable
 from extract.backbones.backbone import TimmBackbone
-from extract.backbones.pre_logits import NormOnly, Tail
+from extract.backbones.pre_logits import NormOnly, PreLogits
 from store.errors import UserError
 from store.layout import TokenLayout
 
@@ -195,7 +195,7 @@ DISTILLED = TokenLayout(2, (2, 2), num_class_tokens=2)
 def test_the_backbones_pooling_is_refused_where_its_tokens_are_missing(
     backbone: TokenLayout, kwargs: dict[str, Any], layout: TokenLayout, legal: bool
 ) -> None:
-    spec = FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, backbone, **kwargs))
+    spec = FeatureSpec(LAYERS, 6, DIM, layout, make_pre_logits(DIM, backbone, **kwargs))
     if not legal:
         with pytest.raises(UserError, match=r"'backbone' is not available: .* not there .*; legal: [clsmean_, ]+$"):
             build("linear_probe", {"pool": "backbone"}, spec)
@@ -208,11 +208,11 @@ def test_the_backbones_pooling_is_refused_where_its_tokens_are_missing(
 @pytest.mark.parametrize(
     ("tail", "reason"),
     [
-        (make_tail(DIM, layout_of(1, (2, 2)), global_pool=""), r"does not pool its tokens \(global_pool ''\)"),
-        (Tail(NormOnly(nn.Identity(), DIM)), "has no pooling of its own"),
+        (make_pre_logits(DIM, layout_of(1, (2, 2)), global_pool=""), r"does not pool its tokens \(global_pool ''\)"),
+        (PreLogits(NormOnly(nn.Identity(), DIM)), "has no pooling of its own"),
     ],
 )
-def test_a_backbone_that_does_not_pool_says_so(tail: Tail, reason: str) -> None:
+def test_a_backbone_that_does_not_pool_says_so(tail: PreLogits, reason: str) -> None:
     spec = FeatureSpec(LAYERS, 6, DIM, layout_of(1, (2, 2)), tail)
     with pytest.raises(UserError, match=rf"pool 'backbone' is not available: .*{reason}; legal: cls, mean, cls_mean$"):
         build("linear_probe", {"pool": "backbone"}, spec)
@@ -220,7 +220,7 @@ def test_a_backbone_that_does_not_pool_says_so(tail: Tail, reason: str) -> None:
 
 def test_registers_are_no_class_tokens() -> None:
     layout = TokenLayout(4, (3, 4), num_class_tokens=0)
-    spec = FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, layout))
+    spec = FeatureSpec(LAYERS, 6, DIM, layout, make_pre_logits(DIM, layout))
     assert build("linear_probe", {}, spec).readout.mode == "mean"
     for pool in ("cls", "cls_mean"):
         with pytest.raises(UserError, match=rf"pool '{pool}' is not available.*num_class_tokens=0.*: mean, backbone$"):
@@ -233,7 +233,7 @@ def test_cls_is_the_mean_of_the_class_tokens_of_all_sets(sets: int, classes: int
     per_set = classes + registers
     layout = TokenLayout(sets * per_set, (sets, 2, 2), sets, num_class_tokens=sets * classes)
     readout = build(
-        "linear_probe", {"pool": "cls"}, FeatureSpec((0,), 1, DIM, layout, Tail(NormOnly(nn.Identity(), DIM)))
+        "linear_probe", {"pool": "cls"}, FeatureSpec((0,), 1, DIM, layout, PreLogits(NormOnly(nn.Identity(), DIM)))
     )
     tokens = torch.randn(3, layout.num_tokens, DIM).double()
     places = [number * per_set + k for number in range(sets) for k in range(classes)]

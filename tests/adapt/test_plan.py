@@ -25,7 +25,7 @@ from adapt.planning.proposals import propose
 from adapt.planning.survey import Survey
 from benchmarks.made_up import encode
 from extract.backbones.backbone import empty_backbone, load_backbone
-from extract.backbones.shape import backbone_shape
+from extract.backbones.backbone_shape import backbone_shape
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.sources.open_source import open_source
 from store.address import store_url

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tails import layout_of, make_tail
+from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +32,7 @@ METHODS: list[tuple[Method, type[StrictModel], dict[str, Any]]] = [
 
 def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4), dim: int = DIM) -> FeatureSpec:
     layout = layout_of(prefix, grid)
-    return FeatureSpec(LAYERS, 6, dim, layout, make_tail(dim, layout))
+    return FeatureSpec(LAYERS, 6, dim, layout, make_pre_logits(dim, layout))
 
 
 def draw_tokens(spec: FeatureSpec, batch: int = 4) -> dict[int, Tensor]:

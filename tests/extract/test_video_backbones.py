@@ -30,7 +30,7 @@ from extract.backbones.backbone import (
     reduce_tokens,
 )
 from extract.backbones.frame_by_frame import FrameBackbone
-from extract.backbones.pre_logits import tail_from_arrays
+from extract.backbones.pre_logits import pre_logits_from_arrays
 from extract.backbones.vivit import VivitBackbone
 from extract.backbones.vivit_preprocessing import build_vivit_transform, vivit_data_config
 from extract.config import BackboneConfig, ClipConfig
@@ -153,7 +153,7 @@ def test_the_read_out_is_the_mean_of_the_frames_read_outs(framed: FrameBackbone)
     last = framed.tokens(clips, [2])[2]
     assert framed.tail is not None
     torch.testing.assert_close(framed.tail.pool(framed.tail.normalize(last)), expected, rtol=1e-5, atol=1e-5)
-    stored = tail_from_arrays(framed.name, framed.model_kwargs, framed.tail.arrays(), prefix_sets=FRAMES)
+    stored = pre_logits_from_arrays(framed.name, framed.model_kwargs, framed.tail.arrays(), prefix_sets=FRAMES)
     torch.testing.assert_close(stored.pool(stored.normalize(last)), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_reduced_tokens_of_frames_are_still_read_out(how: Tokens) -> None:
     tokens = backbone.tokens(clips_for(backbone), [2])[2]
     layout = reduced_layout(backbone.layout, how)
     assert backbone.tail is not None
-    tail = tail_from_arrays(backbone.name, backbone.model_kwargs, backbone.tail.arrays(), layout.prefix_sets)
+    tail = pre_logits_from_arrays(backbone.name, backbone.model_kwargs, backbone.tail.arrays(), layout.prefix_sets)
     normalized = tail.normalize(reduce_tokens(tokens, backbone.layout, how))
     per_set = layout.num_prefix_tokens // layout.prefix_sets
     firsts = [normalized[:, number * per_set] for number in range(layout.prefix_sets)]
@@ -251,7 +251,7 @@ def test_vivits_read_out_is_what_its_classifier_reads(vivit: VivitBackbone) -> N
     last = vivit.tokens(clips, [2])[2]
     assert vivit.tail is not None
     assert torch.equal(vivit.tail.pool(vivit.tail.normalize(last)), expected)
-    stored = tail_from_arrays(vivit.name, vivit.model_kwargs, vivit.tail.arrays())
+    stored = pre_logits_from_arrays(vivit.name, vivit.model_kwargs, vivit.tail.arrays())
     assert torch.equal(stored.pool(stored.normalize(last)), expected)
 
 

@@ -12,7 +12,7 @@ from video_files import write_video
 
 import sidecache as sc
 from adapt.config.pipeline import Config, load_config
-from extract.job.cluster_worker import _decoder, _require_same
+from extract.job.cluster_worker import _decoder_digest, _require_same
 from extract.sources.videos import Decoder, decoder
 from extract.video import decoder_digest as probe
 from store.errors import JobError, OtherStoreError
@@ -47,7 +47,7 @@ def job(tmp_path: Path) -> Config:
 
 
 def replace_decoder(monkeypatch: pytest.MonkeyPatch, digest: str) -> None:
-    monkeypatch.setattr("extract.job.wanted_schema.decoder", lambda: Decoder(digest, {"av": "99.0.1"}))
+    monkeypatch.setattr("extract.job.store_schema.decoder", lambda: Decoder(digest, {"av": "99.0.1"}))
 
 
 def test_the_probe_is_decoded_in_full_and_every_codec_of_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +109,10 @@ def test_training_from_a_store_needs_no_decoder(job: Config, monkeypatch: pytest
 
 def test_a_worker_with_another_decoder_is_refused(job: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     schema = sc.extract(job).store.schema
-    _require_same(schema, _decoder(schema))
+    _require_same(schema, _decoder_digest(schema))
     monkeypatch.setattr("extract.job.cluster_worker.decoder", lambda: Decoder("0" * 32, {}))
     with pytest.raises(JobError, match=r"this worker's decoder_digest is 0{32}, the job's is"):
-        _require_same(schema, _decoder(schema))
+        _require_same(schema, _decoder_digest(schema))
 
 
 def test_a_decoder_that_does_not_work_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
 from extract.images.decode import DecodeError
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import ImageSource, draw_test, open_source
 from extract.sources.samples import Encoded, Sample
 from extract.video.containers import ENDINGS
@@ -268,7 +270,9 @@ def test_all_views_of_a_damaged_video_are_skipped_and_reported(
         BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY), clips
     )
     config = ExtractConfig(precision="float32", device="cpu")
-    store = extract_tokens(open_source(data), backbone, data, StoreConfig(path=path), config).store
+    stored = StoreConfig(path=path)
+    job = ExtractionJob(source=open_source(data), backbone=backbone, data=data, store=stored, extract=config)
+    store = extract_tokens(job).store
     assert store.schema.views == 2
     assert sorted(store.skipped("train")) == ["train/b/1.mp4#0", "train/b/1.mp4#1"]
     (reason,) = set(store.skipped("train").values())
@@ -276,7 +280,7 @@ def test_all_views_of_a_damaged_video_are_skipped_and_reported(
     assert store.skipped("test") == {}
     failing = data.model_copy(update={"on_error": "fail"})
     with pytest.raises(UserError, match=r"sample 'train/b/1\.mp4' cannot be decoded"):
-        extract_tokens(open_source(failing), backbone, failing, StoreConfig(path=str(root / "d.zarr")), config)
+        extract_tokens(replace(job, data=failing, store=StoreConfig(path=str(root / "d.zarr"))))
 
 
 def test_real_videos_are_listed_alike_by_folder_and_by_list(real_data: Path) -> None:

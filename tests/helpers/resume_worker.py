@@ -24,6 +24,7 @@ from write_trace import FILE, trace_writes
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store.address import store_url
 from store.config import Layers, StoreConfig
@@ -73,7 +74,10 @@ class Job:
         stored = StoreConfig(path=str(store), dtype=self.dtype, shard_samples=2, layers=self.layers)  # type: ignore[arg-type]
         config = ExtractConfig(batch_size=1, device="cpu", workers=self.workers)
         source = open_source(data, read_known(KeyValueStore(store_url(store))))
-        return extract_tokens(source, self.backbone, data, stored, config, RECIPE).shards_written
+        job = ExtractionJob(
+            source=source, backbone=self.backbone, data=data, store=stored, extract=config, backbone_config=RECIPE
+        )
+        return extract_tokens(job).shards_written
 
     def start(self, store: Path, trace: Path | None = None) -> Run:
         """Fork a run; all its processes trace their writes to `trace`."""

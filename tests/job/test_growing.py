@@ -22,6 +22,7 @@ from adapt.planning.survey import Survey
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
 from extract.job.extraction import Extraction, extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import ImageSource, draw_test, open_source
 from extract.sources.samples import Encoded, Sample
 from extract.sources.store_order import in_store_order
@@ -84,7 +85,7 @@ def extract_source(
     config: ExtractConfig = ExtractConfig(device="cpu", batch_size=3),  # noqa: B008 (it is frozen)
 ) -> Extraction:
     stored = StoreConfig(path=str(store), shard_samples=SHARD, dtype=dtype, layers=layers)  # type: ignore[arg-type]
-    return extract_tokens(source, backbone, data, stored, config)
+    return extract_tokens(ExtractionJob(source=source, backbone=backbone, data=data, store=stored, extract=config))
 
 
 def assert_sound(store: Path) -> None:

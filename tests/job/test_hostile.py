@@ -33,8 +33,7 @@ from torch import nn
 from adapt.adaptor import Card, load_adaptor, sealed
 from adapt.report.page import write_report
 from extract.backbones.backbone import TimmBackbone, digests, empty_backbone, load_backbone
-from extract.backbones.module_limit import limited_modules
-from extract.backbones.weights import load_model
+from extract.backbones.module_count_limit import limit_module_count
 from extract.config import BackboneConfig, ClipConfig, DataConfig
 from extract.images.decode import DecodeError, decode_rgb
 from extract.sources.open_source import ImageSource, open_source
@@ -345,7 +344,7 @@ def state() -> dict[str, torch.Tensor]:
 
 def load(path: Path, **kwargs: Any) -> nn.Module:
     config = BackboneConfig(name=NAME, weights=str(path), image_size=32, model_kwargs={**TINY, **kwargs})
-    return load_model(config)[2]
+    return load_backbone(config).module
 
 
 def rewrite(path: Path, compression: int, edit: Callable[[str, bytes], bytes] = lambda _, content: content) -> None:
@@ -451,13 +450,13 @@ def test_a_model_without_end_is_not_built_whoever_names_it(
 ) -> None:
     kwargs = {"depth": 16_384, "embed_dim": 8, "num_heads": 1}  # few values, and a minute of modules
     assert "it has more than 5,000 modules; give a smaller depth" in refused(lambda: load(Path("random"), **kwargs))
-    monkeypatch.setattr("extract.backbones.module_limit._MOST_MODULES", 300)
+    monkeypatch.setattr("extract.backbones.module_count_limit._MAX_MODULES", 300)
     message, backbone = "it has more than 300 modules; give a smaller depth", {"name": NAME, "weights": "random"}
     assert message in refused(lambda: empty_backbone(NAME, kwargs))
     assert message in adaptor(backbone={**backbone, "model_kwargs": kwargs}, given=None)
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": kwargs}))
-    assert message in refused(lambda: load_model(BackboneConfig(weights=str(tmp_path))))
+    assert message in refused(lambda: load_backbone(BackboneConfig(weights=str(tmp_path))))
 
 
 @pytest.mark.parametrize(
@@ -471,13 +470,13 @@ def test_no_vivit_is_built_that_memory_cannot_hold(
     kwargs: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
-    monkeypatch.setattr("extract.backbones.module_limit._MOST_MODULES", 300)
+    monkeypatch.setattr("extract.backbones.module_count_limit._MAX_MODULES", 300)
     config = BackboneConfig(name="vivit", weights="random", model_kwargs=kwargs)
     assert message in refused(lambda: load_backbone(config, ClipConfig(frames=32)))
 
 
 def test_the_limit_of_modules_ends_with_its_model_and_is_each_threads_own() -> None:
-    with limited_modules():
+    with limit_module_count():
         for _ in range(3):
             nn.Sequential(*(nn.Identity() for _ in range(1_000)))
         in_a_thread = Thread(target=lambda: nn.Sequential(*(nn.Identity() for _ in range(6_000))))
@@ -508,7 +507,7 @@ def test_the_limit_of_modules_ends_with_its_model_and_is_each_threads_own() -> N
 def test_a_hostile_hub_folder_is_refused(card: Any, message: str, state: Any, tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(card if isinstance(card, str) else json.dumps(card))
-    assert message in refused(lambda: load_model(BackboneConfig(weights=str(tmp_path))))
+    assert message in refused(lambda: load_backbone(BackboneConfig(weights=str(tmp_path))))
 
 
 # Adaptors

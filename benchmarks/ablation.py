@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from adapt.config.pipeline import MethodConfig, Trial
-from adapt.features.feature_sources import Features, ResidentFeatures, StreamedFeatures
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.feature_source import Features
 from adapt.features.pooled import PooledFeatures
-from adapt.methods.table import find_method
+from adapt.methods.registry import find_method
 from adapt.training.loop import Settings
 from adapt.training.search import Material, train_trials
 from benchmarks.record import machine

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.features.feature_sources import StreamedFeatures
+from adapt.features.cached import StreamedFeatures
 from benchmarks.made_up import write_store
 from benchmarks.record import add_record_options, machine, save
 from extract.backbones.backbone import Backbone, empty_backbone, load_backbone

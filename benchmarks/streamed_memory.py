@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from adapt.config.pipeline import MethodConfig, Trial
-from adapt.features.feature_sources import StreamedFeatures
+from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.cost import peak_memory
 from adapt.methods.from_features.losa import LoSAOptions

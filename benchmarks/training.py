@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 import torch
 
-from adapt.features.feature_sources import StreamedFeatures
+from adapt.features.cached import StreamedFeatures
 from adapt.job.cost import peak_memory
 from benchmarks.contestants import (
     CONTESTANTS,

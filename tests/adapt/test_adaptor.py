@@ -15,7 +15,7 @@ from tiny_vit import TINY
 from torch import nn
 
 import sidecache as sc
-from adapt.adaptor import Card, load_adaptor, save_adaptor, sealed
+from adapt.adaptor import Card, card_document, load_adaptor, save_adaptor
 from adapt.config.pipeline import Config
 from adapt.predict import predict
 from extract.backbones.backbone import TappedBackbone, TimmBackbone, digests, load_backbone
@@ -87,7 +87,7 @@ def card_of(path: Path) -> dict[str, Any]:
 
 def forge_card(path: Path, **changes: Any) -> Path:
     """Change a card, or the tensors before, as the program itself would: digest and checksum fit."""
-    path.with_suffix(".json").write_text(json.dumps(sealed(card_of(path) | changes, path)))
+    path.with_suffix(".json").write_text(json.dumps(card_document(card_of(path) | changes, path)))
     return path
 
 

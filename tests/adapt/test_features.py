@@ -14,20 +14,17 @@ from tiny_vit import TINY
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.features.feature_sources import (
-    OnlineFeatures,
-    ResidentFeatures,
-    StreamedFeatures,
-    choose_source,
-    spec_of_backbone,
-    spec_of_store,
-)
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.choice import choose_source
+from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
+from adapt.features.specs import spec_of_backbone, spec_of_store
 from adapt.job.feature_set import Inputs, needed_layers
 from adapt.job.training_job import adaptor_path
 from adapt.job.training_job import train as train_job
 from adapt.methods.readout import Readout
-from adapt.methods.table import build_model, trainable
+from adapt.methods.registry import build_model
+from adapt.methods.trained_parameters import trainable
 from extract.backbones.backbone import TimmBackbone
 from extract.forward.frozen_forward import FrozenForward
 from store.errors import JobError, UserError
@@ -121,7 +118,7 @@ def test_the_read_out_of_a_store_is_that_of_the_backbone(tiny_config: MakeConfig
     config = tiny_config(f"backbone.model_kwargs={kwargs}", "methods=[{name: losa, rank: 4, token_rank: 2}]")
     inputs = Inputs(config)
     store = sc.extract(config).store
-    of_store, of_backbone = spec_of_store(store).tail, spec_of_backbone(inputs.backbone, range(3)).tail
+    of_store, of_backbone = spec_of_store(store).pre_logits, spec_of_backbone(inputs.backbone, range(3)).pre_logits
     assert len(store.tail_arrays()) == (2 if final_norm else 0)
     tokens = torch.randn(2, 17, 32) * 3 + 1
     assert torch.equal(of_store.normalize(tokens), of_backbone.normalize(tokens))
@@ -146,8 +143,8 @@ def test_looking_for_the_layers_that_are_read_draws_nothing(
     """It takes no memory either, and of trials that differ in their rates it looks at one."""
     built = []
 
-    def counted(*arguments: Any) -> torch.nn.Module:
-        built.append(build_model(*arguments))
+    def counted(*args: Any, **kwargs: Any) -> torch.nn.Module:
+        built.append(build_model(*args, **kwargs))
         return built[-1]
 
     monkeypatch.setattr("adapt.job.feature_set.build_model", counted)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from tuned_models import FAMILIES, backbone_of, build, build_with, disturb, draw_images, inject_nothing, methods
 
-from adapt.methods.in_backbone.linear_updates import Update, UpdatedLinear
 from adapt.methods.in_backbone.merge import merge, unmerge
 from adapt.methods.in_backbone.target_modules import TARGETS
-from adapt.methods.table import trainable
+from adapt.methods.in_backbone.updated_linear import UpdatedLinear, WeightUpdate
+from adapt.methods.trained_parameters import trainable
 from store.errors import UserError
 
 
@@ -32,7 +32,7 @@ def distance(outputs: Tensor, expected: Tensor) -> float:
 
 
 def leftovers(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, Update | UpdatedLinear)]
+    return [name for name, module in model.named_modules() if isinstance(module, WeightUpdate | UpdatedLinear)]
 
 
 @methods

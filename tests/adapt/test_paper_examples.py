@@ -15,9 +15,10 @@ import yaml
 
 from adapt.config.pipeline import Config, MethodConfig, load_config
 from adapt.create import list_methods
-from adapt.features.feature_sources import spec_of_backbone
+from adapt.features.specs import spec_of_backbone
 from adapt.methods.in_backbone.merge import Mergeable
-from adapt.methods.table import METHODS, build_model, count_params, find_method
+from adapt.methods.registry import METHODS, build_model, find_method
+from adapt.methods.trained_parameters import count_params
 from extract.backbones.backbone import TimmBackbone, empty_backbone
 from store.dtypes import bytes_per_token
 from store.layout import reduced_layout, resolve_layers
@@ -99,14 +100,14 @@ class TestEveryFile:
         spec = spec_of_backbone(backbone, layers, config.store.tokens)
         for method in config.parsed_methods():
             with torch.device("meta"):
-                model = build_model(method.name, spec, CLASSES, method.trials[0].options, backbone)
+                model = build_model(method.name, spec, CLASSES, method.trials[0].options, backbone=backbone)
             assert count_params(model)[1] == CLASSES * (2 * backbone.dim + 1)
 
     def test_keeps_all_tokens_where_a_method_trains_end_to_end(self, name: str) -> None:
         """Its read-out is standardized by them: a pooled store is refused."""
         config = config_of(name)
-        needs = {find_method(method.name).needs for method in config.parsed_methods()}
-        assert "end_to_end" not in needs or config.store.tokens == "all"
+        methods = [find_method(method.name) for method in config.parsed_methods()]
+        assert config.store.tokens == "all" or not any(method.trains_backbone for method in methods)
 
     def test_states_the_bytes_of_its_store(self, name: str) -> None:
         config = config_of(name)
@@ -155,7 +156,7 @@ def test_kronecker_has_as_many_parameters_as_in_the_papers_code() -> None:
 def count(method: MethodConfig, backbone: TimmBackbone) -> int:
     spec = spec_of_backbone(backbone, range(backbone.depth))
     with torch.device("meta"):
-        return count_params(build_model(method.name, spec, CLASSES, method.trials[0].options, backbone))[0]
+        return count_params(build_model(method.name, spec, CLASSES, method.trials[0].options, backbone=backbone))[0]
 
 
 def test_vtab_names_its_tasks() -> None:
@@ -194,7 +195,7 @@ OPTIONS = rows_of("| method | option | default | what it is |")
 
 
 def test_the_page_lists_every_method_and_what_it_trains_from() -> None:
-    needs = {name: method.needs.replace("_", " ") for name, method in METHODS.items()}
+    needs = {name: "end to end" if method.trains_backbone else "features" for name, method in METHODS.items()}
     assert {row[0]: row[1] for row in TABLE} == needs
     assert len(TABLE) == len(METHODS)
 
@@ -244,7 +245,7 @@ def test_the_page_lists_every_option_with_its_default() -> None:
 def test_the_page_cites_the_papers_that_the_code_cites() -> None:
     for row in TABLE:
         method = METHODS[row[0]]
-        source = sys.modules[(method.build or method.install).__module__].__doc__ or ""  # type: ignore[union-attr]
+        source = sys.modules[(method.build or method.inject).__module__].__doc__ or ""  # type: ignore[union-attr]
         cited = re.findall(r"\d{4}\.\d{4,5}", row[5])
         assert all(number in source for number in cited), f"{row[0]}: {cited}"
 
@@ -256,7 +257,7 @@ def test_the_page_names_the_methods_that_can_be_merged() -> None:
     spec = spec_of_backbone(backbone, range(backbone.depth))
     for name, method in METHODS.items():
         with torch.device("meta"):
-            model = build_model(name, spec, CLASSES, method.options(), backbone)
+            model = build_model(name, spec, CLASSES, method.options(), backbone=backbone)
         if any(isinstance(module, Mergeable) for module in model.modules()):
             mergeable.add(name)
     assert set(re.findall(r"`(\w+)`", sentence[1])) == mergeable
@@ -265,7 +266,7 @@ def test_the_page_names_the_methods_that_can_be_merged() -> None:
 def test_the_page_shows_how_to_merge_and_back(tiny_backbone: TimmBackbone) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", METHODS_PAGE, re.DOTALL)
     spec = spec_of_backbone(tiny_backbone, range(tiny_backbone.depth))
-    model = build_model("lora", spec, CLASSES, METHODS["lora"].options(), tiny_backbone)
+    model = build_model("lora", spec, CLASSES, METHODS["lora"].options(), backbone=tiny_backbone)
     before = model.state_dict()
     exec(block, {"__name__": "example", "model": model})
     after = model.state_dict()

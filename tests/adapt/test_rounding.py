@@ -12,7 +12,8 @@ from torch import Tensor
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.features.feature_sources import OnlineFeatures, StreamedFeatures
+from adapt.features.cached import StreamedFeatures
+from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.feature_set import Inputs
 from adapt.job.training_job import adaptor_path

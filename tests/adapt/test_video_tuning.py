@@ -9,9 +9,10 @@ from literal_positions import literal_bias, literal_convolution
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapt.features.feature_sources import spec_of_backbone
+from adapt.features.specs import spec_of_backbone
 from adapt.methods.in_backbone.lepe import LocalEncoding
-from adapt.methods.table import METHODS, build_model, count_params, trainable
+from adapt.methods.registry import METHODS, build_model
+from adapt.methods.trained_parameters import count_params, trainable
 from extract.backbones.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.backbones.frame_by_frame import FrameBackbone
 from extract.backbones.vivit import VivitBackbone
@@ -89,7 +90,7 @@ class TestFrameByFrame(EndToEnd):
 
 
 def test_every_end_to_end_method_has_a_case() -> None:
-    assert {case[0] for case in CASES} == {name for name, method in METHODS.items() if method.needs == "end_to_end"}
+    assert {case[0] for case in CASES} == {name for name, method in METHODS.items() if method.trains_backbone}
 
 
 @pytest.mark.parametrize(("method", "options", "params"), CASES)
@@ -128,7 +129,7 @@ def test_counts_on_vivit_b_need_no_memory(method: str, params: int) -> None:
     backbone = empty_backbone("vivit", {})
     spec = spec_of_backbone(backbone, range(backbone.depth))
     with torch.device("meta"):
-        model = build_model(method, spec, CLASSES, METHODS[method].options(), backbone)
+        model = build_model(method, spec, CLASSES, METHODS[method].options(), backbone=backbone)
     assert count_params(model)[0] == params
     assert all(tensor.is_meta for tensor in trainable(model).values())
 

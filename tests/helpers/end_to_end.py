@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapt.features.feature_sources import spec_of_backbone
+from adapt.features.specs import spec_of_backbone
 from adapt.methods.in_backbone.merge import merge, unmerge
-from adapt.methods.table import METHODS, adapter_state_dict, build_model, trainable
+from adapt.methods.registry import METHODS, build_model
+from adapt.methods.trained_parameters import adapter_state_dict, trainable
 from extract.backbones.timm_vit import TimmBackbone
 from extract.backbones.weights import load_model
 from extract.config import BackboneConfig
@@ -39,7 +40,7 @@ def tune(method: str, options: dict[str, Any], backbone: Any) -> Any:
     """A model without dropout, of the same random draws every time."""
     torch.manual_seed(3)
     spec = spec_of_backbone(backbone, range(backbone.depth))
-    return build_model(method, spec, CLASSES, METHODS[method].options.model_validate(options), backbone).eval()
+    return build_model(method, spec, CLASSES, METHODS[method].options.model_validate(options), backbone=backbone).eval()
 
 
 def draw(backbone: Any) -> Tensor:

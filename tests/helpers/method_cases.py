@@ -8,7 +8,7 @@ from tails import layout_of, make_tail
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.table import METHODS, build_model
+from adapt.methods.registry import METHODS, build_model
 
 DIM, LAYERS = 16, (1, 3, 4)
 
@@ -16,7 +16,7 @@ DIM, LAYERS = 16, (1, 3, 4)
 def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4)) -> FeatureSpec:
     """Three layers of a backbone of six, with a final norm that is not the identity."""
     layout = layout_of(prefix, grid)
-    return FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, layout))
+    return FeatureSpec(layers=LAYERS, depth=6, dim=DIM, layout=layout, pre_logits=make_tail(DIM, layout))
 
 
 def draw_tokens(spec: FeatureSpec, batch: int = 4) -> dict[int, Tensor]:

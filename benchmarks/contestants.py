@@ -89,6 +89,7 @@ def draw_photographs(root: Path, samples: int) -> None:
 
 
 def build(name: str, spec: Any, backbone: Any = None, **options: Any) -> nn.Module:
+    """An untrained model of a method."""
     return build_model(name, spec, 2, METHODS[name].options(**options), backbone=backbone)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt.features.cached import StreamedFeatures
-from benchmarks.made_up import write_store
+from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
 from extract.backbones.backbone import Backbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
@@ -104,7 +104,9 @@ def extraction(args: argparse.Namespace) -> dict[str, Any]:
 def transfer(args: argparse.Namespace) -> dict[str, Any]:
     device, shape = torch.device(args.device), empty_backbone(args.model, {"img_size": 224, **_size(args)})
     grid = (shape.layout.grid[-2], shape.layout.grid[-1])
-    store = write_store(args.folder / "transfer.zarr", args.samples, 1, grid, shape.dim)
+    store = write_store(
+        args.folder / "transfer.zarr", StoreShape(samples=args.samples, layers=1, grid=grid, dim=shape.dim)
+    )
     features, layer = StreamedFeatures(store, device), store.layers[0]
     values, scale = _stored(store)
     plain = values.pin_memory() if device.type == "cuda" else values.clone()

@@ -84,6 +84,7 @@ def build_contestants(name: str, small: bool) -> dict[str, Callable[[], nn.Modul
 
 
 def build(backbone: TimmBackbone, inject: Inject, options: TunedOptions) -> nn.Module:
+    """A model on all blocks of the backbone."""
     spec = spec_of_backbone(backbone, range(backbone.depth))
     return TunedBackbone(backbone, spec, CLASSES, inject=inject, options=options)
 
@@ -100,6 +101,7 @@ class Step:
         self.run()
 
     def loss(self) -> torch.Tensor:
+        """Forward pass and loss."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             return F.cross_entropy(self.model(self.images).float(), self.labels)
 
@@ -170,6 +172,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Ours divided by theirs, for every pair of RATIOS and every figure."""
     keys = ("seconds", "cpu_seconds", "saved_bytes", "peak_bytes")
     return {
         name: {key: figures[ours][key] / figures[theirs][key] if figures[theirs][key] else None for key in keys}
@@ -178,6 +181,7 @@ def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | No
 
 
 def main() -> None:
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224", help="a timm model with fused qkv")
     parser.add_argument("--batch", type=int, default=8)

@@ -48,7 +48,7 @@ from benchmarks.contestants import (
     Epochs,
     build,
 )
-from benchmarks.made_up import write_store
+from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
 
 _PAIRS = [(ours, theirs) for ours in (FROM_CACHE, RESIDENT) for theirs in (PEFT, "lora", "full", ONLINE)]
@@ -123,12 +123,12 @@ def measure_peak(args: argparse.Namespace, folder: Path) -> int:
 def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Epochs over the first rows of one store, as many as there are sizes."""
     sizes = [1024 * 2**power for power in range(args.doublings + 1)]
-    store = write_store(folder / "rows.zarr", sizes[-1], 4, (7, 7), 192)
+    store = write_store(folder / "rows.zarr", StoreShape(samples=sizes[-1], layers=4, grid=(7, 7), dim=192))
     peaks: dict[str, int] = {}
     epochs, device = {}, torch.device(args.device)
     for size in sizes:
         streamed = StreamedFeatures(store, device)
-        epochs[str(size)] = Epochs(build("losa", streamed.spec, None), streamed, shuffled(size), 256, args.precision)
+        epochs[str(size)] = Epochs(build("losa", streamed.spec), streamed, shuffled(size), 256, args.precision)
     figures = compare(epochs, args.rounds)
     for name, each in epochs.items():
         with peak_memory(device) as peak:

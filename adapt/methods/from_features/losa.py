@@ -168,7 +168,7 @@ class LowRankMixer(nn.Module):
         up: nn.Linear | None,
         num_prefix: int = 0,
     ) -> Float[Tensor, "*groups tokens dim"]:
-        """c + up GELU(down (x + c)) over the tokens behind the prefix; c if there are no such maps."""
+        """Compute c + up GELU(down (x + c)) over the tokens behind the prefix; c if there are no such maps."""
         if down is None or up is None:
             return c
         # Zero columns and rows for the prefix tokens spare slicing and joining the long token axis; a batch of one

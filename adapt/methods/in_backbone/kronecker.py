@@ -166,7 +166,7 @@ class _Contract(torch.autograd.Function):
 
 
 def _hidden(x: Tensor, slow: Tensor, v_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """z (n, rank * tokens, n) and w (n * rank, tokens * n); with tokens inside, nothing is copied to transpose it."""
+    """Compute z (n, rank * tokens, n) and w (n * rank, tokens * n); this order of axes needs no transposed copies."""
     n = len(slow)
     z = (v_rows @ x.reshape(-1, v_rows.shape[1]).T).view(n, -1, n)
     return z, (z @ slow.mT).view(len(v_rows), -1)

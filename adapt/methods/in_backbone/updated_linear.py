@@ -19,15 +19,15 @@ class WeightUpdate(nn.Module):
     """An update of some rows of a linear map; zero until it is trained."""
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """dW x + db; under autocast, x has autocast's type already."""
+        """Compute dW x + db without dW; under autocast, x has autocast's type already."""
         raise NotImplementedError
 
     def delta(self) -> Float[Tensor, "outputs inputs"]:
-        """dW."""
+        """Compute dW."""
         raise NotImplementedError
 
     def bias_delta(self) -> Float[Tensor, "outputs"] | None:
-        """db, if there is one."""
+        """Compute db, if there is one."""
         return None
 
 

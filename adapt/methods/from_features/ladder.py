@@ -39,8 +39,8 @@ class LadderOptions(MethodOptions):
     Most of the time goes into the heads, and narrow ones take as long as wide ones, so there are few by default.
 
     Args:
-        reduction: d / s; must divide d.
-        num_heads: heads of the side blocks; must divide s.
+        reduction: how many times narrower than the backbone the side network is; must divide d.
+        num_heads: heads of the side blocks; must divide their width.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
         layers: which of the stored layers: all, a list, {every: k}, {last: n}.
     """

@@ -1,4 +1,4 @@
-"""Bottlenecks behind the sublayers: plain ones, and ones of Kronecker products."""
+"""Adapters behind the sublayers, with plain weights and with weights of Kronecker products (Compacter)."""
 
 import copy
 from typing import Any
@@ -39,7 +39,7 @@ class TestEveryFamily(EndToEnd):
         return load(family, **FAMILIES[family])
 
 
-def test_adapters_stand_before_both_residuals() -> None:
+def test_adapters_are_applied_before_both_residuals() -> None:
     backbone = load("vit_small_patch14_reg4_dinov2", init_values=0.5)
     model = tune("adapter", {"bottleneck": 8}, backbone)
     shake(model)

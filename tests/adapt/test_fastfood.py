@@ -1,4 +1,4 @@
-"""Fastfood is the matrix of its formula; a module is trained in the subspace that it spans."""
+"""Fastfood equals the matrix of its formula, and a module can be trained in the subspace that it spans."""
 
 import copy
 from typing import Any
@@ -40,7 +40,7 @@ def literal_matrix(fastfood: Fastfood) -> Tensor:
 
 
 def dense(fastfood: Fastfood) -> Tensor:
-    """The matrix by the columns that the map gives."""
+    """The matrix of the map, column by column."""
     return torch.stack([fastfood(column) for column in torch.eye(fastfood.dim, dtype=torch.float64)], dim=1)
 
 
@@ -51,7 +51,7 @@ def test_hadamard_is_the_matrix(width: int) -> None:
     torch.testing.assert_close(hadamard(hadamard(x)), width * x)
 
 
-# one number, a power of two, not one, whole blocks, a part of a block, fewer rows than a block has
+# dim 1; a power of two and not; whole blocks and a part of one; fewer rows than one block
 @pytest.mark.parametrize(("dim", "size"), [(1, 7), (8, 64), (5, 64), (5, 61), (16, 100), (9, 10)])
 class TestFastfood:
     def test_it_is_the_matrix_of_the_formula(self, dim: int, size: int) -> None:
@@ -95,7 +95,7 @@ def test_the_map_is_in_no_state_dict() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers that any tensor computed inside holds."""
+    """Records the size of the largest tensor that is computed inside it."""
 
     numel = 0
 
@@ -115,7 +115,7 @@ def test_no_matrix_is_ever_formed() -> None:
     assert largest.numel < size + 2 * 512
 
 
-# ---- the method
+# The method
 
 
 def load(name: str, image_size: int = 32, **kwargs: Any) -> TimmBackbone:

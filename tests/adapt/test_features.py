@@ -1,4 +1,4 @@
-"""Resident, streamed and online features are the same numbers."""
+"""Resident, streamed and online features give the same numbers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,7 +63,7 @@ def test_online_features_are_the_stored_ones_to_the_bit_whatever_the_batch(tiny_
 
 
 def test_the_three_sources_train_to_the_same_bits(tiny_config: MakeConfig) -> None:
-    """float32 on one CPU: cached training is online training."""
+    """In float32 on a CPU, training from the cache equals training online."""
     trained = {}
     for kind in ("resident", "streamed", "online"):
         config = tiny_config(f"train.feature_source={kind}", "methods=[{name: losa, rank: 4, token_rank: 2}]")
@@ -77,7 +77,7 @@ def test_the_three_sources_train_to_the_same_bits(tiny_config: MakeConfig) -> No
 
 @pytest.mark.parametrize("change", ["images", "labels", "classes"])
 def test_online_results_of_other_samples_are_not_taken_for_these(tiny_config: MakeConfig, change: str) -> None:
-    """Of a user's datasets the configuration says nothing."""
+    """The configuration does not describe a user's own datasets."""
     config = tiny_config("train.feature_source=online", "methods=[linear_probe]")
     pairs = [(Image.new("RGB", (32, 32), (9 * row, 80 * (row % 2), 90)), row % 2) for row in range(24)]
     other = [(image.rotate(9, fillcolor="red") if change == "images" else image, label) for image, label in pairs]
@@ -113,7 +113,7 @@ def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) 
 
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_the_read_out_of_a_store_is_that_of_the_backbone(tiny_config: MakeConfig, final_norm: bool) -> None:
-    """Also where the backbone's has no tensor: then nothing stands before the pooling."""
+    """Also if the backbone has no final norm: then tokens are pooled as they are."""
     kwargs = TINY | {"final_norm": final_norm}
     config = tiny_config(f"backbone.model_kwargs={kwargs}", "methods=[{name: losa, rank: 4, token_rank: 2}]")
     inputs = Inputs(config)
@@ -126,7 +126,7 @@ def test_the_read_out_of_a_store_is_that_of_the_backbone(tiny_config: MakeConfig
 
 
 @torch.no_grad()
-def test_without_a_final_norm_a_head_stands_on_the_pooled_tokens_themselves(tiny_config: MakeConfig) -> None:
+def test_without_a_final_norm_the_head_reads_the_pooled_tokens_as_they_are(tiny_config: MakeConfig) -> None:
     config = tiny_config(f"backbone.model_kwargs={TINY | {'final_norm': False}}", "methods=[linear_probe]")
     (row,) = sc.run(config)
     readout = sc.load_adaptor(adaptor_path(config.run_dir, row), device="cpu").model.readout
@@ -134,13 +134,15 @@ def test_without_a_final_norm_a_head_stands_on_the_pooled_tokens_themselves(tiny
     _, tokens = next(StreamedFeatures(sc.open_store(config.store.path), CPU).batches("train", [rows], [2]))
     pooled = torch.cat([tokens[2][:, 0], tokens[2][:, 1:].mean(dim=1)], dim=1)
     torch.testing.assert_close(readout.pool(readout.normalize(tokens[2])), pooled)
-    torch.testing.assert_close(readout.std, pooled.std(dim=0, correction=0), rtol=0.2, atol=0.0)  # less validation rows
+    torch.testing.assert_close(
+        readout.std, pooled.std(dim=0, correction=0), rtol=0.2, atol=0.0
+    )  # without the validation rows
 
 
 def test_looking_for_the_layers_that_are_read_draws_nothing(
     tiny_config: MakeConfig, tiny_backbone: TimmBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes no memory either, and of trials that differ in their rates it looks at one."""
+    """It takes no memory either, and builds one model for trials that differ in their rates only."""
     built = []
 
     def counted(*args: Any, **kwargs: Any) -> torch.nn.Module:

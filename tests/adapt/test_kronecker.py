@@ -1,4 +1,4 @@
-"""Kronecker adaptation: torch's own Kronecker products, the counts of the paper's code, factors that do train."""
+"""Kronecker adaptation equals `torch.kron`, has the counts of the paper's code, and trains every factor."""
 
 import copy
 
@@ -49,7 +49,7 @@ def test_the_weight_change_is_a_sum_of_kronecker_products(slow_rank: int | None,
 
 @SLOW_RANKS
 def test_every_factor_moves_within_two_steps(slow_rank: int | None) -> None:
-    """With both fast factors at zero, as in the paper's code, none of the factors would ever move."""
+    """In the paper's code both fast factors start at zero, so no factor ever receives a gradient."""
     model, images = build_method("kronecker", n=8, slow_rank=slow_rank, bias=True), draw_images()
     start = {name: tensor.clone() for name, tensor in trainable(model).items()}
     optimizer = torch.optim.SGD(trainable(model).values(), lr=0.01)
@@ -85,7 +85,7 @@ def test_sharing_survives_leaving_the_meta_device() -> None:
 
 @pytest.mark.parametrize(("slow_rank", "rank"), [(None, 1), (1, 1), (5, 1), (None, 3)])
 def test_the_factors_start_with_the_spread_of_linear_maps(slow_rank: int | None, rank: int) -> None:
-    """Whatever the rank of the slow factors: what u is multiplied with must not depend on it."""
+    """The spread of the slow factors does not depend on their rank."""
     torch.manual_seed(0)
     update = updates_of(build_method("kronecker", n=16, rank=rank, slow_rank=slow_rank))[0]
     assert not update.u.any()

@@ -1,4 +1,4 @@
-"""LePE and relative position bias: timm's attention with hooks, against the attention written out."""
+"""LePE and relative position bias, by hooks on timm's attention, equal an attention that is written out."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("vit_small_patch14_reg4_dinov2", {"init_values": 0.5}),
     ("vit_base_patch16_siglip_224", {"img_size": (48, 16)}),
     ("eva02_base_patch14_224", {}),  # separate projections
-    ("eva_giant_patch14_224", {}),  # one projection, whose bias is kept apart
+    ("eva_giant_patch14_224", {}),  # one projection, with a separate bias
     ("vit_small_patch16_rope_mixed_224", {"init_values": 0.5}),
     ("beit_base_patch16_224", {}),
     ("beit_base_patch16_224", {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),
@@ -41,7 +41,7 @@ def project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def literal_attention(attention: Any, x: Tensor, bias: Tensor, local: Tensor) -> Tensor:
-    """The attention without any trick: `bias` is added to the logits, `local` to the output."""
+    """The attention, written out: `bias` is added to the logits, `local` to the output."""
     q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in project(attention, x))
     if hasattr(attention, "q_norm"):
         q, k = attention.q_norm(q), attention.k_norm(k)

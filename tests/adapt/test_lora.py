@@ -1,4 +1,4 @@
-"""LoRA: its counts, and the same numbers as peft's."""
+"""LoRA has the published counts and computes the same as peft's."""
 
 import importlib.util
 import json
@@ -87,14 +87,14 @@ def inject_peft(vit: TargetViT, options: TunedOptions) -> None:
 
 
 def peft_name(name: str) -> str:
-    """Where peft keeps what is called so here."""
+    """The name of one of our tensors in peft's model."""
     factor = "lora_A" if name.endswith("down") else "lora_B"
     return name.partition("updates.")[0] + factor + ".default.weight"
 
 
 @pytest.fixture
 def pair() -> tuple[TunedBackbone, TunedBackbone]:
-    """Our model and peft's, the same tensors in both."""
+    """Our model and peft's, with the same values."""
     theirs = build_with(inject_peft, "eva, separate")
     ours = disturb(build_method("lora", "eva, separate", rank=3, alpha=6.0))
     theirs.readout.load_state_dict(ours.readout.state_dict(), strict=False)
@@ -118,7 +118,7 @@ def test_outputs_and_gradients_are_those_of_peft(pair: tuple[TunedBackbone, Tune
         torch.testing.assert_close(tensor.grad, theirs.get_parameter(peft_name(name)).grad, rtol=1e-4, atol=1e-6)
 
 
-def test_training_goes_the_way_that_peft_goes(pair: tuple[TunedBackbone, TunedBackbone]) -> None:
+def test_training_gives_the_losses_of_peft(pair: tuple[TunedBackbone, TunedBackbone]) -> None:
     images, losses = draw_images("eva, separate"), []
     for model in pair:
         optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.01)

@@ -1,4 +1,4 @@
-"""LoSA on the tokens of videos, and what the other methods that train from features make of them."""
+"""LoSA and the other methods that train from features, on tokens of videos."""
 
 import itertools
 from typing import Any
@@ -59,7 +59,7 @@ def build(method: str, options: dict[str, Any], spec: FeatureSpec) -> nn.Module:
 
 
 def moved(model: nn.Module) -> nn.Module:
-    """Every trained tensor away from where it starts, in double precision."""
+    """Set every trained tensor to random values, in double precision."""
     for tensor in trainable(model).values():
         nn.init.normal_(tensor, std=0.3)
     return model.double()
@@ -70,7 +70,7 @@ def double(tokens: dict[int, Tensor]) -> dict[int, Tensor]:
 
 
 def bottleneck(width: int, rank: int) -> int:
-    """A map down and one up, with their biases; none where there is nothing to mix, or no rank."""
+    """Parameters of a map down and one up, with biases; none for an axis of one token or rank 0."""
     return 2 * width * rank + rank + width if rank and width > 1 else 0
 
 
@@ -105,7 +105,7 @@ def test_an_axis_of_one_token_has_no_mixing(layout: TokenLayout, factorised: boo
 
 
 def literal_mixing(tokens: Tensor, down: nn.Linear | None, up: nn.Linear | None) -> Tensor:
-    """What is added to (tokens, dim), channel by channel."""
+    """The update of (tokens, dim), channel by channel."""
     if down is None or up is None:
         return torch.zeros_like(tokens)
     return torch.stack([up(F.gelu(down(channel))) for channel in tokens.T], dim=1)
@@ -144,7 +144,7 @@ def test_losa_is_its_equations(layout: TokenLayout, options: dict[str, Any]) -> 
     torch.testing.assert_close(model(tokens), model.readout(last))
 
 
-# What a patch token and a prefix token reach, by ranks of space and time and by `factorised`.
+# token_rank, time_rank, factorised, and the (frame, position) of all tokens that are mixed with (1, 4)
 REACH = [
     (3, 2, True, {(t, n) for t in range(T) for n in range(H * W)}),
     (3, 0, True, {(1, n) for n in range(H * W)}),
@@ -160,7 +160,7 @@ REACH = [
 def test_space_and_time_are_mixed_where_they_have_a_rank(
     layout: TokenLayout, token_rank: int, time_rank: int, factorised: bool, reached: set[tuple[int, int]]
 ) -> None:
-    """The update of other tokens changes with that of frame 1, position 4, if and only if they are mixed with it."""
+    """If the token of frame 1, position 4 changes, the update of just those tokens changes that are mixed with it."""
     options = LoSAOptions(rank=4, token_rank=token_rank, time_rank=time_rank, factorised=factorised)
     mixer = moved(LowRankMixer(DIM, layout, options))
     x, p = torch.randn(1, layout.num_tokens, DIM).double(), layout.num_prefix_tokens
@@ -193,8 +193,10 @@ def test_all_patches_at_once_are_those_of_a_long_image() -> None:
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 @pytest.mark.parametrize("grid", [(3, 4), (1, 3, 4)])
 @pytest.mark.parametrize("options", [{"time_rank": 0}, {"time_rank": 3}, {"factorised": False}])
-def test_images_and_single_frames_know_no_time(prefix: int, grid: tuple[int, ...], options: dict[str, Any]) -> None:
-    """Names, logits and gradients, to the last bit."""
+def test_images_and_single_frames_have_no_mixing_over_time(
+    prefix: int, grid: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    """Names, logits and gradients are equal to the last bit."""
     image, spec = make_spec(layout_of(prefix, (3, 4))), make_spec(layout_of(prefix, grid))
     spec.pre_logits.load_state_dict(image.pre_logits.state_dict())
     tokens = draw_tokens(image)
@@ -205,7 +207,7 @@ def test_images_and_single_frames_know_no_time(prefix: int, grid: tuple[int, ...
 
 
 def outcome(model: nn.Module, tokens: dict[int, Tensor]) -> dict[str, Tensor]:
-    """Logits, and by name the gradients, of a model whose every draw comes from one seed."""
+    """Logits and gradients (by name) of a model that is initialized from one seed."""
     torch.manual_seed(4)
     logits = moved(model).float()(tokens)
     logits.square().sum().backward()
@@ -262,7 +264,7 @@ def test_autocast_gives_nearly_the_same(layout: TokenLayout, options: dict[str, 
 
 
 def backwards(tokens: dict[int, Tensor], layout: TokenLayout) -> dict[int, Tensor]:
-    """The frames in reverse order, their prefix tokens with them."""
+    """Reverse the order of the frames, with their prefix tokens."""
     p = layout.num_prefix_tokens
     parts = [(values[:, :p], values[:, p:]) for values in tokens.values()]
     reverse = [torch.cat([part.unflatten(1, (T, -1)).flip(1).flatten(1, 2) for part in both], dim=1) for both in parts]
@@ -278,7 +280,7 @@ def backwards(tokens: dict[int, Tensor], layout: TokenLayout) -> dict[int, Tenso
     + [(method, options, False) for method, options in OTHERS],
 )
 def test_only_temporal_mixing_sees_the_order_of_frames(method: str, options: dict[str, Any], sees_it: bool) -> None:
-    """Of features that were made frame by frame; those of a video backbone know of time themselves."""
+    """For features made frame by frame; a video backbone encodes time in its tokens."""
     spec = make_spec(BY_FRAME)
     model, tokens = moved(build(method, options, spec)), double(draw_tokens(spec))
     difference = (model(tokens) - model(backwards(tokens, BY_FRAME))).abs().max()

@@ -1,4 +1,4 @@
-"""Merging: the same outputs from a plain model, and the way back to the last bit."""
+"""A merged model is a plain model with the same outputs; unmerging restores the former one to the last bit."""
 
 import copy
 
@@ -21,7 +21,7 @@ def _seed() -> None:
 
 @torch.no_grad()
 def run(model: nn.Module, family: str = "vit") -> Tensor:
-    """Outputs of the same images every time."""
+    """Outputs for images that are the same in every call."""
     torch.manual_seed(1)
     outputs: Tensor = model(draw_images(family).to(next(model.parameters()).dtype))
     return outputs
@@ -98,7 +98,7 @@ def test_training_and_evaluation_are_kept() -> None:
     assert not any(module.training for module in model.modules())
     model.train()
     evaluated = [name for name, module in unmerge(model).named_modules() if not module.training]
-    assert evaluated == ["readout.tail", "readout.tail.model"]  # frozen: its dropout never is at work
+    assert evaluated == ["readout.tail", "readout.tail.model"]  # frozen, so never in training mode
 
 
 def test_the_frozen_backbone_is_not_touched() -> None:

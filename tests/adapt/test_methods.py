@@ -1,4 +1,4 @@
-"""Two tables of cases over all methods: those that train from features, and those that train end to end."""
+"""Properties of all methods, tested over two tables of cases: from features, and inside the backbone."""
 
 import copy
 from typing import Any
@@ -99,7 +99,7 @@ def test_batch_norms_keep_their_statistics_which_no_adaptor_holds(method: str) -
 
 
 def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:
-    """The equations of section 4, written out sample by sample and without any trick."""
+    """The equations at the top of losa.py, sample by sample."""
     y = torch.zeros_like(tokens[LAYERS[0]])
     for layer, mixer in zip(model.layers, model.mixers, strict=True):
         x = nn.functional.layer_norm(tokens[layer], (DIM,)) + y
@@ -139,7 +139,7 @@ def test_prefix_tokens_take_no_part_in_token_mixing() -> None:
     assert torch.equal(model(tokens), model(changed))
 
 
-def test_layers_are_absolute_whatever_the_order_of_the_mapping() -> None:
+def test_layers_are_absolute_for_any_order_of_the_mapping() -> None:
     spec = make_spec()
     model, tokens = build("losa", {"layers": [4, 1], "token_rank": 2}, spec), draw_tokens(spec)
     assert model.layers == (1, 4)

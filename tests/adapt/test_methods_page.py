@@ -24,7 +24,7 @@ METHODS_PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(enc
 
 
 def rows_of(heading: str) -> list[list[str]]:
-    """The cells of a table of the page, found by its first line."""
+    """The cells of the table with this heading."""
     _, _, rest = METHODS_PAGE.partition(f"{heading}\n")
     lines = itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[1:])
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -63,7 +63,7 @@ def test_the_formulas_of_the_page_give_the_counts(backbone: str, letters: dict[s
 
 
 def evaluate(formula: str, letters: dict[str, int]) -> int:
-    """The value of `2L(dh + n^3)`: letters and brackets that stand side by side are multiplied."""
+    """The value of a formula such as `2L(dh + n^3)`, in which adjacent letters and brackets are multiplied."""
     python = re.sub(r"(?<=[\w)])(?=[A-Za-z(])", "*", formula).replace("^", "**")
     value = eval(python, {"__builtins__": {}}, letters)
     assert isinstance(value, int)

@@ -52,7 +52,7 @@ def config_of(name: str, overrides: tuple[str, ...] = ()) -> Config:
 
 
 def comment_of(name: str) -> str:
-    """The comment at the top, as one line without the marks."""
+    """The comment at the top of the file, as one line without `#`."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text_of(name).splitlines())
     return " ".join(line.lstrip("# ") for line in lines)
 
@@ -99,7 +99,7 @@ class TestEveryFile:
             assert count_params(model)[1] == CLASSES * (2 * backbone.dim + 1)
 
     def test_keeps_all_tokens_where_a_method_trains_end_to_end(self, name: str) -> None:
-        """Its read-out is standardized by them: a pooled store is refused."""
+        """Its read-out is standardized by the stored tokens; a store of pooled tokens is refused."""
         config = config_of(name)
         methods = [find_method(method.name) for method in config.parsed_methods()]
         assert config.store.tokens == "all" or not any(method.trains_backbone for method in methods)

@@ -1,4 +1,4 @@
-"""Prompt tokens, of every block or of the first one on."""
+"""Prompt tokens: new ones for every block, or one set that is inserted before the first block."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_prompts_are_the_equations(name: str, deep: bool) -> None:
 
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "eva02_base_patch14_224"])
 def test_prompts_that_none_attends_to_change_nothing(name: str) -> None:
-    """So patches keep their rotary positions, and a block's other arguments reach it."""
+    """Masked prompts show that patches keep their rotary positions and blocks get their other arguments."""
     backbone = load(name)
     model, prefix = build(backbone, deep=True), backbone.layout.num_prefix_tokens
     images = torch.randn(2, *backbone.image_size)

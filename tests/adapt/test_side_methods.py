@@ -1,4 +1,4 @@
-"""The attentive probe, the transformer probe and Ladder Side-Tuning: what each computes, and on which tokens."""
+"""The attentive probe, the transformer probe and Ladder Side-Tuning compute their equations, on every layout."""
 
 import copy
 from typing import Any
@@ -38,7 +38,7 @@ def draw_tokens(spec: FeatureSpec, batch: int = 4) -> dict[int, Tensor]:
 
 
 def move(model: nn.Module) -> nn.Module:
-    """Every trained tensor away from where it starts, in double precision."""
+    """Set every trained tensor to random values, in double precision."""
     for tensor in trainable(model).values():
         nn.init.normal_(tensor, std=0.3)
     return model.double()
@@ -138,7 +138,7 @@ def test_as_many_parameters_as_the_formula_on_the_meta_device(
 def test_the_attentive_probe_is_cross_attention_of_one_query(
     prefix: int, grid: tuple[int, ...], num_heads: int
 ) -> None:
-    """Keys and values of all tokens, written out."""
+    """The reference computes keys and values of all tokens."""
     spec = make_spec(prefix, grid)
     model = move(build("attentive_probe", spec, num_heads=num_heads))
     tokens = {layer: values.double() for layer, values in draw_tokens(spec).items()}

@@ -1,4 +1,4 @@
-"""Updates of frozen linear maps, and what all weight-update methods have in common, over families of models."""
+"""Properties of all weight-update methods over families of backbones, and of `UpdatedLinear` itself."""
 
 import copy
 from typing import Any
@@ -30,7 +30,9 @@ def test_starts_as_the_frozen_model_and_then_moves_every_trained_tensor(method: 
     model, images = build(method, family), draw_images(family)
     plain = build_with(inject_nothing, family)
     plain.readout.head.load_state_dict(model.readout.head.state_dict())
-    torch.testing.assert_close(model(images), plain(images), rtol=1e-5, atol=1e-5)  # EVA and BEiT add the bias apart
+    torch.testing.assert_close(
+        model(images), plain(images), rtol=1e-5, atol=1e-5
+    )  # EVA and BEiT add the bias separately
     still = {name: tensor.clone() for name, tensor in model.named_parameters() if not tensor.requires_grad}
     optimizer = torch.optim.SGD(trainable(model).values(), lr=0.01)
     for _ in range(2):
@@ -115,7 +117,7 @@ def test_what_an_adaptor_must_keep_restores_it(method: str) -> None:
 
 
 class Shift(WeightUpdate):
-    """Adds a number to some outputs."""
+    """Adds one number to all its outputs."""
 
     def __init__(self, by: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The end-to-end methods on clips: on an image model that is run frame by frame, and on ViViT."""
+"""Methods that train inside the backbone, on clips: with an image model frame by frame, and with ViViT."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ VIVIT = {
 
 
 def adapter_count(bottleneck: int, adapters: int) -> int:
-    """A map down and one up, with their biases."""
+    """Parameters of maps down and up, with their biases."""
     return adapters * (2 * DIM * bottleneck + bottleneck + DIM)
 
 
@@ -65,7 +65,7 @@ EVERY_CASE = pytest.mark.parametrize(("method", "options"), [case[:2] for case i
 
 @pytest.fixture(scope="module")
 def vivit() -> VivitBackbone:
-    """Three blocks on clips of 4 frames of 32 x 24: a class token and a grid of three different sides."""
+    """A ViViT of three blocks for clips of 4 frames of 32 x 24: a class token and a grid of (2, 4, 3)."""
     config = BackboneConfig(name="vivit", weights="random", model_kwargs=VIVIT)
     backbone = load_backbone(config, ClipConfig(frames=FRAMES))
     assert isinstance(backbone, VivitBackbone)
@@ -104,7 +104,7 @@ def test_methods_train_as_many_parameters_as_their_formula(
 def test_frame_by_frame_a_method_adds_what_it_adds_to_an_image(
     method: str, options: dict[str, Any], tiny_backbone: TimmBackbone
 ) -> None:
-    """All frames share it, and a clip of equal frames has the logits of the image."""
+    """All frames share the parameters, and a clip of equal frames has the logits of the image."""
     of_image, of_clip = (
         tune(method, options, backbone) for backbone in (tiny_backbone, FrameBackbone(tiny_backbone, 3))
     )
@@ -135,7 +135,7 @@ def test_counts_on_vivit_b_need_no_memory(method: str, params: int) -> None:
 
 
 def literal_attention(attention: Any, x: Tensor, bias: Tensor, local: Tensor) -> Tensor:
-    """ViViT's without any trick: `bias` is added to the logits, `local` to the output."""
+    """ViViT's attention, written out: `bias` is added to the logits, `local` to the output."""
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     q, k, v = (projection(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for projection in projections)
     weights = (q @ k.mT / (DIM // HEADS) ** 0.5 + bias).softmax(dim=-1)
@@ -169,7 +169,7 @@ class TestAgainstTheAttentionWrittenOut:
         torch.testing.assert_close(attention(x, None)[0], wanted)
 
 
-def test_adapters_stand_before_both_residuals_and_are_dropped_with_the_sublayer(vivit: VivitBackbone) -> None:
+def test_adapters_are_applied_before_both_residuals_and_are_dropped_with_the_sublayer(vivit: VivitBackbone) -> None:
     model, x = tune("adapter", {"bottleneck": 4}, vivit), torch.randn(2, TOKENS, DIM)
     shake(model)
     frozen, block = vivit.module.layers[1], model.module.layers[1]

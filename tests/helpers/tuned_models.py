@@ -1,4 +1,4 @@
-"""Backbones under methods that train inside them, for the tests of these methods."""
+"""Small models of the weight-update methods on several families of backbones."""
 
 from functools import lru_cache
 from typing import Any
@@ -58,7 +58,7 @@ def backbone_of(family: str) -> TimmBackbone:
     backbone = load_backbone(config)
     for name, tensor in backbone.module.named_parameters():
         if "gamma" in name:
-            nn.init.ones_(tensor)  # layer scales start so small that the blocks would not matter
+            nn.init.ones_(tensor)  # layer scales start so small that the blocks would have no effect
     return backbone
 
 
@@ -79,7 +79,7 @@ def _build(method: str, backbone: TimmBackbone, options: dict[str, Any]) -> Any:
 
 
 def build_with(inject: Inject, family: str = "vit") -> TunedBackbone:
-    """A model that a function of the test's own changes."""
+    """A model with any inject function."""
     backbone = backbone_of(family)
     spec = spec_of_backbone(backbone, range(backbone.depth))
     return TunedBackbone(backbone, spec, CLASSES, inject=inject, options=TunedOptions())
@@ -94,7 +94,7 @@ def draw_images(family: str = "vit", batch: int = 3) -> Tensor:
 
 
 def disturb(model: nn.Module) -> nn.Module:
-    """As if it had been trained."""
+    """Set the tensors of all updates to random values, as if they had been trained."""
     for tensor in update_tensors(model).values():
         nn.init.normal_(tensor, std=0.3)
     return model

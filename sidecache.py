@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from adapt.config.pipeline import Config, load_config
     from adapt.create import create_model
     from adapt.job.extraction import OnChanged
-    from adapt.methods.from_features.linear_probe import LinearProbe
-    from adapt.methods.from_features.losa import LoSA
+    from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
+    from adapt.methods.from_features.losa import LoSA, LoSAOptions
     from adapt.methods.in_backbone.merge import merge, unmerge
     from adapt.run_dir.results import Row
     from extract.backbones.backbone import Backbone, TappedBackbone
@@ -40,7 +40,9 @@ _HOME = {
     "Config": "adapt.config.pipeline",
     "JobError": "store.errors",
     "LinearProbe": "adapt.methods.from_features.linear_probe",
+    "LinearProbeOptions": "adapt.methods.from_features.linear_probe",
     "LoSA": "adapt.methods.from_features.losa",
+    "LoSAOptions": "adapt.methods.from_features.losa",
     "Store": "store.reader",
     "TappedBackbone": "extract.backbones.backbone",
     "UserError": "store.errors",
@@ -57,7 +59,9 @@ __all__ = [
     "Config",
     "JobError",
     "LinearProbe",
+    "LinearProbeOptions",
     "LoSA",
+    "LoSAOptions",
     "Store",
     "TappedBackbone",
     "UserError",

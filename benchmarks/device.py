@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.features.feature_sources import StreamedFeatures
-from benchmarks.made_up import write_store
+from adapt.features.cached import StreamedFeatures
+from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
 from extract.backbones.backbone import Backbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
@@ -106,7 +106,9 @@ def transfer(args: argparse.Namespace) -> dict[str, Any]:
     """Measure transfer and decoding, beside plain copies."""
     device, shape = torch.device(args.device), empty_backbone(args.model, {"img_size": 224, **_size(args)})
     grid = (shape.layout.grid[-2], shape.layout.grid[-1])
-    store = write_store(args.folder / "transfer.zarr", args.samples, 1, grid, dim=shape.dim)
+    store = write_store(
+        args.folder / "transfer.zarr", StoreShape(samples=args.samples, layers=1, grid=grid, dim=shape.dim)
+    )
     features, layer = StreamedFeatures(store, device), store.layers[0]
     values, scale = _stored(store)
     plain = values.pin_memory() if device.type == "cuda" else values.clone()

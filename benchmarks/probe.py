@@ -22,7 +22,7 @@ from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
 from adapt.config.pipeline import Config, load_config
-from adapt.features.feature_sources import ResidentFeatures, StreamedFeatures
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.training_job import settings_of
 from adapt.training.candidate import Candidate

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from adapt.training.batch_order import WINDOW, epoch_batches
-from benchmarks.made_up import write_store
+from benchmarks.made_up import StoreShape, write_store
 from benchmarks.readers import MEMMAP, OPTIONAL, READERS, Batches, memmap, sidecache_first_pass
 from benchmarks.record import add_record_options, machine, save
 from store.layout import in_groups
@@ -180,8 +180,14 @@ def forget(files: Sequence[Path]) -> None:
 
 def measure(setting: Setting, folder: Path, repeats: int) -> dict[str, Any]:
     """All figures of one setting."""
-    shape = setting.samples, setting.layers, setting.grid, setting.dim
-    store = write_store(folder / "cache.zarr", *shape, setting.shard_samples)
+    shape = StoreShape(
+        samples=setting.samples,
+        layers=setting.layers,
+        grid=setting.grid,
+        dim=setting.dim,
+        shard_samples=setting.shard_samples,
+    )
+    store = write_store(folder / "cache.zarr", shape)
     figures: dict[str, Any] = {"setting": asdict(setting), "warm": warm(store, folder, setting, repeats)}
     return figures | {"cold": cold(store, folder, setting, repeats)}
 

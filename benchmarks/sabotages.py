@@ -357,7 +357,7 @@ SABOTAGES = (
         "extract/forward/encoding.py",
         "_encode(values, dtype, rms.get(layer))",
         "_encode(values, dtype, rms.get(min(tokens)))",
-        ("tests/adapt/test_rounding.py::test_no_stored_value_differs_by_more_than_is_said",),
+        ("tests/adapt/test_rounding.py::test_no_stored_value_differs_by_more_than_the_stated_rounding",),
     ),
     Sabotage(
         "mixed precision ignored by the extraction",

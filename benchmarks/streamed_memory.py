@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from adapt.config.pipeline import MethodConfig, Trial
-from adapt.features.feature_sources import StreamedFeatures
+from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.cost import peak_memory
 from adapt.methods.from_features.losa import LoSAOptions
 from adapt.training.loop import Settings
 from adapt.training.search import Material, train_trials
-from benchmarks.made_up import write_store
+from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
 from extract.forward.device import configure_process
 from store.reader import open_store
@@ -38,7 +38,8 @@ def main() -> None:
     num_samples = int(args.gib * 2**30 / (LAYERS * TOKENS * DIM * 2)) + 1
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         folder = Path(scratch) / "cache.zarr"
-        write_store(folder, num_samples, LAYERS, GRID, dim=DIM, shard_samples=SHARD, dtype="float16")
+        shape = StoreShape(samples=num_samples, layers=LAYERS, grid=GRID, dim=DIM, shard_samples=SHARD, dtype="float16")
+        write_store(folder, shape)
         with peak_memory(torch.device("cpu")) as idle:
             time.sleep(0.1)
         with peak_memory(torch.device("cpu")) as peak:

@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 import torch
 
-from adapt.features.feature_sources import StreamedFeatures
+from adapt.features.cached import StreamedFeatures
 from adapt.job.cost import peak_memory
 from benchmarks.contestants import (
     CONTESTANTS,
@@ -48,7 +48,7 @@ from benchmarks.contestants import (
     Epochs,
     build,
 )
-from benchmarks.made_up import write_store
+from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
 from extract.forward.device import configure_process
 
@@ -124,12 +124,12 @@ def measure_peak(args: argparse.Namespace, folder: Path) -> int:
 def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Epochs over the first rows of one store, as many as there are sizes."""
     sizes = [1024 * 2**power for power in range(args.doublings + 1)]
-    store = write_store(folder / "rows.zarr", sizes[-1], 4, (7, 7), 192)
+    store = write_store(folder / "rows.zarr", StoreShape(samples=sizes[-1], layers=4, grid=(7, 7), dim=192))
     peaks: dict[str, int] = {}
     epochs, device = {}, torch.device(args.device)
     for size in sizes:
         streamed = StreamedFeatures(store, device)
-        epochs[str(size)] = Epochs(build("losa", streamed.spec, None), streamed, shuffled(size), 256, args.precision)
+        epochs[str(size)] = Epochs(build("losa", streamed.spec), streamed, shuffled(size), 256, args.precision)
     figures = compare(epochs, args.rounds)
     for name, each in epochs.items():
         with peak_memory(device) as peak:

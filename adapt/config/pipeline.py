@@ -12,7 +12,8 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 from adapt.config.messages import explain, show
 from adapt.config.variables import Keys, Text, as_written, expand, texts_with_variables
 from adapt.config.yaml_text import read_document
-from adapt.methods.table import METHODS, find_method
+from adapt.methods.options import MethodOptions
+from adapt.methods.registry import METHODS, find_method
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from store.config import PositiveInt, StoreConfig
 from store.errors import UserError
@@ -69,7 +70,7 @@ class TrainConfig(StrictModel):
 class Trial(StrictModel):
     """One point of a method's grid; `lr` is None where the method is solved and not trained step by step."""
 
-    options: StrictModel
+    options: MethodOptions
     lr: Positive | None
     weight_decay: NonNegative
 
@@ -83,7 +84,7 @@ class MethodConfig(StrictModel):
     trials: tuple[Trial, ...]
 
     @property
-    def different_options(self) -> list[StrictModel]:
+    def different_options(self) -> list[MethodOptions]:
         """Those of the trials, each once: rates and weight decays build no other model."""
         return list({trial.options.model_dump_json(): trial.options for trial in self.trials}.values())
 
@@ -204,7 +205,7 @@ def _refuse_pace(name: str, given: set[str]) -> None:
 
 
 def _trial(name: str, given: Mapping[str, Any], train: TrainConfig) -> Trial:
-    kind: type[StrictModel] = find_method(name).options
+    kind = find_method(name).options
     options = {key: value for key, value in given.items() if key not in _TRIAL_KEYS}
     rates = {key: given.get(key, getattr(train, key)) for key in _TRIAL_KEYS}
     if find_method(name).solved:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.table import build_model, find_method
+from adapt.features.specs import spec_of_backbone
+from adapt.methods.options import MethodOptions
+from adapt.methods.registry import build_model, find_method
 from extract.backbones.backbone import ModelBackbone
-from store.strict_model import StrictModel
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -60,7 +60,7 @@ def break_even_epochs(
 
 
 def inference_gflops(
-    name: str, options: StrictModel, layers: Sequence[int], num_classes: int, backbone: ModelBackbone
+    name: str, options: MethodOptions, layers: Sequence[int], num_classes: int, backbone: ModelBackbone
 ) -> float:
     """10^9 operations (a multiplication and an addition are two) for one image, backbone included.
 
@@ -69,9 +69,9 @@ def inference_gflops(
         backbone: on the meta device, where nothing is computed.
     """
     with torch.device("meta"):
-        model: Any = build_model(name, spec_of_backbone(backbone, layers), num_classes, options, backbone).eval()
+        spec = spec_of_backbone(backbone, layers)
+        model: Any = build_model(name, spec, num_classes, options, backbone=backbone).eval()
         images = torch.zeros(1, *backbone.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            end_to_end = find_method(name).needs == "end_to_end"
-            model(images if end_to_end else backbone.tokens(images, model.layers))
+            model(images if find_method(name).trains_backbone else backbone.tokens(images, model.layers))
     return float(counter.get_total_flops()) / 1e9

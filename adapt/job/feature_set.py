@@ -12,19 +12,15 @@ import torch
 
 from adapt.adaptor import Facts
 from adapt.config.pipeline import Config
-from adapt.features.feature_sources import (
-    Choice,
-    OnlineFeatures,
-    ResidentFeatures,
-    StreamedFeatures,
-    choose_source,
-    spec_of_backbone,
-)
-from adapt.features.images import ImageBatches
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.choice import Choice, choose_source
+from adapt.features.image_batches import ImageBatches
+from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
+from adapt.features.specs import spec_of_backbone
 from adapt.job.checks import Rows, require_match, require_same_backbone, require_whole, source_rows
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.table import build_model, find_method
+from adapt.methods.registry import build_model, find_method
 from adapt.training.distributed import world
 from extract.backbones.backbone import Backbone, ModelBackbone, digests, empty_backbone, load_backbone
 from extract.backbones.vivit_weights import VIVIT
@@ -76,7 +72,7 @@ class Origin:
         backbone = require_whole(self.inputs.backbone, features.spec)
         require_same_backbone(self.facts, backbone, self.store.url if self.store else "the features")
         backbone.module.to(features.device)
-        return ImageBatches(source, backbone, features.device, self._rows, augment)
+        return ImageBatches(source=source, backbone=backbone, device=features.device, rows=self._rows, augment=augment)
 
     @cached_property
     def _rows(self) -> dict[str, Rows]:
@@ -215,7 +211,7 @@ def needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[
     """Layers that any trial of any method reads; end-to-end methods standardize their read-out by the last one."""
     needed = set(spec.layers[-1:])
     for method in config.parsed_methods():
-        if find_method(method.name).needs == "features":
+        if not find_method(method.name).trains_backbone:
             with torch.device("meta"):  # neither memory nor a draw from the caller's generator
                 models = [build_model(method.name, spec, num_classes, options) for options in method.different_options]
             needed |= {layer for model in models for layer in model.layers}  # type: ignore[union-attr]

@@ -27,9 +27,8 @@ from rich.table import Table
 
 from adapt.config.pipeline import Config, MethodConfig, Trial
 from adapt.job.feature_set import Say
-from adapt.methods.in_backbone.linear_updates import Target
 from adapt.methods.in_backbone.random_subspace import Subspace, count
-from adapt.methods.in_backbone.target_modules import Sublayer
+from adapt.methods.in_backbone.target_modules import Sublayer, Target
 from adapt.run_dir.files import damaged, read_json, write_json, write_text
 from adapt.run_dir.results import Row
 from adapt.training.search import Material
@@ -134,18 +133,16 @@ def entry_of(config: Config, name: str) -> MethodConfig:
 
 def resolve_targets(method: MethodConfig, measured: Callable[[], Measurement], say: Say) -> MethodConfig:
     """Replace `targets: auto` of a method by those of the module with the lowest intrinsic dimension."""
-    if all(not _is_auto(trial) for trial in method.trials):
+    if not any(trial.options.needs_measurement for trial in method.trials):
         return method
     measurement = measured()
     targets = TARGETS_OF[measurement.easiest.module]
     found = "; ".join(describe(measurement, curve) for curve in measurement.curves)
     say(f"{method.name}: targets {', '.join(targets)} (block {measurement.block}: {found})")
-    trials = (_with_options(trial, targets=targets) if _is_auto(trial) else trial for trial in method.trials)
+    trials = (
+        _with_options(trial, targets=targets) if trial.options.needs_measurement else trial for trial in method.trials
+    )
     return method.model_copy(update={"trials": tuple(dict.fromkeys(trials))})
-
-
-def _is_auto(trial: Trial) -> bool:
-    return getattr(trial.options, "targets", None) == "auto"
 
 
 def _with_options(trial: Trial, **options: Any) -> Trial:

@@ -3,9 +3,9 @@
 import torch
 
 from adapt.config.pipeline import Config
-from adapt.features.feature_sources import spec_of_backbone
+from adapt.features.specs import spec_of_backbone
 from adapt.job.checks import require_whole
-from adapt.methods.table import build_model, find_method
+from adapt.methods.registry import build_model, find_method
 from extract.backbones.backbone import Backbone
 from extract.backbones.backbone_shape import backbone_shape
 from extract.forward.device import resolve_device
@@ -26,8 +26,8 @@ def require_trainable(config: Config, own_backbone: Backbone | None = None) -> N
     backbone = own_backbone or backbone_shape(config.backbone, config.data.clips)
     spec = spec_of_backbone(backbone, resolve_layers(config.store.layers, backbone.depth), config.store.tokens)
     for method in config.parsed_methods():
-        whole = require_whole(backbone, spec) if find_method(method.name).needs == "end_to_end" else None
+        whole = require_whole(backbone, spec) if find_method(method.name).trains_backbone else None
         for options in method.different_options:
-            if getattr(options, "targets", None) != "auto":  # which a measurement will choose
+            if not options.needs_measurement:
                 with torch.device("meta"):
-                    build_model(method.name, spec, 2, options, whole)
+                    build_model(method.name, spec, 2, options, backbone=whole)

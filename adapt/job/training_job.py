@@ -10,7 +10,8 @@ from adapt.config.pipeline import Config, MethodConfig, Trial
 from adapt.job.cost import break_even_epochs, inference_gflops, peak_memory
 from adapt.job.feature_set import Costs, Inputs, Origin, Say, open_origin
 from adapt.job.intrinsic_dimension import Measurement, Record, entry_of, measure, resolve_targets
-from adapt.methods.table import count_params, find_method
+from adapt.methods.registry import find_method
+from adapt.methods.trained_parameters import count_params
 from adapt.report.fingerprint import conditions_of, digest
 from adapt.run_dir.config_file import write_config
 from adapt.run_dir.files import make_run_dir
@@ -47,7 +48,7 @@ def prepare_run_dir(config: Config) -> None:
 
 def settings_of(config: Config, method: MethodConfig, seed: int) -> Settings:
     """How a method is trained from a seed."""
-    train, end_to_end = config.train, find_method(method.name).needs == "end_to_end"
+    train, trains_backbone = config.train, find_method(method.name).trains_backbone
     return Settings(
         method.epochs,
         method.batch_size,
@@ -58,8 +59,8 @@ def settings_of(config: Config, method: MethodConfig, seed: int) -> Settings:
         precision=resolve_precision(train.precision, resolve_device(train.device)),
         head_lr=train.head_lr,
         grad_accumulation=None if train.grad_accumulation == "auto" else train.grad_accumulation,
-        grad_checkpointing=end_to_end and train.grad_checkpointing,
-        mixup=train.mixup if end_to_end else 0.0,
+        grad_checkpointing=trains_backbone and train.grad_checkpointing,
+        mixup=train.mixup if trains_backbone else 0.0,
         shuffle_block=train.shuffle_block,
     )
 
@@ -107,8 +108,8 @@ def _measure(
 
 
 def _material(method: MethodConfig, config: Config, origin: Origin) -> Material:
-    end_to_end = find_method(method.name).needs == "end_to_end"
-    return Material(origin.pooled, origin.images(config.train.augment == "crop_flip") if end_to_end else None)
+    trains_backbone = find_method(method.name).trains_backbone
+    return Material(origin.pooled, origin.images(config.train.augment == "crop_flip") if trains_backbone else None)
 
 
 def _choose(method: MethodConfig, config: Config, origin: Origin, material: Material, say: Say) -> Trial:

@@ -18,10 +18,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt.config.pipeline import Config, MethodConfig
-from adapt.features.feature_sources import Features, ResidentFeatures, StreamedFeatures
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.feature_source import Features
 from adapt.job.training_job import settings_of
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.table import build_model
+from adapt.methods.registry import build_model
 from adapt.training.candidate import Candidate
 from adapt.training.loop import fit
 from adapt.training.objective import make_objective
@@ -151,7 +152,7 @@ def _forward_flops(backbone: ModelBackbone, layer: int) -> int:
 def _training_flops(planned: Planned, method: MethodConfig) -> int:
     shape, options = planned.shape, method.trials[0].options
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = build_model(method.name, planned.spec, len(planned.schema.classes), options, shape)
+        model = build_model(method.name, planned.spec, len(planned.schema.classes), options, backbone=shape)
         model(torch.zeros(1, *shape.image_size)).sum().backward()
     return int(counter.get_total_flops())
 

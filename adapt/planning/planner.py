@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from adapt.config.pipeline import Config
-from adapt.features.feature_sources import Choice, choose_source
+from adapt.features.choice import Choice, choose_source
 from adapt.job.cost import break_even_epochs
 from adapt.planning.calibration import Planned, Speeds, calibrate
 from adapt.planning.plan import Plan
@@ -123,7 +123,7 @@ def _break_even(extract: float | None, epoch: Mapping[str, float | None], source
 
 
 def _choose(job: Survey) -> Choice:
-    """What `train.feature_source` will come to; see `adapt.features.feature_sources.choose_source`."""
+    """What `train.feature_source` will come to; see `adapt.features.choice.choose_source`."""
     wanted = job.config.train.feature_source
     if wanted == "auto" and job.rows is None:
         return Choice("auto", "the number of samples is not known")

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from adapt.config.pipeline import Config, MethodConfig
-from adapt.features.feature_sources import spec_of_backbone
+from adapt.features.specs import spec_of_backbone
 from adapt.job.checks import require_match
 from adapt.job.feature_set import needed_layers
 from adapt.job.intrinsic_dimension import entry_of
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.table import build_model, find_method
+from adapt.methods.registry import build_model, find_method
 from extract.backbones.backbone_shape import backbone_shape
 from extract.job.store_schema import DatasetInfo, schema_for
 from extract.sources.open_source import ImageSource, open_source
@@ -70,14 +70,14 @@ class Survey:
     def stepwise(self) -> MethodConfig:
         """The method whose steps stand for those on features: LoSA, or the first such method of the job."""
         names = [method.name for method in self.config.parsed_methods()]
-        cached = [n for n in names if find_method(n).needs == "features" and not find_method(n).solved]
+        cached = [n for n in names if not find_method(n).trains_backbone and not find_method(n).solved]
         return entry_of(self.config, cached[0] if cached and "losa" not in cached else "losa")
 
     @cached_property
     def end_to_end(self) -> MethodConfig | None:
         """The first method of the job that trains through the backbone, and does not wait for a measurement first."""
-        found = (m for m in self.config.parsed_methods() if find_method(m.name).needs == "end_to_end")
-        return next((m for m in found if getattr(m.trials[0].options, "targets", None) != "auto"), None)
+        found = (m for m in self.config.parsed_methods() if find_method(m.name).trains_backbone)
+        return next((m for m in found if not m.trials[0].options.needs_measurement), None)
 
     @cached_property
     def needed(self) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ class Survey:
         spec = self.spec_of(store)
         try:
             for method in self.config.parsed_methods():
-                if find_method(method.name).needs == "features":
+                if not find_method(method.name).trains_backbone:
                     with torch.device("meta"):
                         build_model(method.name, spec, len(self.schema.classes), method.trials[0].options)
                 elif store.tokens != "all":

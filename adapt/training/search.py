@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from adapt.config.pipeline import MethodConfig, Trial
-from adapt.features.images import ImageBatches
+from adapt.features.image_batches import ImageBatches
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.readout import Readout
-from adapt.methods.table import build_model, find_method
+from adapt.methods.registry import build_model, find_method
 from adapt.run_dir.files import damaged, read_json, write_json
 from adapt.training.candidate import Candidate
 from adapt.training.linear_solver import Pooled, readout_of, solve_heads
@@ -76,7 +76,7 @@ class Material:
         features, backbone = self.pooled.features, self.images.backbone if self.images else None
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # and not a GPU's, which would not be put back
-            return build_model(name, features.spec, features.num_classes, trial.options, backbone)
+            return build_model(name, features.spec, features.num_classes, trial.options, backbone=backbone)
 
 
 def train_trials(
@@ -258,7 +258,7 @@ def beyond_the_edge(trials: Sequence[Trial], best: Trial) -> list[Trial]:
 
 def _passes(method: MethodConfig, todo: list[int]) -> list[list[int]]:
     """All trials in one pass, or each in its own where each needs a backbone of its own."""
-    if find_method(method.name).needs == "end_to_end":
+    if find_method(method.name).trains_backbone:
         return [[index] for index in todo]
     return [todo] if todo else []
 

@@ -39,7 +39,7 @@ class ExtractionPlugin(WorkerPlugin):
         job: its source is in the order of the store; all workers must be able to read its files.
         schema: of the store, or of layers that are added to it.
         lock_id: of the lock by which the job holds the store.
-        marks: where commit marks and digests go: those of the store, or of layers that are being added (`store.growing`).
+        marks: where commit marks and digests go: those of the store, or of layers being added (`store.growing`).
     """
 
     def __init__(self, job: ExtractionJob, schema: Schema, lock_id: str, marks: MarkPlace) -> None:

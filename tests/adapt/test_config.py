@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapt.config.pipeline import Config, load_config
-from adapt.methods.table import METHODS
+from adapt.methods.registry import METHODS
 from store.config import Every, Last, Pool
 from store.errors import UserError
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.features.images import ImageBatches
+from adapt.features.image_batches import ImageBatches
 from adapt.job.feature_set import Inputs
 from adapt.job.training_job import adaptor_path
 from extract.backbones.augmentation import Augment, random_box

@@ -11,7 +11,7 @@ from torch import nn
 
 import sidecache as sc
 from adapt.config.pipeline import Config, MethodConfig, Trial, load_config
-from adapt.features.feature_sources import StreamedFeatures
+from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.training_job import settings_of
 from adapt.run_dir.files import read_json, write_json

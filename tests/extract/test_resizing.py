@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 
 import sidecache as sc
-from adapt.features.images import ImageBatches
+from adapt.features.image_batches import ImageBatches
 from extract.backbones.augmentation import Augment
 from extract.backbones.backbone import TimmBackbone
 from extract.backbones.preprocessing import build_transform

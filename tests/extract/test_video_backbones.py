@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from tiny_vit import TINY
 from torch import Tensor
 
-from adapt.methods.feature_spec import FeatureSpec, TrainableBackbone
+from adapt.methods.feature_spec import FeatureSpec
+from adapt.methods.in_backbone.tuned_backbone import TrainableBackbone
 from adapt.methods.readout import Readout
 from extract.backbones.backbone import (
     ModelBackbone,
@@ -315,7 +316,8 @@ def test_a_trainable_copy_is_the_first_blocks_in_a_module_of_its_own(either: Mod
 @torch.no_grad()
 def test_cls_reads_the_mean_of_the_class_tokens(either: ModelBackbone) -> None:
     tokens = either.tokens(clips_for(either), [2])[2]
-    spec = FeatureSpec((2,), either.depth, either.dim, either.layout, either.tail)  # type: ignore[arg-type]
+    assert either.tail is not None
+    spec = FeatureSpec(layers=(2,), depth=either.depth, dim=either.dim, layout=either.layout, pre_logits=either.tail)
     readout = Readout(spec, 5, "cls")
     sets = either.layout.prefix_sets
     expected = torch.stack([tokens[:, number] for number in range(sets)]).sum(dim=0) / sets
@@ -326,7 +328,8 @@ def test_cls_reads_the_mean_of_the_class_tokens(either: ModelBackbone) -> None:
 @pytest.mark.parametrize("registers", [0, 4])
 def test_one_class_token_is_read_to_the_bit(tiny_backbone: TimmBackbone, registers: int) -> None:
     assert tiny_backbone.tail is not None
-    spec = FeatureSpec((2,), 3, 32, TokenLayout(1 + registers, (4, 4), num_class_tokens=1), tiny_backbone.tail)
+    layout = TokenLayout(1 + registers, (4, 4), num_class_tokens=1)
+    spec = FeatureSpec(layers=(2,), depth=3, dim=32, layout=layout, pre_logits=tiny_backbone.tail)
     tokens = torch.randn(3, spec.layout.num_tokens, 32)
     assert torch.equal(Readout(spec, 5, "cls").pool(tokens), tokens[:, 0])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapt.config.pipeline import load_config
-from adapt.methods.table import METHODS
+from adapt.methods.registry import METHODS
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[2]

@@ -16,12 +16,13 @@ import adapt.job.training_job
 import adapt.training.search
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.features.feature_sources import OnlineFeatures, ResidentFeatures, StreamedFeatures
-from adapt.features.images import ImageBatches
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.image_batches import ImageBatches
+from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.feature_set import Inputs
 from adapt.job.training_job import measure_intrinsic_dimension, settings_of
-from adapt.methods.table import METHODS
+from adapt.methods.registry import METHODS
 from adapt.training.objective import class_weights
 from adapt.training.search import Material, train_trials
 from adapt.training.validation_split import draw_validation
@@ -44,7 +45,10 @@ PROBE = {"name": "linear_probe", "sweep": {"weight_decay": [0.1, 0.001], "pool":
 
 def entries(needs: str) -> list[dict[str, Any]]:
     """Every method of a kind, each with a search of two points."""
-    names = [name for name, method in METHODS.items() if method.needs == needs and not method.solved]
+    trains_backbone = needs == "end_to_end"
+    names = [
+        name for name, method in METHODS.items() if method.trains_backbone == trains_backbone and not method.solved
+    ]
     searched = [{"name": name, **SMALL.get(name, {}), "sweep": {"lr": [0.01, 0.001]}} for name in names]
     return [PROBE, *searched] if needs == "features" else searched
 

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from tiny_vit import TINY
 from torch import nn
 
-from adapt.adaptor import Card, load_adaptor, sealed
+from adapt.adaptor import Card, card_document, load_adaptor
 from adapt.report.page import write_report
 from extract.backbones.backbone import TimmBackbone, digests, empty_backbone, load_backbone
 from extract.backbones.module_count_limit import limit_module_count
@@ -537,7 +537,7 @@ def adaptor(tiny_backbone: TimmBackbone, tmp_path: Path) -> Callable[..., str]:
             **digests(tiny_backbone),
         }
         save_file(tensors or {"x": torch.zeros(1)}, tmp_path / "a.safetensors")
-        document = sealed({**card, **changes}, tmp_path / "a.safetensors")
+        document = card_document({**card, **changes}, tmp_path / "a.safetensors")
         (tmp_path / "a.json").write_text(text if text is not None else json.dumps(document))
         return refused(lambda: load_adaptor(tmp_path / "a.safetensors", given, "cpu"))
 
@@ -571,7 +571,7 @@ def test_tensors_of_another_type_or_without_a_value_are_refused(
     adaptor: Callable[..., str], tiny_backbone: TimmBackbone
 ) -> None:
     import sidecache as sc
-    from adapt.methods.table import adapter_state_dict
+    from adapt.methods.trained_parameters import adapter_state_dict
 
     right = {
         name: tensor.detach() for name, tensor in adapter_state_dict(sc.create_model("losa", tiny_backbone, 3)).items()
@@ -588,7 +588,8 @@ def test_a_card_names_files_by_path_only_where_no_backbone_is_given(tmp_path: Pa
         multi_label=False, train_precision="float32",
     )  # fmt: skip
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
-    (tmp_path / "a.json").write_text(json.dumps(sealed(card.model_dump(mode="json"), tmp_path / "a.safetensors")))
+    document = card_document(card.model_dump(mode="json"), tmp_path / "a.safetensors")
+    (tmp_path / "a.json").write_text(json.dumps(document))
     assert "none.pth': there is no such file or folder" in refused(lambda: load_adaptor(tmp_path / "a.safetensors"))
 
 

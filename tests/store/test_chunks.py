@@ -13,7 +13,7 @@ import pytest
 import small_store
 from small_store import LAYERS, SIZES, expected
 
-from benchmarks.made_up import write_store
+from benchmarks.made_up import StoreShape, write_store
 from store import layer_reader
 from store.config import Compressor, Dtype
 from store.errors import JobError
@@ -95,7 +95,10 @@ def test_compressed_rows_are_read_by_tensorstore(
 @pytest.fixture(scope="module")
 def rows_of_numbers(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """450 small rows in shards of 400."""
-    return write_store(tmp_path_factory.mktemp("numbers") / "c.zarr", 450, 1, (1, 1), 8, 400)
+    return write_store(
+        tmp_path_factory.mktemp("numbers") / "c.zarr",
+        StoreShape(samples=450, layers=1, grid=(1, 1), dim=8, shard_samples=400),
+    )
 
 
 @pytest.fixture
@@ -145,7 +148,7 @@ def test_a_read_takes_no_more_pieces_than_the_system_allows(rows_of_numbers: Sto
 def test_scales_are_read_once_a_shard_and_again_when_their_file_changes(
     tmp_path: Path, calls: list[int], by_tensorstore: list[np.ndarray]
 ) -> None:
-    store = write_store(tmp_path / "c.zarr", 6, 1, (1, 1), 8)
+    store = write_store(tmp_path / "c.zarr", StoreShape(samples=6, layers=1, grid=(1, 1), dim=8))
     before = store.fetch("train", [1, 4]).result()[0].scale
     calls.clear()
     assert np.array_equal(store.fetch("train", [4]).result()[0].scale, before[1:])
@@ -168,7 +171,7 @@ def test_scales_that_would_take_too_much_memory_are_read_row_by_row(
 
 
 def test_a_damaged_row_that_is_read_along_harms_nobody(tmp_path: Path, by_tensorstore: list[np.ndarray]) -> None:
-    store = write_store(tmp_path / "c.zarr", 6, 1, (1, 1), 8)
+    store = write_store(tmp_path / "c.zarr", StoreShape(samples=6, layers=1, grid=(1, 1), dim=8))
     expected = store.read("train", [1, 3])[0]
     flip(tmp_path / "c.zarr/train/layer_00/c/0/0/0", 2 * (2 * 8 + 4))
     store = open_store(tmp_path / "c.zarr")
@@ -354,7 +357,7 @@ def test_rows_of_many_shards_keep_few_files_open(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(files, "OpenFile", Counted)
     kept = OpenFiles(3)
     monkeypatch.setattr(layer_reader, "_open_files", lambda: kept)
-    store = write_store(tmp_path / "c.zarr", 80, 3, (1, 1), 8, 1)
+    store = write_store(tmp_path / "c.zarr", StoreShape(samples=80, layers=3, grid=(1, 1), dim=8, shard_samples=1))
     rows = np.random.default_rng(0).permutation(80)
     expected = store.fetch("train", slice(None)).result()
     for _ in range(2):

@@ -12,7 +12,7 @@ import small_store
 import torch
 from small_store import LAYERS, contents, expected
 
-from adapt.features.feature_sources import ResidentFeatures, StreamedFeatures
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from store.array_io import open_array, write_array, write_strings
 from store.arrays import require_store
 from store.errors import JobError

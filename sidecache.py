@@ -328,8 +328,8 @@ def _write_report(run_dir: Path) -> None:
 
 
 def _print_results(run_dir: Path) -> None:
-    from adapt.report.page import print_table
     from adapt.report.seed_averages import summarize
+    from adapt.report.table import print_table
     from adapt.run_dir.results import read_results
     from adapt.training.distributed import world
     from store.console.terminal import Terminal

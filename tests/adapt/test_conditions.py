@@ -8,7 +8,7 @@ import pytest
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.report.comparison import sections_of
+from adapt.report.comparison import comparisons_of
 from adapt.report.fingerprint import conditions_of
 from adapt.report.seed_averages import summarize
 from adapt.training.loop import Settings
@@ -42,7 +42,7 @@ def test_a_run_directory_keeps_settings_apart(tiny_config: MakeConfig) -> None:
     sc.run(tiny_config())
     sc.run(tiny_config("train.epochs=1"))
     rows = sc.run(tiny_config("methods=[linear_probe]", "train.class_weights=balanced"))
-    plain, balanced = sections_of(summarize(rows))
+    plain, balanced = comparisons_of(summarize(rows))
     assert [s.label for s in plain.summaries] == ["linear_probe", "losa epochs=2", "losa epochs=1"]
     assert [s.label for s in balanced.summaries] == ["linear_probe"]
     assert balanced.title.endswith(" · balance_classes=true")
@@ -54,5 +54,5 @@ def test_a_grown_dataset_has_a_table_of_its_own(tiny_config: MakeConfig) -> None
     (folder,) = config.data.root.glob("train/blue")  # type: ignore[union-attr]
     (folder / "more.png").write_bytes((folder / "0.png").read_bytes())
     before, after = summarize(sc.run(config))
-    assert before.judged_by["samples"] != after.judged_by["samples"]
-    assert len(sections_of([before, after])) == 2
+    assert before.protocol["samples"] != after.protocol["samples"]
+    assert len(comparisons_of([before, after])) == 2

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 from rich.console import Console
 
-from adapt.report.page import print_table
 from adapt.report.seed_averages import summarize
+from adapt.report.table import print_table
 from adapt.run_dir.results import Row
 
 

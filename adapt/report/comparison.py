@@ -14,7 +14,7 @@ class Comparison:
     """Methods of one data set and backbone that can be compared.
 
     Args:
-        protocol: the samples and the score of this evaluation, where the data set and backbone have several; else empty.
+        protocol: the samples and the score, if the data set and backbone were evaluated in several ways; else empty.
         metric: the field of `Row` by which the methods are compared.
     """
 

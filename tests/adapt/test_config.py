@@ -259,7 +259,7 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
         ("a: !!python/object/apply:os.system ['true']", "is not valid YAML: could not determine a constructor"),
         ('a: !!int ""', "is not valid YAML"),
         ("a: !!bool maybe", "is not valid YAML"),
-        ("1: a", "the key 1 is no text"),
+        ("1: a", "the key 1 is not text"),
         ("a: &a [*a]", "is not valid YAML"),
         ("\x07: 1", "is not valid YAML"),
     ],
@@ -417,7 +417,7 @@ def test_a_method_may_be_given_twice_with_other_options_only() -> None:
     assert len(load(methods=["losa", {"name": "losa", "rank": 2}]).parsed_methods()) == 2
     assert len(load(methods=["losa", {"name": "losa", "epochs": 2}]).parsed_methods()) == 2
     for same in ("losa", {"name": "losa", "rank": 64}):
-        assert refuse(methods=["losa", same]).startswith("methods: losa is there twice with the same options")
+        assert refuse(methods=["losa", same]).startswith("methods: losa appears twice with the same options")
 
 
 def test_a_method_may_have_its_own_epochs() -> None:

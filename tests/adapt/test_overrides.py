@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sidecache as sc
+from adapt.config.overrides import TextKind, text_kind
 from adapt.config.pipeline import Config, load_config
-from adapt.config.text_fields import Empty, empty_text
 from store.errors import UserError
 
 MINIMAL = {"backbone": {"name": "vit_tiny_patch16_224", "weights": "random"}}
@@ -109,11 +109,11 @@ def test_other_values_are_yaml_and_null_is_none(override: str, value: Any) -> No
 
 
 def test_keys_of_text_are_known_at_any_depth() -> None:
-    assert empty_text(Config, ["name"]) is Empty.TEXT
-    assert empty_text(Config, ["run_dir"]) is Empty.NULL
-    assert empty_text(Config, ["extract", "scheduler"]) is Empty.NULL
+    assert text_kind(Config, ["name"]) is TextKind.PLAIN
+    assert text_kind(Config, ["run_dir"]) is TextKind.NULLABLE
+    assert text_kind(Config, ["extract", "scheduler"]) is TextKind.NULLABLE
     for key in ("train.epochs", "methods", "data", "data.video.frames", "store.layers.every", "a", "name.a", "train.a"):
-        assert empty_text(Config, key.split(".")) is None
+        assert text_kind(Config, key.split(".")) is None
 
 
 @pytest.fixture

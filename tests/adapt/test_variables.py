@@ -12,7 +12,7 @@ from tiny_vit import TINY
 import sidecache as sc
 from adapt.adaptor import _expanded
 from adapt.config.pipeline import Config, load_config
-from adapt.config.variables import Text, expand
+from adapt.config.variables import ExpandedText, expand
 from adapt.job.extraction import at_store
 from adapt.run_dir.config_file import read_config, write_config
 from extract.backbones.backbone import TimmBackbone
@@ -97,7 +97,7 @@ def test_every_text_of_a_configuration_is_kept_as_written(tmp_path: Path, monkey
 def test_a_store_beside_the_first_is_written_without_the_value(
     written: str, value: str, now: str, rewritten: str
 ) -> None:
-    assert Text(("store", "path"), written, value).rewrite(now) == rewritten
+    assert ExpandedText(("store", "path"), written, value).restore(now) == rewritten
 
 
 def test_a_store_beside_is_where_the_kept_configuration_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

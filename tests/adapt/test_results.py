@@ -146,8 +146,8 @@ def test_missing_results_say_to_run_first(tmp_path):
         (b"\xff\xfe", "utf-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b"{}", "top level: not a list of rows"),
-        (b"[3]", "row 0: it is no JSON object"),
-        (b'[{"trial_id": "a"}]', "row 0: its content does not fit its checksum"),
+        (b"[3]", "row 0: it is not a JSON object"),
+        (b'[{"trial_id": "a"}]', "row 0: its content does not match its checksum"),
         (json.dumps([with_checksum({"trial_id": "a"})]).encode(), "0 -> method: Field required"),
     ],
 )

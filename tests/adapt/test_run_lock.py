@@ -121,7 +121,7 @@ def test_a_file_system_without_locks_is_told_and_the_job_goes_on(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    told = pytest.warns(Note, match="cannot be locked .No locks available.: see to it that no other job")
+    told = pytest.warns(Note, match="cannot be locked .No locks available.: make sure that no other job")
     with told, hold_run_dir(tmp_path / "run"):
         pass
 

@@ -250,9 +250,9 @@ def plan_command(
 ) -> None:
     """Say what the job would cost, in bytes and seconds on this machine, before anything runs."""
     from adapt.planning.plan import print_plan
-    from adapt.planning.planner import draw_up_plan, parse_bytes
+    from adapt.planning.planner import make_plan, parse_bytes
 
-    plan = draw_up_plan(_read(config, overrides), None if budget is None else parse_bytes(budget))
+    plan = make_plan(_read(config, overrides), None if budget is None else parse_bytes(budget))
     _print_json(plan.document()) if json else print_plan(plan, str(config))
 
 

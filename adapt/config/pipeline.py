@@ -170,7 +170,7 @@ def _parse_method(entry: str | dict[str, Any], train: TrainConfig, sweep: Mappin
         raise UserError(f"methods: {show(entry)} has no name; write it as {{name: losa, rank: 8}}")
     if name not in METHODS:
         raise UserError(f"methods: there is no method {name!r}; legal: {', '.join(METHODS)}")
-    entry_sweep = fixed.pop("sweep", {})
+    entry_sweep: Any = fixed.pop("sweep", {})
     grid = _grid(name, fixed, sweep, entry_sweep)
     _refuse_schedule_of_solved(name, {*fixed, *grid})
     schedule: dict[str, Any] = {key: fixed.pop(key, getattr(train, key)) for key in _SCHEDULE_KEYS}

@@ -233,7 +233,7 @@ def test_a_missing_file_or_card_is_told(saved: Path, tiny_backbone: TimmBackbone
         ("[]", "is no adaptor's card: "),
         ("null", "is no adaptor's card: it is not a JSON object"),
         ("[[", "is no JSON: "),
-        ("{}", "is no adaptor's card: its content does not match its checksum: it was damaged, or edited by hand; put "),
+        ("{}", "is no adaptor's card: its content does not match its checksum: it was damaged, or edited by hand; "),
         ("\xff", "is no JSON: "),
     ],
 )

@@ -189,7 +189,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     for place in ("sidecache.extract", "sidecache.run", "sidecache._extract_first"):
         monkeypatch.setattr(place, stop)
-    monkeypatch.setattr("adapt.planning.planner.draw_up_plan", stop)
+    monkeypatch.setattr("adapt.planning.planner.make_plan", stop)
     write(tmp_path, MINIMAL)
 
     def attempt(name: str, *options: str) -> str:
@@ -223,7 +223,7 @@ def test_any_budget_is_bytes_or_refused(command: Command, text: str) -> None:
     try:
         assert parse_bytes(text) >= 0
     except UserError as error:
-        assert "is no number of bytes; legal are such as 20GB" in str(error)  # noqa: PT017
+        assert "is not a number of bytes; legal: such as 20GB" in str(error)  # noqa: PT017
     assert command("plan", f"--budget={text}")
 
 

@@ -1,15 +1,18 @@
-"""pipeline.yaml: what is legal, what is refused and how, and which of two values wins."""
+"""pipeline.yaml: legal values, error messages, and which of two values has precedence."""
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapt.config.pipeline import Config, load_config
 from adapt.methods.table import METHODS
+from extract.config import ClipConfig
 from store.config import Every, Last, Pool
 from store.errors import UserError
 
@@ -32,6 +35,18 @@ def load_text(folder: Path, text: str) -> Config:
 
 
 # Keys
+
+
+def test_the_documentation_has_every_key_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    documented = yaml.safe_load(block)
+    defaults = Config.model_validate(MINIMAL).model_dump(mode="json")
+    defaults["data"]["video"] = ClipConfig().model_dump()
+    defaults["backbone"]["weights"] = documented["backbone"]["weights"]  # required
+    assert documented.keys() == defaults.keys()
+    assert load(methods=documented.pop("methods")).parsed_methods()
+    assert documented == {key: defaults[key] for key in documented}
 
 
 @pytest.mark.parametrize(
@@ -71,19 +86,19 @@ def test_a_sweep_that_reaches_no_method_is_refused() -> None:
     assert "no method of `methods:` has an option 'rank'" in refuse(methods=["linear_probe"], sweep={"rank": [8]})
 
 
-def test_several_mistakes_are_told_at_once() -> None:
+def test_several_mistakes_are_reported_at_once() -> None:
     message = refuse(train={"epochs": 0, "batch_size": "big"}, store={"dtype": "int4"})
     assert [line.split(":")[0] for line in message.splitlines()] == ["store.dtype", "train.epochs", "train.batch_size"]
 
 
-def test_what_is_missing_is_named() -> None:
+def test_a_missing_key_is_named() -> None:
     with pytest.raises(UserError, match=r"^backbone: is missing; legal: a section with the keys name, weights"):
         load_config({})
     assert "backbone.weights: is missing; legal: pretrained, random, hf-hub:ORG/NAME" in refuse(backbone={})
 
 
 @pytest.mark.parametrize("given", [None, "text", 3, ["a"]])
-def test_a_section_that_is_none_says_what_belongs_there(given: Any) -> None:
+def test_a_value_in_place_of_a_section_says_what_belongs_there(given: Any) -> None:
     assert refuse(data=given).startswith(f"data: given {given!r}; legal: a section with the keys source, root")
 
 

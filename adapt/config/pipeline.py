@@ -42,7 +42,7 @@ class TrainConfig(StrictModel):
     feature_source: Literal["auto", "resident", "streamed", "online"] = "auto"
     epochs: PositiveInt = 30
     search_epochs: PositiveInt | None = Field(
-        None, description="epochs of a trial of a search, or null for all of them"
+        None, description="a positive whole number of epochs, or null for as many as in training"
     )
     batch_size: PositiveInt = 64
     shuffle_block: PositiveInt = 1
@@ -52,11 +52,11 @@ class TrainConfig(StrictModel):
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     class_weights: Literal["balanced"] | None = Field(None, description="balanced or null")
     seeds: tuple[Seed, ...] = Field(
-        (0, 1, 2), min_length=1, strict=False, description="a list of whole numbers from 0 on, each of them once"
+        (0, 1, 2), min_length=1, strict=False, description="a list of different whole numbers, each at least 0"
     )
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    head_lr: Positive | None = Field(None, description="the learning rate of the head, or null for that of the method")
+    head_lr: Positive | None = Field(None, description="a positive learning rate for the head, or null for that of the method")
     grad_accumulation: PositiveInt | Literal["auto"] = Field("auto", description="auto or a positive whole number")
     grad_checkpointing: bool = False
     augment: Literal["none", "crop_flip"] = "none"

@@ -1,4 +1,4 @@
-"""Conditions tell all that decides an outcome apart, and nothing else; rows of one run directory keep them."""
+"""Conditions hold all settings that affect a result, except method, options and seed; rows keep them."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -28,12 +28,12 @@ def test_every_setting_but_the_seed_is_a_condition() -> None:
 
 
 @pytest.mark.parametrize("name", [*IDENTITY, "data"])
-def test_everything_that_decides_a_feature_is_a_condition(name: str) -> None:
+def test_everything_that_features_depend_on_is_a_condition(name: str) -> None:
     changed = conditions(identity=IDENTITY | {name: "another"})
     assert len([key for key, value in conditions().items() if changed[key] != value]) == 1
 
 
-def test_a_solved_method_knows_no_epochs() -> None:
+def test_a_solved_method_has_no_epochs() -> None:
     assert conditions("linear_probe", epochs=30, batch_size=8, optimizer="sgd") == conditions("linear_probe")
     assert conditions("linear_probe", balance_classes=True) != conditions("linear_probe")
 

@@ -188,7 +188,7 @@ def test_every_form_of_layers_and_tokens_is_read() -> None:
 def test_illegal_seeds_give_one_message(seeds: Any) -> None:
     message = refuse(train={"seeds": seeds})
     assert message.startswith("train.seeds: given ")
-    assert message.endswith("; legal: a list of whole numbers from 0 on, each of them once")
+    assert message.endswith("; legal: a list of different whole numbers, each at least 0")
 
 
 def test_seeds_may_be_any_whole_numbers() -> None:

@@ -1,4 +1,4 @@
-"""The plan before the work: exact bytes, figures that follow from what was measured, and nothing left behind."""
+"""The plan of a job: exact bytes, values that follow from the measured speeds, and no files left behind."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 class TestBytes:
     @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-    def test_every_example_is_planned_where_its_data_are_not(
+    def test_every_example_is_planned_without_its_data(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         for name in (*FOLDERS, "VTAB_TASK"):
@@ -87,7 +87,7 @@ class TestBytes:
 
     @pytest.mark.parametrize("dtype", ["float32", "int8"])
     @pytest.mark.parametrize("tokens", ["all", "{pool: 2}"])
-    def test_they_are_those_of_the_store(self, tiny_config: Build, dtype: str, tokens: str) -> None:
+    def test_bytes_and_samples_are_those_of_the_store(self, tiny_config: Build, dtype: str, tokens: str) -> None:
         config = tiny_config(f"store.dtype={dtype}", f"store.tokens={tokens}")
         plan = known(config)
         store = extract(config, Inputs(config)).store
@@ -116,7 +116,7 @@ class TestBytes:
         assert pooled.bytes_per_sample == 56 * (1 + 8 * 4 * 4) * (1792 + 4)
 
 
-class TestStoreThatIsThere:
+class TestExistingStore:
     def test_shards_that_are_committed_are_not_counted_again(
         self, tiny_config: Build, measured: Callable[..., None]
     ) -> None:
@@ -136,14 +136,14 @@ class TestStoreThatIsThere:
         assert (plan.samples_to_extract, plan.extract_seconds, plan.break_even_epochs) == (0, 0.0, 0.0)
         assert plan.recommendation.startswith("The store is complete: 235.0 kB")
 
-    def test_one_of_something_else_is_noted_and_not_counted(self, tiny_config: Build) -> None:
+    def test_one_made_from_something_else_is_noted_and_not_counted(self, tiny_config: Build) -> None:
         config = tiny_config()
         extract(config, Inputs(config))
         plan = known(tiny_config("store.dtype=int8"))
         assert plan.samples_to_extract == 36
         assert "was made from something else" in plan.notes[0]
 
-    def test_it_tells_the_samples_where_the_data_are_gone(self, tiny_config: Build) -> None:
+    def test_it_has_the_samples_if_the_data_are_gone(self, tiny_config: Build) -> None:
         config = tiny_config()
         extract(config, Inputs(config))
         plan = known(tiny_config("data.root=/nowhere"))
@@ -185,7 +185,7 @@ class TestSeconds:
         measured()
         assert make_plan(tiny_config("store.dtype=int8")).extract_seconds == pytest.approx((36 + 24) * 13)
 
-    def test_where_online_training_is_no_slower_it_is_recommended(
+    def test_online_training_is_recommended_if_it_is_no_slower(
         self, tiny_config: Build, measured: Callable[..., None]
     ) -> None:
         measured(decode=0.0, forward=0.5)
@@ -260,13 +260,13 @@ class TestBudget:
         assert proposals
         assert not any("layers" in override for proposal in proposals for override in proposal.overrides)
 
-    def test_where_nothing_fits_online_training_remains(self, tiny_config: Build) -> None:
+    def test_if_nothing_fits_online_training_remains(self, tiny_config: Build) -> None:
         plan = known(tiny_config(), 1)
         assert plan.proposals == []
         assert "does not fit" in plan.recommendation
         assert "train.feature_source=online stores nothing" in plan.recommendation
 
-    def test_without_samples_it_is_told_how_many_it_holds(self, tiny_config: Build) -> None:
+    def test_without_samples_the_budget_is_given_in_samples(self, tiny_config: Build) -> None:
         plan = known(tiny_config("data.root=/nowhere"), 10 * TINY_BYTES)
         assert "65.3 kB hold 10." in plan.recommendation
 
@@ -276,7 +276,7 @@ class TestBudget:
         proposals = propose(JobFacts(config), rows=1, n_bytes=10**6)
         assert any("time: " in override for proposal in proposals for override in proposal.overrides)
 
-    def test_what_it_quotes_stands_in_the_documents(self, tiny_config: Build) -> None:
+    def test_quoted_losses_are_in_the_documents(self, tiny_config: Build) -> None:
         costs = " ".join(cost for p in known(tiny_config(), 36 * TINY_BYTES // 5).proposals for cost in p.costs)
         ablation, formats = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("ablation", "formats"))
         assert "0.63 to 1.11% (docs/formats.md)" in costs
@@ -292,13 +292,13 @@ class TestBudget:
         assert parse_bytes(text) == n_bytes
 
     @pytest.mark.parametrize("text", ["", "much", "20 apples", "-1GB"])
-    def test_a_budget_that_is_none_is_refused(self, text: str) -> None:
+    def test_an_illegal_budget_is_refused(self, text: str) -> None:
         with pytest.raises(UserError, match=f"--budget '{text}' is not a number of bytes; legal: such as 20GB"):
             parse_bytes(text)
 
 
 class TestShape:
-    def test_it_is_that_of_the_loaded_backbone(self) -> None:
+    def test_it_is_the_shape_of_the_loaded_backbone(self) -> None:
         config = load_config(ROOT / "pipeline.yaml").backbone
         shape, loaded = backbone_shape(config), load_backbone(config)
         for field in ("name", "model_kwargs", "depth", "dim", "layout", "image_size"):
@@ -312,7 +312,7 @@ class TestShape:
         shape = backbone_shape(config, ClipConfig(frames=4))
         assert (shape.depth, shape.layout.grid, shape.image_size) == (2, (4, 4, 4), (4, 3, 64, 64))
 
-    def test_a_name_will_do_where_the_weights_are_not_here(self, tiny_config: Build) -> None:
+    def test_a_name_suffices_if_the_weights_are_missing(self, tiny_config: Build) -> None:
         plan = known(tiny_config("backbone.weights=/nowhere/weights.safetensors"))
         assert plan.bytes_per_sample == TINY_BYTES
         assert plan.notes == [
@@ -324,7 +324,7 @@ class TestShape:
             known(tiny_config("backbone.weights=/nowhere", "backbone.name=null"))
 
 
-class TestCalibration:
+class TestSpeeds:
     @pytest.fixture(autouse=True)
     def _be_brief(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(speeds, "_SECONDS", 0.02)
@@ -360,7 +360,7 @@ class TestCalibration:
         shape = empty_backbone("vit_tiny_patch16_224", {"depth": 3}, frames=2)
         assert forward_seconds(shape, 2, ExtractConfig(device="cpu", batch_size=1)) > 0
 
-    def test_samples_that_cannot_be_decoded_are_passed_over(self, tiny_config: Build, image_folder: Path) -> None:
+    def test_samples_that_cannot_be_decoded_are_skipped(self, tiny_config: Build, image_folder: Path) -> None:
         config = tiny_config()
         shape = JobFacts(config).shape
         images = sorted((image_folder / "train").rglob("*.png"))

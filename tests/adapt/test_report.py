@@ -49,7 +49,7 @@ def test_no_figure_is_cut_off_at_80_columns(width):
     assert max(map(len, text.splitlines())) <= width
 
 
-def test_table_leaves_out_what_nobody_measured():
+def test_columns_without_values_are_left_out():
     rows = [row.model_copy(update={"break_even_epochs": None}) for row in ROWS]
     assert "break" in terminal(ROWS)
     assert "break" not in terminal(rows)
@@ -117,7 +117,7 @@ def test_a_method_that_is_worse_on_the_test_split_is_no_winner():
     assert ": -2.00 points on the linear probe (90.00), 1.20 times its error." in headline(comparison)
 
 
-def test_every_dataset_and_backbone_has_its_own_section():
+def test_every_dataset_and_backbone_has_its_own_comparison():
     rows = [make_row(dataset=d, backbone=b) for d in ("x", "y") for b in ("p", "q")]
     assert len(comparisons_of(summarize(rows))) == 4
 

@@ -119,7 +119,7 @@ def test_a_text_that_is_no_formula_is_itself_in_the_csv(tmp_path):
         assert [cells["dataset"] for cells in csv.DictReader(file)] == names
 
 
-def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+def test_a_crash_while_writing_leaves_the_old_file_and_no_temporary_ones(tmp_path, monkeypatch):
     write_results(tmp_path, [make_row("a")])
     files = sorted(tmp_path.iterdir())
 
@@ -163,7 +163,7 @@ def test_damaged_results_are_refused_and_not_overwritten(tmp_path, content, reas
     assert path.read_bytes() == content
 
 
-def test_a_trial_that_is_there_twice_is_named(tmp_path):
+def test_a_duplicate_trial_is_named(tmp_path):
     row = with_checksum(make_row("abc").model_dump())
     (tmp_path / "results.json").write_text(json.dumps([row, row]))
     with pytest.raises(UserError, match="trial 'abc' appears twice"):

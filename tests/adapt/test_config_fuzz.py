@@ -207,9 +207,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return attempt
 
 
-WORDS = st.text(
-    st.characters(exclude_characters="\0"), max_size=20
-)  # lone surrogates too, as in a file name that is not UTF-8
+# lone surrogates too, as in a file name that is not UTF-8
+WORDS = st.text(st.characters(exclude_characters="\0"), max_size=20)
 
 
 @QUICK

@@ -260,11 +260,11 @@ def plan_command(
 ) -> None:
     """Say what the job would cost, in bytes and seconds on this machine, before anything runs."""
     from adapt.planning.plan import print_plan
-    from adapt.planning.planner import draw_up_plan, parse_bytes
+    from adapt.planning.planner import make_plan, parse_bytes
     from extract.forward.device import configure_process
 
     configure_process()
-    plan = draw_up_plan(_read(config, overrides), None if budget is None else parse_bytes(budget))
+    plan = make_plan(_read(config, overrides), None if budget is None else parse_bytes(budget))
     _print_json(plan.document()) if json else print_plan(plan, str(config))
 
 
@@ -342,8 +342,8 @@ def _write_report(run_dir: Path) -> None:
 
 
 def _print_results(run_dir: Path) -> None:
-    from adapt.report.page import print_table
     from adapt.report.seed_averages import summarize
+    from adapt.report.table import print_table
     from adapt.run_dir.results import read_results
     from adapt.training.distributed import world
     from store.console.terminal import Terminal

@@ -1,15 +1,15 @@
-"""What `benchmarks.sabotage` does to the source: faults with which every job runs, and its outcome is worthless."""
+"""Lists the faults that `benchmarks.sabotage` makes; with each of them jobs run to the end, but give wrong results."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sabotage:
-    """A replacement in one file, and the tests of which one at least must fail.
+    """A replacement in one file, and tests of which at least one must fail.
 
     Args:
-        old: what is replaced; found exactly once in the file.
-        tests: test files, or tests in them, as pytest takes them.
+        old: the text to replace, which the file contains exactly once.
+        tests: test files or tests, as arguments of pytest.
     """
 
     name: str
@@ -27,7 +27,7 @@ _STANDARD = f"{_HONEST}::test_features_are_standardised_by_the_training_rows_alo
 _SAVE = "save_adaptor(adaptor_path(config.run_dir, row), best.model, card)"
 
 SABOTAGES = (
-    # What is chosen, and by what
+    # Choosing on validation
     Sabotage(
         "probe chosen on the test split",
         "adapt/training/search.py",
@@ -95,7 +95,7 @@ SABOTAGES = (
         "return row.top1 or 0.0",
         ("tests/adapt/test_results.py",),
     ),
-    # What training sees
+    # Training
     Sabotage(
         "validation rows trained on",
         "adapt/training/search.py",
@@ -187,7 +187,7 @@ SABOTAGES = (
         "",
         ("tests/adapt/test_solve.py",),
     ),
-    # What is written down
+    # Results
     Sabotage(
         "a trial's key without val_fraction",
         "adapt/job/training_job.py",
@@ -287,7 +287,7 @@ SABOTAGES = (
         "evaluate(logits[:: features.views], labels[:: features.views])",
         ("tests/adapt/test_train.py::test_the_views_of_a_sample_are_judged_by_their_mean_logits",),
     ),
-    # The store
+    # Store
     Sabotage(
         "shard marked before its values",
         "extract/job/extraction.py",
@@ -330,7 +330,7 @@ SABOTAGES = (
         "pool.submit(int, file)",
         ("tests/store/test_power_loss.py",),
     ),
-    # The extraction
+    # Extraction
     Sabotage(
         "final norm in every layer",
         "extract/backbones/timm_vit.py",

@@ -212,7 +212,7 @@ def test_a_damaged_record_is_refused(tiny_config: MakeConfig) -> None:
     config = tiny_config()
     config.run_dir.mkdir()
     (config.run_dir / "intrinsic.json").write_text("{")
-    with pytest.raises(JobError, match=r"intrinsic\.json is damaged .*; delete it, and what it held is computed anew"):
+    with pytest.raises(JobError, match=r"intrinsic\.json is damaged .*; delete it, and its content is computed again"):
         measure_tiny(config)
 
 

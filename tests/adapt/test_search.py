@@ -80,7 +80,7 @@ def test_training_that_diverges_at_every_point_is_an_error_and_is_not_repeated(t
 def test_a_damaged_file_of_scores_is_one_clear_line(tmp_path: Path, content: str) -> None:
     file = tmp_path / "search.json"
     file.write_text(content)
-    with pytest.raises(JobError, match=r"search\.json is damaged \(.*\); delete it, and what it held is computed anew"):
+    with pytest.raises(JobError, match=r"search\.json is damaged \(.*\); delete it, and its content is computed again"):
         choose_trial(losa(lr=[0.1, 0.2]), Judge(1.0), file)
     assert file.read_text() == content
 

@@ -18,7 +18,7 @@ from tiny_vit import TINY
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.job.feature_set import Inputs
-from adapt.planning.survey import Survey
+from adapt.planning.job_facts import JobFacts
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
 from extract.job.extraction import Extraction, extract_tokens
@@ -558,9 +558,9 @@ def test_a_new_store_lies_beside_one_whose_samples_changed(
 def test_the_plan_counts_what_growth_extracts(config: Callable[..., Config], images: Path) -> None:
     job = config()
     sc.extract(job)
-    assert Survey(job).rows_to_extract == 0
+    assert JobFacts(job).rows_to_extract == 0
     add(images, "train", "a")
-    assert Survey(job).rows_to_extract == sc.extract(job).samples_written == 4
+    assert JobFacts(job).rows_to_extract == sc.extract(job).samples_written == 4
 
 
 def test_the_command_shows_what_changed_and_names_the_way_out(

@@ -172,7 +172,7 @@ def test_a_pipe_or_a_huge_file_is_refused_and_not_waited_for(
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(
-        (UserError, JobError), match=rf"{file.name}.* no regular file|there is no adaptor .*{file.name}"
+        (UserError, JobError), match=rf"{file.name}.* not a regular file|there is no adaptor .*{file.name}"
     ):
         read(file)
 

@@ -11,7 +11,8 @@ from adapt.methods.feature_spec import FeatureSpec
 from extract.backbones.backbone import Backbone, ModelBackbone, digests
 from extract.backbones.vivit_weights import VIVIT
 from extract.job.wanted_schema import list_split
-from extract.sources.open_source import ImageSource, drawn_text
+from extract.sources.open_source import ImageSource
+from extract.sources.splits import draw_settings
 from extract.sources.store_order import OrderedSplit
 from extract.sources.videos import sampling_text
 from store.errors import UserError
@@ -53,7 +54,7 @@ def require_match(
     if config.extract.precision != "auto":
         pairs["extract.precision"] = (provenance.precision, config.extract.precision)
     if provenance.drawn:
-        pairs["data, how the test split is drawn"] = (provenance.drawn, drawn_text(config.data))
+        pairs["data, how the test split is drawn"] = (provenance.drawn, draw_settings(config.data))
     different = {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
     if not set(layers) <= set(store.layers):
         different["store.layers"] = (list(store.layers), list(layers))

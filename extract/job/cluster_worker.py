@@ -21,7 +21,7 @@ from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.shard import ShardExtractor
 from extract.sources.open_source import ImageSplit
-from extract.sources.videos import decoder
+from extract.sources.videos import decoder_info
 from store.address import store_url
 from store.arrays import read_rms
 from store.config import Tokens
@@ -145,7 +145,7 @@ def _require_same(schema: Schema, found: dict[str, str]) -> None:
 
 
 def _decoder(schema: Schema) -> dict[str, str]:
-    return {"decoder_digest": decoder().digest} if schema.provenance.decoder_digest else {}
+    return {"decoder_digest": decoder_info().digest} if schema.provenance.decoder_digest else {}
 
 
 def _device(device: str, worker_name: Any) -> str:

@@ -11,7 +11,7 @@ from extract.backbones.backbone import Backbone, digests
 from extract.forward.frozen_forward import FrozenForward
 from extract.forward.threads import thread_pool
 from extract.sources.open_source import ImageSource, ImageSplit
-from extract.sources.videos import decoder
+from extract.sources.videos import decoder_info
 from store.config import StoreConfig
 from store.console.progress import progress
 from store.layout import describe_tokens, reduced_layout, resolve_layers
@@ -54,12 +54,12 @@ def wanted_schema(
         "precision": forward.precision,
         "sampling": source.sampling,
         "drawn": source.drawn,
-        "decoder_digest": decoder().digest if source.is_decoded_here else "",
+        "decoder_digest": decoder_info().digest if source.is_decoded_here else "",
         **digests(backbone),
     }
     rows = {split: len(listing.ids) for split, listing in listings.items()}
     schema = schema_for(backbone, store, source.name, source.classes, source.multi_label, rows, source.views, facts)
-    libraries = decoder().versions if source.is_decoded_here else {}
+    libraries = decoder_info().versions if source.is_decoded_here else {}
     tail = tuple(backbone.tail.arrays()) if backbone.tail else ()
     return schema.model_copy(update={"libraries": libraries, "tail_tensors": tail})
 

@@ -186,11 +186,6 @@ def test_a_huge_value_is_cut_in_the_message() -> None:
     assert "given a huge int" in refuse(name=10**5000)
 
 
-def test_views_are_accepted_with_their_default_only() -> None:
-    load("data.views=1")
-    assert "data.views: given 4; legal: 1 (augmented views are not available yet)" in refuse("data.views=4")
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -9,7 +9,7 @@ import av
 import pytest
 from video_files import RATE, drawn, write_video
 
-from extract.video.clips import Sampling
+from extract.video.clip_sampling import Sampling
 from extract.video.containers import BadVideoError
 from extract.video.decoding import read_frames
 

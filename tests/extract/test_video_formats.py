@@ -14,7 +14,7 @@ import av
 import pytest
 from video_files import RATE, all_frames, copy_packets, number_of, numbered, write_video
 
-from extract.video.clips import Sampling
+from extract.video.clip_sampling import Sampling
 from extract.video.containers import BadVideoError
 from extract.video.decoding import read_frames
 
@@ -148,7 +148,7 @@ def test_few_more_frames_are_decoded_where_they_are_delayed_but_in_order(
 ) -> None:
     path = write_video(tmp_path / "v.ts", 90, draw=numbered, g="30", sc_threshold="1000000000", **MPEG2_P)
     decoded = []
-    monkeypatch.setattr("extract.video.decoding._sound", lambda frame: decoded.append(frame) or frame)
+    monkeypatch.setattr("extract.video.decoding._require_sound", lambda frame: decoded.append(frame) or frame)
     for part, count in (({}, 30), ({"start": Fraction(31, RATE), "end": Fraction(32, RATE)}, 2 + 16)):
         decoded.clear()
         shown(path, 1, **part)
@@ -178,7 +178,7 @@ def test_a_live_recording_needs_no_length(name: str, codec: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("ending", "message"), [("h264", "no video in a known format"), ("mpg", "its frames have no times")]
+    ("ending", "message"), [("h264", "not a video in a known format"), ("mpg", "its frames have no times")]
 )
 def test_h264_without_times_is_refused(ending: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(BadVideoError, match=message):

@@ -1,4 +1,4 @@
-"""An image that is cut or damaged is refused where its format can tell; docs/reliability.md lists where it cannot."""
+"""Truncated and damaged images are refused if their format allows it; docs/reliability.md lists where it does not."""
 
 import io
 import os
@@ -37,7 +37,7 @@ def pillow(encoded: bytes) -> np.ndarray:
 
 
 def hole(encoded: bytes, share: float, n_bytes: int = 64) -> bytes:
-    """With zeros in place of some bytes, as where a part of a download is missing."""
+    """Replace some bytes by zeros, as in a download with a missing part."""
     start = int(len(encoded) * share)
     assert encoded[start : start + n_bytes] != bytes(n_bytes)
     return encoded[:start] + bytes(n_bytes) + encoded[start + n_bytes :]

@@ -1,4 +1,4 @@
-"""Whatever a file holds, an upright RGB image comes out, or one DecodeError."""
+"""Decoding any bytes gives an upright RGB image or raises DecodeError."""
 
 import io
 import pickle
@@ -30,7 +30,7 @@ def decode(encoded: bytes) -> np.ndarray:
 
 
 def gradient(height: int = 24, width: int = 40) -> Image.Image:
-    """Smooth and different in every corner, so that JPEG keeps it and a wrong turn shows."""
+    """Smooth, so that JPEG keeps it, and different in every corner, so that a wrong rotation is noticed."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([x * 6, y * 10, (x + y) * 3], axis=-1).astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""Whatever lies in a source and is not taken is counted and named, and no class is taken for another in silence."""
+"""Files of a source that are ignored are counted and named, and class names that look alike are reported."""
 
 import io
 import tarfile
@@ -34,7 +34,7 @@ def classes_of(*classes: str) -> list[str]:
 
 
 def open_with_notes(source: str, root: Path, **options: Any) -> tuple[ImageSource, list[str]]:
-    """The source and its notes, without the place that each begins with."""
+    """The source and its warnings, without the place at their beginning."""
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         opened = open_source(DataConfig(source=source, root=root, **options))
@@ -151,8 +151,8 @@ def test_members_of_a_tar_that_are_no_samples_are_counted(tmp_path: Path) -> Non
     assert size(source) == 4
     (note,) = notes
     assert note.startswith("ignored 4 files (no image and label with this name up to its first dot): ")
-    for told in ("1 with .png ('photo.v2.png')", "1 with no extension ('README')", "1 with .heic ('b.heic')"):
-        assert told in note
+    for count in ("1 with .png ('photo.v2.png')", "1 with no extension ('README')", "1 with .heic ('b.heic')"):
+        assert count in note
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def write_labels(images: Path, kind: str, labels: list[Any]) -> Path:
-    """A list of as many images as labels, each label three times."""
+    """Write a table with three images for each label."""
     rows = [(f"{k}.png", label) for k, label in enumerate(label for label in labels for _ in range(3))]
     path = images / f"l.{kind}"
     if kind == "csv":

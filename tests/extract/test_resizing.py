@@ -1,4 +1,4 @@
-"""A thin image is refused by name before it is resized: memory stays bounded, whatever the sides of an image are."""
+"""A thin image is refused by name before it is resized, so that the memory of a resize is bounded."""
 
 import json
 import os

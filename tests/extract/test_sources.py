@@ -1,5 +1,6 @@
-"""Every source gives the same kind of splits, and every fault in a listing is one clear message."""
+"""Every source gives the same kind of splits, and every fault in a listing has a clear message."""
 
+import doctest
 import functools
 import io
 import json
@@ -25,6 +26,7 @@ from torchvision import datasets
 
 from extract.config import DataConfig
 from extract.images.decode import DecodeError
+from extract.sources import user_datasets
 from extract.sources.open_source import ImageSource, open_source, order_classes
 from extract.sources.samples import FileBytes, Sample
 from extract.sources.splits import draw_test
@@ -40,7 +42,7 @@ def png(value: int = 0) -> bytes:
 
 
 def write_images(root: Path, *names: str) -> Path:
-    """One file a name, each with pixels of its own."""
+    """Write a file for each name, each with different pixels."""
     for value, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(value))
@@ -109,6 +111,12 @@ def test_a_source_gives_a_train_and_a_test_split_of_rgb_images(make: Any, tmp_pa
         image = split[len(split) - 1]
         assert image.mode == "RGB"
         assert len(split.digest(0)) == 16
+
+
+def test_the_example_of_from_datasets_runs() -> None:
+    results = doctest.testmod(user_datasets)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -718,7 +726,7 @@ def test_a_torchvision_set_with_train_is_read(name: str, tmp_path: Path, monkeyp
     pixels = write_cifar10(tmp_path, monkeypatch)
     source = open_at(f"torchvision:{name}", tmp_path)
     assert source.name == "cifar10"
-    assert source.classes == tuple(f"c{9 - k}" for k in range(10))  # in the set's own order
+    assert source.classes == tuple(f"c{9 - k}" for k in range(10))  # in the order of the data set
     assert [len(source.splits[s]) for s in ("train", "test")] == [20, 10]
     assert source.splits["train"].ids[3] == "cifar10/train/0000003"
     assert source.splits["test"].labels.tolist() == list(range(10))
@@ -733,7 +741,7 @@ def test_a_torchvision_set_with_train_is_read(name: str, tmp_path: Path, monkeyp
 
 
 def write_dtd(root: Path) -> Path:
-    """A DTD of 2 classes; split by an argument, loader and all as torchvision has it."""
+    """Write a DTD of 2 classes, a data set that has an argument for the split and takes a loader."""
     write_images(root / "dtd/dtd/images", *(f"{c}/{i}.jpg" for c in ("x", "y") for i in range(3)))
     (root / "dtd/dtd/labels").mkdir()
     for i, split in enumerate(("train", "val", "test")):
@@ -784,14 +792,14 @@ def test_a_torchvision_set_that_cannot_be_had_is_refused(name: str, message: str
 
 
 def put_targets(targets: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """CIFAR-10 with other targets, two by two."""
+    """Replace CIFAR-10's targets by `targets`, repeated."""
     build = datasets.CIFAR10.__init__
 
     def build_with_other_targets(self: Any, *args: Any, train: bool = True, **kwargs: Any) -> None:
         build(self, *args, train=train, **kwargs)
         self.targets = targets * (len(self.data) // 2)
 
-    # Wrapped, because the source goes by the signature.
+    # functools.wraps keeps the signature, which the source inspects
     monkeypatch.setattr(datasets.CIFAR10, "__init__", functools.wraps(build)(build_with_other_targets))
 
 

@@ -1,4 +1,4 @@
-"""Every layout of a TIFF is decoded to the right RGB or refused by name; tifffile writes what Pillow reads."""
+"""Every layout of a TIFF is decoded to the right RGB or refused; tifffile writes the files that are decoded here."""
 
 import io
 import struct
@@ -77,12 +77,12 @@ LAYOUTS: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_that_is_read_has_the_right_colors(name: str, order: str, compression: Any, tile: Any) -> None:
     pixels, options, expected = LAYOUTS[name]
-    tile = None if pixels.dtype == bool else tile  # of which tifffile writes no tiles
+    tile = None if pixels.dtype == bool else tile  # tifffile writes no tiles of them
     encoded = encode(pixels, byteorder=order, compression=compression, tile=tile, **options)
     if "palette" not in name:
         assert np.array_equal(tifffile.imread(io.BytesIO(encoded)), pixels)
     wanted = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=-1)
-    # Alpha that was multiplied in leaves half of the steps at the least alpha, 127.
+    # premultiplication by the smallest alpha, 127, leaves half of the steps
     assert np.abs(decode(encoded) - wanted.astype(int)).max() <= ("premultiplied" in name) + ("YCbCr" in name)
 
 

@@ -1,4 +1,4 @@
-"""A view shows exactly the frames that its arithmetic names, or the video is refused; and nothing ever hangs."""
+"""A view shows exactly the frames of its timestamps, or the video is refused; and no video hangs a job."""
 
 import os
 import random
@@ -36,23 +36,23 @@ from extract.video.containers import BadVideoError
 from extract.video.decoding import read_frames
 from store.errors import JobError
 
-EVERY = 40  # frames of the files here: taking as many, spread evenly, gives each once
+EVERY = 40  # frames of the files here: a clip of as many frames, spread evenly, shows each once
 
 
 def taken(path: Path, frames: int = EVERY, stride: int | None = None, clips: int = 1, **part: Any) -> list[list[Any]]:
-    """Clip by clip the frames as arrays, decoded in this process."""
+    """The frames of each clip as arrays, decoded in this process."""
     images, shown = read_frames(str(path), Sampling(frames, stride, clips), **{"start": None, "end": None, **part})
     return [[images[k] for k in clip] for clip in shown]
 
 
 def numbers(path: Path, reference: list[np.ndarray], **options: Any) -> list[list[int]]:
-    """Which of the reference's frames the clips show."""
+    """For each clip, the indices of its frames in the reference."""
     known = {frame.tobytes(): number for number, frame in enumerate(reference)}
     assert len(known) == len(reference)
     return [[known[frame.tobytes()] for frame in clip] for clip in taken(path, **options)]
 
 
-# --- moments and crops
+# --- timestamps and crops
 
 
 seconds = st.fractions(0, 100, max_denominator=1000)
@@ -115,7 +115,7 @@ CODECS = {
     "matroska.mkv": {"g": "10"},
     "vp9.webm": {"codec": "libvpx-vp9"},
     "vp8.webm": {"codec": "libvpx"},
-    "b_frames.avi": {},  # whose packets have the wrong times
+    "b_frames.avi": {},  # its packets have wrong times
     "xvid.avi": {"codec": "mpeg4", "b_frames": 2},
     "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"},
     "stream.ts": {"g": "10"},
@@ -145,7 +145,7 @@ def test_a_program_stream_without_a_time_for_every_packet_is_decoded_by_count(tm
 
 
 def pack_b_frames(packets: list[bytes]) -> list[bytes]:
-    """As DivX wrote them in AVI: each B frame with the frame before it, then a picture of which nothing is coded."""
+    """Pack them as DivX did in AVI: each B frame with the previous frame, then a picture that is not coded."""
     start = b"\0\0\1\xb6"
     kinds = [data[data.index(start) + 4] >> 6 for data in packets]  # 2 is a B frame
     at = packets[0].index(start)
@@ -219,7 +219,7 @@ def test_frames_that_an_edit_list_cuts_off_are_not_counted(tmp_path: Path) -> No
 
 
 def hide_vp8(path: Path, hidden: set[int]) -> Path:
-    """A copy whose frames of these numbers are references alone."""
+    """A copy in which the frames of these numbers are only references, never shown."""
     change = {True: lambda data: bytes([data[0] & ~0x10]) + data[1:], False: lambda data: data}
     return copy_packets(path, path.with_stem("hidden"), lambda place, data: change[place in hidden](data))
 
@@ -262,7 +262,7 @@ def test_any_size_and_depth_becomes_8_bit_rgb_of_the_coded_size(name: str, optio
         assert np.abs(frame.mean((0, 1)) - original.to_ndarray(format=colors).mean((0, 1))).max() < 12
 
 
-# --- refusal of what is no video, or a damaged one
+# --- files that are no videos, or damaged ones
 
 
 def write_audio(path: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) ->
     flags = {"first.mp4": "faststart", "fragments.mp4": "frag_keyframe+empty_moov"}.get(name)
     path = write_video(tmp_path / name, g="10", file_options={"movflags": flags} if flags else None)
     content = path.read_bytes()
-    cut = int(len(content) * share) // 188 * 188 + 100  # within a packet: a stream of whole ones says no length
+    cut = int(len(content) * share) // 188 * 188 + 100  # within a packet, where a cut is noticed
     path.write_bytes(content[:cut])
     with pytest.raises(BadVideoError, match=r"truncated|damaged"):
         taken(path, frames=1)  # which needs a frame of the first part alone
@@ -336,7 +336,7 @@ def test_a_frame_that_the_decoder_leaves_out_is_not_replaced_by_another(tmp_path
 
 @pytest.mark.parametrize(("n_bytes", "least"), [(1, 0.5), (4, 0.9), (16, 1.0), (64, 1.0)])
 def test_changed_bytes_are_refused_or_harmless(n_bytes: int, least: float, tmp_path: Path) -> None:
-    """A single byte cannot always be told from other valid data; `least` is the share that must be."""
+    """A changed byte may give other valid data; `least` is the share of changes that must be refused or harmless."""
     path = write_video(tmp_path / "v.mp4", size=(128, 96), g="20")
     content, healthy = path.read_bytes(), all_frames(path)
     draw, safe, trials = random.Random(n_bytes), 0, 60
@@ -465,7 +465,7 @@ def test_an_endless_video_ends_at_its_time_limit_and_others_go_on(
 
 @contextmanager
 def killing(service: VideoDecoder, number: int, times: int) -> Iterator[None]:
-    """Send a signal to the worker that is decoding, once it has been for a moment, so many times."""
+    """Send a signal to `times` workers, each after it has decoded for a moment."""
 
     def kill() -> None:
         killed = set[int]()
@@ -517,7 +517,7 @@ def test_workers_are_replaced_after_many_answers(tmp_path: Path, service: VideoD
         service.decode(video(path, frames=frames), "v")
         used += [process.pid for process in processes(service)]
     assert len(set(used)) == 3
-    assert len(used) == 5  # one at a time: the old one is gone
+    assert len(used) == 5  # one at a time: the replaced worker is gone
 
 
 SCRIPT = """\

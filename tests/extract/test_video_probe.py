@@ -1,4 +1,4 @@
-"""A store of videos knows its decoder by what it makes of a fixed clip, so that only another decoding is refused."""
+"""A store of videos has a digest of a fixed clip's decoded frames, so that a decoder with other pixels is refused."""
 
 import subprocess
 import sys

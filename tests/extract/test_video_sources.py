@@ -1,4 +1,4 @@
-"""Sources of videos are those of images, with views for rows, parts for samples, and names for the label's column."""
+"""Video sources work as image sources do, with rows for views, parts of files, and a choice of the label column."""
 
 import os
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def put(tmp_path: Path, clip: bytes) -> Callable[..., Path]:
-    """Write files that each hold the clip."""
+    """Write files that are all copies of the clip."""
 
     def write(*names: str) -> Path:
         for name in names:

@@ -11,7 +11,8 @@ from adapt.methods.feature_spec import FeatureSpec
 from extract.backbones.backbone import Backbone, ModelBackbone, digests
 from extract.backbones.vivit_weights import VIVIT
 from extract.job.store_schema import list_split
-from extract.sources.open_source import ImageSource, drawn_text
+from extract.sources.open_source import ImageSource
+from extract.sources.splits import draw_settings
 from extract.sources.store_order import OrderedSplit
 from extract.sources.videos import sampling_text
 from store.compare import Samples, refuse_changed_samples, refuse_difference
@@ -56,7 +57,7 @@ def require_match(
     if config.extract.precision != "auto":
         pairs["extract.precision"] = (provenance.precision, config.extract.precision)
     if provenance.drawn:
-        pairs["data, how the test split is drawn"] = (provenance.drawn, drawn_text(config.data))
+        pairs["data, how the test split is drawn"] = (provenance.drawn, draw_settings(config.data))
     if not set(layers) <= set(store.layers):
         pairs["store.layers"] = (list(store.layers), list(layers))
     refuse_difference(pairs, store.url)

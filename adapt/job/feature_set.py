@@ -28,7 +28,7 @@ from extract.forward.device import resolve_device, resolve_precision
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.store_schema import list_split, sample_digests
 from extract.sources.open_source import ImageSource, open_source
-from extract.sources.videos import decoder
+from extract.sources.videos import decoder_info
 from store.address import store_url
 from store.growing.growth import read_known
 from store.kvstore import KeyValueStore
@@ -191,7 +191,7 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
     )
     identity = {**facts.model_dump(mode="json"), "samples": _samples(source), "sampling": source.sampling}
     if source.is_decoded_here:
-        identity["decoder_digest"] = decoder().digest
+        identity["decoder_digest"] = decoder_info().digest
     shape = _shape(backbone.name, backbone.model_kwargs, backbone.image_size, inputs.own_backbone)
     return Origin(inputs, None, PooledFeatures(features), identity, source.name, backbone.name, shape, facts, Costs())
 

@@ -20,7 +20,7 @@ from extract.backbones.backbone import digests
 from extract.forward.device import configure_process
 from extract.job.extraction_job import ExtractionJob
 from extract.job.shard_extractor import ShardExtractor
-from extract.sources.videos import decoder
+from extract.sources.videos import decoder_info
 from store.address import store_url
 from store.array_io import read_array
 from store.arrays import SAMPLE_DIGEST, MarkPlace, read_rms
@@ -134,7 +134,7 @@ def _require_same(schema: Schema, found: dict[str, str]) -> None:
 
 
 def _decoder_digest(schema: Schema) -> dict[str, str]:
-    return {"decoder_digest": decoder().digest} if schema.provenance.decoder_digest else {}
+    return {"decoder_digest": decoder_info().digest} if schema.provenance.decoder_digest else {}
 
 
 def _device(device: str, worker_name: Any) -> str:

@@ -12,7 +12,7 @@ from extract.backbones.backbone import Backbone, digests
 from extract.forward.threads import thread_pool
 from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import ImageSplit
-from extract.sources.videos import decoder
+from extract.sources.videos import decoder_info
 from store.config import StoreConfig
 from store.console.progress import progress
 from store.layout import describe_tokens, reduced_layout, resolve_layers
@@ -54,7 +54,7 @@ def schema_of(job: ExtractionJob, listings: Mapping[str, Listing]) -> Schema:
         "precision": precision,
         "sampling": source.sampling,
         "drawn": source.drawn,
-        "decoder_digest": decoder().digest if source.is_decoded_here else "",
+        "decoder_digest": decoder_info().digest if source.is_decoded_here else "",
         **digests(backbone),
     }
     dataset = DatasetInfo(
@@ -65,7 +65,7 @@ def schema_of(job: ExtractionJob, listings: Mapping[str, Listing]) -> Schema:
         rows={split: len(listing.ids) for split, listing in listings.items()},
     )
     schema = schema_for(backbone, job.store, dataset, facts)
-    libraries = decoder().versions if source.is_decoded_here else {}
+    libraries = decoder_info().versions if source.is_decoded_here else {}
     tail = tuple(backbone.tail.arrays()) if backbone.tail else ()
     return schema.model_copy(update={"libraries": libraries, "tail_tensors": tail})
 

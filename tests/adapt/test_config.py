@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from adapt.methods.registry import METHODS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapt.config.pipeline import Config, load_config
+from adapt.methods.registry import METHODS
 from extract.config import ClipConfig
 from store.config import Every, Last, Pool
 from store.errors import UserError
@@ -199,11 +199,6 @@ def test_a_huge_value_is_cut_in_the_message() -> None:
     assert len(refuse(train={"epochs": "x" * 10_000})) < 250
     assert len(refuse(train={"lr": 10**400})) < 250
     assert "given a huge int" in refuse(name=10**5000)
-
-
-def test_views_are_accepted_with_their_default_only() -> None:
-    load("data.views=1")
-    assert "data.views: given 4; legal: 1 (augmented views are not available yet)" in refuse("data.views=4")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Video backbones: an image model on every frame, ViViT, what is read out of them and what is kept of their tokens."""
+"""Tests video backbones (an image model on every frame, and ViViT), their readout and the reduction of their tokens."""
 
 import json
 import math
@@ -83,7 +83,7 @@ def clips_for(backbone: ModelBackbone, count: int = 2) -> Tensor:
 
 
 def disturb(module: torch.nn.Module) -> None:
-    """So that no tensor is at its initial value."""
+    """Move every tensor away from its initial value."""
     torch.manual_seed(1)
     with torch.no_grad():
         for tensor in module.parameters():
@@ -114,7 +114,7 @@ def framed(request: pytest.FixtureRequest) -> FrameBackbone:
 
 
 def blocks_of(model: Any, images: Tensor) -> list[Tensor]:
-    """What every block of a timm model gives."""
+    """The output of every block of a timm model."""
     outputs: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda *call: outputs.append(call[2])) for block in model.blocks]
     model.forward_features(images)
@@ -355,7 +355,7 @@ class Checkpoint:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A classifier as transformers saves it, and the digest of its backbone."""
+    """A classifier in the format of transformers, and the digest of its backbone."""
     torch.manual_seed(0)
     model = transformers.VivitForVideoClassification(transformers.VivitConfig(**VIVIT, num_labels=5))
     disturb(model)
@@ -380,7 +380,7 @@ def with_module_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_checkpoint_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of google's checkpoints, whichever transformers saved under."""
+    """The names in google's checkpoints, for any version of transformers that saved them."""
     result = renamed(with_module_names(state), {new: old for old, new in RENAMED.items()})
     assert "vivit.encoder.layer.0.attention.attention.query.weight" in result
     return result
@@ -552,9 +552,9 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def assert_same_pixels(card: dict[str, Any], picture: Image.Image) -> None:
-    """Both resize to 8-bit pixels with pillow and then scale these: they differ by the rounding of float32 alone.
+    """Compare with transformers: both resize 8-bit pixels with Pillow, so only float32 rounding may differ.
 
-    A pixel that one of them rounded to another 8-bit value would differ by a whole step, which is at least 1/255.
+    A pixel rounded to another 8-bit value would differ by a whole step, which is at least 1/255.
     """
     processor = transformers.VivitImageProcessor(**card)
     expected = torch.from_numpy(np.asarray(processor(picture)["pixel_values"][0][0]))
@@ -636,7 +636,7 @@ def sets_of(prefix_sets: int, per_set: int, grid: tuple[int, ...]) -> TokenLayou
 
 
 def by_hand(tokens: np.ndarray, layout: TokenLayout, how: Pool) -> list[np.ndarray]:
-    """The pooled tokens of one sample, one after the other."""
+    """The pooled tokens of one sample, computed with loops."""
     (frames, height, width), prefix = layout.grid, layout.num_prefix_tokens
     per_set = prefix // layout.prefix_sets
     kept = list(tokens[:prefix])

@@ -459,7 +459,7 @@ def test_a_split_that_is_not_used_is_told(command: Command, own_job: Path) -> No
         status, _, err = command("extract", own_job / "pipeline.yaml")
     assert status == 0
     assert "note: source folder at" in err
-    assert "val is neither trained on nor tested" in err
+    assert "val is used neither for training nor for testing" in err
 
 
 def test_the_version_is_printed(command: Command) -> None:

@@ -23,8 +23,9 @@ from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
 from extract.job.extraction import Extraction, extract_tokens
 from extract.job.extraction_job import ExtractionJob
-from extract.sources.open_source import ImageSource, draw_test, open_source
-from extract.sources.samples import Encoded, Sample
+from extract.sources.open_source import ImageSource, open_source
+from extract.sources.samples import FileBytes, Sample
+from extract.sources.splits import draw_test
 from extract.sources.store_order import in_store_order
 from store.address import store_url
 from store.config import Layers, StoreConfig
@@ -478,9 +479,9 @@ def test_samples_of_a_drawn_split_keep_their_side_and_new_ones_keep_the_fraction
 
 
 def test_parts_of_a_known_file_go_to_its_side() -> None:
-    parts = [Sample(f"{file}#{k}", ("a",), Encoded(b""), part_of=str(file)) for file in range(6) for k in range(3)]
+    parts = [Sample(f"{file}#{k}", ("a",), FileBytes(b""), part_of=str(file)) for file in range(6) for k in range(3)]
     sides = {"0#0": "test", "1#1": "train"}
-    chosen = draw_test(parts, 0.5, multi_label=False, sides=sides)
+    chosen = draw_test(parts, 0.5, multi_label=False, stored_splits=sides)
     assert {f"0#{k}" for k in range(3)} <= chosen
     assert not {f"1#{k}" for k in range(3)} & chosen
     assert len(chosen) == 9

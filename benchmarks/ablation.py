@@ -18,7 +18,7 @@ from adapt.features.feature_sources import Features, ResidentFeatures, StreamedF
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.table import find_method
 from adapt.training.loop import Settings
-from adapt.training.search import Material, train_trials
+from adapt.training.trials import TrainingData, train_trials
 from benchmarks.record import machine
 from benchmarks.tables import table
 from store.reader import open_store
@@ -84,7 +84,7 @@ def run_variant(
         parsed = [_trial(name, given) for given in trials]
         method = MethodConfig(name=name, epochs=epochs, batch_size=32, trials=tuple(parsed))
         settings = Settings(epochs, 32, seed)
-        trained = train_trials(method, parsed, Material(pooled), settings, val_fraction=0.5)
+        trained = train_trials(method, parsed, TrainingData(pooled), settings, val_fraction=0.5)
         scores.append([candidate.score for candidate in trained.candidates])
     best = np.mean(scores, axis=0).argmax()
     column = [row[best] for row in scores]

@@ -40,7 +40,7 @@ MUTATED = (
     "adapt/report/fingerprint.py",
     "extract/forward/frozen_forward.py",
 )
-COPIED = ("adapt", "benchmarks", "docs", "examples", "extract", "store", "tests")
+COPIED = ("adapt", "benchmarks", "docs", "examples", "extract", "sidecache", "store", "tests")
 SLOWEST_SET = 150.0  # seconds of tests a mutant, by the record; reached by lines that nearly every test runs
 FROZEN = 120.0  # seconds beyond three times the record after which a mutant counts as killed: it does not end
 

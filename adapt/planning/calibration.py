@@ -23,7 +23,7 @@ from adapt.job.training_job import settings_of
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.table import build_model
 from adapt.training.candidate import Candidate
-from adapt.training.loop import fit
+from adapt.training.loop import TrainingTask, fit
 from adapt.training.objective import make_objective
 from extract.backbones.backbone import ModelBackbone
 from extract.config import ExtractConfig
@@ -221,7 +221,8 @@ def _step_seconds(features: Features, method: MethodConfig, config: Config) -> f
     candidate = Candidate(model, trial.lr or config.train.lr, trial.weight_decay)
     objective = make_objective(labels, features.num_classes, features.multi_label, balance_classes=False)
     settings, rows = replace(settings_of(config, method, 0), epochs=1), np.arange(len(labels))
-    seconds = _lap(lambda: fit([candidate], features, rows, rows[:1], settings, objective), features.device)
+    task = TrainingTask(features=features, rows=rows, val_rows=rows[:1], objective=objective)
+    seconds = _lap(lambda: fit([candidate], task, settings), features.device)
     return seconds / len(rows)
 
 

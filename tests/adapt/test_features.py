@@ -23,9 +23,10 @@ from adapt.features.feature_sources import (
     spec_of_store,
 )
 from adapt.features.pooled import PooledFeatures
-from adapt.job.feature_set import Inputs, needed_layers
-from adapt.job.training_job import adaptor_path
+from adapt.job.feature_set import needed_layers
+from adapt.job.inputs import Inputs
 from adapt.job.training_job import train as train_job
+from adapt.job.trial_run import adaptor_path
 from adapt.methods.readout import Readout
 from adapt.methods.table import build_model, trainable
 from extract.backbones.backbone import TimmBackbone

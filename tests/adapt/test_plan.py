@@ -16,7 +16,7 @@ import torch
 import sidecache as sc
 from adapt.config.pipeline import Config, load_config
 from adapt.job.extraction import extract
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from adapt.planning import calibration, planner
 from adapt.planning.calibration import Speeds, decode_seconds, forward_seconds
 from adapt.planning.plan import Plan, print_plan

@@ -27,7 +27,7 @@ def test_names_are_not_given_twice() -> None:
 
 def test_a_sabotage_that_no_longer_applies_is_an_error() -> None:
     gone = replace(SABOTAGES[0], old="a text that stands nowhere")
-    with pytest.raises(UserError, match=r"found 0 times in adapt/search\.py, not once: 'a text that stands nowhere'"):
+    with pytest.raises(UserError, match=r"found 0 times in adapt/training/trials\.py, not once: 'a text that stands"):
         sabotaged(gone)
 
 

@@ -161,7 +161,7 @@ class TrainingJob:
 
         def train_pass(trials: Sequence[Trial], name: str) -> Trained:
             checkpoint = run_dir / "checkpoints" / f"search-{search_id}-{name}"
-            trained = train_trials(method, trials, data, settings, fraction, checkpoint=checkpoint)
+            trained = train_trials(method, trials, data, settings, val_fraction=fraction, checkpoint=checkpoint)
             delete_checkpoints(checkpoint)
             return trained
 

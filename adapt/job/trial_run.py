@@ -54,7 +54,9 @@ class TrialRun:
     def train(self, checkpoint: Path) -> Trained:
         """Train the trial; an interrupted one resumes from its checkpoint."""
         fraction = self.config.data.val_fraction
-        return train_trials(self.method, [self.trial], self.data, self.settings, fraction, checkpoint=checkpoint)
+        return train_trials(
+            self.method, [self.trial], self.data, self.settings, val_fraction=fraction, checkpoint=checkpoint
+        )
 
     def finish(self) -> None:
         """Train the trial, evaluate it on the test split, and write adaptor, card and row."""

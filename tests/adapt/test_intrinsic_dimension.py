@@ -45,10 +45,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is trained for a measurement, in order."""
     done: list[dict[str, Any]] = []
 
-    def counted(method: MethodConfig, trials: Sequence[Trial], *rest: Any, checkpoint: Path) -> Trained:
+    def counted(method: MethodConfig, trials: Sequence[Trial], *rest: Any, checkpoint: Path, **more: Any) -> Trained:
         if checkpoint.name.startswith("intrinsic"):  # other trials are of the job
             done.extend({"method": method.name, "lr": trial.lr, **trial.options.model_dump()} for trial in trials)
-        return train_trials(method, trials, *rest, checkpoint=checkpoint)
+        return train_trials(method, trials, *rest, checkpoint=checkpoint, **more)
 
     monkeypatch.setattr("adapt.job.trial_run.train_trials", counted)
     return done

@@ -17,7 +17,7 @@ from adapt.features.online import OnlineFeatures
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.registry import METHODS, build_model
 from adapt.training.candidate import Candidate
-from adapt.training.loop import Loop, Settings
+from adapt.training.loop import Loop, Settings, TrainingTask
 from adapt.training.objective import Objective
 from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
@@ -107,7 +107,9 @@ class Epochs:
         self._loop = None
         if hasattr(model, "readout"):
             settings = Settings(1000, batch, 0, precision=precision)
-            self._loop = Loop([Candidate(model, 1e-3, 0.01)], inputs, settings, Objective(multi_label=False), len(rows))
+            loss = Objective(multi_label=False)
+            task = TrainingTask(features=inputs, rows=rows, val_rows=rows[:0], objective=loss)
+            self._loop = Loop([Candidate(model, 1e-3, 0.01)], task, settings)
 
     def run(self) -> None:
         """Train one epoch, and wait for the GPU."""

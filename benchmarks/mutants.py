@@ -31,7 +31,7 @@ import pytest
 
 from benchmarks.mutation import ROOT, Mutant, draw_mutants, mutate
 
-COPIED = ("adapt", "benchmarks", "docs", "examples", "extract", "store", "tests")
+COPIED = ("adapt", "benchmarks", "docs", "examples", "extract", "sidecache", "store", "tests")
 MAX_TEST_SECONDS = 150.0  # per mutant, as recorded; exceeded for lines that nearly every test runs
 FROZEN_SECONDS = 120.0  # beyond three times the recorded time, after which a mutant counts as killed
 

@@ -17,7 +17,7 @@ from adapt.features.pooled import PooledFeatures
 from adapt.job.cost import peak_memory
 from adapt.methods.from_features.losa import LoSAOptions
 from adapt.training.loop import Settings
-from adapt.training.search import Material, train_trials
+from adapt.training.trials import TrainingData, train_trials
 from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
 from extract.forward.device import configure_process
@@ -48,8 +48,8 @@ def main() -> None:
             trial = Trial(options=LoSAOptions(), lr=0.001, weight_decay=0.01)
             method = MethodConfig(name="losa", epochs=1, batch_size=64, trials=(trial,))
             fraction = min(1 - args.samples_trained / num_samples, 0.9)
-            material, settings = Material(PooledFeatures(features)), Settings(epochs=1, batch_size=64, seed=0)
-            trained = train_trials(method, [trial], material, settings, val_fraction=fraction)
+            data, settings = TrainingData(PooledFeatures(features)), Settings(epochs=1, batch_size=64, seed=0)
+            trained = train_trials(method, [trial], data, settings, val_fraction=fraction)
         assert idle.n_bytes is not None
         assert peak.n_bytes is not None
         figures = {

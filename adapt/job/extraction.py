@@ -5,7 +5,7 @@ from itertools import count
 from typing import Literal
 
 from adapt.config.pipeline import Config
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from extract.job.extraction import Extraction, ShardsBySplit, extract_tokens
 from extract.job.extraction_job import ExtractionJob
 from store.errors import ChangedError, OtherStoreError

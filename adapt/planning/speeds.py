@@ -26,7 +26,7 @@ from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model
 from adapt.planning.job_facts import JobFacts
 from adapt.training.candidate import Candidate
-from adapt.training.loop import fit
+from adapt.training.loop import TrainingTask, fit
 from adapt.training.objective import make_objective
 from extract.backbones.backbone import ModelBackbone
 from extract.config import ExtractConfig
@@ -226,11 +226,8 @@ def _step_seconds(features: Features, method: MethodConfig, config: Config) -> f
     candidate = Candidate(model, trial.lr or config.train.lr, trial.weight_decay)
     objective = make_objective(labels, features.num_classes, features.multi_label, balance_classes=False)
     settings, rows = replace(settings_of(config, method, 0), epochs=1), np.arange(len(labels))
-
-    def train() -> None:
-        fit([candidate], features, rows, val_rows=rows[:1], settings=settings, objective=objective)
-
-    return _lap(train, features.device) / len(rows)
+    task = TrainingTask(features=features, rows=rows, val_rows=rows[:1], objective=objective)
+    return _lap(lambda: fit([candidate], task, settings), features.device) / len(rows)
 
 
 def _lap(work: Callable[[], object], device: torch.device) -> float:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.run_dir.files import write_text
-from adapt.training.distributed import World, _copy_progress, world
+from adapt.training.distributed import World, _copy_results, world
 
 ROOT = Path(__file__).parents[2]
 METHODS = "methods=[linear_probe, bitfit, {name: losa, rank: 4, token_rank: 2}]"
@@ -60,7 +60,7 @@ def test_another_process_copies_what_tells_the_progress_and_no_store(tmp_path: P
     for name in ("results.json", "search/s.json", "cache.zarr/train/c/0", ".run.lock"):
         write_text(run / name, "x")
     copy.mkdir()
-    _copy_progress(run, copy)
+    _copy_results(run, copy)
     assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} == {
         "results.json",
         "search/s.json",

@@ -11,8 +11,8 @@ from PIL import Image
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.features.image_batches import ImageBatches
-from adapt.job.feature_set import Inputs
-from adapt.job.training_job import adaptor_path
+from adapt.job.inputs import Inputs
+from adapt.job.trial_run import adaptor_path
 from extract.backbones.augmentation import Augment, random_box
 from extract.backbones.backbone import TappedBackbone, TimmBackbone
 from extract.sources.user_datasets import from_datasets
@@ -76,17 +76,17 @@ def test_the_search_tries_every_point_and_resumes_between_them(
 ) -> None:
     config = tiny_config("methods=[bitfit]", "sweep={lr: [0.001, 0.01], weight_decay: [0.0, 0.1]}")
     trained: list[float] = []
-    import adapt.training.search
+    import adapt.training.trials
 
-    fit = adapt.training.search.fit
+    fit = adapt.training.trials.fit
 
-    def counted(group: list[adapt.training.search.Candidate], *rest: object) -> float:
+    def counted(group: list[adapt.training.trials.Candidate], *rest: object, **more: object) -> float:
         trained.append(group[0].lr)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return fit(group, *rest)  # type: ignore[arg-type]
+        return fit(group, *rest, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("adapt.training.search.fit", counted)
+    monkeypatch.setattr("adapt.training.trials.fit", counted)
     with pytest.raises(KeyboardInterrupt):
         sc.run(config)
     sc.run(config)

@@ -12,20 +12,19 @@ import yaml
 
 import sidecache as sc
 from adapt.config.pipeline import Config, MethodConfig, Trial
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from adapt.job.intrinsic_dimension import (
     TARGETS_OF,
     Curve,
     Measurement,
     Point,
-    describe,
-    draw,
     entry_of,
     parse_dims,
     resolve_targets,
 )
+from adapt.job.intrinsic_figure import draw
 from adapt.job.training_job import measure_intrinsic_dimension
-from adapt.training.search import Trained, train_trials
+from adapt.training.trials import Trained, train_trials
 from extract.sources.open_source import SampleSplit
 from store.errors import JobError, UserError
 
@@ -46,12 +45,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is trained for a measurement, in order."""
     done: list[dict[str, Any]] = []
 
-    def counted(method: MethodConfig, trials: Sequence[Trial], *rest: Any) -> Trained:
-        if len(rest) == 4 and rest[3].name.startswith("intrinsic"):  # the checkpoint; other trials are of the job
+    def counted(method: MethodConfig, trials: Sequence[Trial], *rest: Any, checkpoint: Path, **more: Any) -> Trained:
+        if checkpoint.name.startswith("intrinsic"):  # other trials are of the job
             done.extend({"method": method.name, "lr": trial.lr, **trial.options.model_dump()} for trial in trials)
-        return train_trials(method, trials, *rest)
+        return train_trials(method, trials, *rest, checkpoint=checkpoint, **more)
 
-    monkeypatch.setattr("adapt.job.training_job.train_trials", counted)
+    monkeypatch.setattr("adapt.job.trial_run.train_trials", counted)
     return done
 
 
@@ -101,7 +100,7 @@ def test_the_higher_score_decides_where_no_dimension_is_the_lower(
 def test_a_module_that_never_reaches_the_goal_says_so() -> None:
     measurement = make_measurement([60, 72, 80], [50, 60, 71])
     assert measurement.intrinsic_dim(measurement.curves[1]) is None
-    assert describe(measurement, measurement.curves[1]) == "mlp: not reached up to d = 128 of 4,224 parameters"
+    assert measurement.describe(measurement.curves[1]) == "mlp: not reached up to d = 128 of 4,224 parameters"
     assert measurement.document()["curves"][1]["intrinsic_dim"] is None
 
 
@@ -236,7 +235,7 @@ def test_auto_takes_the_targets_of_the_easiest_module(tiny_config: MakeConfig, a
 def test_a_run_measures_once_and_trains_what_it_found(
     tiny_config: MakeConfig, trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapt.job.intrinsic_dimension.DIMS", (2, 4))
+    monkeypatch.setattr("adapt.job.intrinsic_record.DIMS", (2, 4))
     kronecker = "{name: kronecker, n: 4, targets: auto}"
     (row,) = sc.run(tiny_config("train.epochs=1", f"methods=[{kronecker}]"))
     assert len(trained) == 5

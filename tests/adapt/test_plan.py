@@ -16,7 +16,7 @@ import torch
 import sidecache as sc
 from adapt.config.pipeline import Config, load_config
 from adapt.job.extraction import extract
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from adapt.planning import planner, speeds
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.plan import Plan, print_plan

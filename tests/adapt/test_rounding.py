@@ -15,8 +15,8 @@ from adapt.config.pipeline import Config
 from adapt.features.cached import StreamedFeatures
 from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
-from adapt.job.feature_set import Inputs
-from adapt.job.training_job import adaptor_path
+from adapt.job.inputs import Inputs
+from adapt.job.trial_run import adaptor_path
 from adapt.methods.readout import Readout
 from adapt.predict import predict
 from benchmarks.made_up import encode

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from adapt.training.candidate import Candidate
-from adapt.training.linear_solver import Pooled, readout_of, solve_heads
+from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
 from adapt.training.newton import LinearProblem
 from adapt.training.objective import Objective, make_objective
 from store.errors import JobError
@@ -37,8 +37,8 @@ def probes() -> list[Candidate]:
     return [Candidate(build("linear_probe", {"pool": "mean"}), None, decay) for decay in DECAYS]
 
 
-def pooled(labels: Tensor, features: Tensor) -> Pooled:
-    return Pooled(features, labels, features[:50], labels[:50])
+def pooled(labels: Tensor, features: Tensor) -> ProbeData:
+    return ProbeData(features, labels, features[:50], labels[:50])
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -249,7 +249,7 @@ def test_the_expansion_has_the_derivatives_of_the_loss(multi_label: bool, weight
 
 def test_a_limit_that_is_hit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = draw()
-    monkeypatch.setattr("adapt.training.newton._MOST_STEPS", 1)
+    monkeypatch.setattr("adapt.training.newton._MAX_STEPS", 1)
     with pytest.warns(UserWarning, match=r"weight decay 0\.001 is not at its optimum after [0-9]+ passes"):
         solve_heads(probes()[:1], pooled(labels, features), Objective(multi_label=False), "solving")
 

@@ -13,7 +13,7 @@ from tiny_vit import TINY
 import sidecache as sc
 from adapt.config.pipeline import Config, load_config
 from adapt.job.extraction import repair
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from extract.backbones.backbone import TimmBackbone
 from extract.sources.open_source import open_source
 from store.errors import JobError

@@ -255,21 +255,24 @@ def test_json_of_predict_is_one_document(command: Command, job: Path) -> None:
     assert out == 2 * f"{image}\t{document['class']}\t{document['probability']:.4f}\n"
 
 
-@pytest.mark.parametrize("start", [["sidecache.py"], ["-m", "sidecache"]])
-def test_the_module_is_a_command_too(start: list[str]) -> None:
-    done = subprocess.run([sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+def test_the_package_is_a_command_too() -> None:
+    command = [sys.executable, "-m", "sidecache", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Usage:" in done.stdout
     assert not done.stderr
 
 
 def test_help_and_import_wait_for_no_torch() -> None:
-    code = "import sys, sidecache; sidecache.app(['--help'], standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, sidecache.command_line as line; line.app(['--help'], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 def test_a_reader_that_stops_early_causes_no_traceback(job: Path) -> None:
-    command = f"{sys.executable} {ROOT / 'sidecache.py'} inspect {job / 'cache.zarr'} --json | head -c 0"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    command = f"{sys.executable} -m sidecache inspect {job / 'cache.zarr'} --json | head -c 0"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("", "")
 
 

@@ -17,7 +17,7 @@ from tiny_vit import TINY
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from adapt.planning.job_facts import JobFacts
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-import adapt.job.training_job
-import adapt.training.search
+import adapt.job.trial_run
+import adapt.training.trials
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.image_batches import ImageBatches
 from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from adapt.job.training_job import measure_intrinsic_dimension, settings_of
 from adapt.methods.registry import METHODS
 from adapt.training.objective import class_weights
-from adapt.training.search import Material, train_trials
+from adapt.training.trials import TrainingData, train_trials
 from adapt.training.validation_split import draw_validation
 from extract.sources.open_source import SampleSplit
 from store.errors import JobError
@@ -60,8 +60,8 @@ class Spy:
         self.too_early: list[str] = []
         self.evaluated: list[list[int]] = []  # for every evaluation the rows of which values were read
         self._now: list[int] | None = None
-        evaluate = adapt.job.training_job.evaluate_split
-        monkeypatch.setattr(adapt.job.training_job, "evaluate_split", lambda *args: self._evaluate(evaluate, *args))
+        evaluate = adapt.job.trial_run.evaluate_split
+        monkeypatch.setattr(adapt.job.trial_run, "evaluate_split", lambda *args: self._evaluate(evaluate, *args))
         for features in (StreamedFeatures, ResidentFeatures, OnlineFeatures, ImageBatches):
             self._watch(monkeypatch, features, "labels", lambda _, split: split)
             self._watch(monkeypatch, features, "batches", lambda _, split, *rest, **more: split)
@@ -156,19 +156,20 @@ def test_measuring_the_intrinsic_dimension_reads_no_test_row(
 def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """Whatever is handed to the two ways of training: rows to train on and to validate on, labels and weights."""
     seen: list[dict[str, Any]] = []
-    fit, solve = adapt.training.search.fit, adapt.training.search.solve_heads
+    fit, solve = adapt.training.trials.fit, adapt.training.trials.solve_heads
 
-    def fit_seen(group: Any, inputs: Any, rows: Any, val_rows: Any, settings: Any, objective: Any, *rest: Any) -> Any:
-        seen.append({"seed": settings.seed, "rows": rows, "val_rows": val_rows, "weights": objective.weights})
-        return fit(group, inputs, rows, val_rows, settings, objective, *rest)
+    def fit_seen(group: Any, task: Any, settings: Any, **more: Any) -> Any:
+        weights = task.objective.weights
+        seen.append({"seed": settings.seed, "rows": task.rows, "val_rows": task.val_rows, "weights": weights})
+        return fit(group, task, settings, **more)
 
     def solve_seen(candidates: Any, data: Any, objective: Any, describe: str) -> float:
         seen.append({"data": data, "weights": objective.weights, "mode": candidates[0].model.readout.mode})
         return solve(candidates, data, objective, describe)
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapt.training.search, "fit", fit_seen)
-        patch.setattr(adapt.training.search, "solve_heads", solve_seen)
+        patch.setattr(adapt.training.trials, "fit", fit_seen)
+        patch.setattr(adapt.training.trials, "solve_heads", solve_seen)
         yield seen
 
 
@@ -202,7 +203,7 @@ def test_a_probe_is_solved_on_training_rows_and_chosen_by_validation_rows(
     assert {each["mode"] for each in seen} == {"cls", "mean"}
     for each in seen:
         (trial,) = (t for t in config.parsed_methods()[0].trials[:2] if t.options.pool == each["mode"])  # type: ignore[attr-defined]
-        readout = Material(PooledFeatures(features)).new_model("linear_probe", trial, 0).readout
+        readout = TrainingData(PooledFeatures(features)).new_model("linear_probe", trial, 0).readout
         values = PooledFeatures(features).whole("train", 2, readout)  # type: ignore[arg-type]
         assert torch.equal(each["data"].features, values[rows])
         assert torch.equal(each["data"].labels, labels[rows])
@@ -216,7 +217,7 @@ def test_the_views_of_a_sample_are_on_one_side(tiny_config: MakeConfig, monkeypa
     features.views = 4
     (entry,) = config.parsed_methods()
     with watching(monkeypatch) as seen:
-        train_trials(entry, entry.trials, Material(PooledFeatures(features)), settings_of(config, entry, 0), 0.5)
+        train_trials(entry, entry.trials, TrainingData(PooledFeatures(features)), settings_of(config, entry, 0), 0.5)
     samples, val_samples = ({int(row) // 4 for row in seen[0][name]} for name in ("rows", "val_rows"))
     assert samples | val_samples == set(range(6))
     assert not samples & val_samples
@@ -227,7 +228,7 @@ def test_features_are_standardised_by_the_training_rows_alone(tiny_config: MakeC
     config = tiny_config("train.epochs=1")
     pooled = PooledFeatures(StreamedFeatures(sc.extract(config).store, torch.device("cpu")))
     (entry,) = (entry for entry in config.parsed_methods() if entry.name == method)
-    material, settings = Material(pooled), settings_of(config, entry, 7)
+    material, settings = TrainingData(pooled), settings_of(config, entry, 7)
     (candidate,) = train_trials(entry, entry.trials, material, settings, 0.25).candidates
     readout: Any = candidate.model.readout
     values = pooled.whole("train", 2, readout)
@@ -306,19 +307,19 @@ def test_a_row_is_never_without_its_adaptor(
 
     sc.extract(config)
     with monkeypatch.context() as patch:
-        patch.setattr(adapt.job.training_job, fails, die)
+        patch.setattr(adapt.job.trial_run, fails, die)
         with pytest.raises(JobError, match="killed"):
             sc.train(config)
     results = config.run_dir / "results.json"
     assert not results.exists()
     (row,) = sc.train(config)
-    assert adapt.job.training_job.adaptor_path(config.run_dir, row).exists()
+    assert adapt.job.trial_run.adaptor_path(config.run_dir, row).exists()
 
 
 def test_a_row_whose_adaptor_is_gone_is_trained_again(tiny_config: MakeConfig) -> None:
     config = tiny_config("methods=[linear_probe]")
     (row,) = sc.run(config)
-    path = adapt.job.training_job.adaptor_path(config.run_dir, row)
+    path = adapt.job.trial_run.adaptor_path(config.run_dir, row)
     path.unlink()
     (again,) = sc.train(config)
     assert path.exists()

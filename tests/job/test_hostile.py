@@ -58,10 +58,7 @@ def refused(action: Callable[[], object]) -> str:
 # No objects from files
 
 
-SOURCES = [
-    ROOT / "sidecache.py",
-    *(file for name in ("adapt", "extract", "store") for file in (ROOT / name).rglob("*.py")),
-]
+SOURCES = [file for name in ("adapt", "extract", "sidecache", "store") for file in (ROOT / name).rglob("*.py")]
 RUNS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE = {"yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all", "eval", "exec"}
 

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.job import feature_set as origin
-from adapt.job.feature_set import Inputs, open_origin
+from adapt.job import feature_set
+from adapt.job.feature_set import open_features
+from adapt.job.inputs import Inputs
 from adapt.run_dir.results import Row
 from adapt.training import checkpoint
 from adapt.training.distributed import World
@@ -382,7 +383,7 @@ def test_all_processes_that_train_together_have_the_store_of_the_one_that_leads(
         def broadcast(self, value: Any) -> Any:
             return json.loads(led) if value is None else value
 
-    monkeypatch.setattr(origin, "world", lambda: Follower(1, 2))
-    store = open_origin(config, Inputs(config), lambda _: None).store
+    monkeypatch.setattr(feature_set, "world", lambda: Follower(1, 2))
+    store = open_features(config, Inputs(config), lambda _: None).store
     assert store is not None
     assert store.num_samples("train") == 24

@@ -16,14 +16,15 @@ from tiny_vit import TINY
 import sidecache as sc
 from adapt.adaptor import load_adaptor
 from adapt.config.pipeline import Config, load_config
-from adapt.job.feature_set import Inputs
-from adapt.job.intrinsic_dimension import Record
+from adapt.job.inputs import Inputs
+from adapt.job.intrinsic_record import IntrinsicRecord
 from adapt.job.training_job import measure_intrinsic_dimension
 from adapt.run_dir.config_file import read_config
 from adapt.run_dir.files import with_checksum
 from adapt.run_dir.results import read_results
 from adapt.training.search import read_points
 from extract.backbones.backbone import TimmBackbone
+from sidecache.steps import write_run_report
 from store.errors import JobError, UserError
 
 FLIPS = 60  # bits, in each file
@@ -81,7 +82,7 @@ def reader_of(kind: str, backbone: TimmBackbone) -> Reader:
         return {row.trial_id: row for row in read_results(file.parent)}
 
     def intrinsic(file: Path) -> Any:
-        document = Record(file.parent, [])._document
+        document = IntrinsicRecord(file.parent, [])._document
         return {"features": document.features, "measured": document.measurement, **document.scores}
 
     def adaptor(file: Path) -> Any:
@@ -194,7 +195,7 @@ COMMANDS: dict[str, Callable[[Config], Any]] = {
     "results.json": sc.train,
     "search": train_again,
     "intrinsic.json": measure,
-    "config.yaml": lambda config: sc._write_report(config.run_dir),
+    "config.yaml": lambda config: write_run_report(config.run_dir),
     "card": lambda config: sc.load_adaptor(file_of("tensors", config.run_dir)),
     "tensors": lambda config: sc.load_adaptor(file_of("tensors", config.run_dir)),
 }

@@ -15,7 +15,7 @@ from video_files import spoiled, write_endless, write_video
 import sidecache as sc
 from adapt.adaptor import load_adaptor
 from adapt.config.pipeline import Config, load_config
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from adapt.predict import predict
 from adapt.run_dir.results import Row
 from extract.forward.frozen_forward import preprocess

@@ -95,19 +95,23 @@ def draw_test(
         groups.setdefault(() if multi_label else sample.labels, []).append(sample)
     chosen: set[str] = set()
     for group in groups.values():
-        # order the samples that are in no split yet
         old_test, old_train, new = _by_stored_split(group, stored_splits or {})
         ordered = sorted(new, key=lambda sample: (_hash(sample.file, seed), sample.id))
-        # take as many as are missing, cut between two files
         missing = min(int(len(group) * fraction + 0.5), len(group) - 1) - len(old_test)
-        cuts = [0, *(k for k in range(1, len(new)) if ordered[k - 1].file != ordered[k].file)]
-        if old_train:  # otherwise at least one sample must remain for training
-            cuts.append(len(new))
-        drawn = ordered[: min(cuts, key=lambda k: (abs(k - missing), -k))]
+        # if train has no sample yet, one must remain for it
+        drawn = ordered[: _nearest_cut(ordered, missing, may_take_all=bool(old_train))]
         chosen.update(sample.id for sample in (*old_test, *drawn))
         if multi_label:
             chosen -= _only_holders(drawn, [*old_train, *ordered[len(drawn) :]])
     return chosen
+
+
+def _nearest_cut(ordered: Sequence[Sample], wanted: int, may_take_all: bool) -> int:
+    """The number of samples nearest to `wanted` that divides no file."""
+    cuts = [0, *(k for k in range(1, len(ordered)) if ordered[k - 1].file != ordered[k].file)]
+    if may_take_all:
+        cuts.append(len(ordered))
+    return min(cuts, key=lambda k: (abs(k - wanted), -k))
 
 
 def _by_stored_split(

@@ -120,7 +120,7 @@ def test_a_value_in_place_of_a_section_says_what_belongs_there(given: Any) -> No
         ("train", {"class_weights": "x"}, "train.class_weights: given 'x'; legal: balanced or null"),
         ("train", {"feature_source": "x"}, "'auto', 'resident', 'streamed' or 'online'"),
         ("train", {"warmup": 1.0}, "train.warmup: given 1.0; input should be less than 1"),
-        ("data", {"source": "csv", "video": {"frames": 8}}, "data.video is given, but data.source is csv: take video_"),
+        ("data", {"source": "csv", "video": {"frames": 8}}, "data.video is given, but data.source is csv; use video_"),
         ("data", {"val_fraction": 0.0}, "data.val_fraction: given 0.0; input should be greater than 0"),
         ("data", {"val_fraction": float("nan")}, "data.val_fraction: given nan"),
         (

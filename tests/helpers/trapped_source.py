@@ -49,10 +49,12 @@ class TrappedSplit:
 
     @property
     def ids(self) -> Any:
+        """See ImageSplit."""
         return self.split.ids
 
     @property
     def labels(self) -> Any:
+        """See ImageSplit."""
         return self.split.labels
 
     def __len__(self) -> int:
@@ -64,6 +66,7 @@ class TrappedSplit:
         return self.split[row]
 
     def digest(self, row: int) -> bytes:
+        """See ImageSplit."""
         return self.split.digest(row)
 
 

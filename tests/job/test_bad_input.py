@@ -111,7 +111,7 @@ def test_one_class_only(attempt: Attempt, image_folder: Path, tmp_path: Path) ->
             shutil.rmtree(image_folder / split / name)
     status, err = attempt()
     assert status == 2
-    assert "has only one class, 'blue'; training a classifier wants at least two" in err
+    assert "has only one class, 'blue'; a classifier requires at least two" in err
     assert nothing_was_written(tmp_path)
 
 

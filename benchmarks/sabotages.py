@@ -21,7 +21,7 @@ class Sabotage:
 
 _HONEST = "tests/job/test_honest.py"
 _SPY = f"{_HONEST}::test_the_test_split_is_read_once_a_chosen_model_and_never_before"
-_OWN = f"{_HONEST}::test_whatever_decides_an_outcome_makes_a_search_and_a_trial_of_its_own"
+_OWN = f"{_HONEST}::test_every_setting_that_determines_a_result_gives_another_search_and_trial"
 _ROWS = f"{_HONEST}::test_search_and_training_of_a_seed_have_that_seeds_validation_rows"
 _STANDARD = f"{_HONEST}::test_features_are_standardised_by_the_training_rows_alone"
 _SAVE = "save_adaptor(adaptor_path(self.config.run_dir, row), best.model, self._card(metrics))"
@@ -65,7 +65,7 @@ SABOTAGES = (
         "adapt/training/loop.py",
         "loop.validate(task.val_rows, current.epochs)",
         "loop.validate(task.rows, current.epochs)",
-        ("tests/adapt/test_train.py::test_the_epoch_that_validation_likes_best_is_kept",),
+        ("tests/adapt/test_train.py::test_the_epoch_with_the_best_validation_score_is_kept",),
     ),
     Sabotage(
         "last epoch kept instead of the best",

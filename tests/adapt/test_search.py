@@ -1,4 +1,4 @@
-"""Choosing on validation: what is kept, what is not computed twice, and grids that are too narrow."""
+"""The search: the best trial is chosen, scores are saved and not computed twice, and narrow grids are extended."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ def losa(**sweep: list[float]) -> MethodConfig:
 
 
 class Judge:
-    """Trains nothing: a trial is the better the nearer it is to a learning rate; to a rate of 0 all are too high."""
+    """Trains nothing: the score of a trial falls with the distance to the best learning rate; with 0, all diverge."""
 
     def __init__(self, best_lr: float) -> None:
         self.best_lr, self.passes = best_lr, []

@@ -1,4 +1,4 @@
-"""The loop: what the seed decides, what validation decides, and that an interruption changes nothing."""
+"""The training loop: results depend on the seed alone, the best epoch is kept, and interrupted runs resume."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +30,7 @@ PLAIN = Objective(multi_label=False)
 
 
 class MadeFeatures:
-    """Tokens whose class shows in one patch: a probe on the mean finds it hard, LoSA does not."""
+    """Tokens with the class in one patch: hard for a probe of the mean, easy for LoSA."""
 
     kind = "made"
     at_once, views = 32, 1
@@ -102,7 +102,7 @@ def test_candidates_in_one_pass_train_as_they_would_alone() -> None:
         assert (alone.score, alone.loss, alone.best_epoch) == (trained.score, trained.loss, trained.best_epoch)
 
 
-def test_the_epoch_that_validation_likes_best_is_kept() -> None:
+def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
     features, trained = MadeFeatures(), candidate(lr=0.02)
     task = task_of(features)
     fit([trained], task, Settings(epochs=8, batch_size=8, seed=0))
@@ -112,7 +112,7 @@ def test_the_epoch_that_validation_likes_best_is_kept() -> None:
 
 
 def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where that is long gone."""
+    """Also if later epochs were worse."""
     features, trained, states, scores = MadeFeatures(), candidate(), [], iter([1.0, 3.0, 2.0, 0.0])
     judge = Objective.judge
 
@@ -129,7 +129,7 @@ def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyP
 
 
 class OneOfTwo(World):
-    """A process of two that train together, as far as it is by itself."""
+    """One of two processes, without communication."""
 
     def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         pass
@@ -139,7 +139,7 @@ class OneOfTwo(World):
 def test_a_process_among_others_draws_its_own_dropout_and_the_same_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    """The state that is kept is that of the process that leads, its generators included."""
+    """The checkpoint is written by rank 0, with the generators of that process."""
     features, file = MadeFeatures(), tmp_path / "state.pt"
     ends = []
     for stops in (False, True, False):
@@ -205,8 +205,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
-    kept = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
-    kept.save(TrainingProgress(1))
+    checkpoint = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
+    checkpoint.save(TrainingProgress(1))
     fresh = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
     (tmp_path / "full").symlink_to("/dev/full")
     monkeypatch.setattr("store.local.durable_files._temporary", lambda path: tmp_path / "full")
@@ -219,16 +219,16 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monke
 def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch then fails twice: at the write, and as it ends the file."""
+    """torch then raises two errors: at the write, and when it closes the archive."""
     monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(
         adapt.training.checkpoint, "_generators", lambda _: [mock.Mock(get_state=lambda: torch.zeros(10**6))]
     )
-    kept, limits = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu")), getrlimit(RLIMIT_FSIZE)
+    checkpoint, limits = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu")), getrlimit(RLIMIT_FSIZE)
     setrlimit(RLIMIT_FSIZE, (2**20, limits[1]))
     try:
         with pytest.raises(JobError, match=r"the checkpoint .*state\.pt cannot be written \(File too large\)"):
-            kept.save(TrainingProgress(1))
+            checkpoint.save(TrainingProgress(1))
     finally:
         setrlimit(RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
@@ -242,7 +242,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch compares no CRC-32 of a record when it reads."""
+    """torch itself does not verify the CRC-32 of a record when it reads."""
     monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
     file, draw = tmp_path / "state.pt", np.random.default_rng(0)
 
@@ -250,8 +250,8 @@ def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path, monkeypatc
         loop = Loop([candidate()], task_of(MadeFeatures()), SETTINGS)
         return Checkpoint(file, loop.states, torch.device("cpu")), loop
 
-    kept, saved = checkpoint()
-    kept.save(TrainingProgress(1))
+    written, saved = checkpoint()
+    written.save(TrainingProgress(1))
     content, refused = file.read_bytes(), 0
     for place in draw.integers(0, 8 * len(content), 100):
         flipped = bytearray(content)
@@ -346,7 +346,7 @@ def test_every_step_is_taken_at_the_rate_of_the_schedule(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_weight_decay_spares_vectors(name: str) -> None:
-    """Decoupled or not, a step without a gradient shrinks the weights, and biases stay as they were."""
+    """With AdamW and SGD, a step without gradient shrinks matrices, and leaves biases unchanged."""
     model = build("losa", {"rank": 4, "token_rank": 2})
     with torch.no_grad():
         for tensor in model.parameters():
@@ -384,7 +384,7 @@ def test_the_views_of_a_sample_are_judged_by_their_mean_logits() -> None:
 
 def test_without_warm_up_the_first_step_is_whole() -> None:
     assert [make_schedule(4, 0.0)(step) for step in (0, 2, 4)] == pytest.approx([1.0, 0.5, 0.0])
-    assert make_schedule(4, 0.1)(0) == 0.5  # a share of less than a step is one step
+    assert make_schedule(4, 0.1)(0) == 0.5  # a fraction of a step is rounded up to one step
 
 
 def test_validation_keeps_every_class_in_its_share_and_comes_from_the_seed() -> None:

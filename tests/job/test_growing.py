@@ -1,4 +1,4 @@
-"""A store grows by samples and layers: what was there stays, and a kill at any write costs nothing but time."""
+"""A store grows by samples and layers: stored values are unchanged, and a kill at any write loses no data."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -42,7 +42,7 @@ NEVER = float("inf")
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """10 training and 4 test images of two classes: of shards of 4, the last of train is part-filled, none of test."""
+    """10 training and 4 test images of two classes; in shards of 4, the last one of train is not full."""
     add(tmp_path / "images", "train", "bcdef")
     add(tmp_path / "images", "test", "bc")
     return tmp_path / "images"
@@ -50,7 +50,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is synced: what is killed here is no machine."""
+    """Skip syncs to disk: processes are killed here, not machines."""
     context = ts.Context({"file_io_sync": False})
     monkeypatch.setattr("store.kvstore._context", lambda: context)
 
@@ -70,7 +70,7 @@ def data_of(images: Path, **options: Any) -> DataConfig:
 def extract(
     images: Path, store: Path, backbone: TimmBackbone, dtype: str = "float16", layers: Layers = "all", **options: Any
 ) -> Extraction:
-    """As the command does: a source that knows the store."""
+    """Open the source as the command does, with the samples of the store."""
     data = data_of(images, **options)
     source = open_source(data, read_known(KeyValueStore(store_url(store))))
     return extract_source(source, data, store, backbone, dtype, layers)
@@ -93,11 +93,11 @@ def assert_sound(store: Path) -> None:
     report = verify_store(store)
     assert (report.ok, report.complete, report.notes) == (True, True, []), report.document()
     assert [file.name for file in (store / "_log").iterdir()] == ["zarr.json"]
-    zarr.open_group(store, mode="r").tree()  # warns of whatever is no node
+    zarr.open_group(store, mode="r").tree()  # warns of anything that is no node
 
 
 def full_shards(store: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of the files that no growth by samples may touch."""
+    """Content and modification time of the files that growth by samples must not touch."""
     rows = {split: open_store(store).schema.splits[split].num_samples for split in ("train", "test")}
     files = {
         file: int(file.relative_to(store).parts[3])
@@ -292,7 +292,7 @@ def test_a_job_that_is_killed_as_it_gives_up_layers_leaves_them_to_be_extracted_
 def test_a_kill_at_any_write_of_growth_costs_no_byte(
     tmp_path: Path, tiny_backbone: TimmBackbone, what: str, shard_samples: int, every: int, monkeypatch: Any
 ) -> None:
-    """With 50 samples a shard, growth takes back every mark there is."""
+    """With 50 samples a shard, growth clears every mark."""
     monkeypatch.setitem(globals(), "SHARD", shard_samples)
     images, base, store = tmp_path / "images", tmp_path / "base.zarr", tmp_path / "c.zarr"
     add(images, "train", "bcd")
@@ -322,7 +322,7 @@ def test_a_kill_at_any_write_of_growth_costs_no_byte(
 
 
 def reads_or_refuses(store: Path, before: dict[int, np.ndarray]) -> bool:
-    """Whether opening a store that was killed is refused; else the rows of its full shards are what they were."""
+    """Whether a store is refused after a kill; if not, the rows of its full shards must be unchanged."""
     if (store / "_log/next/zarr.json").exists() and KeyValueStore(store_url(store)).read_group("_log/next"):
         for read in (open_store, verify_store):
             with pytest.raises(
@@ -339,7 +339,7 @@ def reads_or_refuses(store: Path, before: dict[int, np.ndarray]) -> bool:
 def test_a_growth_that_was_decided_is_finished_without_its_samples(
     images: Path, tmp_path: Path, tiny_backbone: TimmBackbone
 ) -> None:
-    """The redo log is all that it needs: the source may have grown further, and a drawn test set is not drawn anew."""
+    """It needs the redo log only: the source may have grown again, and a drawn test split is not drawn again."""
     extract(images, tmp_path / "c.zarr", tiny_backbone)
     add(images, "train", "a")
     with killed_at(14), pytest.raises(KilledError):
@@ -368,7 +368,7 @@ def test_workers_let_a_store_grow_to_the_same_bytes(images: Path, tmp_path: Path
 
 
 def test_stores_in_memory_grow_too(images: Path, tiny_backbone: TimmBackbone) -> None:
-    """As on an object store: there are keys, no folders, and no renaming."""
+    """A store with keys only, as an object store: no folders, no renaming."""
     place: Any = "memory://growing/c.zarr"
     extract(images, place, tiny_backbone, "int8", [1])
     add(images, "train", "a")

@@ -1,7 +1,7 @@
-"""Honest numbers: what is chosen, trained, standardized and weighted by training and validation rows alone.
+"""Results are honest: trials are chosen, trained, standardized and weighted by training and validation rows only.
 
-The test split is read once a chosen model, after all else; whatever decides an outcome makes a trial, and a search, of
-its own.
+The test split is read once for each chosen model, at the end; every setting that determines a result is part of the id
+of trial and search.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,11 +54,11 @@ def entries(needs: str) -> list[dict[str, Any]]:
 
 
 class Spy:
-    """Sees every read of the test split: tokens, pooled tokens, images and labels; and when models are evaluated."""
+    """Records every read of the test split (tokens, pooled tokens, images, labels) and every evaluation of a model."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.too_early: list[str] = []
-        self.evaluated: list[list[int]] = []  # for every evaluation the rows of which values were read
+        self.evaluated: list[list[int]] = []  # for every evaluation, the rows that were read
         self._now: list[int] | None = None
         evaluate = adapt.job.trial_run.evaluate_split
         monkeypatch.setattr(adapt.job.trial_run, "evaluate_split", lambda *args: self._evaluate(evaluate, *args))
@@ -117,7 +117,7 @@ def test_the_test_split_is_read_once_a_chosen_model_and_never_before(
     """Over all methods, each with a search and two seeds."""
     methods = entries(needs)
     config = tiny_config(f"methods={methods}", f"train.feature_source={source}", "train.epochs=1", "train.seeds=[0, 1]")
-    sc.extract(config)  # which reads all splits, and no label decides anything of it
+    sc.extract(config)  # reads all splits, but its result depends on no label
     spy = Spy(monkeypatch)
     rows = sc.train(config)
     assert spy.too_early == []
@@ -130,7 +130,7 @@ def test_the_spy_sees_every_way_to_the_test_split(tiny_config: MakeConfig, monke
     store, inputs = sc.extract(config).store, Inputs(config)
     spy = Spy(monkeypatch)
     streamed = StreamedFeatures(store, torch.device("cpu"))
-    for look in (
+    for read in (
         lambda: streamed.labels("test"),
         lambda: next(ResidentFeatures(streamed, [2]).batches("test", [np.arange(2)], [2])),
         lambda: store.read("test", [0]),
@@ -138,7 +138,7 @@ def test_the_spy_sees_every_way_to_the_test_split(tiny_config: MakeConfig, monke
         lambda: inputs.source.splits["test"][0],
     ):
         spy.too_early.clear()
-        look()
+        read()
         assert spy.too_early
 
 
@@ -154,7 +154,7 @@ def test_measuring_the_intrinsic_dimension_reads_no_test_row(
 
 @contextmanager
 def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """Whatever is handed to the two ways of training: rows to train on and to validate on, labels and weights."""
+    """Record the arguments of `fit` and `solve_heads`: rows to train and validate on, labels and class weights."""
     seen: list[dict[str, Any]] = []
     fit, solve = adapt.training.trials.fit, adapt.training.trials.solve_heads
 
@@ -182,7 +182,7 @@ def test_search_and_training_of_a_seed_have_that_seeds_validation_rows(
     store = sc.extract(config).store
     with watching(monkeypatch) as seen:
         sc.train(config)
-    assert [each["seed"] for each in seen] == [3, 3, 4]  # the search with the first one
+    assert [each["seed"] for each in seen] == [3, 3, 4]  # the search uses the first seed
     for each in seen:
         rows, val_rows = draw_validation(torch.from_numpy(store.labels("train")), 0.25, each["seed"])
         assert np.array_equal(each["rows"], rows)
@@ -244,7 +244,7 @@ def test_classes_are_weighted_by_the_training_rows_alone(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     config = tiny_config("train.epochs=1", "train.class_weights=balanced")
-    for number in (5, 6, 7):  # five blue images, of which one is for validation: no longer the share of the others
+    for number in (5, 6, 7):  # leaves five blue images, so that a split for validation changes the fractions
         (config.data.root / "train" / "blue" / f"{number}.png").unlink()  # type: ignore[operator]
     labels = torch.from_numpy(sc.extract(config).store.labels("train"))
     rows, _ = draw_validation(labels, 0.25, 0)
@@ -279,10 +279,10 @@ DECISIVE = {
 
 
 @pytest.mark.parametrize("method", SWEPT)
-def test_whatever_decides_an_outcome_makes_a_search_and_a_trial_of_its_own(
+def test_every_setting_that_determines_a_result_gives_another_search_and_trial(
     tiny_config: MakeConfig, method: str
 ) -> None:
-    """Else a row would stand for another job, or its learning rate would be the choice of another."""
+    """Otherwise a row of another job would be reused, or the learning rate that another job has chosen."""
     base = ["train.epochs=1", f"methods=[{SWEPT[method]}]"]
     config = tiny_config(*base)
     sc.extract(config)
@@ -299,7 +299,7 @@ def test_whatever_decides_an_outcome_makes_a_search_and_a_trial_of_its_own(
 def test_a_row_is_never_without_its_adaptor(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    """Whichever of the two a kill prevents, the next run trains again and leaves both."""
+    """If a kill prevents either of the two, the next run trains again and writes both."""
     config = tiny_config("methods=[linear_probe]")
 
     def die(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Files made to do harm: each is one clear error, runs no code, and takes neither much memory nor much time."""
+"""Malicious files give one clear error, run no code, and take little memory and time."""
 
 import ast
 import io
@@ -64,7 +64,7 @@ UNSAFE = {"yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_lo
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, str], list[str]]]:
-    """(name as it is written, keyword arguments, the others)."""
+    """(name in the source, keyword arguments, positional arguments)."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             named = {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
@@ -93,7 +93,7 @@ def test_no_file_of_the_package_unpickles(file: Path) -> None:
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """A tar header of any size, be it negative or beyond 8 GiB."""
+    """A tar header with any size, also negative or beyond 8 GiB."""
     info = tarfile.TarInfo(name)
     info.type = kind
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -109,7 +109,7 @@ def member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 def record(key: str, value: str) -> bytes:
-    """Of a pax header."""
+    """A record of a pax header."""
     rest = f" {key}={value}\n"
     length = len(rest) + 1
     while len(f"{length}{rest}") != length:
@@ -197,7 +197,7 @@ def test_a_damaged_tar_is_read_or_refused(tmp_path_factory: pytest.TempPathFacto
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, 8)) * 512 + data.draw(st.integers(0, 511))
         content[at] = data.draw(st.sampled_from([0, 32, 48, 55, 57, 120, 128, 255]))
-    for start in range(0, len(content) - 512, 512):  # the checksum holds, or tarfile would look no further
+    for start in range(0, len(content) - 512, 512):  # with a valid checksum, else tarfile stops there
         if data.draw(st.booleans()):
             content[start + 148 : start + 156] = b" " * 8
             content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
@@ -211,7 +211,7 @@ def test_a_damaged_tar_is_read_or_refused(tmp_path_factory: pytest.TempPathFacto
 
 
 def tiff(width_of_tile: int) -> bytes:
-    """16 x 16 pixels in one tile of that side, which unpacks to zeros."""
+    """A TIFF of 16 x 16 pixels in one tile of the given size, which unpacks to zeros."""
     packed = zlib.compress(bytes(1 << 20), 9)
     tags = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1)]
     tags += [(322, width_of_tile), (323, width_of_tile), (324, 1000), (325, len(packed))]
@@ -271,7 +271,7 @@ def test_what_is_only_unusual_is_decoded() -> None:
 
 def test_a_file_beyond_a_gibibyte_is_no_image(tmp_path: Path) -> None:
     with (tmp_path / "x.png").open("wb") as file:
-        file.truncate(40 << 30)  # takes no room on the disk
+        file.truncate(40 << 30)  # a sparse file
     with little_memory(), pytest.raises(DecodeError, match="it has 42,949,672,960 bytes, more than 1 GiB"):
         FileSlice(str(tmp_path / "x.png")).decode("x")
 
@@ -325,7 +325,7 @@ def test_a_label_of_another_kind_is_refused_in_few_words(label: Any, tmp_path: P
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -445,7 +445,7 @@ def test_a_model_is_not_built_that_the_file_cannot_fill_or_memory_hold(state: An
 def test_a_model_without_end_is_not_built_whoever_names_it(
     adaptor: Callable[..., str], state: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kwargs = {"depth": 16_384, "embed_dim": 8, "num_heads": 1}  # few values, and a minute of modules
+    kwargs = {"depth": 16_384, "embed_dim": 8, "num_heads": 1}  # few parameters, but a minute to build the modules
     assert "it has more than 5,000 modules; give a smaller depth" in refused(lambda: load(Path("random"), **kwargs))
     monkeypatch.setattr("extract.backbones.module_count_limit._MAX_MODULES", 300)
     message, backbone = "it has more than 300 modules; give a smaller depth", {"name": NAME, "weights": "random"}
@@ -512,7 +512,7 @@ def test_a_hostile_hub_folder_is_refused(card: Any, message: str, state: Any, tm
 
 @pytest.fixture
 def adaptor(tiny_backbone: TimmBackbone, tmp_path: Path) -> Callable[..., str]:
-    """Write an adaptor with changes to its card, load it, and give back the refusal."""
+    """Write an adaptor with changes to its card, load it, and return the error message."""
 
     def attempt(
         tensors: dict[str, torch.Tensor] | None = None,
@@ -607,7 +607,7 @@ NASTY = st.text(PIECES, min_size=1, max_size=12) | st.sampled_from(MARKUP)
 
 
 def structure(folder: Path, text: Callable[[str], str], given: dict[str, str]) -> list[tuple[str, list[str]]]:
-    """Elements and the names of their attributes, of a report with these texts in every place."""
+    """Elements and attribute names of a report that has these texts in every place."""
     names = {field: text(given[field]) for field in ("dataset", "backbone", "feature_source", "trial_id")}
     rows = [
         make_row(text(given["method"]), seed, **names | {"trial_id": str(seed)}, options={text(given["option"]): seed})

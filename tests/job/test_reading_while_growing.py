@@ -1,4 +1,4 @@
-"""Whoever has a store open while it grows reads what it was opened with: the same rows, at every instant of growth."""
+"""A reader of a growing store sees the rows that the store had when it was opened, at every moment of the growth."""
 
 import json
 import pickle
@@ -38,8 +38,8 @@ from store.schema import Schema, SplitInfo
 from store.writer import StoreWriter
 
 SHARD = 4
-SMALL, LARGE = {"train": 6, "test": 2}, {"train": 13, "test": 3}  # the last shards are part-filled, then longer ones
-SKIP = (1, 4)  # rows of train that cannot be decoded, in a full shard and in the part-filled one
+SMALL, LARGE = {"train": 6, "test": 2}, {"train": 13, "test": 3}  # the last shards are not full, and grow
+SKIP = (1, 4)  # undecodable rows of train, in a full shard and in the last one
 RMS = {**small_store.RMS, 1: np.array([2, 0.5, 1, 7], np.float32)}
 FORMATS: list[tuple[str, dict[str, Any]]] = [
     ("disk", {"dtype": "float32"}),
@@ -51,7 +51,7 @@ FORMATS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.fixture
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is synced: no machine dies here."""
+    """Skip syncs to disk: no machine fails here."""
     context = ts.Context({"file_io_sync": False})
     monkeypatch.setattr("store.kvstore._context", lambda: context)
 
@@ -100,7 +100,7 @@ def add_both(path: Path | str) -> None:
 
 
 def observed(store: Store) -> dict[str, Any]:
-    """All that can be asked of a store but its log; rows as they lie, and in another order."""
+    """Everything that a store returns, without its log; rows in stored order and in another one."""
     found: dict[str, Any] = {"schema": store.schema, "tail": store.tail_arrays(), "rms": store.rms}
     store.require_complete()
     for split in store.splits:
@@ -123,7 +123,7 @@ def observed(store: Store) -> dict[str, Any]:
 def test_a_store_that_is_open_is_read_at_every_instant_of_growth(
     tmp_path: Path, place: str, options: dict[str, Any]
 ) -> None:
-    """By a reader that had read it all before, by ones that open their arrays at that instant, and by copies."""
+    """For a reader that has read everything before, for readers that open their arrays then, and for copies."""
     path = str(tmp_path / "c.zarr") if place == "disk" else f"memory://{tmp_path.name}/c.zarr"
     make(path, **options)
     early, truth = open_store(path), observed(open_store(path))
@@ -174,7 +174,7 @@ def test_a_sample_that_growth_cannot_decode_again_is_an_error_not_zeros(
 ) -> None:
     path = tmp_path / "c.zarr"
     make(path, **options)
-    store, lost = open_store(path), 5 - len(SKIP)  # row 5, in the part-filled shard
+    store, lost = open_store(path), 5 - len(SKIP)  # row 5, in the last shard
     truth, refusals = store.read("train", range(4)), list[str]()
 
     def look() -> None:
@@ -233,7 +233,7 @@ def test_a_store_that_grows_as_it_is_opened_is_opened_whole(tmp_path: Path, monk
 def test_what_a_job_knows_of_a_store_that_grows_meanwhile_fits_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    """Growth comes whole, or stops half-way, at each of the files that are read."""
+    """Growth is finished, or stops half-way, as each file is read."""
     path, calls, read = tmp_path / "c.zarr", 0, KeyValueStore.read_bytes
     make(path, dtype="float32")
 
@@ -284,7 +284,7 @@ def add_images(config: Config, names: str) -> None:
 
 
 def results(rows: list[Row]) -> list[dict[str, Any]]:
-    """What a run tells, without what was measured of time, memory and disk."""
+    """The rows of a run, without measured time, memory and disk space."""
     kept = ("trial_id", "method", "seed", "best_epoch", "val_score", "top1", "conditions")
     return [{name: getattr(row, name) for name in kept} for row in rows]
 
@@ -297,7 +297,7 @@ def adaptors(run_dir: Path) -> dict[str, bytes]:
 def test_training_goes_on_while_samples_and_layers_are_added(
     tiny_config: Callable[..., Config], tmp_path: Path, dtype: str
 ) -> None:
-    """Each write of the job that adds them waits for training to read another batch."""
+    """Every write of the growing job waits until training reads another batch."""
     job = ("train.feature_source=streamed", f"store.dtype={dtype}", METHODS, "train.epochs=8", "train.batch_size=3")
     before = tiny_config(*job, "store.layers=[0, 2]", f"run_dir={tmp_path / 'before'}")
     sc.extract(before)
@@ -348,7 +348,7 @@ def test_training_goes_on_while_samples_and_layers_are_added(
 def test_training_that_is_resumed_on_a_store_that_has_grown_begins_anew(
     tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_SAVE_EVERY_SECONDS", 0)  # at each step
+    monkeypatch.setattr(checkpoint, "_SAVE_EVERY_SECONDS", 0)  # after every step
     monkeypatch.setattr(checkpoint, "_SHARE_OF_TIME", float("inf"))
     job = ("train.feature_source=streamed", METHODS)
     config, once = tiny_config(*job), tiny_config(*job, f"run_dir={tmp_path / 'once'}")

@@ -1,4 +1,4 @@
-"""What commands print can be read on every terminal, and no name steers it."""
+"""Output of the commands is readable on every terminal, and names cannot inject control sequences."""
 
 import io
 import json
@@ -40,7 +40,7 @@ Command = Callable[..., Printed]
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pipeline.yaml whose job has run on classes that are hard to print, and with a damaged store."""
+    """A folder with a damaged store and a pipeline.yaml whose job has run on classes that are hard to print."""
     folder = tmp_path_factory.mktemp("job")
     draw = np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 2)):
@@ -64,7 +64,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command in this process, as if on a terminal of an encoding."""
+    """Run a command in this process, as on a terminal with an encoding."""
 
     def run(*arguments: object, encoding: str = "utf-8") -> Printed:
         streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2)]  # strict

@@ -19,10 +19,10 @@ from store.console.terminal import Terminal
 
 
 def extract_first(config: Config, inputs: Inputs, on_changed: OnChanged = "fail") -> tuple[Config, Inputs]:
-    """Extract what the store lacks, on rank 0; without a store (`online`), do nothing.
+    """Extract what the store lacks, on rank 0; features that are computed online need no store.
 
     Returns:
-        configuration and inputs to train with: of the store that was extracted to, the same in every process.
+        configuration and inputs for training from the store that was extracted to.
     """
     if config.train.feature_source == "online":
         return config, inputs
@@ -32,8 +32,14 @@ def extract_first(config: Config, inputs: Inputs, on_changed: OnChanged = "fail"
         log_extraction(extraction, config)
         path = extraction.path
     extracted = at_store(config, here.broadcast(path))
+<<<<<<< HEAD
     if not any(find_method(method.name).trains_backbone for method in config.parsed_methods()):
         return extracted, Inputs(extracted, inputs.own_source, inputs.own_backbone)  # frees the weights
+=======
+    # methods that train from features need neither images nor weights: free their memory
+    if not any(find_method(method.name).needs == "end_to_end" for method in config.parsed_methods()):
+        return extracted, Inputs(extracted, inputs.own_source, inputs.own_backbone)
+>>>>>>> wt-job
     if extracted.store.path != config.store.path:
         return extracted, inputs.at(extracted)
     return extracted, inputs
@@ -57,7 +63,7 @@ def log_extraction(extraction: Extraction, config: Config) -> None:
     if skipped := sum(len(store.skipped(split)) for split in store.splits):
         log(f"{skipped:,} samples could not be decoded and are left out; `sidecache inspect` lists them")
     if extraction.shards_written:
-        retried = f"; {extraction.retries} shards were begun again" if extraction.retries else ""
+        retried = f"; {extraction.retries} shards were started again" if extraction.retries else ""
         log(f"extracted {extraction.samples_written:,} samples in {extraction.seconds:.1f} s{retried}")
     else:
         log(f"nothing to extract: {store.url} is complete")

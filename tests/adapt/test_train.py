@@ -165,10 +165,10 @@ def test_a_process_among_others_draws_its_own_dropout_and_the_same_after_an_inte
 
 
 def stop_at(validate: Callable[..., None], epoch: int) -> Callable[..., None]:
-    def stopped(loop: Loop, rows: np.ndarray, done: int) -> None:
-        if done == epoch:
+    def stopped(loop: Loop, rows: np.ndarray, current: int) -> None:
+        if current == epoch:
             raise KeyboardInterrupt
-        validate(loop, rows, done)
+        validate(loop, rows, current)
 
     return stopped
 

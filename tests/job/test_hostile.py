@@ -300,10 +300,10 @@ def test_a_hostile_path_is_refused_by_line(path: str, message: str, tmp_path: Pa
     (tmp_path / "l.csv").write_text(f"path,label\n{path},a\n")
     with little_memory(), pytest.raises(UserError) as error:
         open_source(DataConfig(source="csv", root=tmp_path / "l.csv"))
-    told = str(error.value)
-    assert len(told) < 5000
-    assert "line 2" in told
-    assert message in told
+    text = str(error.value)
+    assert len(text) < 5000
+    assert "line 2" in text
+    assert message in text
 
 
 def test_a_parquet_file_of_a_billion_rows_ends_at_the_first_fault(tmp_path: Path) -> None:

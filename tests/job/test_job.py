@@ -37,8 +37,8 @@ def test_a_run_leaves_results_report_adaptors_and_configuration(tiny_config: Mak
     sc.run(config)
     left = {path.name for path in config.run_dir.iterdir()}
     assert {"results.json", "results.csv", "report.html", "config.yaml", "adaptors"} <= left
-    kept = sorted(path.suffix for path in (config.run_dir / "adaptors").iterdir())
-    assert kept == [".json", ".json", ".safetensors", ".safetensors"]
+    suffixes = sorted(path.suffix for path in (config.run_dir / "adaptors").iterdir())
+    assert suffixes == [".json", ".json", ".safetensors", ".safetensors"]
     assert not list((config.run_dir / "checkpoints").iterdir())
 
 

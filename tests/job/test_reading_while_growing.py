@@ -285,8 +285,8 @@ def add_images(config: Config, names: str) -> None:
 
 def results(rows: list[Row]) -> list[dict[str, Any]]:
     """The rows of a run, without measured time, memory and disk space."""
-    kept = ("trial_id", "method", "seed", "best_epoch", "val_score", "top1", "conditions")
-    return [{name: getattr(row, name) for name in kept} for row in rows]
+    compared = ("trial_id", "method", "seed", "best_epoch", "val_score", "top1", "conditions")
+    return [{name: getattr(row, name) for name in compared} for row in rows]
 
 
 def adaptors(run_dir: Path) -> dict[str, bytes]:

@@ -127,7 +127,7 @@ def test_every_command_prints_text(job: Path, command: Command, name: str, encod
     shown = printed.out + printed.err
     assert shown == visible(shown)
     assert "Traceback" not in shown
-    assert not [line for line in shown.splitlines() if line.startswith("fault: b")], "a name began a line of its own"
+    assert not [line for line in shown.splitlines() if line.startswith("fault: b")], "a name started a new line"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from benchmarks.made_up import encode
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare

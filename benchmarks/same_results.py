@@ -100,7 +100,7 @@ def failures_to_open(after: Checkout, config: str, out: Path, overrides: Sequenc
         if (done := after.sidecache(*command)).returncode:
             yield f"sidecache {' '.join(command)}: {done.stderr.strip()}"
     said = after.run(config, out, overrides).stderr
-    finished = said.count("done before")
+    finished = said.count("finished before") + said.count("done before")
     if "nothing to extract" not in said or finished != len(adaptors):
         yield f"the job was not found finished ({finished} of {len(adaptors)} trials):\n{said}"
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adapt.adaptor import Adaptor, load_adaptor
-    from adapt.config.pipeline import Config, load_config
+    from adapt.config.load_config import load_config
+    from adapt.config.pipeline import Config
     from adapt.create import create_model
     from adapt.job.extraction import OnChanged
     from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
@@ -39,7 +40,7 @@ _MODULES = {
     "create_model": "adapt.create",
     "from_datasets": "extract.sources.user_datasets",
     "load_adaptor": "adapt.adaptor",
-    "load_config": "adapt.config.pipeline",
+    "load_config": "adapt.config.load_config",
     "main": "sidecache.entry_point",
     "merge": "adapt.methods.in_backbone.merge",
     "open_store": "store.reader",

@@ -32,14 +32,9 @@ def extract_first(config: Config, inputs: Inputs, on_changed: OnChanged = "fail"
         log_extraction(extraction, config)
         path = extraction.path
     extracted = at_store(config, here.broadcast(path))
-<<<<<<< HEAD
-    if not any(find_method(method.name).trains_backbone for method in config.parsed_methods()):
-        return extracted, Inputs(extracted, inputs.own_source, inputs.own_backbone)  # frees the weights
-=======
     # methods that train from features need neither images nor weights: free their memory
-    if not any(find_method(method.name).needs == "end_to_end" for method in config.parsed_methods()):
+    if not any(find_method(method.name).trains_backbone for method in config.parsed_methods()):
         return extracted, Inputs(extracted, inputs.own_source, inputs.own_backbone)
->>>>>>> wt-job
     if extracted.store.path != config.store.path:
         return extracted, inputs.at(extracted)
     return extracted, inputs

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sidecache as sc
-from adapt.config.pipeline import load_config
+from adapt.config.load_config import load_config
 from adapt.job.intrinsic_dimension import parse_dims
 from adapt.planning.planner import parse_bytes
 from store.errors import UserError

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sidecache as sc
+from adapt.config.load_config import load_config
 from adapt.config.overrides import TextKind, text_kind
-from adapt.config.pipeline import Config, load_config
+from adapt.config.pipeline import Config
 from store.errors import UserError
 
 MINIMAL = {"backbone": {"name": "vit_tiny_patch16_224", "weights": "random"}}

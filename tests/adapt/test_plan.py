@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import sidecache as sc
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from adapt.job.extraction import extract
 from adapt.job.inputs import Inputs
 from adapt.planning import planner, speeds

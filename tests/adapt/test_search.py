@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import sidecache as sc
-from adapt.config.pipeline import Config, MethodConfig, Trial, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config, MethodConfig, Trial
 from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.training_job import settings_of

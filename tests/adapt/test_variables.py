@@ -11,7 +11,8 @@ from tiny_vit import TINY
 
 import sidecache as sc
 from adapt.adaptor import _expanded
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from adapt.config.variables import ExpandedText, expand
 from adapt.job.extraction import at_store
 from adapt.run_dir.config_file import read_config, write_config

@@ -11,7 +11,8 @@ from tiny_vit import TINY
 from video_files import write_video
 
 import sidecache as sc
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from extract.job.cluster_worker import _decoder_digest, _require_same
 from extract.sources.videos import DecoderInfo, decoder_info
 from extract.video import decoder_digest as probe

@@ -11,7 +11,8 @@ from PIL import Image
 from tiny_vit import TINY
 
 import sidecache as sc
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from adapt.job.extraction import repair
 from adapt.job.inputs import Inputs
 from extract.backbones.backbone import TimmBackbone

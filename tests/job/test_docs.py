@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapt.config.pipeline import load_config
+from adapt.config.load_config import load_config
 from adapt.methods.registry import METHODS
 from benchmarks.tables import TABLES
 

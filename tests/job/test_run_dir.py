@@ -15,7 +15,8 @@ from tiny_vit import TINY
 
 import sidecache as sc
 from adapt.adaptor import load_adaptor
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from adapt.job.inputs import Inputs
 from adapt.job.intrinsic_record import IntrinsicRecord
 from adapt.job.training_job import measure_intrinsic_dimension

@@ -1,11 +1,11 @@
-"""Trained adaptors on disk: safetensors of the trained tensors, with a JSON card beside them.
+"""Saves and loads trained adaptors: a safetensors file of the trained tensors, with a JSON card beside it.
 
-The card holds a digest of the file of tensors and a checksum of itself, so that neither is read after it was damaged,
-edited or exchanged. Of the card only `backbone.weights` may be edited, for weights that were moved: what they hold has
-a digest of its own.
+The card holds a digest of the tensors' file and a checksum of itself, so a file that was damaged, edited or exchanged
+is refused. Of the card only `backbone.weights` may be edited, for weights that were moved: their content has its own
+digest.
 
-Neither file is trusted. The card names the backbone, as a configuration does: what it names is loaded (a local file, or
-weights of the model hub), unless the caller gives the backbone.
+Neither file is trusted. The card names the backbone as a configuration does, so loading an adaptor loads a local file
+or weights of the model hub, unless the caller passes the backbone.
 """
 
 import hashlib
@@ -24,24 +24,24 @@ from torch import nn
 
 from adapt.config.messages import explain
 from adapt.config.variables import expand_text
-from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.table import adapter_state_dict, build_model, find_method
+from adapt.features.specs import spec_of_backbone
+from adapt.methods.registry import build_model, find_method
+from adapt.methods.trained_parameters import adapter_state_dict
 from adapt.run_dir.files import CHECKSUM, parse_json, read_text, with_checksum, without_checksum, write_text
 from extract.backbones.backbone import Backbone, digests, load_backbone
-from extract.backbones.weights import first_line
+from extract.backbones.timm_models import first_line
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
-from extract.forward.device import autocast
+from extract.forward.device import autocast, configure_process
 from extract.forward.frozen_forward import FrozenForward
 from store.config import Tokens
 from store.errors import JobError, UserError
 from store.layout import resolve_layers
 from store.local.durable_files import remove_leftovers, replacing
-from store.strict_model import StrictModel
 
 _MOST_CARD_BYTES = 16 << 20
-_DIGEST = "tensors_digest"  # the field of the card on disk that says which file of tensors is its own
+_DIGEST = "tensors_digest"  # field of the card on disk: the digest of the tensors' file
 
-_AGAIN = (
+_REMEDY = (
     "put back card and tensors as they were written together, or delete both and train again; to load it onto weights "
     "that were moved, change nothing but backbone.weights of the card"
 )
@@ -50,15 +50,27 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Facts(BaseModel):
-    """What an adaptor must know of the features that it was trained on."""
+    """The part of a card that describes the features that the adaptor was trained on.
+
+    Args:
+        backbone: the frozen model.
+        clips: how frames are sampled from videos; None for images.
+        weights_digest: of the backbone's weights.
+        preprocessing_digest: of its preprocessing.
+        precision: of the frozen forward.
+        layers: those of the features.
+        tokens: which tokens of a layer are kept.
+        classes: their names, in the order of the logits.
+        multi_label: whether a sample may have several classes.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: BackboneConfig
-    clips: ClipConfig | None = None  # how frames were drawn from videos
+    clips: ClipConfig | None = None
     weights_digest: str
     preprocessing_digest: str
-    precision: Literal["float32", "bfloat16", "float16"]  # of the frozen forward
+    precision: Literal["float32", "bfloat16", "float16"]
     layers: tuple[int, ...]
     tokens: Tokens
     classes: tuple[str, ...]
@@ -66,7 +78,14 @@ class Facts(BaseModel):
 
 
 class Card(Facts):
-    """What an adaptor needs to be used again, and how good it was."""
+    """All that is needed to use an adaptor, and its metrics on the test split.
+
+    Args:
+        method: its name.
+        options: those of the method.
+        metrics: in percent.
+        train_precision: of the model.
+    """
 
     method: str
     options: dict[str, Any]
@@ -76,7 +95,7 @@ class Card(Facts):
 
 @dataclass(frozen=True)
 class Adaptor:
-    """A trained model with the frozen forward that feeds it."""
+    """A trained model with the frozen backbone that computes its inputs."""
 
     card: Card
     model: nn.Module
@@ -84,20 +103,20 @@ class Adaptor:
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (batch, channels, height, width) or clips -> (batch, classes), on the CPU; see `classify`."""
+        """Class probabilities on the CPU; see `logits` for the shapes and `classify` for multi-label."""
         return self.classify(self.logits(images))
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Images (batch, channels, height, width) or clips (batch, frames, channels, ...) -> (batch, classes)."""
-        of_features = find_method(self.card.method).needs == "features"
-        inputs = self.forward(images) if of_features else images.to(self.forward.device)
+        trains_backbone = find_method(self.card.method).trains_backbone
+        inputs = images.to(self.forward.device) if trains_backbone else self.forward(images)
         with autocast(self.forward.device, self.card.train_precision):
             logits: torch.Tensor = self.model(inputs)
         return logits.float().cpu()
 
     def classify(self, logits: torch.Tensor) -> torch.Tensor:
-        """Probabilities (batch, classes): softmax, or sigmoid for multi-label."""
+        """Probabilities of logits: softmax, or sigmoid for multi-label."""
         return logits.sigmoid() if self.card.multi_label else logits.softmax(dim=1)
 
 
@@ -105,7 +124,7 @@ def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
     """Write `path` (.safetensors) and its card (.json beside it).
 
     Raises:
-        JobError: the disk refuses.
+        JobError: a file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
@@ -113,14 +132,14 @@ def save_adaptor(path: Path, model: nn.Module, card: Card) -> None:
     try:
         with replacing(path) as partial:
             save_file(tensors, partial)
-            document = sealed(card.model_dump(mode="json"), partial)
+            document = card_document(card.model_dump(mode="json"), partial)
     except (OSError, SafetensorError) as error:
         raise JobError(f"{path} cannot be written ({error})") from error
     write_text(path.with_suffix(".json"), json.dumps(document, indent=1, ensure_ascii=False))
 
 
-def sealed(card: dict[str, Any], tensors: Path) -> dict[str, Any]:
-    """A card as it is kept beside a file of tensors: with the digest of that file, and a checksum of all."""
+def card_document(card: dict[str, Any], tensors: Path) -> dict[str, Any]:
+    """The content of a card's file: the card, the digest of the tensors' file, and a checksum of both."""
     document = {**card, _DIGEST: _digest(tensors)}
     return {**document, CHECKSUM: with_checksum(_checked_part(document))[CHECKSUM]}
 
@@ -129,53 +148,65 @@ def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str
     """Load an adaptor onto its backbone.
 
     Args:
-        path: the .safetensors file; its card must lie beside it.
-        backbone: by default the one the card names is loaded.
+        path: the .safetensors file, with its card beside it.
+        backbone: the frozen model; by default the one that the card names is loaded.
+        device: auto, cpu or cuda.
 
     Raises:
         UserError: a file is missing or damaged, or the backbone is not the one the adaptor was trained on.
+
+    Example:
+        >>> import glob
+        >>> import torch
+        >>> import sidecache as sc
+        >>> path = sorted(glob.glob("runs/digits/adaptors/losa-*.safetensors"))[0]
+        >>> adaptor = sc.load_adaptor(path, device="cpu")
+        >>> images = torch.zeros(2, *adaptor.forward.backbone.image_size)  # preprocessed
+        >>> adaptor.probabilities(images).shape
+        torch.Size([2, 10])
     """
+    configure_process()
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no adaptor {path}; give a .safetensors file that a run wrote below its adaptors/")
     card = _read_card(path)
     backbone = backbone or load_backbone(_expanded(card.backbone), card.clips)
-    found = digests(backbone)
-    for name, expected in (
-        ("weights_digest", card.weights_digest),
-        ("preprocessing_digest", card.preprocessing_digest),
-    ):
-        if found[name] != expected:
-            raise UserError(
-                f"{path} was trained on another backbone: {name} is {expected}, here it is {found[name]}; "
-                f"give the backbone it was trained on ({card.backbone.name or card.backbone.weights})"
-            )
+    _require_backbone_of(path, card, backbone)
     forward = FrozenForward(backbone, card.layers, card.tokens, ExtractConfig(device=device, precision=card.precision))
     model = _build_model(path, card, backbone)
     _load_tensors(path, model)
     return Adaptor(card, model.to(forward.device).eval(), forward)
 
 
+def _require_backbone_of(path: Path, card: Card, backbone: Backbone) -> None:
+    for name, found in digests(backbone).items():
+        if found != (expected := getattr(card, name)):
+            raise UserError(
+                f"{path} was trained on another backbone: {name} is {expected}, here it is {found}; "
+                f"give the backbone it was trained on ({card.backbone.name or card.backbone.weights})"
+            )
+
+
 def _expanded(config: BackboneConfig) -> BackboneConfig:
-    """With `${VARIABLE}` replaced in the path of the weights; in a name that is sent to a hub it never is."""
+    """Replace `${VARIABLE}` in the path of the weights, but never in a name that is sent to a hub."""
     if config.weights.startswith("hf-hub:"):
         return config
     return config.model_copy(update={"weights": expand_text(config.weights)})
 
 
 def _build_model(path: Path, card: Card, backbone: Backbone) -> nn.Module:
-    kind: type[StrictModel] = find_method(card.method).options
+    options_class = find_method(card.method).options
     try:
         resolve_layers(list(card.layers), backbone.depth)
-        options = kind.model_validate(card.options)
+        options = options_class.model_validate(card.options)
         spec = spec_of_backbone(backbone, card.layers, card.tokens)
-        with torch.device("meta"):  # shapes alone, before a card may claim memory
-            planned = build_model(card.method, spec, len(card.classes), options, backbone)
-    except (ValidationError, UserError, RuntimeError, MemoryError) as error:  # torch's own for too many values
-        reason = explain(error, kind) if isinstance(error, ValidationError) else first_line(error)
+        with torch.device("meta"):  # only shapes: a card that asks for huge tensors must not take memory
+            planned = build_model(card.method, spec, len(card.classes), options, backbone=backbone)
+    except (ValidationError, UserError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, of too many values
+        reason = explain(error, options_class) if isinstance(error, ValidationError) else first_line(error)
         raise UserError(f"{path.with_suffix('.json')}, the card of an adaptor, is damaged: {reason}") from error
     _require_shapes(path, {name: tuple(tensor.shape) for name, tensor in adapter_state_dict(planned).items()})
-    return build_model(card.method, spec, len(card.classes), options, backbone)
+    return build_model(card.method, spec, len(card.classes), options, backbone=backbone)
 
 
 def _read_card(path: Path) -> Card:
@@ -185,17 +216,17 @@ def _read_card(path: Path) -> Card:
     except OSError as error:
         raise UserError(f"cannot read {file}, the card of an adaptor: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no JSON: {error}; {_AGAIN}") from error
+        raise UserError(f"{file} is no JSON: {error}; {_REMEDY}") from error
     except ValueError as error:
-        raise UserError(f"{file} is no adaptor's card: {error}; {_AGAIN}") from error
+        raise UserError(f"{file} is no adaptor's card: {error}; {_REMEDY}") from error
     try:
         document = parse_json(text)
     except ValueError as error:
-        raise UserError(f"{file} is no JSON: {error}; {_AGAIN}") from error
+        raise UserError(f"{file} is no JSON: {error}; {_REMEDY}") from error
     try:
         without_checksum(_checked_part(document))
     except ValueError as error:
-        raise UserError(f"{file} is no adaptor's card: {error}; {_AGAIN}") from error
+        raise UserError(f"{file} is no adaptor's card: {error}; {_REMEDY}") from error
     return _parse_card(path, {name: value for name, value in document.items() if name != CHECKSUM})
 
 
@@ -209,7 +240,7 @@ def _parse_card(path: Path, document: dict[str, Any]) -> Card:
     with _reading(path):
         found = _digest(path)
     if digest != found:
-        raise UserError(f"{path} is not the file of tensors that {file} was written with; {_AGAIN}")
+        raise UserError(f"{path} is not the file of tensors that {file} was written with; {_REMEDY}")
     return card
 
 
@@ -219,7 +250,7 @@ def _digest(path: Path) -> str:
 
 
 def _checked_part(document: Any) -> Any:
-    """What the checksum of a card is of: all but where the weights of the backbone lie."""
+    """The part of a card that its checksum covers: all but the path of the backbone's weights."""
     backbone = document.get("backbone") if isinstance(document, dict) else None
     if not isinstance(backbone, dict):
         return document

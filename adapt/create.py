@@ -1,4 +1,4 @@
-"""A fresh model for a backbone or a store, for users who write their own loop."""
+"""Builds untrained models of any method for users who write their own training loop, and lists the methods."""
 
 from typing import Any
 
@@ -8,10 +8,11 @@ from rich.table import Table
 from torch import nn
 
 from adapt.config.messages import explain
-from adapt.features.feature_sources import spec_of_backbone, spec_of_store
-from adapt.methods.table import METHODS, build_model, count_params, find_method
+from adapt.features.specs import spec_of_backbone, spec_of_store
+from adapt.methods.registry import METHODS, build_model, find_method
+from adapt.methods.trained_parameters import count_params
 from extract.backbones.backbone import Backbone, ModelBackbone, empty_backbone, load_backbone
-from extract.backbones.pre_logits import Tail
+from extract.backbones.pre_logits import PreLogits
 from extract.config import BackboneConfig
 from store.console.terminal import Terminal
 from store.errors import UserError
@@ -24,62 +25,80 @@ def create_model(method: str, backbone: str | Backbone | Store, num_classes: int
     Args:
         method: a name of `sidecache methods`.
         backbone: a loaded backbone, an open store, or the name of a timm model (of which only the shapes are used; its
-            tail is then untrained).
+            final norm is then untrained).
         num_classes: width of the classifier.
-        options: the method's own, as in `methods:` of pipeline.yaml.
+        options: those of the method, as in `methods:` of pipeline.yaml.
 
     Returns:
-        a module from {layer: (batch, tokens, dim)} to logits (batch, classes); of an end-to-end method a module from
-        preprocessed images (batch, channels, height, width), with a copy of the backbone in it.
+        a module from {layer: (batch, tokens, dim)} to logits (batch, classes); of a method that trains inside the
+        backbone a module from preprocessed images (batch, channels, height, width), with a copy of the backbone in it.
 
     Raises:
         UserError: an unknown method or option, no classes.
+
+    Example:
+        >>> import sidecache as sc
+        >>> from torch.utils.data import DataLoader
+        >>> store = sc.open_store("runs/digits/cache.zarr")
+        >>> model = sc.create_model("losa", store, num_classes=len(store.classes), rank=8)
+        >>> tokens, labels = next(iter(DataLoader(store.dataset("train"), batch_size=4)))
+        >>> model(tokens).shape
+        torch.Size([4, 10])
     """
     if num_classes < 1:
         raise UserError(f"num_classes must be at least 1, got {num_classes}")
-    kind = find_method(method).options
+    options_class = find_method(method).options
     try:
-        checked = kind.model_validate(options)
+        checked = options_class.model_validate(options)
     except ValidationError as error:
-        raise UserError(f"{method}: {explain(error, kind)}") from error
-    if isinstance(backbone, str):
-        end_to_end = find_method(method).needs == "end_to_end"
-        backbone = _untrained(BackboneConfig(name=backbone, weights="random"), end_to_end)
+        raise UserError(f"{method}: {explain(error, options_class)}") from error
     if isinstance(backbone, Store):
         return build_model(method, spec_of_store(backbone), num_classes, checked)
+    if isinstance(backbone, str):
+        backbone = _untrained(backbone, whole=find_method(method).trains_backbone)
     spec = spec_of_backbone(backbone, range(backbone.depth))
-    return build_model(method, spec, num_classes, checked, backbone)
+    return build_model(method, spec, num_classes, checked, backbone=backbone)
 
 
-def _untrained(config: BackboneConfig, whole: bool) -> ModelBackbone:
-    """A backbone with random weights; without its blocks' memory where only its shapes and its tail are needed."""
+def _untrained(name: str, whole: bool) -> ModelBackbone:
+    """A backbone with random weights; if not `whole`, its blocks stay on the meta device and take no memory."""
     if whole:
-        return load_backbone(config)
-    assert config.name
-    backbone = empty_backbone(config.name, config.model_kwargs)
+        return load_backbone(BackboneConfig(name=name, weights="random"))
+    backbone = empty_backbone(name, {})
     backbone.tail = backbone.tail and _initialize(backbone.tail)
     return backbone
 
 
-def _initialize(tail: Tail) -> Tail:
-    """From the meta device to the CPU; memory that nothing has written could hold anything."""
-    tail = tail.to_empty(device="cpu")
-    for tensor in tail.parameters():
+def _initialize(pre_logits: PreLogits) -> PreLogits:
+    """Move from the meta device to the CPU, with random weights."""
+    pre_logits = pre_logits.to_empty(device="cpu")
+    for tensor in pre_logits.parameters():
         nn.init.normal_(tensor, std=0.02)
-    for module in tail.modules():
+    for module in pre_logits.modules():
         if isinstance(module, nn.Linear | nn.LayerNorm):
             module.reset_parameters()
-    return tail
+    return pre_logits
 
 
 def list_methods(backbone: str, num_classes: int) -> list[dict[str, Any]]:
-    """Every method with its default options; `trainable_params` counts without the head, `head_params` the head.
+    """List every method with its parameters at default options.
 
-    Both are None of a method that does not serve this backbone; `unavailable` then says why.
+    Args:
+        backbone: the name of a timm model.
+        num_classes: width of the classifier.
+
+    Returns:
+        for every method: `method`, `needs` (features or end_to_end), `trainable_params` (without the head),
+        `head_params`, `unavailable` (why the method cannot train on this backbone; both counts are then None).
     """
     shape = empty_backbone(backbone, {})
     return [
-        {"method": name, "needs": method.needs, **_count(name, num_classes, shape)} for name, method in METHODS.items()
+        {
+            "method": name,
+            "needs": "end_to_end" if method.trains_backbone else "features",
+            **_count(name, num_classes, shape),
+        }
+        for name, method in METHODS.items()
     ]
 
 
@@ -87,14 +106,14 @@ def _count(name: str, num_classes: int, shape: ModelBackbone) -> dict[str, Any]:
     spec, options = spec_of_backbone(shape, range(shape.depth)), find_method(name).options()
     try:
         with torch.device("meta"):
-            parameters, head = count_params(build_model(name, spec, num_classes, options, shape))
+            parameters, head = count_params(build_model(name, spec, num_classes, options, backbone=shape))
     except UserError as error:
         return {"trainable_params": None, "head_params": None, "unavailable": str(error)}
     return {"trainable_params": parameters, "head_params": head, "unavailable": None}
 
 
 def print_methods(listed: list[dict[str, Any]], backbone: str) -> None:
-    """The list as a table on standard output."""
+    """Print the list as a table."""
     table = Table(title=f"methods on {backbone}")
     for heading in ("method", "needs", "trained parameters", "of the head"):
         table.add_column(heading, justify="right" if "param" in heading or "head" in heading else "left")

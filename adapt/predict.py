@@ -1,4 +1,4 @@
-"""A trained adaptor on new images or videos."""
+"""Classifies new images or videos with a trained adaptor."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,14 +18,18 @@ from store.layout import in_groups
 
 
 def predict(adaptor: Adaptor, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Classify files: images or, where the adaptor was trained on clips, videos, by the mean logits of their views.
+    """Classify files: images, or videos by the mean logits of their views if the adaptor was trained on clips.
+
+    Args:
+        adaptor: the trained model.
+        files: in any order.
 
     Returns:
         for every file, in order: `file`, `class`, `probability`, and `probabilities` by class (softmax; sigmoid for
         multi-label adaptors).
 
     Raises:
-        UserError: a file is missing, or is no image or video.
+        UserError: a file cannot be read, or is no image or video.
     """
     results: list[dict[str, Any]] = []
     with progress("predicting", len(files), "images") as advance:
@@ -49,7 +53,7 @@ def _predict_group(adaptor: Adaptor, files: Sequence[Path]) -> Iterator[dict[str
 
 
 def _load(adaptor: Adaptor, file: Path) -> list[torch.Tensor]:
-    """The views of a file, as the backbone takes them."""
+    """The preprocessed views of a file; an image has one."""
     transform, clips = adaptor.forward.backbone.transform, adaptor.card.clips
     if clips:
         video = Sample(str(_require_readable(file)), (), Video(str(file), clips))

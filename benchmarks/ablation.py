@@ -1,8 +1,8 @@
-"""LoSA's defaults, one factor at a time, on validation data only: `python -m benchmarks.ablation STORE... --out FILE`.
+"""Varies LoSA's defaults one at a time: `python -m benchmarks.ablation STORE... --out FILE`.
 
-Half of every training split is trained on and half validates, so that the scores are averages over many samples; the
-test splits are never read. Every variant trains from the same seeds on the same halves. Goes on where FILE has some of
-the figures already, and prints the table of docs/ablation.md.
+One half of every training split is trained on and the other validates, so that scores are averages over many samples;
+test splits are never read. Every variant is trained from the same seeds on the same halves. Figures that FILE has
+already are not measured again. Prints the table of docs/ablation.md.
 """
 
 import argparse
@@ -14,16 +14,18 @@ import numpy as np
 import torch
 
 from adapt.config.pipeline import MethodConfig, Trial
-from adapt.features.feature_sources import Features, ResidentFeatures, StreamedFeatures
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.feature_source import Features
 from adapt.features.pooled import PooledFeatures
-from adapt.methods.table import find_method
+from adapt.methods.registry import find_method
 from adapt.training.loop import Settings
-from adapt.training.search import Material, train_trials
+from adapt.training.trials import TrainingData, train_trials
 from benchmarks.record import machine
 from benchmarks.tables import table
+from extract.forward.device import configure_process
 from store.reader import open_store
 
-BASE: dict[str, Any] = {"lr": 0.003, "weight_decay": 0.05}  # else the defaults
+BASE: dict[str, Any] = {"lr": 0.003, "weight_decay": 0.05}  # all other options at their defaults
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "lr 0.001": {"lr": 0.001},
@@ -49,7 +51,7 @@ PROBES = {
 
 
 class Subset:
-    """The first rows of a shuffled training split, as a feature source of their own."""
+    """A feature source of some random rows of a training split; see `adapt.features.feature_source.Features`."""
 
     def __init__(self, features: Features, limit: int) -> None:
         self._features = features
@@ -59,18 +61,23 @@ class Subset:
         self._rows = np.random.default_rng(0).permutation(total)[: min(limit, total)]
 
     def labels(self, split: str) -> torch.Tensor:
+        """See `Features.labels`."""
         return self._features.labels(split)[torch.from_numpy(self._rows)]
 
     def samples_at_once(self, layers: Any) -> int:
+        """See `Features.samples_at_once`."""
         return self._features.samples_at_once(layers)
 
     def for_epoch(self, seed: int, epoch: int) -> "Subset":
+        """See `Features.for_epoch`."""
         return self
 
     def rounding(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
+        """See `Features.rounding`."""
         return self._features.rounding(layer, tokens)
 
     def batches(self, split: str, groups: Any, layers: Any, together: int = 1) -> Any:
+        """See `Features.batches`."""
         batches = self._features.batches(split, [self._rows[group] for group in groups], layers, together)
         return ((group, tokens) for group, (_, tokens) in zip(groups, batches, strict=True))
 
@@ -78,29 +85,30 @@ class Subset:
 def run_variant(
     name: str, trials: list[dict[str, Any]], pooled: PooledFeatures, epochs: int, seeds: int
 ) -> dict[str, Any]:
-    """Mean validation score over seeds of the best of some trials."""
+    """Mean validation score over seeds, of the trial that is best in the mean."""
     scores = []
     for seed in range(seeds):
-        parsed = [_trial(name, given) for given in trials]
+        parsed = [_trial(name, trial) for trial in trials]
         method = MethodConfig(name=name, epochs=epochs, batch_size=32, trials=tuple(parsed))
         settings = Settings(epochs, 32, seed)
-        trained = train_trials(method, parsed, Material(pooled), settings, val_fraction=0.5)
+        trained = train_trials(method, parsed, TrainingData(pooled), settings, val_fraction=0.5)
         scores.append([candidate.score for candidate in trained.candidates])
     best = np.mean(scores, axis=0).argmax()
-    column = [row[best] for row in scores]
-    return {"score": float(np.mean(column)), "scores": column}
+    scores_of_best = [of_seed[best] for of_seed in scores]
+    return {"score": float(np.mean(scores_of_best)), "scores": scores_of_best}
 
 
-def _trial(name: str, given: dict[str, Any]) -> Trial:
-    options = {key: value for key, value in given.items() if key not in ("lr", "weight_decay")}
+def _trial(name: str, values: dict[str, Any]) -> Trial:
+    options = {key: value for key, value in values.items() if key not in ("lr", "weight_decay")}
     return Trial(
         options=find_method(name).options.model_validate(options),
-        lr=given.get("lr"),
-        weight_decay=given["weight_decay"],
+        lr=values.get("lr"),
+        weight_decay=values["weight_decay"],
     )
 
 
 def main() -> None:
+    """Run what is missing, save after every run, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stores", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -108,6 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=500, help="training samples taken of every store")
     args = parser.parse_args()
+    configure_process()
     settings = {"base": BASE, "epochs": args.epochs, "seeds": args.seeds, "limit": args.limit}
     figures = {**machine(), "settings": settings, "results": {}}
     if args.out.exists():
@@ -124,12 +133,14 @@ def main() -> None:
         for method, name, trials in jobs:
             found = results.setdefault(name, {})
             if store.schema.dataset not in found:
-                found[store.schema.dataset] = run_variant(method, trials, pooled, args.epochs, args.seeds)
+                figure = run_variant(method, trials, pooled, epochs=args.epochs, seeds=args.seeds)
+                found[store.schema.dataset] = figure
                 args.out.write_text(json.dumps(figures, indent=1) + "\n")
     print_table(results)
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
+    """Print scores in percent, by variant and data set."""
     datasets = list(results["base"])
     scores = {name: [found[dataset]["score"] for dataset in datasets] for name, found in results.items()}
     rows = ([name, *(f"{score:.1f}" for score in [*row, np.mean(row)])] for name, row in scores.items())

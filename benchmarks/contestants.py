@@ -1,4 +1,4 @@
-"""What `training.py` compares: models, what they train from, and epochs over it."""
+"""Builds the models that `training.py` compares, the features or images that they train from, and their epochs."""
 
 import argparse
 from pathlib import Path
@@ -11,17 +11,20 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from adapt.features.feature_sources import OnlineFeatures, ResidentFeatures, StreamedFeatures, spec_of_backbone
-from adapt.features.images import ImageBatches
-from adapt.methods.table import METHODS, build_model
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.image_batches import ImageBatches
+from adapt.features.online import OnlineFeatures
+from adapt.features.specs import spec_of_backbone
+from adapt.methods.registry import METHODS, build_model
 from adapt.training.candidate import Candidate
-from adapt.training.loop import Loop, Settings
+from adapt.training.loop import Loop, Settings, TrainingTask
 from adapt.training.objective import Objective
 from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.forward.device import autocast, synchronize
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store.config import StoreConfig
 from store.layout import in_groups
@@ -32,11 +35,11 @@ NARROW, NARROW_RANK = "losa of rank 16 from the cache", 16
 FROM_STORE = (FROM_CACHE, NARROW, RESIDENT)
 CONTESTANTS = (*FROM_STORE, ONLINE, PEFT, "lora", "full")
 RANK = 4  # of peft's LoRA: the default of our `lora`
-SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}  # `--small`: does it run at all
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}  # of `--small`
 
 
 class Bench:
-    """Photographs, a backbone and a store of its tokens, below one folder."""
+    """Photographs, a backbone and a store of its tokens, in one folder."""
 
     def __init__(self, folder: Path, samples: int, args: argparse.Namespace) -> None:
         self.store = str(folder / "cache.zarr")
@@ -49,33 +52,38 @@ class Bench:
         self._backbone = BackboneConfig(name=args.model, weights="random", image_size=224, model_kwargs=size)
 
     def extract(self) -> None:
+        """Fill the store."""
         store = StoreConfig(path=self.store, dtype="int8")
-        extract_tokens(open_source(self._data), load_backbone(self._backbone), self._data, store, self._config)
+        source, backbone = open_source(self._data), load_backbone(self._backbone)
+        extract_tokens(
+            ExtractionJob(source=source, backbone=backbone, data=self._data, store=store, extract=self._config)
+        )
 
     def contestant(self, name: str) -> tuple[nn.Module, Any]:
-        """A model, and what it trains from; nothing that the others need is opened."""
+        """A model and its inputs; nothing that only the others need is opened."""
         if name in FROM_STORE:
             streamed = StreamedFeatures(open_store(self.store), self.device)
             resident = ResidentFeatures(streamed, streamed.spec.layers) if name == RESIDENT else None
             options = {"rank": NARROW_RANK} if name == NARROW else {}
-            return build("losa", streamed.spec, None, **options), resident or streamed
+            return build("losa", streamed.spec, **options), resident or streamed
         source, backbone = open_source(self._data), load_backbone(self._backbone)
         if name == ONLINE:
             forward = FrozenForward(backbone, range(backbone.depth), "all", self._config)
             online = OnlineFeatures(source, forward, "all")
-            return build("losa", online.spec, None), online
-        images = ImageBatches(source, backbone, self.device, {"train": np.arange(len(source.splits["train"]))})
+            return build("losa", online.spec), online
+        rows = {"train": np.arange(len(source.splits["train"]))}
+        images = ImageBatches(source=source, backbone=backbone, device=self.device, rows=rows)
         if name == PEFT:
             module: Any = backbone.module
             module.requires_grad_(requires_grad=False)
             module.reset_classifier(2)
             inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"]), module)
             return module.to(self.device), images
-        return build(name, spec_of_backbone(backbone, range(backbone.depth)), backbone), images
+        return build(name, spec_of_backbone(backbone, range(backbone.depth)), backbone=backbone), images
 
 
 def draw_photographs(root: Path, samples: int) -> None:
-    """Noise of few colors, as large as the photographs of ImageNet's preprocessing."""
+    """Write images of 256 x 256 pixels of noise: like photographs, they are resized and cropped to 224."""
     draw = np.random.default_rng(0)
     for number in range(samples + 2):
         split, name = ("test", "ab"[number % 2]) if number >= samples else ("train", "ab"[number % 2])
@@ -84,12 +92,13 @@ def draw_photographs(root: Path, samples: int) -> None:
         Image.fromarray(pixels).resize((256, 256)).save(folder / f"{number:05d}.jpg")
 
 
-def build(name: str, spec: Any, backbone: Any, **options: Any) -> nn.Module:
-    return build_model(name, spec, 2, METHODS[name].options(**options), backbone)
+def build(name: str, spec: Any, backbone: Any = None, **options: Any) -> nn.Module:
+    """An untrained model of a method."""
+    return build_model(name, spec, 2, METHODS[name].options(**options), backbone=backbone)
 
 
 class Epochs:
-    """Epochs of a model over some rows: the program's loop, and for peft's model a plain one over the same batches."""
+    """Epochs of a model over some rows: by sidecache's loop, and by a plain one over the same batches for peft."""
 
     def __init__(self, model: nn.Module, inputs: Any, rows: np.ndarray, batch: int, precision: str) -> None:
         self._model, self._inputs, self._precision = model.train(), inputs, precision
@@ -98,10 +107,12 @@ class Epochs:
         self._loop = None
         if hasattr(model, "readout"):
             settings = Settings(1000, batch, 0, precision=precision)
-            self._loop = Loop([Candidate(model, 1e-3, 0.01)], inputs, settings, Objective(multi_label=False), len(rows))
+            loss = Objective(multi_label=False)
+            task = TrainingTask(features=inputs, rows=rows, val_rows=rows[:0], objective=loss)
+            self._loop = Loop([Candidate(model, 1e-3, 0.01)], task, settings)
 
     def run(self) -> None:
-        """One epoch, to its end on a GPU, too."""
+        """Train one epoch, and wait for the GPU."""
         if self._loop:
             for _ in self._loop.train(0, self._groups):
                 pass

@@ -1,10 +1,10 @@
-"""What the stored formats cost in accuracy of the values, on the tokens of a real ViT-Tiny and real photographs.
+"""Measures the rounding error of stored formats on the tokens of a real ViT-Tiny and real photographs.
 
     SIDECACHE_DATA=... python -m benchmarks.formats --out benchmarks/results/formats.json
 
-For every format: bytes a value, and the mean over tokens of the relative L2 error, (a) with the one massive channel
-left out, (b) after a LayerNorm without parameters over all channels, which is how LoSA reads them; patches and CLS
-apart. Statistics (RMS, mean, deviation) come from one half of the images, errors from the other. A minute on two cores.
+For every format: bytes a value, and the mean over tokens of the relative L2 error, (a) without the one massive channel,
+(b) after a LayerNorm without parameters over all channels, which is how LoSA reads tokens; patches and CLS separately.
+Statistics (RMS, mean, deviation) come from one half of the images, errors from the other. A minute on two cores.
 """
 
 import argparse
@@ -33,19 +33,22 @@ INT8_MAX = 127
 
 
 def rms_of(tokens: Array) -> Array:
+    """Per-channel RMS (dim,), as the store keeps it."""
     return channel_rms(np.mean(tokens.astype(np.float64) ** 2, axis=(0, 1)))
 
 
 def levels(values: Array, scale: Array) -> Array:
+    """Whole numbers from -127 to 127."""
     return np.clip(np.rint(values / scale), -INT8_MAX, INT8_MAX)
 
 
 def largest_scale(values: Array) -> Array:
+    """The scale at which the largest value of every token is level 127."""
     return np.abs(values).max(axis=-1, keepdims=True) / INT8_MAX
 
 
 def stored(dtype: Any) -> Format:
-    """A format of the product itself."""
+    """A format of sidecache itself."""
 
     def round_trip(known: Array, tokens: Array) -> Array:
         rms = rms_of(known)
@@ -55,27 +58,31 @@ def stored(dtype: Any) -> Format:
 
 
 def token_scale(known: Array, tokens: Array) -> Array:
+    """Linear levels with a scale for every token."""
     return levels(tokens, largest_scale(tokens)) * largest_scale(tokens)
 
 
 def channel_scale(known: Array, tokens: Array) -> Array:
+    """Linear levels with a scale for every channel."""
     scale = np.abs(known).max(axis=(0, 1)) / INT8_MAX
     return levels(tokens, scale) * scale
 
 
 def linear_rms(known: Array, tokens: Array) -> Array:
+    """Divide by channel RMS, then linear levels with a scale for every token."""
     relative = tokens / rms_of(known)
     return levels(relative, largest_scale(relative)) * largest_scale(relative) * rms_of(known)
 
 
 def centered(known: Array, tokens: Array) -> Array:
+    """Standardize channels, then linear levels with a scale for every token."""
     mean, std = known.mean(axis=(0, 1)), known.std(axis=(0, 1))
     relative = (tokens - mean) / std
     return levels(relative, largest_scale(relative)) * largest_scale(relative) * std + mean
 
 
 def least_squares(known: Array, tokens: Array) -> Array:
-    """The step of every token chosen among clipped ones, then refitted, for the smallest squared error."""
+    """Choose the scale of every token by the smallest squared error: 26 clipping points, each refitted."""
     relative = tokens / rms_of(known)
     best, error = np.zeros_like(relative), np.full((*relative.shape[:-1], 1), np.inf)
     for clip in np.linspace(0.5, 1.0, 26):
@@ -87,6 +94,8 @@ def least_squares(known: Array, tokens: Array) -> Array:
 
 
 def mu_law(mu: float) -> Format:
+    """Logarithmic levels, as telephones have them."""
+
     def round_trip(known: Array, tokens: Array) -> Array:
         relative = tokens / rms_of(known)
         largest = np.abs(relative).max(axis=-1, keepdims=True)
@@ -98,7 +107,7 @@ def mu_law(mu: float) -> Format:
 
 
 def quadratic(linear: int) -> Format:
-    """Level q stands for q (|q| + linear): fine steps near zero, whole numbers that float32 holds exactly, no table."""
+    """Level q means q (|q| + linear): fine steps near zero, whole numbers that float32 holds exactly, no table."""
 
     def round_trip(known: Array, tokens: Array) -> Array:
         relative = tokens / rms_of(known)
@@ -111,7 +120,7 @@ def quadratic(linear: int) -> Format:
 
 
 def lloyd_max(known: Array, tokens: Array) -> Array:
-    """256 levels fitted to tokens that were divided by channel RMS and by their own L2 norm (their scale)."""
+    """Fit 256 levels to tokens that are divided by channel RMS and by their L2 norm."""
 
     def normalized(part: Array) -> tuple[Array, Array]:
         relative = part / rms_of(known)
@@ -130,6 +139,7 @@ def lloyd_max(known: Array, tokens: Array) -> Array:
 
 
 def fp8(known: Array, tokens: Array) -> Array:
+    """8-bit floats (e4m3) with a scale for every token."""
     relative = tokens / rms_of(known)
     scale = np.abs(relative).max(axis=-1, keepdims=True) / 448  # the largest e4m3 value
     return (relative / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale * rms_of(known)
@@ -155,17 +165,18 @@ FORMATS: dict[str, tuple[float, Format]] = {  # name -> (bytes a value, round tr
 
 
 def layer_norm(tokens: Array) -> Array:
+    """LayerNorm without parameters."""
     centered = tokens - tokens.mean(axis=-1, keepdims=True)
     return centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + 1e-6)
 
 
 def relative_error(read: Array, tokens: Array) -> Array:
-    """(samples, tokens): L2 norm of the error over that of the token."""
+    """L2 norm of the error divided by that of the token, (samples, tokens)."""
     return np.linalg.norm(read - tokens, axis=-1) / np.linalg.norm(tokens, axis=-1)
 
 
 def errors_of(read: Array, tokens: Array) -> dict[str, float]:
-    """Percent, by measure and kind of token."""
+    """Mean errors in percent, by measure and kind of token."""
     massive = int(np.abs(tokens).max(axis=(0, 1)).argmax())
     others = relative_error(np.delete(read, massive, axis=-1), np.delete(tokens, massive, axis=-1))
     normed = relative_error(layer_norm(read), layer_norm(tokens))
@@ -178,7 +189,7 @@ def errors_of(read: Array, tokens: Array) -> dict[str, float]:
 
 
 def images(folder: Path, count: int) -> Iterator[Any]:
-    """Every class in equal parts, by name."""
+    """Decode images of a folder of classes, equally many of every class."""
     classes = [sorted(path.iterdir()) for path in sorted(folder.iterdir())]
     for number in range(count):
         path = classes[number % len(classes)][number // len(classes)]
@@ -186,6 +197,7 @@ def images(folder: Path, count: int) -> Iterator[Any]:
 
 
 def real_tokens(data: Path, count: int) -> dict[int, Array]:
+    """Tokens (samples, tokens, dim) of two layers."""
     weights = data / "weights/vit_tiny_patch16_224_imagenet1k.safetensors"
     backbone = load_backbone(BackboneConfig(name="vit_tiny_patch16_224", weights=str(weights)))
     parts: dict[int, list[Array]] = {layer: [] for layer in LAYERS}
@@ -197,6 +209,7 @@ def real_tokens(data: Path, count: int) -> dict[int, Array]:
 
 
 def measure(tokens: dict[int, Array]) -> dict[str, Any]:
+    """Bytes a value and errors of every format."""
     rows: dict[str, Any] = {}
     for name, (n_bytes, round_trip) in FORMATS.items():
         rows[name] = {"bytes": n_bytes}
@@ -207,7 +220,7 @@ def measure(tokens: dict[int, Array]) -> dict[str, Any]:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Markdown; every cell is patches (CLS), in percent."""
+    """A Markdown table; a cell is the error in percent of patches (of CLS)."""
     blocks = [f"block {layer}" for layer in LAYERS]
     heads = [f"{b}, {m}" for b in blocks for m in ("massive channel left out", "after LayerNorm")]
     lines = ["| format | bytes | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads)]
@@ -222,6 +235,7 @@ def table(rows: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=48)
     add_record_options(parser)

@@ -1,13 +1,14 @@
 """A training step of the weight-update methods: `python -m benchmarks.methods [--model NAME] [--out FILE]`.
 
-LoRA beside peft's, both on q and v of the same model with separate projections (an EVA of the size of --model; peft
-cannot adapt q and v of a fused map), and Kronecker beside LoRA on --model itself, whose qkv is fused. In one process;
-in every round every contestant makes one step (forward, backward, AdamW), in a turning order; times are medians, of
-seconds on the clock and of the processor's (`cpu_seconds`, which other work on the machine disturbs less).
+LoRA is compared with peft's, both on q and v of the same model with separate projections (an EVA of the size of
+--model; peft cannot adapt q and v of a fused map), and Kronecker with LoRA on --model itself, whose qkv is fused. All
+run in one process; in every round every contestant makes one step (forward, backward, AdamW), in a rotating order.
+Times are medians, of wall-clock seconds and of CPU seconds (`cpu_seconds`, which other work on the machine disturbs
+less).
 
-Two figures of memory, each taken in a phase of its own with one model alive: `saved_bytes`, exactly what autograd keeps
-for the backward pass (weights left out), and `peak_bytes`, how far one step rises above the memory before it
-(`adapt.job.cost.peak_memory`: allocations on a GPU, else the resident memory of the process, which is good to some MB).
+Memory is measured separately, with one model alive: `saved_bytes`, all that autograd keeps for the backward pass
+without the weights, and `peak_bytes`, how far one step rises above the memory before it (`adapt.job.cost.peak_memory`:
+allocations on a GPU, else the resident memory of the process, which is accurate to some MB).
 """
 
 import argparse
@@ -25,20 +26,20 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import functional as F
 
-from adapt.features.feature_sources import spec_of_backbone
+from adapt.features.specs import spec_of_backbone
 from adapt.job.cost import peak_memory
-from adapt.methods.in_backbone.kronecker import inject_kronecker
-from adapt.methods.in_backbone.lora import inject_lora
-from adapt.methods.in_backbone.target_modules import Vit
-from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
-from adapt.methods.table import trainable
+from adapt.methods.in_backbone.kronecker import KroneckerOptions, inject_kronecker
+from adapt.methods.in_backbone.lora import LoRAOptions, inject_lora
+from adapt.methods.in_backbone.target_modules import TargetViT
+from adapt.methods.in_backbone.tuned_backbone import Inject, TunedBackbone, TunedOptions
+from adapt.methods.trained_parameters import trainable
 from benchmarks.record import add_record_options, machine, save
 from extract.backbones.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig
 from extract.forward.device import synchronize
 
 CLASSES, RANK = 10, 4
-SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64}  # `--small`: does it run at all
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64}  # of `--small`
 RATIOS = {  # ours / theirs
     "LoRA / peft's, separate q and v": ("lora, separate", "peft, separate"),
     "Kronecker / LoRA, fused qkv": ("kronecker, fused", "lora, fused"),
@@ -46,14 +47,14 @@ RATIOS = {  # ours / theirs
 }
 
 
-def inject_peft(vit: Vit) -> None:
-    """peft's LoRA, in the place of ours."""
+def inject_peft(vit: TargetViT, options: TunedOptions) -> None:
+    """Inject peft's LoRA."""
     config = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
     inject_adapter_in_model(config, vit.module)
 
 
 def build_contestants(name: str, small: bool) -> dict[str, Callable[[], nn.Module]]:
-    """What makes each model, by its name."""
+    """Contestant -> function that builds its model."""
     size: dict[str, Any] = dict(SMALL) if small else {}
     fused = BackboneConfig(name=name, weights="random", model_kwargs=size)
     shape: Any = empty_backbone(name, size).module
@@ -72,17 +73,20 @@ def build_contestants(name: str, small: bool) -> dict[str, Callable[[], nn.Modul
             "qkv_fused": False,
         },
     )
+    lora, slow_rank_1 = LoRAOptions(rank=RANK), KroneckerOptions(slow_rank=1)
     return {
-        "lora, separate": lambda: build(load_backbone(separate), inject_lora, rank=RANK),
-        "peft, separate": lambda: build(load_backbone(separate), inject_peft),
-        "lora, fused": lambda: build(load_backbone(fused), inject_lora, rank=RANK),
-        "kronecker, fused": lambda: build(load_backbone(fused), inject_kronecker),
-        "kronecker of slow rank 1, fused": lambda: build(load_backbone(fused), inject_kronecker, slow_rank=1),
+        "lora, separate": lambda: build(load_backbone(separate), inject_lora, lora),
+        "peft, separate": lambda: build(load_backbone(separate), inject_peft, TunedOptions()),
+        "lora, fused": lambda: build(load_backbone(fused), inject_lora, lora),
+        "kronecker, fused": lambda: build(load_backbone(fused), inject_kronecker, KroneckerOptions()),
+        "kronecker of slow rank 1, fused": lambda: build(load_backbone(fused), inject_kronecker, slow_rank_1),
     }
 
 
-def build(backbone: TimmBackbone, install: Install, **options: Any) -> nn.Module:
-    return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install, **options)
+def build(backbone: TimmBackbone, inject: Inject, options: TunedOptions) -> nn.Module:
+    """A model on all blocks of the backbone."""
+    spec = spec_of_backbone(backbone, range(backbone.depth))
+    return TunedBackbone(backbone, spec, CLASSES, inject=inject, options=options)
 
 
 class Step:
@@ -97,11 +101,12 @@ class Step:
         self.run()
 
     def loss(self) -> torch.Tensor:
+        """Forward pass and loss."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             return F.cross_entropy(self.model(self.images).float(), self.labels)
 
     def run(self) -> tuple[float, float]:
-        """Seconds that it took, and that the processor worked for it."""
+        """Make the step; returns its wall-clock and CPU seconds."""
         synchronize(self.device)
         started = time.perf_counter(), time.process_time()
         self.loss().backward()
@@ -112,7 +117,7 @@ class Step:
 
 
 def saved_bytes(step: Step) -> int:
-    """Bytes of the storages that autograd keeps for the backward pass, each counted once; weights left out."""
+    """Bytes of the storages that autograd keeps for the backward pass, each counted once, without the weights."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in step.model.parameters()}
     found: dict[int, int] = {}
 
@@ -123,14 +128,14 @@ def saved_bytes(step: Step) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = step.loss()  # alive until all storages are counted: a freed address might be used again
+        loss = step.loss()  # keep it until all storages are counted: a freed address might be reused
     n_bytes = sum(found.values())
     del loss
     return n_bytes
 
 
 def peak_bytes(step: Step) -> int | None:
-    """How far one step rises above the memory in use before it."""
+    """How far one step rises above the memory in use before it, in bytes."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -142,29 +147,32 @@ def peak_bytes(step: Step) -> int | None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Seconds and bytes of each contestant."""
+    """Measure seconds and bytes of each contestant."""
     device, precision = torch.device(args.device), torch.bfloat16 if args.bfloat16 else None
     builders = build_contestants(args.model, args.small)
     figures: dict[str, dict[str, Any]] = {}
+    # Memory: one model at a time.
     for name, builder in builders.items():
         step = Step(builder(), args.batch, device, precision)
         parameters = sum(tensor.numel() for tensor in trainable(step.model).values())
         figures[name] = {"parameters": parameters, "saved_bytes": saved_bytes(step), "peak_bytes": peak_bytes(step)}
         del step
+    # Time: all models take turns.
     steps = {name: Step(builder(), args.batch, device, precision) for name, builder in builders.items()}
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     names = list(steps)
     for turn in range(args.rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            taken[name].append(steps[name].run())
+            seconds[name].append(steps[name].run())
     for name in steps:
-        for key, values in zip(("seconds", "cpu_seconds"), zip(*taken[name], strict=True), strict=True):
+        for key, values in zip(("seconds", "cpu_seconds"), zip(*seconds[name], strict=True), strict=True):
             figures[name] |= {key: statistics.median(values), f"all_{key}": values}
     return figures
 
 
 def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Ours divided by theirs, for every pair of RATIOS and every figure."""
     keys = ("seconds", "cpu_seconds", "saved_bytes", "peak_bytes")
     return {
         name: {key: figures[ours][key] / figures[theirs][key] if figures[theirs][key] else None for key in keys}
@@ -173,6 +181,7 @@ def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | No
 
 
 def main() -> None:
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224", help="a timm model with fused qkv")
     parser.add_argument("--batch", type=int, default=8)

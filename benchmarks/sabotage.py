@@ -25,7 +25,7 @@ from benchmarks.sabotages import SABOTAGES, Sabotage
 from store.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-_COPIED = ("adapt", "benchmarks", "extract", "store", "tests", "pyproject.toml", "sidecache.py")
+_COPIED = ("adapt", "benchmarks", "extract", "sidecache", "store", "tests", "pyproject.toml")
 _FAILED = re.compile(r"^FAILED \S*?(tests/\S+?\.py::\S+)", re.MULTILINE)
 _TIMEOUT = 3600  # seconds, since a fault may keep tests from ending
 

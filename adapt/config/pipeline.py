@@ -13,7 +13,8 @@ from adapt.config.messages import explain, show
 from adapt.config.overrides import apply_overrides
 from adapt.config.variables import ExpandedText, Keys, expand, expanded_texts, restore_variables
 from adapt.config.yaml_text import read_yaml
-from adapt.methods.table import METHODS, find_method
+from adapt.methods.options import MethodOptions
+from adapt.methods.registry import METHODS, find_method
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from store.config import PositiveInt, StoreConfig
 from store.errors import UserError
@@ -73,7 +74,7 @@ class TrainConfig(StrictModel):
 class Trial(StrictModel):
     """One point of a method's grid; `lr` is None for a method that is solved instead of trained step by step."""
 
-    options: StrictModel
+    options: MethodOptions
     lr: Positive | None
     weight_decay: NonNegative
 
@@ -87,7 +88,7 @@ class MethodConfig(StrictModel):
     trials: tuple[Trial, ...]
 
     @property
-    def different_options(self) -> list[StrictModel]:
+    def different_options(self) -> list[MethodOptions]:
         """The distinct options of the trials: learning rate and weight decay do not change the model."""
         return list({trial.options.model_dump_json(): trial.options for trial in self.trials}.values())
 

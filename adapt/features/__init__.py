@@ -1,1 +1,1 @@
-"""Feature sources: stored tokens from memory or disk, tokens of the running backbone, or images."""
+"""Where training reads its inputs: stored tokens (`cached.py`), the running backbone (`online.py`), or images."""

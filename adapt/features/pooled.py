@@ -1,91 +1,92 @@
-"""Pooled tokens of whole splits, in memory, for those who read them more than once."""
+"""Pooled tokens of whole splits in memory: read-outs are standardized by them, and linear probes read nothing else."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from adapt.features.feature_sources import Features
+from adapt.features.feature_source import Features, Rows
 from adapt.methods.readout import Readout
 from store.console.progress import progress
 from store.layout import in_groups
 
-Rows = Int[np.ndarray, "_"]
-_MOVED_ROWS = 256  # of a split, evenly spread, that tell how far rounding moves a feature
+_ROWS_FOR_ROUNDING = 256  # evenly spread rows of a split from which the effect of rounding is estimated
 
 
 class PooledFeatures:
-    """Pooled, normalized tokens of whole splits: what read-outs are standardized by, and all that linear probes read.
+    """Pooled, normalized tokens of whole splits. Every pooling of every layer is computed once.
 
-    Every pooling of every layer is computed once, whatever asks for it again.
+    Args:
+        features: the tokens.
     """
 
     def __init__(self, features: Features) -> None:
         self.features = features
-        self._kept: dict[tuple[str, int, str], _Pooling] = {}
+        self._poolings: dict[tuple[str, int, str], _PooledSplit] = {}
 
     def require(self, split: str, layer: int, readouts: Sequence[Readout]) -> None:
-        """Compute what these read-outs need of a split, in one pass over it."""
+        """Compute all that these read-outs need of a split in one pass over it."""
         missing: dict[str, Readout] = {
-            readout.mode: readout for readout in readouts if (split, layer, readout.mode) not in self._kept
+            readout.mode: readout for readout in readouts if (split, layer, readout.mode) not in self._poolings
         }
         if missing:
             poolings = self._pool(split, layer, list(missing.values()))
-            self._kept |= {(split, layer, mode): pooling for mode, pooling in zip(missing, poolings, strict=True)}
+            self._poolings |= {(split, layer, mode): pooling for mode, pooling in zip(missing, poolings, strict=True)}
 
     def whole(self, split: str, layer: int, readout: Readout) -> Float[Tensor, "samples features"]:
-        """Pooled features of a whole split, in store order, on the CPU: a GPU has tokens to hold."""
+        """Pooled features of a whole split, in store order, on the CPU, to leave a GPU's memory to the tokens."""
         self.require(split, layer, [readout])
-        return self._kept[split, layer, readout.mode].values
+        return self._poolings[split, layer, readout.mode].values
 
     def rounding(self, split: str, layer: int, readout: Readout) -> Float[Tensor, "features"]:
-        """How far the rounding of the tokens moves each pooled feature, as `Readout.standardize` wants it."""
+        """How far the rounding of the tokens moves each pooled feature, for `Readout.standardize`."""
         self.require(split, layer, [readout])
-        return self._kept[split, layer, readout.mode].rounding
+        return self._poolings[split, layer, readout.mode].rounding
 
     @torch.no_grad()
-    def _pool(self, split: str, layer: int, readouts: Sequence[Readout]) -> list["_Pooling"]:
+    def _pool(self, split: str, layer: int, readouts: Sequence[Readout]) -> list["_PooledSplit"]:
         rows = np.arange(len(self.features.labels(split)))
         groups = in_groups(rows, self.features.samples_at_once([layer]))
-        poolings = [_Pooling(readout, len(rows)) for readout in readouts]
-        every, signs = math.ceil(len(rows) / _MOVED_ROWS), torch.Generator().manual_seed(0)
+        poolings = [_PooledSplit(readout, len(rows)) for readout in readouts]
+        step, generator = math.ceil(len(rows) / _ROWS_FOR_ROUNDING), torch.Generator().manual_seed(0)
         with progress(f"pooling {split}", len(rows), "samples") as advance:
             for group, tokens in self.features.batches(split, groups, [layer]):
-                some = tokens[layer][group % every == 0]
-                error = self.features.rounding(layer, some) * _random_signs(some, signs)
+                some = tokens[layer][group % step == 0]
+                error = self.features.rounding(layer, some) * _random_signs(some, generator)
                 for pooling in poolings:
                     pooling.add(group, tokens[layer], some, error)
                 advance(len(group))
         return poolings
 
 
-class _Pooling:
+class _PooledSplit:
     """One pooling of a split: its features, and how far they move with the rounding of the tokens."""
 
     def __init__(self, readout: Readout, n_rows: int) -> None:
-        self._readout, self._squares, self._moved = readout, torch.zeros(len(readout.mean)), 0
-        self.values = torch.empty(n_rows, len(readout.mean))
+        width = len(readout.mean)
+        self._readout, self._sum_of_squares, self._n_moved = readout, torch.zeros(width), 0
+        self.values = torch.empty(n_rows, width)
 
     def add(self, rows: Rows, tokens: Tensor, some: Tensor, error: Tensor) -> None:
-        """Pool the tokens of some rows that follow one another; `some` of them are moved by `error`."""
+        """Pool the tokens of consecutive rows, and `some` of them with and without an `error`."""
         self.values[rows[0] : rows[-1] + 1] = self._pool(tokens)
         if len(some):
             moved = self._pool(some + error) - self._pool(some)
-            self._squares += moved.square().sum(dim=0).cpu()
-            self._moved += len(some)
+            self._sum_of_squares += moved.square().sum(dim=0).cpu()
+            self._n_moved += len(some)
 
     def _pool(self, tokens: Tensor) -> Tensor:
         return self._readout.pool(self._readout.normalize(tokens))
 
     @property
     def rounding(self) -> Float[Tensor, "features"]:
-        """The root of the mean square over the rows that were moved."""
-        return (self._squares / self._moved).sqrt()
+        """The root mean square of the move, over the rows that were moved."""
+        return (self._sum_of_squares / self._n_moved).sqrt()
 
 
-def _random_signs(tokens: Float[Tensor, "rows tokens dim"], draw: torch.Generator) -> Float[Tensor, "rows 1 dim"]:
-    """One for every row and channel: the errors of a row's tokens do not cancel out where these hardly differ."""
-    return (torch.randint(0, 2, (len(tokens), 1, tokens.shape[2]), generator=draw) * 2.0 - 1).to(tokens.device)
+def _random_signs(tokens: Float[Tensor, "rows tokens dim"], generator: torch.Generator) -> Float[Tensor, "rows 1 dim"]:
+    """One sign for every row and channel: tokens of a row that hardly differ are all rounded in one direction."""
+    return (torch.randint(0, 2, (len(tokens), 1, tokens.shape[2]), generator=generator) * 2.0 - 1).to(tokens.device)

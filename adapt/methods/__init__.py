@@ -1,1 +1,1 @@
-"""The fine-tuning methods: the table of all, the head that they share, and their models."""
+"""Fine-tuning methods: `registry.py` lists them all; `from_features/` and `in_backbone/` hold their models."""

@@ -1,11 +1,10 @@
-"""What a feature-trained method must know of the tokens it gets."""
+"""Describes the tokens that a method reads, so that methods need not know where their features come from."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from store.layout import TokenLayout
 
@@ -13,59 +12,48 @@ TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
 
 
 @runtime_checkable
-class Tail(Protocol):
-    """The backbone's frozen read-out; `extract.backbones.pre_logits.Tail` is one.
+class PreLogits(Protocol):
+    """The frozen part of a backbone between its last block and its classifier: final norm and pooling.
 
-    `unavailable` says why the backbone does not pool, where it does not; `reads_patches`, whether it pools patches.
+    Attributes:
+        reads_patches: whether its pooling reads patch tokens.
+        unavailable: why the backbone has no pooling; empty if it has one.
     """
 
     reads_patches: bool
     unavailable: str
 
     def normalize(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Final norm."""
+        """Apply the final norm."""
         ...
 
     def can_pool(self, layout: TokenLayout) -> bool:
-        """Whether tokens of that layout hold what `pool` reads."""
+        """Whether tokens of this layout include all that `pool` reads."""
         ...
 
     def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
-        """Pooling of normalized tokens, as the backbone does it."""
+        """Pool normalized tokens as the backbone does."""
         ...
 
     def normalize_pooled(self, pooled: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-        """The norm that some backbones have behind their pooling."""
+        """Apply the norm that some backbones have after their pooling."""
         ...
 
 
-@runtime_checkable
-class TrainableBackbone(Protocol):
-    """A frozen backbone of which methods may train a copy: `extract.backbones.backbone.ModelBackbone` lists them.
-
-    `block_layout` is that of the tokens as one block sees them: of one frame, where frames run by themselves.
-    """
-
-    module: nn.Module
-    layout: TokenLayout
-    block_layout: TokenLayout
-    tail: Any
-
-    def trainable_copy(self, depth: int) -> "TrainableBackbone":
-        """The first `depth` blocks in a module of their own; the tail's norm is that module's."""
-        ...
-
-    def tokens(self, images: Float[Tensor, "batch ..."], layers: Sequence[int]) -> TokensByLayer:
-        """Block outputs of the chosen layers."""
-        ...
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """Layers (absolute block indices, ascending) of `dim` wide tokens, laid out as `layout`; `depth` blocks in all."""
+    """Layers, shape and final norm of the tokens that a method reads.
+
+    Args:
+        layers: absolute block indices, ascending.
+        depth: number of blocks of the backbone.
+        dim: width of a token.
+        layout: prefix tokens and patch grid.
+        pre_logits: the backbone's final norm and pooling.
+    """
 
     layers: tuple[int, ...]
     depth: int
     dim: int
     layout: TokenLayout
-    tail: Tail
+    pre_logits: PreLogits

@@ -1,4 +1,4 @@
-"""The one read-out that every method is offered: final norm, pooling, standardization, linear classifier."""
+"""The read-out, which all methods share: final norm, pooling, standardization, linear classifier."""
 
 from typing import Literal
 
@@ -9,37 +9,45 @@ from torch import Tensor, nn
 from adapt.methods.feature_spec import FeatureSpec
 from store.errors import UserError
 
-Pool = Literal["auto", "cls", "mean", "cls_mean", "backbone"]
+Pooling = Literal["auto", "cls", "mean", "cls_mean", "backbone"]
 
 
 class Readout(nn.Module):
     """Last-layer tokens -> frozen final norm -> pooling -> standardization -> linear head.
 
-    The standardization has the mean and deviation of the frozen features over the training rows, the same for every
-    method: without it a linear head converges slowly along the channels that vary least. A channel that varies by less
-    than a step of the stored format is not divided by its deviation, which is rounding noise (see `standardize`).
+    Features are standardized by the mean and deviation of the frozen features over the training rows, the same for
+    every method: without it a linear head converges slowly along the channels that vary least. A channel that varies by
+    less than a step of the stored format is not divided by its deviation, which is rounding noise (see `standardize`).
 
     Args:
+        spec: the features.
+        num_classes: width of the head.
         pool: `cls` (class token, or the mean of all: of all frames, and of a distilled model's two), `mean` (mean of
             the patch tokens), `cls_mean` (both, concatenated), `backbone` (as the backbone pools, its attention pool
-            included) or `auto` (`cls_mean`, or the one that is there). Registers are no class tokens.
+            included) or `auto` (`cls_mean`, or the one of the two that the features hold). Registers are no class
+            tokens.
+
+    Attributes:
+        mode: the pooling, with `auto` resolved.
+        reads_patches: whether it reads patch tokens.
 
     Raises:
-        UserError: the stored tokens do not hold what `pool` needs; `backbone`, and the backbone does not pool.
+        UserError: the stored tokens lack what `pool` needs; `backbone`, and the backbone does not pool.
     """
 
-    def __init__(self, spec: FeatureSpec, num_classes: int, pool: Pool) -> None:
+    def __init__(self, spec: FeatureSpec, num_classes: int, pool: Pooling) -> None:
         super().__init__()
-        classes, patches = spec.layout.num_class_tokens, spec.layout.num_patches
+        has_class, has_patches = spec.layout.num_class_tokens > 0, spec.layout.num_patches > 0
         if pool == "auto":
-            pool = "cls_mean" if classes and patches else "cls" if classes else "mean"
-        legal = _legal(spec)
+            pool = "cls_mean" if has_class and has_patches else "cls" if has_class else "mean"
+        legal = _legal_poolings(spec)
         if pool not in legal:
-            unavailable = spec.tail.unavailable if pool == "backbone" else ""
+            unavailable = spec.pre_logits.unavailable if pool == "backbone" else ""
             reason = unavailable or f"it needs tokens that are not there ({spec.layout})"
             raise UserError(f"pool {pool!r} is not available: {reason}; legal: {', '.join(legal)}")
-        self.mode, self.layout, self.tail = pool, spec.layout, spec.tail
-        self.reads_patches = spec.tail.reads_patches if pool == "backbone" else pool != "cls"
+        self.mode, self.layout = pool, spec.layout
+        self.tail = spec.pre_logits  # a name of adaptor files: methods that train the final norm save it as this
+        self.reads_patches = spec.pre_logits.reads_patches if pool == "backbone" else pool != "cls"
         width = spec.dim * (2 if pool == "cls_mean" else 1)
         self.head = nn.Linear(width, num_classes)
         self.mean: Tensor
@@ -51,10 +59,11 @@ class Readout(nn.Module):
         """Take mean and deviation from pooled frozen features; a channel that does not vary is only centered.
 
         Args:
+            pooled: features of the training rows.
             rounding: the most that rounding moves a channel by, half a step of the stored format. A deviation of less
                 than a step would be that of the rounding, which new images do not have: divided by it, their features
-                would lie far away from those that were trained on. From one step on, rounding moves a standardized
-                channel by half a deviation at most, and its mean by nothing that shows.
+                would be far away from those that were trained on. From one step on, rounding moves a standardized
+                channel by half a deviation at most, and its mean by a negligible amount.
         """
         device, std = self.mean.device, pooled.std(dim=0, correction=0)
         self.mean = pooled.mean(dim=0).to(device)
@@ -65,7 +74,7 @@ class Readout(nn.Module):
         return (pooled - self.mean) / self.std
 
     def normalize(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """The backbone's final norm."""
+        """Apply the backbone's final norm."""
         return self.tail.normalize(tokens)
 
     def pool(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch features"]:
@@ -95,9 +104,13 @@ class Readout(nn.Module):
         return self.classify(self.pool(tokens))
 
 
-def _legal(spec: FeatureSpec) -> list[str]:
-    """The ways to pool for which the tokens are there."""
-    classes, patches = spec.layout.num_class_tokens > 0, spec.layout.num_patches > 0
-    there = {"cls": classes, "mean": patches, "cls_mean": classes and patches}
-    there["backbone"] = spec.tail.can_pool(spec.layout)
-    return [pool for pool, legal in there.items() if legal]
+def _legal_poolings(spec: FeatureSpec) -> list[str]:
+    """The poolings whose tokens the features hold."""
+    has_class, has_patches = spec.layout.num_class_tokens > 0, spec.layout.num_patches > 0
+    legal = {
+        "cls": has_class,
+        "mean": has_patches,
+        "cls_mean": has_class and has_patches,
+        "backbone": spec.pre_logits.can_pool(spec.layout),
+    }
+    return [pool for pool, is_legal in legal.items() if is_legal]

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 from adapt.config.pipeline import Config, MethodConfig
-from adapt.features.feature_sources import spec_of_backbone
+from adapt.features.specs import spec_of_backbone
 from adapt.job.checks import require_match
 from adapt.job.feature_set import needed_layers
 from adapt.job.intrinsic_dimension import entry_of
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.table import build_model, find_method
-from extract.backbones.shape import backbone_shape
-from extract.job.wanted_schema import schema_for
+from adapt.methods.registry import build_model, find_method
+from extract.backbones.backbone_shape import backbone_shape
+from extract.job.store_schema import DatasetInfo, schema_for
 from extract.sources.open_source import ImageSource, open_source
 from store.address import free_disk_bytes, store_url
 from store.arrays import open_schema
@@ -72,14 +72,14 @@ class JobFacts:
     def stepwise(self) -> MethodConfig:
         """The method whose training steps on features are timed: LoSA, else the first such method of the job."""
         names = [method.name for method in self.config.parsed_methods()]
-        stepwise = [n for n in names if find_method(n).needs == "features" and not find_method(n).solved]
+        stepwise = [n for n in names if not find_method(n).trains_backbone and not find_method(n).solved]
         return entry_of(self.config, stepwise[0] if stepwise and "losa" not in stepwise else "losa")
 
     @cached_property
     def end_to_end(self) -> MethodConfig | None:
         """The first method of the job that trains through the backbone, except those with `targets: auto`."""
-        methods = (m for m in self.config.parsed_methods() if find_method(m.name).needs == "end_to_end")
-        return next((m for m in methods if getattr(m.trials[0].options, "targets", None) != "auto"), None)
+        methods = (m for m in self.config.parsed_methods() if find_method(m.name).trains_backbone)
+        return next((m for m in methods if not m.trials[0].options.needs_measurement), None)
 
     @cached_property
     def layers_read(self) -> tuple[int, ...]:
@@ -89,16 +89,15 @@ class JobFacts:
     def schema_of(self, store: StoreConfig) -> Schema:
         """The schema of such a store, without digests."""
         source, clips = self.source, self.config.data.clips
-        return schema_for(
-            self.shape,
-            store,
-            dataset=source.name if source else "",
+        unknown = {"weights_digest": "", "preprocessing_digest": "", "precision": "", "samples": {}}
+        dataset = DatasetInfo(
+            name=source.name if source else "",
             classes=source.classes if source else tuple(map(str, range(_DEFAULT_CLASSES))),
             multi_label=bool(source and source.multi_label),
-            rows=self.rows or {},
             views=clips.views if clips else 1,
-            facts={"weights_digest": "", "preprocessing_digest": "", "precision": "", "samples": {}},
+            rows=self.rows or {},
         )
+        return schema_for(self.shape, store, dataset, unknown)
 
     def spec_of(self, store: StoreConfig) -> FeatureSpec:
         """The features of such a store."""
@@ -109,7 +108,7 @@ class JobFacts:
         spec = self.spec_of(store)
         try:
             for method in self.config.parsed_methods():
-                if find_method(method.name).needs == "features":
+                if not find_method(method.name).trains_backbone:
                     with torch.device("meta"):
                         build_model(method.name, spec, len(self.schema.classes), method.trials[0].options)
                 elif store.tokens != "all":

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from adapt.config.pipeline import Config
-from adapt.features.feature_sources import Choice, choose_source
+from adapt.features.choice import Choice, choose_source
 from adapt.job.cost import break_even_epochs
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.plan import Plan
 from adapt.planning.proposals import Proposal, propose
 from adapt.planning.speeds import Speeds, measure_speeds
 from extract.forward.device import resolve_device
-from extract.job.open_store import CALIBRATION_SAMPLES
+from extract.job.int8_calibration import CALIBRATION_SAMPLES
 from store.errors import UserError
 
 _BYTES = TypeAdapter(ByteSize)
@@ -124,7 +124,7 @@ def _break_even(extract_seconds: float | None, epoch: Mapping[str, float | None]
 
 
 def _choose_source(job: JobFacts) -> Choice:
-    """The feature source that the training will choose; see `adapt.features.feature_sources.choose_source`."""
+    """The feature source that the training will choose; see `adapt.features.choice.choose_source`."""
     configured = job.config.train.feature_source
     if configured == "auto" and job.rows is None:
         return Choice("auto", "the number of samples is not known")

@@ -19,13 +19,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt.config.pipeline import Config, MethodConfig
-from adapt.features.feature_sources import Features, ResidentFeatures, StreamedFeatures
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.feature_source import Features
 from adapt.job.training_job import settings_of
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.table import build_model
+from adapt.methods.registry import build_model
 from adapt.planning.job_facts import JobFacts
 from adapt.training.candidate import Candidate
-from adapt.training.loop import fit
+from adapt.training.loop import TrainingTask, fit
 from adapt.training.objective import make_objective
 from extract.backbones.backbone import ModelBackbone
 from extract.config import ExtractConfig
@@ -37,9 +38,10 @@ from extract.sources.open_source import ImageSplit
 from store.address import local_path, store_url
 from store.arrays import STORED
 from store.kvstore import KeyValueStore
+from store.listing import Listing
 from store.reader import open_store
 from store.schema import Schema, SplitInfo
-from store.writer import Listing, StoreWriter, create_store
+from store.writer import StoreWriter, create_store
 
 _SECONDS = 0.5  # of one measurement; a call that takes longer is measured once
 _STORE_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of the temporary store
@@ -224,11 +226,8 @@ def _step_seconds(features: Features, method: MethodConfig, config: Config) -> f
     candidate = Candidate(model, trial.lr or config.train.lr, trial.weight_decay)
     objective = make_objective(labels, features.num_classes, features.multi_label, balance_classes=False)
     settings, rows = replace(settings_of(config, method, 0), epochs=1), np.arange(len(labels))
-
-    def train() -> None:
-        fit([candidate], features, rows, val_rows=rows[:1], settings=settings, objective=objective)
-
-    return _lap(train, features.device) / len(rows)
+    task = TrainingTask(features=features, rows=rows, val_rows=rows[:1], objective=objective)
+    return _lap(lambda: fit([candidate], task, settings), features.device) / len(rows)
 
 
 def _lap(work: Callable[[], object], device: torch.device) -> float:

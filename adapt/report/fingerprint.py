@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from adapt.methods.table import find_method
+from adapt.methods.registry import find_method
 from adapt.training.loop import Settings
 
 _STORE_FIELDS = ("layers", "tokens", "dtype")

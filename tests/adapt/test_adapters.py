@@ -1,18 +1,16 @@
-"""Bottlenecks behind the sublayers: plain ones, and ones of Kronecker products."""
+"""Adapters behind the sublayers, with plain weights and with weights of Kronecker products (Compacter)."""
 
 import copy
 from typing import Any
 
 import pytest
 import torch
-from end_to_end import CLASSES, DEPTH, DIM, EndToEnd, load, shake
+from end_to_end import DEPTH, DIM, EndToEnd, load, shake, tune
 from torch import Tensor, nn
 
-from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.in_backbone.adapters import Adapter, AdapterDropOptions, AdapterOptions, inject_adapters
-from adapt.methods.in_backbone.compacter import CompacterOptions, KroneckerLinear, inject_compacter
-from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
-from adapt.methods.table import count_params, trainable
+from adapt.methods.in_backbone.adapters import Adapter
+from adapt.methods.in_backbone.compacter import KroneckerLinear
+from adapt.methods.trained_parameters import count_params, trainable
 from extract.backbones.backbone import TimmBackbone, empty_backbone
 from store.errors import UserError
 
@@ -24,11 +22,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "eva02_tiny_patch14_224": {},
     "beit_base_patch16_224": {},
 }
-
-
-def build(backbone: TimmBackbone, install: Install, **options: Any) -> Tuned:
-    torch.manual_seed(0)
-    return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -46,9 +39,9 @@ class TestEveryFamily(EndToEnd):
         return load(family, **FAMILIES[family])
 
 
-def test_adapters_stand_before_both_residuals() -> None:
+def test_adapters_are_applied_before_both_residuals() -> None:
     backbone = load("vit_small_patch14_reg4_dinov2", init_values=0.5)
-    model = build(backbone, inject_adapters, bottleneck=8)
+    model = tune("adapter", {"bottleneck": 8}, backbone)
     shake(model)
     frozen, block = backbone.module.blocks[1], model.module.blocks[1]
     x = torch.randn(2, 21, DIM)
@@ -63,7 +56,7 @@ def test_adapters_stand_before_both_residuals() -> None:
 
 
 def test_a_dropped_sublayer_takes_its_adapter_along() -> None:
-    model = build(load("vit_tiny_patch16_224", drop_path_rate=0.2), inject_adapters, bottleneck=8)
+    model = tune("adapter", {"bottleneck": 8}, load("vit_tiny_patch16_224", drop_path_rate=0.2))
     shake(model)
     block, x = model.module.blocks[-1].train(), torch.randn(2, 17, DIM)
     block.drop_path1[1].drop_prob = block.drop_path2[1].drop_prob = 1 - 1e-9
@@ -86,31 +79,31 @@ def adapter_count(adapters: int, bottleneck: int, dim: int = DIM) -> int:
     ],
 )
 def test_adapters_are_where_they_are_asked_for(options: dict[str, Any], adapters: int) -> None:
-    model = build(load("vit_tiny_patch16_224"), inject_adapters, bottleneck=8, **options)
+    model = tune("adapter", {"bottleneck": 8, **options}, load("vit_tiny_patch16_224"))
     assert sum(isinstance(module, Adapter) for module in model.modules()) == adapters
     assert count_params(model)[0] == adapter_count(adapters, 8)
 
 
 @pytest.mark.parametrize(
-    ("install", "options", "count"),
+    ("method", "options", "count"),
     [
-        (inject_adapters, AdapterOptions(), adapter_count(24, 64, 768)),
-        (inject_adapters, AdapterDropOptions(), adapter_count(2, 64, 768)),
-        (inject_compacter, CompacterOptions(), 4 * 12 * (768 + 64) + 4**3 + 2 * 12 * (64 + 768)),
-        (inject_compacter, CompacterOptions(n=8, rank=2), 2 * 4 * 12 * (768 + 64) + 8**3 + 2 * 12 * (64 + 768)),
+        ("adapter", {}, adapter_count(24, 64, 768)),
+        ("adapter_drop", {}, adapter_count(2, 64, 768)),
+        ("compacter", {}, 4 * 12 * (768 + 64) + 4**3 + 2 * 12 * (64 + 768)),
+        ("compacter", {"n": 8, "rank": 2}, 2 * 4 * 12 * (768 + 64) + 8**3 + 2 * 12 * (64 + 768)),
     ],
 )
-def test_counts_follow_the_formulas_without_any_memory(install: Install, options: Any, count: int) -> None:
+def test_counts_follow_the_formulas_without_any_memory(method: str, options: dict[str, Any], count: int) -> None:
     backbone = empty_backbone("vit_base_patch16_224", {})
     with torch.device("meta"):
-        model = build(backbone, install, **options.model_dump())
+        model = tune(method, options, backbone)
     assert count_params(model)[0] == count
     assert all(tensor.is_meta for tensor in trainable(model).values())
 
 
 def test_adapters_in_the_last_block_ask_no_gradient_of_those_before() -> None:
     backbone = load("vit_tiny_patch16_224")
-    model = build(backbone, inject_adapters, layers=[-1])
+    model = tune("adapter", {"layers": [-1]}, backbone)
     seen: list[bool] = []
     for block in model.module.blocks:
         block.register_forward_hook(lambda block, args, output: seen.append(output.requires_grad))
@@ -136,10 +129,10 @@ def test_a_fresh_compacter_keeps_the_scale_of_its_input() -> None:
 
 def test_all_compacters_share_their_slow_factors_in_copies_and_files_too() -> None:
     backbone = load("vit_tiny_patch16_224")
-    model = build(backbone, inject_compacter, bottleneck=8)
+    model = tune("compacter", {"bottleneck": 8}, backbone)
     shake(model)
     images = torch.randn(2, *backbone.image_size)
-    fresh = build(backbone, inject_compacter, bottleneck=8)
+    fresh = tune("compacter", {"bottleneck": 8}, backbone)
     fresh.load_state_dict({name: tensor.detach() for name, tensor in trainable(model).items()}, strict=False)
     assert torch.equal(fresh(images), model(images))
     for one in (model, fresh, copy.deepcopy(model)):
@@ -148,15 +141,15 @@ def test_all_compacters_share_their_slow_factors_in_copies_and_files_too() -> No
 
 def test_an_n_that_does_not_divide_the_widths_is_refused_with_those_that_do() -> None:
     with pytest.raises(UserError, match=r"n \(3\) must divide.*\(32\) and bottleneck \(12\); legal here: \[1, 2, 4\]"):
-        build(load("vit_tiny_patch16_224"), inject_compacter, bottleneck=12, n=3)
+        tune("compacter", {"bottleneck": 12, "n": 3}, load("vit_tiny_patch16_224"))
 
 
-@pytest.mark.parametrize("install", [inject_adapters, inject_compacter])
-def test_blocks_without_two_residuals_are_refused(install: Install) -> None:
+@pytest.mark.parametrize("method", ["adapter", "compacter"])
+def test_blocks_without_two_residuals_are_refused(method: str) -> None:
     with pytest.raises(UserError, match=r"ParallelThingsBlock has no drop_path1; choose another method"):
-        build(load("vit_small_patch16_18x2_224"), install)
+        tune(method, {}, load("vit_small_patch16_18x2_224"))
 
 
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match=r"layers \[3\] do not exist: this backbone has 3, numbered 0 to 2"):
-        build(load("vit_tiny_patch16_224"), inject_adapters, layers=[3])
+        tune("adapter", {"layers": [3]}, load("vit_tiny_patch16_224"))

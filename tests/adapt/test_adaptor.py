@@ -1,4 +1,4 @@
-"""Adaptors on disk: the trained tensors and a card, which together give the same logits on the same backbone only."""
+"""A saved adaptor gives the same logits again, and only on the backbone that it was trained on."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tiny_vit import TINY
 from torch import nn
 
 import sidecache as sc
-from adapt.adaptor import Card, load_adaptor, save_adaptor, sealed
+from adapt.adaptor import Card, card_document, load_adaptor, save_adaptor
 from adapt.config.pipeline import Config
 from adapt.predict import predict
 from extract.backbones.backbone import TappedBackbone, TimmBackbone, digests, load_backbone
@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def trained(method: str, backbone: TimmBackbone) -> nn.Module:
-    """As after training: nothing that training decides is at its initial value."""
+    """A model in which no trained tensor and no statistic has its initial value."""
     torch.manual_seed(0)
     model = sc.create_model(method, backbone, 3, **OPTIONS[method])
     with torch.no_grad():
@@ -80,21 +80,23 @@ def refuse(path: Path, backbone: TimmBackbone | None = None) -> str:
 
 
 def card_of(path: Path) -> dict[str, Any]:
-    """The card of an adaptor, without what vouches for it."""
+    """The card of an adaptor, without digest and checksum."""
     card: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
     return {name: value for name, value in card.items() if name not in ("tensors_digest", "checksum")}
 
 
 def forge_card(path: Path, **changes: Any) -> Path:
-    """Change a card, or the tensors before, as the program itself would: digest and checksum fit."""
-    path.with_suffix(".json").write_text(json.dumps(sealed(card_of(path) | changes, path)))
+    """Change a card (and, before the call, the tensors) such that digest and checksum are right."""
+    path.with_suffix(".json").write_text(json.dumps(card_document(card_of(path) | changes, path)))
     return path
 
 
-# What is kept
+# Saving and loading
 
 
-def test_the_file_holds_what_training_leaves_behind_only(method: str, saved: Path, tiny_backbone: TimmBackbone) -> None:
+def test_the_file_holds_trained_tensors_and_the_standardization_only(
+    method: str, saved: Path, tiny_backbone: TimmBackbone
+) -> None:
     model, tensors = trained(method, tiny_backbone), load_file(saved)
     moved = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
     assert set(tensors) == moved | {"readout.mean", "readout.std"}
@@ -105,11 +107,11 @@ def test_the_file_holds_what_training_leaves_behind_only(method: str, saved: Pat
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("pass_backbone", [True, False])
 def test_a_loaded_adaptor_gives_identical_logits(
-    method: str, saved: Path, tiny_backbone: TimmBackbone, given: bool
+    method: str, saved: Path, tiny_backbone: TimmBackbone, pass_backbone: bool
 ) -> None:
-    adaptor = load_adaptor(saved, tiny_backbone if given else None, "cpu")
+    adaptor = load_adaptor(saved, tiny_backbone if pass_backbone else None, "cpu")
     images = torch.randn(4, 3, 32, 32)
     tokens = tiny_backbone.tokens(images, [0, 1, 2])
     expected = trained(method, tiny_backbone)(tokens)
@@ -190,7 +192,7 @@ def test_a_job_writes_an_adaptor_for_every_row(tiny_config: Callable[..., Config
         assert sum(tensor.numel() for tensor in tensors.values()) == row.trainable_params + row.head_params
 
 
-# What is refused
+# Refusals
 
 
 def test_another_backbone_is_refused_by_its_digest(saved: Path) -> None:
@@ -218,7 +220,7 @@ def test_a_users_module_can_be_given_as_the_backbone(tiny_backbone: TimmBackbone
     assert load_adaptor(path, tapped, "cpu").probabilities(torch.zeros(2, 3, 4, 4)).shape == (2, 3)
 
 
-def test_a_missing_file_or_card_is_told(saved: Path, tiny_backbone: TimmBackbone) -> None:
+def test_a_missing_file_or_card_is_reported(saved: Path, tiny_backbone: TimmBackbone) -> None:
     assert refuse(saved.with_name("none.safetensors")).startswith("there is no adaptor ")
     assert refuse(saved.parent).startswith("there is no adaptor ")
     card = saved.with_suffix(".json")
@@ -237,7 +239,7 @@ def test_a_missing_file_or_card_is_told(saved: Path, tiny_backbone: TimmBackbone
         ("\xff", "is no JSON: "),
     ],
 )
-def test_a_damaged_card_is_told(saved: Path, tiny_backbone: TimmBackbone, text: str, message: str) -> None:
+def test_a_damaged_card_is_reported(saved: Path, tiny_backbone: TimmBackbone, text: str, message: str) -> None:
     saved.with_suffix(".json").write_bytes(text.encode("latin-1"))
     assert message in refuse(saved, tiny_backbone)
 
@@ -259,7 +261,7 @@ def test_a_damaged_card_is_told(saved: Path, tiny_backbone: TimmBackbone, text: 
         ({"classes": ["a", "b"]}, "does not hold the tensors that its card describes: [('readout.head.bias', (2,))"),
     ],
 )
-def test_a_card_with_a_wrong_field_is_told(
+def test_a_card_with_a_wrong_field_is_reported(
     saved: Path, tiny_backbone: TimmBackbone, changes: dict[str, Any], message: str
 ) -> None:
     assert message in refuse(forge_card(saved, **changes), tiny_backbone)

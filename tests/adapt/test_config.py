@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapt.config.pipeline import Config, load_config
-from adapt.methods.table import METHODS
+from adapt.methods.registry import METHODS
 from extract.config import ClipConfig
 from store.config import Every, Last, Pool
 from store.errors import UserError
@@ -120,7 +120,7 @@ def test_a_value_in_place_of_a_section_says_what_belongs_there(given: Any) -> No
         ("train", {"class_weights": "x"}, "train.class_weights: given 'x'; legal: balanced or null"),
         ("train", {"feature_source": "x"}, "'auto', 'resident', 'streamed' or 'online'"),
         ("train", {"warmup": 1.0}, "train.warmup: given 1.0; input should be less than 1"),
-        ("data", {"source": "csv", "video": {"frames": 8}}, "data.video is given, but data.source is csv: take video_"),
+        ("data", {"source": "csv", "video": {"frames": 8}}, "data.video is given, but data.source is csv; use video_"),
         ("data", {"val_fraction": 0.0}, "data.val_fraction: given 0.0; input should be greater than 0"),
         ("data", {"val_fraction": float("nan")}, "data.val_fraction: given nan"),
         (
@@ -199,11 +199,6 @@ def test_a_huge_value_is_cut_in_the_message() -> None:
     assert len(refuse(train={"epochs": "x" * 10_000})) < 250
     assert len(refuse(train={"lr": 10**400})) < 250
     assert "given a huge int" in refuse(name=10**5000)
-
-
-def test_views_are_accepted_with_their_default_only() -> None:
-    load("data.views=1")
-    assert "data.views: given 4; legal: 1 (augmented views are not available yet)" in refuse("data.views=4")
 
 
 @pytest.mark.parametrize(

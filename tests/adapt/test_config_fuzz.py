@@ -187,7 +187,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def stop(*_: object, **__: object) -> None:
         raise UserError("the job would begin")
 
-    for place in ("sidecache.extract", "sidecache.run", "sidecache._extract_first"):
+    for place in ("sidecache.extract", "sidecache.run", "sidecache.steps.extract_first"):
         monkeypatch.setattr(place, stop)
     monkeypatch.setattr("adapt.planning.planner.make_plan", stop)
     write(tmp_path, MINIMAL)

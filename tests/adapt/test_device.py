@@ -1,4 +1,4 @@
-"""Every method on a device that is not the CPU, without one: fake tensors compute nothing, but mind where they lie."""
+"""Every method runs on another device than the CPU, shown without one: fake tensors have a device but no values."""
 
 import copy
 from typing import Any
@@ -24,7 +24,7 @@ def put_elsewhere(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
 
 
 def move(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy, whose parameters and buffers move as in `nn.Module.to`; what it keeps otherwise stays where it is."""
+    """A copy with its parameters and buffers moved as by `nn.Module.to`; other tensor attributes stay on the CPU."""
     moved = copy.deepcopy(model)
     for module in moved.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -42,7 +42,7 @@ def take_step(model: nn.Module, inputs: Any, weights: Tensor | None) -> None:
     assert all(p.grad is not None and p.grad.device == ELSEWHERE for p in moved)
 
 
-def test_a_tensor_that_stayed_on_the_cpu_is_noticed() -> None:
+def test_a_tensor_that_stayed_on_the_cpu_raises() -> None:
     class Forgetful(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.ones(CLASSES)

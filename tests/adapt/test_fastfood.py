@@ -1,26 +1,23 @@
-"""Fastfood as the matrix it stands for, and training a module in the subspace that it spans."""
+"""Fastfood equals the matrix of its formula, and a module can be trained in the subspace that it spans."""
 
 import copy
-import inspect
 from typing import Any
 
 import pytest
 import torch
+from end_to_end import tune
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapt.features.feature_sources import spec_of_backbone
 from adapt.methods.in_backbone.fastfood import Fastfood, hadamard
 from adapt.methods.in_backbone.merge import merge
-from adapt.methods.in_backbone.random_subspace import IntrinsicOptions, Subspace, inject_intrinsic
-from adapt.methods.in_backbone.tuned_backbone import Tuned
-from adapt.methods.table import adapter_state_dict, count_params, trainable
+from adapt.methods.in_backbone.random_subspace import Subspace
+from adapt.methods.trained_parameters import adapter_state_dict, count_params, trainable
 from extract.backbones.backbone import TimmBackbone, load_backbone
-from extract.backbones.weights import build_empty
+from extract.backbones.timm_models import build_empty
 from extract.config import BackboneConfig
 from store.errors import UserError
 
-CLASSES = 4
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8}
 
 
@@ -43,7 +40,7 @@ def literal_matrix(fastfood: Fastfood) -> Tensor:
 
 
 def dense(fastfood: Fastfood) -> Tensor:
-    """The matrix by the columns that the map gives."""
+    """The matrix of the map, column by column."""
     return torch.stack([fastfood(column) for column in torch.eye(fastfood.dim, dtype=torch.float64)], dim=1)
 
 
@@ -54,10 +51,10 @@ def test_hadamard_is_the_matrix(width: int) -> None:
     torch.testing.assert_close(hadamard(hadamard(x)), width * x)
 
 
-# one number, a power of two, not one, whole blocks, a part of a block, fewer rows than a block has
+# dim 1; a power of two and not; whole blocks and a part of one; fewer rows than one block
 @pytest.mark.parametrize(("dim", "size"), [(1, 7), (8, 64), (5, 64), (5, 61), (16, 100), (9, 10)])
 class TestFastfood:
-    def test_it_is_the_matrix_it_stands_for(self, dim: int, size: int) -> None:
+    def test_it_is_the_matrix_of_the_formula(self, dim: int, size: int) -> None:
         fastfood = Fastfood(dim, size, seed=1).double()
         assert dense(fastfood).shape == (size, dim)
         torch.testing.assert_close(dense(fastfood), literal_matrix(fastfood))
@@ -98,7 +95,7 @@ def test_the_map_is_in_no_state_dict() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers that any tensor computed inside holds."""
+    """Records the size of the largest tensor that is computed inside it."""
 
     numel = 0
 
@@ -118,7 +115,7 @@ def test_no_matrix_is_ever_formed() -> None:
     assert largest.numel < size + 2 * 512
 
 
-# ---- the method
+# The method
 
 
 def load(name: str, image_size: int = 32, **kwargs: Any) -> TimmBackbone:
@@ -127,9 +124,8 @@ def load(name: str, image_size: int = 32, **kwargs: Any) -> TimmBackbone:
     return load_backbone(config)
 
 
-def tuned(backbone: TimmBackbone, **options: Any) -> Tuned:
-    spec = spec_of_backbone(backbone, range(backbone.depth))
-    return Tuned(backbone, spec, CLASSES, inject_intrinsic, **({"dim": 10} | options))
+def tuned(backbone: TimmBackbone, **options: Any) -> Any:
+    return tune("intrinsic", {"dim": 10} | options, backbone)
 
 
 def step(model: nn.Module, images: Tensor, lr: float = 0.5) -> None:
@@ -248,14 +244,9 @@ def test_what_does_not_fit_is_refused(tiny_backbone: TimmBackbone, options: dict
 
 def test_a_block_without_the_module_is_refused() -> None:
     fused = load("vit_base_patch16_xp_224")  # one projection for attention and MLP
-    with pytest.raises(UserError, match="have no mlp of their own"):
+    with pytest.raises(UserError, match="have no separate mlp"):
         tuned(fused, module="mlp")
 
 
 def test_as_many_numbers_as_the_module_has_are_legal(tiny_backbone: TimmBackbone) -> None:
     assert count_params(tuned(tiny_backbone, dim=4224))[0] == 4224
-
-
-def test_options_are_the_arguments_of_the_installation() -> None:
-    arguments = list(inspect.signature(inject_intrinsic).parameters.values())[1:]
-    assert {argument.name: argument.default for argument in arguments} | {"pool": "auto"} == dict(IntrinsicOptions())

@@ -1,4 +1,4 @@
-"""Resident, streamed and online features are the same numbers."""
+"""Resident, streamed and online features give the same numbers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,20 +14,18 @@ from tiny_vit import TINY
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.features.feature_sources import (
-    OnlineFeatures,
-    ResidentFeatures,
-    StreamedFeatures,
-    choose_source,
-    spec_of_backbone,
-    spec_of_store,
-)
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.choice import choose_source
+from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
-from adapt.job.feature_set import Inputs, needed_layers
-from adapt.job.training_job import adaptor_path
+from adapt.features.specs import spec_of_backbone, spec_of_store
+from adapt.job.feature_set import needed_layers
+from adapt.job.inputs import Inputs
 from adapt.job.training_job import train as train_job
+from adapt.job.trial_run import adaptor_path
 from adapt.methods.readout import Readout
-from adapt.methods.table import build_model, trainable
+from adapt.methods.registry import build_model
+from adapt.methods.trained_parameters import trainable
 from extract.backbones.backbone import TimmBackbone
 from extract.forward.frozen_forward import FrozenForward
 from store.errors import JobError, UserError
@@ -66,7 +64,7 @@ def test_online_features_are_the_stored_ones_to_the_bit_whatever_the_batch(tiny_
 
 
 def test_the_three_sources_train_to_the_same_bits(tiny_config: MakeConfig) -> None:
-    """float32 on one CPU: cached training is online training."""
+    """In float32 on a CPU, training from the cache equals training online."""
     trained = {}
     for kind in ("resident", "streamed", "online"):
         config = tiny_config(f"train.feature_source={kind}", "methods=[{name: losa, rank: 4, token_rank: 2}]")
@@ -80,7 +78,7 @@ def test_the_three_sources_train_to_the_same_bits(tiny_config: MakeConfig) -> No
 
 @pytest.mark.parametrize("change", ["images", "labels", "classes"])
 def test_online_results_of_other_samples_are_not_taken_for_these(tiny_config: MakeConfig, change: str) -> None:
-    """Of a user's datasets the configuration says nothing."""
+    """The configuration does not describe a user's own datasets."""
     config = tiny_config("train.feature_source=online", "methods=[linear_probe]")
     pairs = [(Image.new("RGB", (32, 32), (9 * row, 80 * (row % 2), 90)), row % 2) for row in range(24)]
     other = [(image.rotate(9, fillcolor="red") if change == "images" else image, label) for image, label in pairs]
@@ -116,12 +114,12 @@ def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) 
 
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_the_read_out_of_a_store_is_that_of_the_backbone(tiny_config: MakeConfig, final_norm: bool) -> None:
-    """Also where the backbone's has no tensor: then nothing stands before the pooling."""
+    """Also if the backbone has no final norm: then tokens are pooled as they are."""
     kwargs = TINY | {"final_norm": final_norm}
     config = tiny_config(f"backbone.model_kwargs={kwargs}", "methods=[{name: losa, rank: 4, token_rank: 2}]")
     inputs = Inputs(config)
     store = sc.extract(config).store
-    of_store, of_backbone = spec_of_store(store).tail, spec_of_backbone(inputs.backbone, range(3)).tail
+    of_store, of_backbone = spec_of_store(store).pre_logits, spec_of_backbone(inputs.backbone, range(3)).pre_logits
     assert len(store.tail_arrays()) == (2 if final_norm else 0)
     tokens = torch.randn(2, 17, 32) * 3 + 1
     assert torch.equal(of_store.normalize(tokens), of_backbone.normalize(tokens))
@@ -129,7 +127,7 @@ def test_the_read_out_of_a_store_is_that_of_the_backbone(tiny_config: MakeConfig
 
 
 @torch.no_grad()
-def test_without_a_final_norm_a_head_stands_on_the_pooled_tokens_themselves(tiny_config: MakeConfig) -> None:
+def test_without_a_final_norm_the_head_reads_the_pooled_tokens_as_they_are(tiny_config: MakeConfig) -> None:
     config = tiny_config(f"backbone.model_kwargs={TINY | {'final_norm': False}}", "methods=[linear_probe]")
     (row,) = sc.run(config)
     readout = sc.load_adaptor(adaptor_path(config.run_dir, row), device="cpu").model.readout
@@ -137,17 +135,19 @@ def test_without_a_final_norm_a_head_stands_on_the_pooled_tokens_themselves(tiny
     _, tokens = next(StreamedFeatures(sc.open_store(config.store.path), CPU).batches("train", [rows], [2]))
     pooled = torch.cat([tokens[2][:, 0], tokens[2][:, 1:].mean(dim=1)], dim=1)
     torch.testing.assert_close(readout.pool(readout.normalize(tokens[2])), pooled)
-    torch.testing.assert_close(readout.std, pooled.std(dim=0, correction=0), rtol=0.2, atol=0.0)  # less validation rows
+    torch.testing.assert_close(
+        readout.std, pooled.std(dim=0, correction=0), rtol=0.2, atol=0.0
+    )  # without the validation rows
 
 
 def test_looking_for_the_layers_that_are_read_draws_nothing(
     tiny_config: MakeConfig, tiny_backbone: TimmBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes no memory either, and of trials that differ in their rates it looks at one."""
+    """It takes no memory either, and builds one model for trials that differ in their rates only."""
     built = []
 
-    def counted(*arguments: Any) -> torch.nn.Module:
-        built.append(build_model(*arguments))
+    def counted(*args: Any, **kwargs: Any) -> torch.nn.Module:
+        built.append(build_model(*args, **kwargs))
         return built[-1]
 
     monkeypatch.setattr("adapt.job.feature_set.build_model", counted)

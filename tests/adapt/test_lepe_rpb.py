@@ -1,19 +1,17 @@
-"""LePE and relative position bias: timm's attention with hooks, against the attention written out."""
+"""LePE and relative position bias, by hooks on timm's attention, equal an attention that is written out."""
 
 from typing import Any
 
 import pytest
 import torch
-from end_to_end import CLASSES, DIM, HEADS, EndToEnd, load, shake
+from end_to_end import DIM, HEADS, EndToEnd, load, shake, tune
 from literal_positions import literal_bias, literal_convolution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.in_backbone.lepe import LocalEncoding, inject_lepe
-from adapt.methods.in_backbone.relative_position_bias import RelativePositionBias, inject_rpb
-from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
-from adapt.methods.table import count_params, trainable
+from adapt.methods.in_backbone.lepe import LocalEncoding
+from adapt.methods.in_backbone.relative_position_bias import RelativePositionBias
+from adapt.methods.trained_parameters import count_params, trainable
 from extract.backbones.backbone import TimmBackbone, empty_backbone
 from store.errors import UserError
 
@@ -24,17 +22,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("vit_small_patch14_reg4_dinov2", {"init_values": 0.5}),
     ("vit_base_patch16_siglip_224", {"img_size": (48, 16)}),
     ("eva02_base_patch14_224", {}),  # separate projections
-    ("eva_giant_patch14_224", {}),  # one projection, whose bias is kept apart
+    ("eva_giant_patch14_224", {}),  # one projection, with a separate bias
     ("vit_small_patch16_rope_mixed_224", {"init_values": 0.5}),
     ("beit_base_patch16_224", {}),
     ("beit_base_patch16_224", {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),
 ]
-INSTALLS = pytest.mark.parametrize("install", [inject_lepe, inject_rpb])
-
-
-def build(backbone: TimmBackbone, install: Install) -> Tuned:
-    torch.manual_seed(0)
-    return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install).eval()
+METHODS = pytest.mark.parametrize("method", ["lepe", "rpb"])
 
 
 def project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +41,7 @@ def project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def literal_attention(attention: Any, x: Tensor, bias: Tensor, local: Tensor) -> Tensor:
-    """The attention without any trick: `bias` is added to the logits, `local` to the output."""
+    """The attention, written out: `bias` is added to the logits, `local` to the output."""
     q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in project(attention, x))
     if hasattr(attention, "q_norm"):
         q, k = attention.q_norm(q), attention.k_norm(k)
@@ -67,7 +60,7 @@ def own_bias(attention: Any) -> Tensor:
 class TestAgainstTheAttentionWrittenOut:
     def test_lepe(self, name: str, kwargs: dict[str, Any]) -> None:
         backbone = load(name, **kwargs)
-        model, layout = build(backbone, inject_lepe), backbone.layout
+        model, layout = tune("lepe", {}, backbone), backbone.layout
         shake(model)
         attention, x = model.module.blocks[1].attn, torch.randn(2, layout.num_tokens, DIM)
         plain = backbone.module.blocks[1].attn
@@ -77,7 +70,7 @@ class TestAgainstTheAttentionWrittenOut:
 
     def test_rpb(self, name: str, kwargs: dict[str, Any]) -> None:
         backbone = load(name, **kwargs)
-        model, layout = build(backbone, inject_rpb), backbone.layout
+        model, layout = tune("rpb", {}, backbone), backbone.layout
         shake(model)
         attention, x = model.module.blocks[1].attn, torch.randn(2, layout.num_tokens, DIM)
         plain = backbone.module.blocks[1].attn
@@ -93,8 +86,8 @@ class TestEveryFamily(EndToEnd):
         return load(name, **kwargs)
 
 
-@INSTALLS
-def test_the_fused_kernel_still_computes_the_attention(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+@METHODS
+def test_the_fused_kernel_still_computes_the_attention(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fused, calls = F.scaled_dot_product_attention, []
 
     def spy(*args: Any, **kwargs: Any) -> Tensor:
@@ -102,23 +95,23 @@ def test_the_fused_kernel_still_computes_the_attention(install: Install, monkeyp
         return fused(*args, **kwargs)
 
     backbone = load("vit_tiny_patch16_224")
-    model = build(backbone, install)
+    model = tune(method, {}, backbone)
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     model(torch.randn(2, *backbone.image_size))
     assert len(calls) == 3
 
 
-@INSTALLS
-def test_a_model_may_be_cast_to_half_precision(install: Install) -> None:
+@METHODS
+def test_a_model_may_be_cast_to_half_precision(method: str) -> None:
     backbone = load("vit_tiny_patch16_224")
-    model = build(backbone, install).bfloat16()
+    model = tune(method, {}, backbone).bfloat16()
     shake(model)
     assert model(torch.randn(2, *backbone.image_size).bfloat16()).isfinite().all()
 
 
 def test_lepe_keeps_no_tensor_between_passes() -> None:
     backbone = load("eva_giant_patch14_224")
-    model = build(backbone, inject_lepe)
+    model = tune("lepe", {}, backbone)
     model.module.set_grad_checkpointing(True)
     encodings = [module for module in model.modules() if isinstance(module, LocalEncoding)]
     logits = model(torch.randn(2, *backbone.image_size))
@@ -150,7 +143,7 @@ def test_relative_position_bias_gives_none_to_prefix_tokens() -> None:
 
 def test_relative_position_bias_adds_to_a_mask_that_is_given() -> None:
     backbone = load("vit_tiny_patch16_224")
-    model = build(backbone, inject_rpb)
+    model = tune("rpb", {}, backbone)
     shake(model)
     attention, x, mask = model.module.blocks[0].attn, torch.randn(2, 17, DIM), torch.randn(1, 1, 17, 17)
     bias = literal_bias(attention.rpb.table, 1, (4, 4)) + mask
@@ -159,20 +152,20 @@ def test_relative_position_bias_adds_to_a_mask_that_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("install", "kwargs", "count"),
+    ("method", "kwargs", "count"),
     [
-        (inject_lepe, {}, 92_160),
-        (inject_lepe, {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 61_440),
-        (inject_rpb, {}, 104_976),
-        (inject_rpb, {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 16_224),
-        (inject_lepe, {"img_size": (224, 320)}, 92_160),
-        (inject_rpb, {"img_size": (224, 320)}, 12 * 12 * 27 * 39),
+        ("lepe", {}, 92_160),
+        ("lepe", {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 61_440),
+        ("rpb", {}, 104_976),
+        ("rpb", {"embed_dim": 512, "num_heads": 8, "patch_size": 32}, 16_224),
+        ("lepe", {"img_size": (224, 320)}, 92_160),
+        ("rpb", {"img_size": (224, 320)}, 12 * 12 * 27 * 39),
     ],
 )
-def test_counts_are_the_published_ones_without_any_memory(install: Install, kwargs: dict[str, Any], count: int) -> None:
+def test_counts_are_the_published_ones_without_any_memory(method: str, kwargs: dict[str, Any], count: int) -> None:
     backbone = empty_backbone("vit_base_patch16_224", kwargs)
     with torch.device("meta"):
-        model = build(backbone, install)
+        model = tune(method, {}, backbone)
     assert count_params(model)[0] == count
     assert all(tensor.is_meta for tensor in trainable(model).values())
 
@@ -181,17 +174,17 @@ def test_lepe_refuses_a_v_narrower_than_the_output() -> None:
     backbone = load("eva02_base_patch14_224")
     backbone.module.blocks[1].attn.v_proj = nn.Linear(DIM, DIM // 2)
     with pytest.raises(UserError, match=r"32 wide, a convolution of V, which is 16 wide here \(grouped-query"):
-        build(backbone, inject_lepe)
+        tune("lepe", {}, backbone)
 
 
 @pytest.mark.parametrize(
-    ("install", "name", "message"),
+    ("method", "name", "message"),
     [
-        (inject_lepe, "vit_small_patch16_18x2_224", "this backbone has no 'v' in its blocks .ParallelThingsBlock"),
-        (inject_rpb, "vit_small_patch16_18x2_224", "that of ParallelThingsBlock does not take .attn_mask or shared"),
-        (inject_rpb, "vit_relpos_small_patch16_224", "that of RelPosBlock does not take .attn_mask or shared"),
+        ("lepe", "vit_small_patch16_18x2_224", "this backbone has no 'v' in its blocks .ParallelThingsBlock"),
+        ("rpb", "vit_small_patch16_18x2_224", "that of ParallelThingsBlock does not take .attn_mask or shared"),
+        ("rpb", "vit_relpos_small_patch16_224", "that of RelPosBlock does not take .attn_mask or shared"),
     ],
 )
-def test_an_attention_that_cannot_be_reached_is_refused(install: Install, name: str, message: str) -> None:
+def test_an_attention_that_cannot_be_reached_is_refused(method: str, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build(load(name), install)
+        tune(method, {}, load(name))

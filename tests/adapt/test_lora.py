@@ -1,4 +1,4 @@
-"""LoRA: its counts, and the same numbers as peft's."""
+"""LoRA has the published counts and computes the same as peft's."""
 
 import importlib.util
 import json
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from tuned_models import build, build_with, count_on_meta, disturb, draw_images
+from tuned_models import build, build_method, build_with, count_on_meta, disturb, draw_images
 
-from adapt.methods.byte_dropout import ByteDropout
-from adapt.methods.in_backbone.linear_updates import update_tensors
-from adapt.methods.in_backbone.lora import LoRAOptions, inject_lora, inject_lora_fix
-from adapt.methods.in_backbone.target_modules import Vit
-from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
-from adapt.methods.table import trainable
+from adapt.methods.dropout import ByteDropout
+from adapt.methods.in_backbone.lora import LoRAOptions
+from adapt.methods.in_backbone.target_modules import TargetViT
+from adapt.methods.in_backbone.tuned_backbone import TunedBackbone, TunedOptions
+from adapt.methods.in_backbone.updated_linear import update_tensors
+from adapt.methods.trained_parameters import trainable
 from benchmarks.record import machine
 
 
@@ -27,16 +27,16 @@ def _seed() -> None:
 
 @pytest.mark.parametrize(("width", "rank", "count"), [(768, 4, 147_456), (512, 4, 98_304), (768, 16, 589_824)])
 def test_lora_trains_4_l_d_r_and_lora_fix_half_of_it(width: int, rank: int, count: int) -> None:
-    assert count_on_meta(inject_lora, width, rank=rank) == count
-    assert count_on_meta(inject_lora_fix, width, rank=rank) == count // 2
+    assert count_on_meta("lora", width, rank=rank) == count
+    assert count_on_meta("lora_fix", width, rank=rank) == count // 2
 
 
 def test_lora_of_the_mlp_counts_both_widths() -> None:
-    assert count_on_meta(inject_lora, 512, targets=("fc1", "fc2")) == 2 * 12 * 4 * (512 + 2048)
+    assert count_on_meta("lora", 512, targets=("fc1", "fc2")) == 2 * 12 * 4 * (512 + 2048)
 
 
 def test_the_first_factor_is_drawn_as_a_linear_map_and_the_second_is_zero() -> None:
-    update = build_with(inject_lora, rank=8).module.blocks[0].attn.qkv.updates[0]
+    update = build_method("lora", rank=8).module.blocks[0].attn.qkv.updates[0]
     drawn = update.down.detach()
     assert 0.9 * 32**-0.5 < float(drawn.max()) <= 32**-0.5
     assert float(drawn.std()) == pytest.approx((3 * 32) ** -0.5, rel=0.1)
@@ -44,7 +44,7 @@ def test_the_first_factor_is_drawn_as_a_linear_map_and_the_second_is_zero() -> N
 
 
 def test_alpha_over_rank_scales_the_update() -> None:
-    plain, scaled = (disturb(build_with(inject_lora, alpha=alpha)) for alpha in (None, 12.0))
+    plain, scaled = (disturb(build_method("lora", alpha=alpha)) for alpha in (None, 12.0))
     scaled.load_state_dict(plain.state_dict())
     pairs = zip(plain.module.blocks, scaled.module.blocks, strict=True)
     for one, three in ((a.attn.qkv.updates[1], b.attn.qkv.updates[1]) for a, b in pairs):
@@ -52,9 +52,9 @@ def test_alpha_over_rank_scales_the_update() -> None:
     assert LoRAOptions().alpha is None
 
 
-@pytest.mark.parametrize(("install", "values"), [(inject_lora, 32 + 2 * 4), (inject_lora_fix, 2 * 4)])
-def test_the_backward_pass_keeps_the_input_once_and_for_lora_fix_not_at_all(install: Install, values: int) -> None:
-    linear = build_with(install, rank=4).module.blocks[1].attn.qkv
+@pytest.mark.parametrize(("method", "values"), [("lora", 32 + 2 * 4), ("lora_fix", 2 * 4)])
+def test_the_backward_pass_keeps_the_input_once_and_for_lora_fix_not_at_all(method: str, values: int) -> None:
+    linear = build_method(method, rank=4).module.blocks[1].attn.qkv
     weights = {tensor.data_ptr() for tensor in linear.parameters()}
     kept: dict[int, Tensor] = {}
     x = torch.randn(3, 7, 32, requires_grad=True) * 1.0
@@ -80,23 +80,23 @@ def test_dropout_next_to_one_leaves_a_little() -> None:
     assert 0 < kept < (1 << 16) / 100
 
 
-def inject_peft(vit: Vit, rank: int, alpha: int) -> None:
+def inject_peft(vit: TargetViT, options: TunedOptions) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed: nothing to compare with")
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+    config = peft.LoraConfig(r=3, lora_alpha=6, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
     peft.inject_adapter_in_model(config, vit.module)
 
 
 def peft_name(name: str) -> str:
-    """Where peft keeps what is called so here."""
+    """The name of one of our tensors in peft's model."""
     factor = "lora_A" if name.endswith("down") else "lora_B"
     return name.partition("updates.")[0] + factor + ".default.weight"
 
 
 @pytest.fixture
-def pair() -> tuple[Tuned, Tuned]:
-    """Our model and peft's, the same tensors in both."""
-    theirs = build_with(inject_peft, "eva, separate", rank=3, alpha=6)
-    ours = disturb(build_with(inject_lora, "eva, separate", rank=3, alpha=6.0))
+def pair() -> tuple[TunedBackbone, TunedBackbone]:
+    """Our model and peft's, with the same values."""
+    theirs = build_with(inject_peft, "eva, separate")
+    ours = disturb(build_method("lora", "eva, separate", rank=3, alpha=6.0))
     theirs.readout.load_state_dict(ours.readout.state_dict(), strict=False)
     with torch.no_grad():
         for name, tensor in update_tensors(ours).items():
@@ -104,7 +104,7 @@ def pair() -> tuple[Tuned, Tuned]:
     return ours, theirs
 
 
-def test_outputs_and_gradients_are_those_of_peft(pair: tuple[Tuned, Tuned]) -> None:
+def test_outputs_and_gradients_are_those_of_peft(pair: tuple[TunedBackbone, TunedBackbone]) -> None:
     ours, theirs = pair
     images = draw_images("eva, separate")
     losses = [model(images).square().mean() for model in pair]
@@ -118,7 +118,7 @@ def test_outputs_and_gradients_are_those_of_peft(pair: tuple[Tuned, Tuned]) -> N
         torch.testing.assert_close(tensor.grad, theirs.get_parameter(peft_name(name)).grad, rtol=1e-4, atol=1e-6)
 
 
-def test_training_goes_the_way_that_peft_goes(pair: tuple[Tuned, Tuned]) -> None:
+def test_training_gives_the_losses_of_peft(pair: tuple[TunedBackbone, TunedBackbone]) -> None:
     images, losses = draw_images("eva, separate"), []
     for model in pair:
         optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.01)
@@ -127,7 +127,7 @@ def test_training_goes_the_way_that_peft_goes(pair: tuple[Tuned, Tuned]) -> None
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-3, atol=1e-4)
 
 
-def train_step(model: Tuned, optimizer: torch.optim.Optimizer, images: Tensor) -> float:
+def train_step(model: TunedBackbone, optimizer: torch.optim.Optimizer, images: Tensor) -> float:
     loss = torch.nn.functional.cross_entropy(model(images), torch.arange(len(images)))
     optimizer.zero_grad()
     loss.backward()

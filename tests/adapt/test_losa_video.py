@@ -1,18 +1,18 @@
-"""LoSA on the tokens of videos, and what the other methods that train from features make of them."""
+"""LoSA and the other methods that train from features, on tokens of videos."""
 
 import itertools
 from typing import Any
 
 import pytest
 import torch
-from tails import layout_of, make_tail
+from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.from_features.losa import LoSA
-from adapt.methods.from_features.token_mixer import Mixer
-from adapt.methods.table import METHODS, build_model, count_params, trainable
+from adapt.methods.from_features.losa import LoSA, LoSAOptions, LowRankMixer
+from adapt.methods.registry import METHODS, build_model
+from adapt.methods.trained_parameters import count_params, trainable
 from store.errors import UserError
 from store.layout import TokenLayout
 
@@ -47,7 +47,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
 
 
 def make_spec(layout: TokenLayout) -> FeatureSpec:
-    return FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, layout))
+    return FeatureSpec(layers=LAYERS, depth=6, dim=DIM, layout=layout, pre_logits=make_pre_logits(DIM, layout))
 
 
 def draw_tokens(spec: FeatureSpec, batch: int = 3) -> dict[int, Tensor]:
@@ -59,7 +59,7 @@ def build(method: str, options: dict[str, Any], spec: FeatureSpec) -> nn.Module:
 
 
 def moved(model: nn.Module) -> nn.Module:
-    """Every trained tensor away from where it starts, in double precision."""
+    """Set every trained tensor to random values, in double precision."""
     for tensor in trainable(model).values():
         nn.init.normal_(tensor, std=0.3)
     return model.double()
@@ -70,7 +70,7 @@ def double(tokens: dict[int, Tensor]) -> dict[int, Tensor]:
 
 
 def bottleneck(width: int, rank: int) -> int:
-    """A map down and one up, with their biases; none where there is nothing to mix, or no rank."""
+    """Parameters of a map down and one up, with biases; none for an axis of one token or rank 0."""
     return 2 * width * rank + rank + width if rank and width > 1 else 0
 
 
@@ -89,7 +89,8 @@ def bottleneck(width: int, rank: int) -> int:
 def test_as_many_parameters_as_the_formula(
     layout: TokenLayout, rank: int, token_rank: int, time_rank: int, factorised: bool, token_params: int
 ) -> None:
-    model = LoSA(make_spec(layout), CLASSES, rank, token_rank, time_rank=time_rank, factorised=factorised)
+    options = LoSAOptions(rank=rank, token_rank=token_rank, time_rank=time_rank, factorised=factorised)
+    model = LoSA(make_spec(layout), CLASSES, options)
     assert count_params(model)[0] == 3 * (2 * DIM * rank + rank + DIM + token_params)
 
 
@@ -98,18 +99,19 @@ def test_as_many_parameters_as_the_formula(
 def test_an_axis_of_one_token_has_no_mixing(layout: TokenLayout, factorised: bool) -> None:
     frames, positions = (layout.grid[0], layout.num_patches // layout.grid[0]) if layout.grid else (1, 0)
     tokens = bottleneck(positions, 3) + bottleneck(frames, 2) if factorised else bottleneck(layout.num_patches, 3)
-    model = LoSA(make_spec(layout), CLASSES, 4, 3, time_rank=2, factorised=factorised)
+    options = LoSAOptions(rank=4, token_rank=3, time_rank=2, factorised=factorised)
+    model = LoSA(make_spec(layout), CLASSES, options)
     assert count_params(model)[0] == 3 * (bottleneck(DIM, 4) + tokens)
 
 
 def literal_mixing(tokens: Tensor, down: nn.Linear | None, up: nn.Linear | None) -> Tensor:
-    """What is added to (tokens, dim), channel by channel."""
+    """The update of (tokens, dim), channel by channel."""
     if down is None or up is None:
         return torch.zeros_like(tokens)
     return torch.stack([up(F.gelu(down(channel))) for channel in tokens.T], dim=1)
 
 
-def literal_update(mixer: Mixer, x: Tensor, layout: TokenLayout, factorised: bool) -> Tensor:
+def literal_update(mixer: LowRankMixer, x: Tensor, layout: TokenLayout, factorised: bool) -> Tensor:
     """g of one sample's (tokens, dim): frame by frame, then position by position."""
     p = layout.num_prefix_tokens
     c = mixer.up(F.gelu(mixer.down(x)))
@@ -142,7 +144,7 @@ def test_losa_is_its_equations(layout: TokenLayout, options: dict[str, Any]) -> 
     torch.testing.assert_close(model(tokens), model.readout(last))
 
 
-# What a patch token and a prefix token reach, by ranks of space and time and by `factorised`.
+# token_rank, time_rank, factorised, and the (frame, position) of all tokens that are mixed with (1, 4)
 REACH = [
     (3, 2, True, {(t, n) for t in range(T) for n in range(H * W)}),
     (3, 0, True, {(1, n) for n in range(H * W)}),
@@ -158,8 +160,9 @@ REACH = [
 def test_space_and_time_are_mixed_where_they_have_a_rank(
     layout: TokenLayout, token_rank: int, time_rank: int, factorised: bool, reached: set[tuple[int, int]]
 ) -> None:
-    """The update of other tokens changes with that of frame 1, position 4, if and only if they are mixed with it."""
-    mixer = moved(Mixer(DIM, layout, 4, token_rank, time_rank, factorised, 0.0))
+    """If the token of frame 1, position 4 changes, the update of just those tokens changes that are mixed with it."""
+    options = LoSAOptions(rank=4, token_rank=token_rank, time_rank=time_rank, factorised=factorised)
+    mixer = moved(LowRankMixer(DIM, layout, options))
     x, p = torch.randn(1, layout.num_tokens, DIM).double(), layout.num_prefix_tokens
     changed = x.clone()
     changed[:, p + 1 * H * W + 4] += 1
@@ -170,7 +173,7 @@ def test_space_and_time_are_mixed_where_they_have_a_rank(
 
 @pytest.mark.parametrize("layout", [VIVIT, BY_FRAME])
 def test_prefix_tokens_are_mixed_over_channels_only(layout: TokenLayout) -> None:
-    mixer = moved(Mixer(DIM, layout, 4, 3, 2, True, 0.0))
+    mixer = moved(LowRankMixer(DIM, layout, LoSAOptions(rank=4, token_rank=3, time_rank=2)))
     x = torch.randn(1, layout.num_tokens, DIM).double()
     changed = x.clone()
     changed[:, 0] += 1
@@ -190,19 +193,21 @@ def test_all_patches_at_once_are_those_of_a_long_image() -> None:
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 @pytest.mark.parametrize("grid", [(3, 4), (1, 3, 4)])
 @pytest.mark.parametrize("options", [{"time_rank": 0}, {"time_rank": 3}, {"factorised": False}])
-def test_images_and_single_frames_know_no_time(prefix: int, grid: tuple[int, ...], options: dict[str, Any]) -> None:
-    """Names, logits and gradients, to the last bit."""
+def test_images_and_single_frames_have_no_mixing_over_time(
+    prefix: int, grid: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    """Names, logits and gradients are equal to the last bit."""
     image, spec = make_spec(layout_of(prefix, (3, 4))), make_spec(layout_of(prefix, grid))
-    spec.tail.load_state_dict(image.tail.state_dict())
+    spec.pre_logits.load_state_dict(image.pre_logits.state_dict())
     tokens = draw_tokens(image)
-    expected = outcome(LoSA(image, CLASSES, rank=4, dropout=0.2), tokens)
-    found = outcome(LoSA(spec, CLASSES, rank=4, dropout=0.2, **options), tokens)
+    expected = outcome(LoSA(image, CLASSES, LoSAOptions(rank=4, dropout=0.2)), tokens)
+    found = outcome(LoSA(spec, CLASSES, LoSAOptions(rank=4, dropout=0.2, **options)), tokens)
     assert list(found) == list(expected)
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 def outcome(model: nn.Module, tokens: dict[int, Tensor]) -> dict[str, Tensor]:
-    """Logits, and by name the gradients, of a model whose every draw comes from one seed."""
+    """Logits and gradients (by name) of a model that is initialized from one seed."""
     torch.manual_seed(4)
     logits = moved(model).float()(tokens)
     logits.square().sum().backward()
@@ -242,7 +247,7 @@ class TestOnEveryLayout:
             optimizer.step()
         assert [name for name, tensor in trainable(model).items() if not tensor.grad.abs().sum() > 0] == []
         assert all(values.grad is None for values in tokens.values())
-        assert all(parameter.grad is None for parameter in spec.tail.parameters())
+        assert all(parameter.grad is None for parameter in spec.pre_logits.parameters())
 
 
 @pytest.mark.parametrize("layout", VIDEOS)
@@ -259,7 +264,7 @@ def test_autocast_gives_nearly_the_same(layout: TokenLayout, options: dict[str, 
 
 
 def backwards(tokens: dict[int, Tensor], layout: TokenLayout) -> dict[int, Tensor]:
-    """The frames in reverse order, their prefix tokens with them."""
+    """Reverse the order of the frames, with their prefix tokens."""
     p = layout.num_prefix_tokens
     parts = [(values[:, :p], values[:, p:]) for values in tokens.values()]
     reverse = [torch.cat([part.unflatten(1, (T, -1)).flip(1).flatten(1, 2) for part in both], dim=1) for both in parts]
@@ -275,7 +280,7 @@ def backwards(tokens: dict[int, Tensor], layout: TokenLayout) -> dict[int, Tenso
     + [(method, options, False) for method, options in OTHERS],
 )
 def test_only_temporal_mixing_sees_the_order_of_frames(method: str, options: dict[str, Any], sees_it: bool) -> None:
-    """Of features that were made frame by frame; those of a video backbone know of time themselves."""
+    """For features made frame by frame; a video backbone encodes time in its tokens."""
     spec = make_spec(BY_FRAME)
     model, tokens = moved(build(method, options, spec)), double(draw_tokens(spec))
     difference = (model(tokens) - model(backwards(tokens, BY_FRAME))).abs().max()

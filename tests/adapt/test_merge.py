@@ -1,4 +1,4 @@
-"""Merging: the same outputs from a plain model, and the way back to the last bit."""
+"""A merged model is a plain model with the same outputs; unmerging restores the former one to the last bit."""
 
 import copy
 
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from tuned_models import FAMILIES, backbone_of, build, build_with, disturb, draw_images, inject_nothing, methods
 
-from adapt.methods.in_backbone.linear_updates import Update, UpdatedLinear
 from adapt.methods.in_backbone.merge import merge, unmerge
 from adapt.methods.in_backbone.target_modules import TARGETS
-from adapt.methods.table import trainable
+from adapt.methods.in_backbone.updated_linear import UpdatedLinear, WeightUpdate
+from adapt.methods.trained_parameters import trainable
 from store.errors import UserError
 
 
@@ -21,7 +21,7 @@ def _seed() -> None:
 
 @torch.no_grad()
 def run(model: nn.Module, family: str = "vit") -> Tensor:
-    """Outputs of the same images every time."""
+    """Outputs for images that are the same in every call."""
     torch.manual_seed(1)
     outputs: Tensor = model(draw_images(family).to(next(model.parameters()).dtype))
     return outputs
@@ -32,7 +32,7 @@ def distance(outputs: Tensor, expected: Tensor) -> float:
 
 
 def leftovers(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, Update | UpdatedLinear)]
+    return [name for name, module in model.named_modules() if isinstance(module, WeightUpdate | UpdatedLinear)]
 
 
 @methods
@@ -98,7 +98,7 @@ def test_training_and_evaluation_are_kept() -> None:
     assert not any(module.training for module in model.modules())
     model.train()
     evaluated = [name for name, module in unmerge(model).named_modules() if not module.training]
-    assert evaluated == ["readout.tail", "readout.tail.model"]  # frozen: its dropout never is at work
+    assert evaluated == ["readout.tail", "readout.tail.model"]  # frozen, so never in training mode
 
 
 def test_the_frozen_backbone_is_not_touched() -> None:

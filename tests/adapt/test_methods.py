@@ -1,4 +1,4 @@
-"""Two tables of cases over all methods: those that train from features, and those that train end to end."""
+"""Properties of all methods, tested over two tables of cases: from features, and inside the backbone."""
 
 import copy
 from typing import Any
@@ -7,14 +7,15 @@ import pytest
 import torch
 from end_to_end import CLASSES, EndToEnd, draw, load, move, tune
 from method_cases import CASES, DIM, LAYERS, TINY_DIM, TUNED_CASES, build, draw_tokens, losa_count, make_spec
-from tails import layout_of, make_tail
+from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.from_features.losa import Add, LoSA
-from adapt.methods.table import METHODS, adapter_state_dict, count_params, trainable
+from adapt.methods.from_features.losa import LoSA, LoSAOptions
+from adapt.methods.registry import METHODS
+from adapt.methods.trained_parameters import adapter_state_dict, count_params, trainable
 from extract.backbones.backbone import TimmBackbone
-from extract.backbones.pre_logits import NormOnly, Tail
+from extract.backbones.pre_logits import NormOnly, PreLogits
 from store.errors import UserError
 from store.layout import TokenLayout
 
@@ -98,7 +99,7 @@ def test_batch_norms_keep_their_statistics_which_no_adaptor_holds(method: str) -
 
 
 def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:
-    """The equations of section 4, written out sample by sample and without any trick."""
+    """The equations at the top of losa.py, sample by sample."""
     y = torch.zeros_like(tokens[LAYERS[0]])
     for layer, mixer in zip(model.layers, model.mixers, strict=True):
         x = nn.functional.layer_norm(tokens[layer], (DIM,)) + y
@@ -116,9 +117,9 @@ def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 @pytest.mark.parametrize("add", ["before_norm", "after_norm"])
-def test_losa_is_the_equations(prefix: int, add: Add) -> None:
+def test_losa_is_the_equations(prefix: int, add: Any) -> None:
     spec = make_spec(prefix)
-    model = LoSA(spec, CLASSES, rank=4, token_rank=3, add=add)
+    model = LoSA(spec, CLASSES, LoSAOptions(rank=4, token_rank=3, add=add))
     for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.3)
@@ -128,7 +129,7 @@ def test_losa_is_the_equations(prefix: int, add: Add) -> None:
 
 def test_prefix_tokens_take_no_part_in_token_mixing() -> None:
     spec = make_spec(prefix=2)
-    model = LoSA(spec, CLASSES, rank=4, token_rank=3, pool="mean")
+    model = LoSA(spec, CLASSES, LoSAOptions(rank=4, token_rank=3, pool="mean"))
     for mixer in model.mixers:
         nn.init.normal_(mixer.token_up.weight)
     tokens = draw_tokens(spec)
@@ -138,7 +139,7 @@ def test_prefix_tokens_take_no_part_in_token_mixing() -> None:
     assert torch.equal(model(tokens), model(changed))
 
 
-def test_layers_are_absolute_whatever_the_order_of_the_mapping() -> None:
+def test_layers_are_absolute_for_any_order_of_the_mapping() -> None:
     spec = make_spec()
     model, tokens = build("losa", {"layers": [4, 1], "token_rank": 2}, spec), draw_tokens(spec)
     assert model.layers == (1, 4)
@@ -169,6 +170,10 @@ def test_a_pool_without_its_tokens_is_refused() -> None:
         build("losa", {"pool": "mean"}, make_spec(prefix=1, grid=()))
 
 
+def spec_of(layout: TokenLayout, tail: PreLogits) -> FeatureSpec:
+    return FeatureSpec(layers=LAYERS, depth=6, dim=DIM, layout=layout, pre_logits=tail)
+
+
 DISTILLED = TokenLayout(2, (2, 2), num_class_tokens=2)
 
 
@@ -195,7 +200,7 @@ DISTILLED = TokenLayout(2, (2, 2), num_class_tokens=2)
 def test_the_backbones_pooling_is_refused_where_its_tokens_are_missing(
     backbone: TokenLayout, kwargs: dict[str, Any], layout: TokenLayout, legal: bool
 ) -> None:
-    spec = FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, backbone, **kwargs))
+    spec = spec_of(layout, make_pre_logits(DIM, backbone, **kwargs))
     if not legal:
         with pytest.raises(UserError, match=r"'backbone' is not available: .* not there .*; legal: [clsmean_, ]+$"):
             build("linear_probe", {"pool": "backbone"}, spec)
@@ -208,19 +213,19 @@ def test_the_backbones_pooling_is_refused_where_its_tokens_are_missing(
 @pytest.mark.parametrize(
     ("tail", "reason"),
     [
-        (make_tail(DIM, layout_of(1, (2, 2)), global_pool=""), r"does not pool its tokens \(global_pool ''\)"),
-        (Tail(NormOnly(nn.Identity(), DIM)), "has no pooling of its own"),
+        (make_pre_logits(DIM, layout_of(1, (2, 2)), global_pool=""), r"does not pool its tokens \(global_pool ''\)"),
+        (PreLogits(NormOnly(nn.Identity(), DIM)), "has no pooling of its own"),
     ],
 )
-def test_a_backbone_that_does_not_pool_says_so(tail: Tail, reason: str) -> None:
-    spec = FeatureSpec(LAYERS, 6, DIM, layout_of(1, (2, 2)), tail)
+def test_a_backbone_that_does_not_pool_says_so(tail: PreLogits, reason: str) -> None:
+    spec = spec_of(layout_of(1, (2, 2)), tail)
     with pytest.raises(UserError, match=rf"pool 'backbone' is not available: .*{reason}; legal: cls, mean, cls_mean$"):
         build("linear_probe", {"pool": "backbone"}, spec)
 
 
 def test_registers_are_no_class_tokens() -> None:
     layout = TokenLayout(4, (3, 4), num_class_tokens=0)
-    spec = FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, layout))
+    spec = spec_of(layout, make_pre_logits(DIM, layout))
     assert build("linear_probe", {}, spec).readout.mode == "mean"
     for pool in ("cls", "cls_mean"):
         with pytest.raises(UserError, match=rf"pool '{pool}' is not available.*num_class_tokens=0.*: mean, backbone$"):
@@ -232,9 +237,7 @@ def test_registers_are_no_class_tokens() -> None:
 def test_cls_is_the_mean_of_the_class_tokens_of_all_sets(sets: int, classes: int, registers: int) -> None:
     per_set = classes + registers
     layout = TokenLayout(sets * per_set, (sets, 2, 2), sets, num_class_tokens=sets * classes)
-    readout = build(
-        "linear_probe", {"pool": "cls"}, FeatureSpec((0,), 1, DIM, layout, Tail(NormOnly(nn.Identity(), DIM)))
-    )
+    readout = build("linear_probe", {"pool": "cls"}, spec_of(layout, PreLogits(NormOnly(nn.Identity(), DIM))))
     tokens = torch.randn(3, layout.num_tokens, DIM).double()
     places = [number * per_set + k for number in range(sets) for k in range(classes)]
     expected = sum(tokens[:, place] for place in places) / len(places)

@@ -1,23 +1,19 @@
-"""The pipeline files of the papers' benchmarks, and the page on the methods, say what the program does."""
+"""The pipeline files of the papers' benchmarks can be run, and their comments are right."""
 
 import itertools
 import re
-import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
 import torchvision
-import yaml
 
 from adapt.config.pipeline import Config, MethodConfig, load_config
-from adapt.create import list_methods
-from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.in_backbone.merge import Mergeable
-from adapt.methods.table import METHODS, build_model, count_params, find_method
+from adapt.features.specs import spec_of_backbone
+from adapt.methods.registry import build_model, find_method
+from adapt.methods.trained_parameters import count_params
 from extract.backbones.backbone import TimmBackbone, empty_backbone
 from store.dtypes import bytes_per_token
 from store.layout import reduced_layout, resolve_layers
@@ -56,7 +52,7 @@ def config_of(name: str, overrides: tuple[str, ...] = ()) -> Config:
 
 
 def comment_of(name: str) -> str:
-    """The comment at the top, as one line without the marks."""
+    """The comment at the top of the file, as one line without `#`."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text_of(name).splitlines())
     return " ".join(line.lstrip("# ") for line in lines)
 
@@ -99,14 +95,14 @@ class TestEveryFile:
         spec = spec_of_backbone(backbone, layers, config.store.tokens)
         for method in config.parsed_methods():
             with torch.device("meta"):
-                model = build_model(method.name, spec, CLASSES, method.trials[0].options, backbone)
+                model = build_model(method.name, spec, CLASSES, method.trials[0].options, backbone=backbone)
             assert count_params(model)[1] == CLASSES * (2 * backbone.dim + 1)
 
     def test_keeps_all_tokens_where_a_method_trains_end_to_end(self, name: str) -> None:
-        """Its read-out is standardized by them: a pooled store is refused."""
+        """Its read-out is standardized by the stored tokens; a store of pooled tokens is refused."""
         config = config_of(name)
-        needs = {find_method(method.name).needs for method in config.parsed_methods()}
-        assert "end_to_end" not in needs or config.store.tokens == "all"
+        methods = [find_method(method.name) for method in config.parsed_methods()]
+        assert config.store.tokens == "all" or not any(method.trains_backbone for method in methods)
 
     def test_states_the_bytes_of_its_store(self, name: str) -> None:
         config = config_of(name)
@@ -155,7 +151,7 @@ def test_kronecker_has_as_many_parameters_as_in_the_papers_code() -> None:
 def count(method: MethodConfig, backbone: TimmBackbone) -> int:
     spec = spec_of_backbone(backbone, range(backbone.depth))
     with torch.device("meta"):
-        return count_params(build_model(method.name, spec, CLASSES, method.trials[0].options, backbone))[0]
+        return count_params(build_model(method.name, spec, CLASSES, method.trials[0].options, backbone=backbone))[0]
 
 
 def test_vtab_names_its_tasks() -> None:
@@ -177,97 +173,3 @@ def test_lora_on_vit_g_is_a_matter_of_the_command_line() -> None:
     assert [method.name for method in config.parsed_methods()] == ["lora"]
     assert (config.train.feature_source, config.store.tokens) == ("online", "all")
     assert config.train.grad_checkpointing
-
-
-METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-
-
-def rows_of(heading: str) -> list[list[str]]:
-    """The cells of a table of the page, found by its first line."""
-    _, _, rest = METHODS_PAGE.partition(f"{heading}\n")
-    lines = itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[1:])
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
-TABLE = rows_of("| method | trains from | what is trained | parameters | ViT-B/16 | paper (arXiv) |")
-OPTIONS = rows_of("| method | option | default | what it is |")
-
-
-def test_the_page_lists_every_method_and_what_it_trains_from() -> None:
-    needs = {name: method.needs.replace("_", " ") for name, method in METHODS.items()}
-    assert {row[0]: row[1] for row in TABLE} == needs
-    assert len(TABLE) == len(METHODS)
-
-
-def test_the_page_states_the_counts_that_the_program_prints() -> None:
-    listed = list_methods("vit_base_patch16_224", CLASSES)
-    assert {row[0]: row[4] for row in TABLE} == {one["method"]: f"{one['trainable_params']:,}" for one in listed}
-    assert f"{listed[0]['head_params']:,} for ViT-B/16 and {CLASSES} classes" in METHODS_PAGE
-
-
-@pytest.mark.parametrize(
-    ("backbone", "letters"),
-    [
-        ("vit_base_patch16_224", {"L": 12, "d": 768, "H": 12, "N": 196, "g": 14, "G": 14, "p": 16, "q": 96}),
-        ("vit_small_patch32_224", {"L": 12, "d": 384, "H": 6, "N": 49, "g": 7, "G": 7, "p": 32, "q": 48}),
-    ],
-)
-def test_the_formulas_of_the_page_give_the_counts(backbone: str, letters: dict[str, int]) -> None:
-    counts = {one["method"]: one["trainable_params"] for one in list_methods(backbone, CLASSES)}
-    named = {"rank": "r", "token_rank": "s", "bottleneck": "h", "n": "n", "num_prompts": "m", "dim": "m"}
-    for row in TABLE:
-        defaults = METHODS[row[0]].options().model_dump()
-        options = {letter: defaults[option] for option, letter in named.items() if option in defaults}
-        assert evaluate(row[3], letters | options) == counts[row[0]], row[3]
-
-
-def evaluate(formula: str, letters: dict[str, int]) -> int:
-    """The value of `2L(dh + n^3)`: letters and brackets that stand side by side are multiplied."""
-    python = re.sub(r"(?<=[\w)])(?=[A-Za-z(])", "*", formula).replace("^", "**")
-    value = eval(python, {"__builtins__": {}}, letters)
-    assert isinstance(value, int)
-    return value
-
-
-def test_the_page_lists_every_option_with_its_default() -> None:
-    stated = {(row[0], row[1].strip("`")): yaml.safe_load(row[2]) for row in OPTIONS}
-    assert len(stated) == len(OPTIONS)
-    assert stated.pop(("every method", "pool")) == "auto"
-    actual: dict[tuple[str, str], Any] = {}
-    for name, method in METHODS.items():
-        defaults = method.options().model_dump(mode="json")
-        assert defaults.pop("pool") == "auto"
-        actual |= {(name, option): value for option, value in defaults.items()}
-    assert stated == actual
-
-
-def test_the_page_cites_the_papers_that_the_code_cites() -> None:
-    for row in TABLE:
-        method = METHODS[row[0]]
-        source = sys.modules[(method.build or method.install).__module__].__doc__ or ""  # type: ignore[union-attr]
-        cited = re.findall(r"\d{4}\.\d{4,5}", row[5])
-        assert all(number in source for number in cited), f"{row[0]}: {cited}"
-
-
-def test_the_page_names_the_methods_that_can_be_merged() -> None:
-    sentence = re.search(r"\n(.*) change weights and nothing else", METHODS_PAGE)
-    assert sentence
-    backbone, mergeable = shape_of("vit_tiny_patch16_224"), set()
-    spec = spec_of_backbone(backbone, range(backbone.depth))
-    for name, method in METHODS.items():
-        with torch.device("meta"):
-            model = build_model(name, spec, CLASSES, method.options(), backbone)
-        if any(isinstance(module, Mergeable) for module in model.modules()):
-            mergeable.add(name)
-    assert set(re.findall(r"`(\w+)`", sentence[1])) == mergeable
-
-
-def test_the_page_shows_how_to_merge_and_back(tiny_backbone: TimmBackbone) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", METHODS_PAGE, re.DOTALL)
-    spec = spec_of_backbone(tiny_backbone, range(tiny_backbone.depth))
-    model = build_model("lora", spec, CLASSES, METHODS["lora"].options(), tiny_backbone)
-    before = model.state_dict()
-    exec(block, {"__name__": "example", "model": model})
-    after = model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)

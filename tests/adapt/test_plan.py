@@ -16,7 +16,7 @@ import torch
 import sidecache as sc
 from adapt.config.pipeline import Config, load_config
 from adapt.job.extraction import extract
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from adapt.planning import planner, speeds
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.plan import Plan, print_plan
@@ -25,14 +25,15 @@ from adapt.planning.proposals import propose
 from adapt.planning.speeds import Speeds, decode_seconds, forward_seconds
 from benchmarks.made_up import encode
 from extract.backbones.backbone import empty_backbone, load_backbone
-from extract.backbones.shape import backbone_shape
+from extract.backbones.backbone_shape import backbone_shape
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.sources.open_source import open_source
 from store.address import store_url
 from store.arrays import STORED
 from store.errors import UserError
 from store.kvstore import KeyValueStore
-from store.writer import Listing, StoreWriter, create_store
+from store.listing import Listing
+from store.writer import StoreWriter, create_store
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))

@@ -1,16 +1,13 @@
-"""Prompt tokens, of every block or of the first one on."""
+"""Prompt tokens: new ones for every block, or one set that is inserted before the first block."""
 
 from typing import Any
 
 import pytest
 import torch
-from end_to_end import CLASSES, DEPTH, DIM, EndToEnd, load
+from end_to_end import DEPTH, DIM, EndToEnd, load, tune
 from torch import Tensor
 
-from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.in_backbone.prompt import PromptOptions, inject_prompts
-from adapt.methods.in_backbone.tuned_backbone import Tuned
-from adapt.methods.table import count_params, trainable
+from adapt.methods.trained_parameters import count_params, trainable
 from extract.backbones.backbone import TimmBackbone, empty_backbone
 from store.errors import UserError
 
@@ -30,10 +27,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 DEEP = pytest.mark.parametrize("deep", [True, False], ids=["deep", "shallow"])
 
 
-def build(backbone: TimmBackbone, deep: bool, num_prompts: int = PROMPTS) -> Tuned:
-    torch.manual_seed(0)
-    spec = spec_of_backbone(backbone, range(backbone.depth))
-    return Tuned(backbone, spec, CLASSES, inject_prompts, num_prompts=num_prompts, deep=deep).eval()
+def build(backbone: TimmBackbone, deep: bool, num_prompts: int = PROMPTS) -> Any:
+    return tune("prompt", {"num_prompts": num_prompts, "deep": deep}, backbone)
 
 
 def embed(module: Any, images: Tensor) -> Tensor:
@@ -70,7 +65,7 @@ def test_prompts_are_the_equations(name: str, deep: bool) -> None:
 
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "eva02_base_patch14_224"])
 def test_prompts_that_none_attends_to_change_nothing(name: str) -> None:
-    """So patches keep their rotary positions, and a block's other arguments reach it."""
+    """Masked prompts show that patches keep their rotary positions and blocks get their other arguments."""
     backbone = load(name)
     model, prefix = build(backbone, deep=True), backbone.layout.num_prefix_tokens
     images = torch.randn(2, *backbone.image_size)
@@ -83,13 +78,11 @@ def test_prompts_that_none_attends_to_change_nothing(name: str) -> None:
     torch.testing.assert_close(model.module.blocks[1](x, **others, attn_mask=mask), wanted)
 
 
-@pytest.mark.parametrize(
-    ("options", "count"), [(PromptOptions(), 12 * 10 * 768), (PromptOptions(num_prompts=50, deep=False), 50 * 768)]
-)
-def test_counts_follow_the_formulas_without_any_memory(options: PromptOptions, count: int) -> None:
+@pytest.mark.parametrize(("options", "count"), [({}, 12 * 10 * 768), ({"num_prompts": 50, "deep": False}, 50 * 768)])
+def test_counts_follow_the_formulas_without_any_memory(options: dict[str, Any], count: int) -> None:
     backbone = empty_backbone("vit_base_patch16_224", {})
     with torch.device("meta"):
-        model = build(backbone, options.deep, options.num_prompts)
+        model = tune("prompt", options, backbone)
     assert count_params(model)[0] == count
     assert all(tensor.is_meta for tensor in trainable(model).values())
 

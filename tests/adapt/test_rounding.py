@@ -1,4 +1,4 @@
-"""A stored format rounds tokens: what the read-out makes of channels that vary by no more than that."""
+"""The read-out must not magnify the rounding of a stored format in channels that hardly vary."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +12,11 @@ from torch import Tensor
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.features.feature_sources import OnlineFeatures, StreamedFeatures
+from adapt.features.cached import StreamedFeatures
+from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
-from adapt.job.feature_set import Inputs
-from adapt.job.training_job import adaptor_path
+from adapt.job.inputs import Inputs
+from adapt.job.trial_run import adaptor_path
 from adapt.methods.readout import Readout
 from adapt.predict import predict
 from benchmarks.made_up import encode
@@ -23,19 +24,20 @@ from extract.forward.encoding import rounding_error
 from extract.forward.frozen_forward import FrozenForward
 from store.arrays import STORED
 from store.dtypes import channel_rms
+from store.listing import Listing
 from store.schema import SplitInfo
-from store.writer import Listing, StoreWriter, create_store
+from store.writer import StoreWriter, create_store
 
 MakeConfig = Callable[..., Config]
 CPU = torch.device("cpu")
 DTYPES = ["float32", "float16", "bfloat16", "int8"]
 ROWS, DIM = 300, 24
-# A random class token under layer scale: the blocks add a hundred-thousandth of what they see to it.
+# A random class token with layer scale: the blocks change it by a hundred-thousandth.
 NEARLY_CONSTANT: dict[str, Any] = {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 32}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_stored_value_differs_by_more_than_is_said(tiny_config: MakeConfig, dtype: str) -> None:
+def test_no_stored_value_differs_by_more_than_the_stated_rounding(tiny_config: MakeConfig, dtype: str) -> None:
     config = tiny_config(f"store.dtype={dtype}")
     inputs = Inputs(config)
     store = sc.extract(config, inputs.source, inputs.backbone).store
@@ -56,7 +58,7 @@ def test_int8_needs_the_rms() -> None:
 
 
 def tokens_of(draw: np.random.Generator, most: float) -> np.ndarray:
-    """Channels whose deviations are a millionth of their magnitude and more; one channel is massive."""
+    """Random tokens: deviations of channels start at a millionth of their magnitude; one channel is massive."""
     mean = draw.choice([-1, 1], DIM) * 10 ** draw.uniform(-1, 1, (5, DIM))
     mean[:, 3] *= 50
     spread = np.abs(mean) * 10 ** draw.uniform(-6, most, DIM)
@@ -70,7 +72,7 @@ def write(path: Path, tokens: np.ndarray, dtype: str) -> StreamedFeatures:
     ids = tuple(f"{row}" for row in range(ROWS))
     listing = Listing(ids, np.arange(ROWS, dtype=np.int64) % 3, np.zeros((ROWS, 16), np.uint8))
     rms = channel_rms(np.mean(tokens.astype(np.float64) ** 2, axis=(0, 1)))
-    folder = small_store.url_folder(path)
+    folder = small_store.kvstore_at(path)
     create_store(folder, schema, {"train": listing}, {0: rms} if dtype == "int8" else {}, {})
     encoded = encode(tokens, schema.dtype, rms)
     StoreWriter(folder, schema).commit("train", 0, {0: encoded}, np.full(ROWS, STORED, np.uint8))
@@ -78,7 +80,7 @@ def write(path: Path, tokens: np.ndarray, dtype: str) -> StreamedFeatures:
 
 
 def standardized(features: StreamedFeatures, exact: Tensor, pool: Any) -> tuple[Readout, Tensor, Tensor]:
-    """A read-out that was standardized by stored tokens, what it makes of these and of the exact ones."""
+    """A read-out that was standardized by stored tokens, and its features of the stored and of the exact ones."""
     readout, pooled = Readout(features.spec, 3, pool), PooledFeatures(features)
     values = pooled.whole("train", 0, readout)
     readout.standardize(values, pooled.rounding("train", 0, readout))
@@ -91,7 +93,7 @@ def standardized(features: StreamedFeatures, exact: Tensor, pool: Any) -> tuple[
 def test_the_head_reads_the_same_from_stored_and_from_exact_tokens(
     tmp_path: Path, dtype: str, pool: str, most: int
 ) -> None:
-    """Rounding to steps of one deviation, the coarsest that are taken, has a deviation of 0.29 of it and no mean."""
+    """The coarsest steps that are divided by are one deviation; rounding to them has a deviation of 0.29 and mean 0."""
     tokens = tokens_of(np.random.default_rng(most + 9), most)
     _, stored, exact = standardized(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), pool)
     assert (stored - exact).square().mean(dim=0).max().sqrt() < 0.5
@@ -104,7 +106,7 @@ def test_the_head_reads_the_same_from_stored_and_from_exact_tokens(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_varies_by_more_than_a_step_is_standardized(tmp_path: Path, dtype: str) -> None:
-    """Half a step of the coarsest format is a fiftieth of such values."""
+    """Half a step of the coarsest format is a fiftieth of these values."""
     tokens = np.random.default_rng(0).normal(1, 0.5, (ROWS, 5, DIM)).astype(np.float32)
     readout, stored, _ = standardized(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), "cls")
     torch.testing.assert_close(stored.std(dim=0, correction=0), torch.ones(DIM))
@@ -123,7 +125,7 @@ def test_channels_that_never_vary_are_only_centered(tmp_path: Path, dtype: str) 
 @pytest.mark.parametrize("source", ["resident", "streamed", "online"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_accuracy_reported_is_that_of_the_saved_adaptor(tiny_config: MakeConfig, dtype: str, source: str) -> None:
-    """Of a backbone whose class token is nearly the same for all images."""
+    """The backbone has a class token that is nearly the same for all images."""
     if source == "online" and dtype != "float32":
         pytest.skip("nothing is stored")
     config = tiny_config(

@@ -16,6 +16,7 @@ import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.run_dir.files import write_text
 from adapt.run_dir.lock import hold_run_dir
+from sidecache.steps import print_results, write_run_report
 from store.errors import JobError, Note, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -79,8 +80,8 @@ def test_readers_need_no_lock(tiny_config: Callable[..., Config]) -> None:
     config = tiny_config("methods=[linear_probe]", "train.epochs=1")
     sc.run(config)
     with hold_run_dir(config.run_dir):
-        sc._write_report(config.run_dir)
-        sc._print_results(config.run_dir)
+        write_run_report(config.run_dir)
+        print_results(config.run_dir)
 
 
 def test_two_jobs_of_a_process_exclude_each_other_and_an_error_releases_the_lock(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Choosing on validation: what is kept, what is not computed twice, and grids that are too narrow."""
+"""The search: the best trial is chosen, scores are saved and not computed twice, and narrow grids are extended."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,12 +11,13 @@ from torch import nn
 
 import sidecache as sc
 from adapt.config.pipeline import Config, MethodConfig, Trial, load_config
-from adapt.features.feature_sources import StreamedFeatures
+from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.training_job import settings_of
 from adapt.run_dir.files import read_json, write_json
 from adapt.training.candidate import Candidate
-from adapt.training.search import Material, Trained, beyond_the_edge, choose_trial, train_trials
+from adapt.training.search import beyond_the_edge, choose_trial
+from adapt.training.trials import Trained, TrainingData, train_trials
 from store.errors import JobError
 
 
@@ -26,7 +27,7 @@ def losa(**sweep: list[float]) -> MethodConfig:
 
 
 class Judge:
-    """Trains nothing: a trial is the better the nearer it is to a learning rate; to a rate of 0 all are too high."""
+    """Trains nothing: the score of a trial falls with the distance to the best learning rate; with 0, all diverge."""
 
     def __init__(self, best_lr: float) -> None:
         self.best_lr, self.passes = best_lr, []
@@ -100,10 +101,10 @@ def test_the_speed_of_a_solved_probe_is_that_of_the_clock(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config("methods=[linear_probe]")
-    material = Material(PooledFeatures(StreamedFeatures(sc.extract(config).store, torch.device("cpu"))))
+    data = TrainingData(PooledFeatures(StreamedFeatures(sc.extract(config).store, torch.device("cpu"))))
     (method,) = config.parsed_methods()
     clock = iter([100.0, 107.0])
     monkeypatch.setattr("adapt.training.linear_solver.time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    trained = train_trials(method, method.trials[:1], material, settings_of(config, method, 0), 0.25)
+    trained = train_trials(method, method.trials[:1], data, settings_of(config, method, 0), 0.25)
     assert trained.seconds_per_epoch == pytest.approx(7.0 / trained.best.best_epoch)
     assert trained.samples_per_second == pytest.approx(18 / trained.seconds_per_epoch)

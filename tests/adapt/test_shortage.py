@@ -78,7 +78,7 @@ def test_a_shortage_is_not_reported_as_bad_weights(place: str, tmp_path: Path, m
     file = tmp_path / "weights.safetensors"
     file.write_bytes(bytes(1 << 20))
     config = BackboneConfig(name="vit_tiny_patch16_224", weights=str(file), image_size=32, model_kwargs=TINY)
-    monkeypatch.setattr("extract.backbones.weights._require_room", lambda recipe: None)
+    monkeypatch.setattr("extract.backbones.weights.require_room", lambda *_: None)
     monkeypatch.setattr(place, raising(RuntimeError(ALLOCATION)))
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         load_backbone(config)

@@ -1,4 +1,4 @@
-"""Updates of frozen linear maps, and what all weight-update methods have in common, over families of models."""
+"""Properties of all weight-update methods over families of backbones, and of `UpdatedLinear` itself."""
 
 import copy
 from typing import Any
@@ -12,10 +12,10 @@ from tuned_models import FAMILIES, backbone_of, build, build_with, disturb, draw
 
 from adapt.config.messages import explain
 from adapt.methods.in_backbone.kronecker import KroneckerOptions
-from adapt.methods.in_backbone.linear_updates import Update, UpdatedLinear, add_update, update_tensors
 from adapt.methods.in_backbone.lora import LoRAOptions
 from adapt.methods.in_backbone.target_modules import TARGETS, TargetModule, find_target_module
-from adapt.methods.table import trainable
+from adapt.methods.in_backbone.updated_linear import UpdatedLinear, WeightUpdate, add_update, update_tensors
+from adapt.methods.trained_parameters import trainable
 from store.errors import UserError
 
 
@@ -30,7 +30,9 @@ def test_starts_as_the_frozen_model_and_then_moves_every_trained_tensor(method: 
     model, images = build(method, family), draw_images(family)
     plain = build_with(inject_nothing, family)
     plain.readout.head.load_state_dict(model.readout.head.state_dict())
-    torch.testing.assert_close(model(images), plain(images), rtol=1e-5, atol=1e-5)  # EVA and BEiT add the bias apart
+    torch.testing.assert_close(
+        model(images), plain(images), rtol=1e-5, atol=1e-5
+    )  # EVA and BEiT add the bias separately
     still = {name: tensor.clone() for name, tensor in model.named_parameters() if not tensor.requires_grad}
     optimizer = torch.optim.SGD(trainable(model).values(), lr=0.01)
     for _ in range(2):
@@ -114,8 +116,8 @@ def test_what_an_adaptor_must_keep_restores_it(method: str) -> None:
     assert torch.equal(other(images), model(images))
 
 
-class Shift(Update):
-    """Adds a number to some outputs."""
+class Shift(WeightUpdate):
+    """Adds one number to all its outputs."""
 
     def __init__(self, by: float) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ def test_updates_of_one_map_share_a_wrapper_and_add_up() -> None:
     parent = nn.Sequential(nn.Linear(3, 6)).requires_grad_(False)
     base, x = parent[0], torch.randn(2, 3, requires_grad=True)
     for start, by in ((0, 1.0), (4, 2.0), (1, 10.0)):
-        add_update(TargetModule(parent, "0", start, start + 2), Shift(by))
+        add_update(TargetModule(parent=parent, name="0", start=start, stop=start + 2), Shift(by))
     wrapper = parent[0]
     assert isinstance(wrapper, UpdatedLinear)
     assert wrapper.base is base
@@ -143,7 +145,7 @@ def test_updates_of_one_map_share_a_wrapper_and_add_up() -> None:
 
 def test_the_backward_pass_of_the_sum_copies_nothing() -> None:
     parent = nn.Sequential(nn.Linear(3, 6)).requires_grad_(False)
-    add_update(TargetModule(parent, "0", 0, 2), Shift(1.0))
+    add_update(TargetModule(parent=parent, name="0", start=0, stop=2), Shift(1.0))
     out = parent[0](torch.randn(2, 3, requires_grad=True))
     assert "AddToSlices" in type(out.grad_fn).__name__  # a CopySlices would copy the gradient of the whole output
     grad = torch.randn(2, 6)
@@ -185,5 +187,5 @@ def test_a_fused_map_of_unequal_thirds_is_refused() -> None:
 def test_narrower_k_and_v_of_their_own_are_updated_at_their_width() -> None:
     block = copy.deepcopy(backbone_of("eva, separate").module.blocks[0])
     block.attn.v_proj = nn.Linear(32, 16)
-    place = find_target_module(block, "v")
-    assert (place.linear, place.start, place.stop) == (block.attn.v_proj, 0, 16)
+    target = find_target_module(block, "v")
+    assert (target.module, target.start, target.stop) == (block.attn.v_proj, 0, 16)

@@ -1,4 +1,4 @@
-"""The end-to-end methods on clips: on an image model that is run frame by frame, and on ViViT."""
+"""Methods that train inside the backbone, on clips: with an image model frame by frame, and with ViViT."""
 
 from typing import Any
 
@@ -9,9 +9,10 @@ from literal_positions import literal_bias, literal_convolution
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapt.features.feature_sources import spec_of_backbone
+from adapt.features.specs import spec_of_backbone
 from adapt.methods.in_backbone.lepe import LocalEncoding
-from adapt.methods.table import METHODS, build_model, count_params, trainable
+from adapt.methods.registry import METHODS, build_model
+from adapt.methods.trained_parameters import count_params, trainable
 from extract.backbones.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.backbones.frame_by_frame import FrameBackbone
 from extract.backbones.vivit import VivitBackbone
@@ -30,7 +31,7 @@ VIVIT = {
 
 
 def adapter_count(bottleneck: int, adapters: int) -> int:
-    """A map down and one up, with their biases."""
+    """Parameters of maps down and up, with their biases."""
     return adapters * (2 * DIM * bottleneck + bottleneck + DIM)
 
 
@@ -64,7 +65,7 @@ EVERY_CASE = pytest.mark.parametrize(("method", "options"), [case[:2] for case i
 
 @pytest.fixture(scope="module")
 def vivit() -> VivitBackbone:
-    """Three blocks on clips of 4 frames of 32 x 24: a class token and a grid of three different sides."""
+    """A ViViT of three blocks for clips of 4 frames of 32 x 24: a class token and a grid of (2, 4, 3)."""
     config = BackboneConfig(name="vivit", weights="random", model_kwargs=VIVIT)
     backbone = load_backbone(config, ClipConfig(frames=FRAMES))
     assert isinstance(backbone, VivitBackbone)
@@ -89,7 +90,7 @@ class TestFrameByFrame(EndToEnd):
 
 
 def test_every_end_to_end_method_has_a_case() -> None:
-    assert {case[0] for case in CASES} == {name for name, method in METHODS.items() if method.needs == "end_to_end"}
+    assert {case[0] for case in CASES} == {name for name, method in METHODS.items() if method.trains_backbone}
 
 
 @pytest.mark.parametrize(("method", "options", "params"), CASES)
@@ -103,7 +104,7 @@ def test_methods_train_as_many_parameters_as_their_formula(
 def test_frame_by_frame_a_method_adds_what_it_adds_to_an_image(
     method: str, options: dict[str, Any], tiny_backbone: TimmBackbone
 ) -> None:
-    """All frames share it, and a clip of equal frames has the logits of the image."""
+    """All frames share the parameters, and a clip of equal frames has the logits of the image."""
     of_image, of_clip = (
         tune(method, options, backbone) for backbone in (tiny_backbone, FrameBackbone(tiny_backbone, 3))
     )
@@ -128,13 +129,13 @@ def test_counts_on_vivit_b_need_no_memory(method: str, params: int) -> None:
     backbone = empty_backbone("vivit", {})
     spec = spec_of_backbone(backbone, range(backbone.depth))
     with torch.device("meta"):
-        model = build_model(method, spec, CLASSES, METHODS[method].options(), backbone)
+        model = build_model(method, spec, CLASSES, METHODS[method].options(), backbone=backbone)
     assert count_params(model)[0] == params
     assert all(tensor.is_meta for tensor in trainable(model).values())
 
 
 def literal_attention(attention: Any, x: Tensor, bias: Tensor, local: Tensor) -> Tensor:
-    """ViViT's without any trick: `bias` is added to the logits, `local` to the output."""
+    """ViViT's attention, written out: `bias` is added to the logits, `local` to the output."""
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     q, k, v = (projection(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for projection in projections)
     weights = (q @ k.mT / (DIM // HEADS) ** 0.5 + bias).softmax(dim=-1)
@@ -168,7 +169,7 @@ class TestAgainstTheAttentionWrittenOut:
         torch.testing.assert_close(attention(x, None)[0], wanted)
 
 
-def test_adapters_stand_before_both_residuals_and_are_dropped_with_the_sublayer(vivit: VivitBackbone) -> None:
+def test_adapters_are_applied_before_both_residuals_and_are_dropped_with_the_sublayer(vivit: VivitBackbone) -> None:
     model, x = tune("adapter", {"bottleneck": 4}, vivit), torch.randn(2, TOKENS, DIM)
     shake(model)
     frozen, block = vivit.module.layers[1], model.module.layers[1]

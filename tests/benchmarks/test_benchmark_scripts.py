@@ -15,7 +15,7 @@ import yaml
 from adapt.config.pipeline import Config
 from benchmarks.ablation import PROBES, VARIANTS
 from benchmarks.extracting import extract
-from benchmarks.made_up import write_store
+from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import machine
 from extract.backbones.backbone import load_backbone
 from extract.sources.open_source import open_source
@@ -108,7 +108,7 @@ def test_probe(run: Run, pipeline: Path, tiny_config: Callable[..., Config]) -> 
 
 
 def test_ablation(run: Run, tmp_path: Path) -> None:
-    write_store(tmp_path / "made-up.zarr", 24, layers=6, grid=(2, 2), dim=8, shard_samples=8)
+    write_store(tmp_path / "made-up.zarr", StoreShape(samples=24, layers=6, grid=(2, 2), dim=8, shard_samples=8))
     small = (tmp_path / "made-up.zarr", "--epochs", 1, "--seeds", 1)
     found = run("ablation", *small)
     assert set(found["results"]) == {*VARIANTS, *PROBES}

@@ -27,7 +27,7 @@ def test_names_are_not_given_twice() -> None:
 
 def test_a_sabotage_that_no_longer_applies_is_an_error() -> None:
     gone = replace(SABOTAGES[0], old="no such text")
-    with pytest.raises(UserError, match=r"found 0 times in adapt/training/search\.py, not once: 'no such text'"):
+    with pytest.raises(UserError, match=r"found 0 times in adapt/training/trials\.py, not once: 'no such text'"):
         sabotaged(gone)
 
 

@@ -1,6 +1,6 @@
-"""What every end-to-end method holds on every backbone; a class of tests inherits it.
+"""Properties of every method that trains inside the backbone, on any backbone.
 
-Such a class is parametrised by `method` and `options`, and has a fixture `backbone`.
+A test class inherits `EndToEnd`, is parametrized by `method` and `options`, and has a fixture `backbone`.
 """
 
 import copy
@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapt.features.feature_sources import spec_of_backbone
+from adapt.features.specs import spec_of_backbone
 from adapt.methods.in_backbone.merge import merge, unmerge
-from adapt.methods.table import METHODS, adapter_state_dict, build_model, trainable
-from extract.backbones.timm_vit import TimmBackbone
-from extract.backbones.weights import load_model
+from adapt.methods.registry import METHODS, build_model
+from adapt.methods.trained_parameters import adapter_state_dict, trainable
+from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig
 from store.errors import UserError
 
@@ -24,11 +24,11 @@ MERGEABLE = {"lora", "lora_fix", "kronecker", "intrinsic"}
 
 
 def load(name: str, **kwargs: Any) -> TimmBackbone:
-    """A small backbone of a family of timm's, in which every tensor matters, its biases too."""
+    """A small timm backbone in which every tensor has an effect, biases too."""
     size = None if "img_size" in kwargs else 32
     torch.manual_seed(0)
     config = BackboneConfig(name=name, weights="random", image_size=size, model_kwargs=TINY | kwargs)
-    backbone = TimmBackbone(*load_model(config), size)
+    backbone = load_backbone(config)
     with torch.no_grad():
         for tensor in backbone.module.blocks.parameters():
             tensor.add_(0.1 * torch.randn_like(tensor))
@@ -36,10 +36,10 @@ def load(name: str, **kwargs: Any) -> TimmBackbone:
 
 
 def tune(method: str, options: dict[str, Any], backbone: Any) -> Any:
-    """A model without dropout, of the same random draws every time."""
+    """A model in evaluation mode, initialized from the same seed in every call."""
     torch.manual_seed(3)
     spec = spec_of_backbone(backbone, range(backbone.depth))
-    return build_model(method, spec, CLASSES, METHODS[method].options.model_validate(options), backbone).eval()
+    return build_model(method, spec, CLASSES, METHODS[method].options.model_validate(options), backbone=backbone).eval()
 
 
 def draw(backbone: Any) -> Tensor:
@@ -48,7 +48,7 @@ def draw(backbone: Any) -> Tensor:
 
 
 def move(model: nn.Module, inputs: Tensor, steps: int = 2) -> None:
-    """Gradient steps; the first one only wakes what stands behind a zero."""
+    """Make gradient steps; maps in front of a map that starts at zero receive a gradient from the second step on."""
     optimizer = torch.optim.SGD(trainable(model).values(), lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -58,16 +58,16 @@ def move(model: nn.Module, inputs: Tensor, steps: int = 2) -> None:
 
 @torch.no_grad()
 def shake(model: nn.Module) -> None:
-    """Move what is trained away from where it is."""
+    """Add noise to all trained tensors."""
     for tensor in trainable(model).values():
         tensor.add_(0.1 * torch.randn_like(tensor))
 
 
 class EndToEnd:
-    """See the module."""
+    """Tests that a class of cases inherits."""
 
     def test_starts_as_the_linear_probe(self, method: str, options: dict[str, Any], backbone: Any) -> None:
-        """But for prompts: the other tokens attend to them from the start."""
+        """All but `prompt`, to whose prompts the other tokens attend from the start."""
         inputs, probe = draw(backbone), tune("linear_probe", {}, backbone)
         with torch.no_grad():
             expected = probe(backbone.tokens(inputs, probe.layers))

@@ -1,14 +1,14 @@
-"""Every method at small sizes, built on random tokens."""
+"""Tables of cases over all methods at small sizes, with the formulas of their parameter counts."""
 
 from typing import Any
 
 import torch
 from end_to_end import CLASSES
-from tails import layout_of, make_tail
+from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.table import METHODS, build_model
+from adapt.methods.registry import METHODS, build_model
 
 DIM, LAYERS = 16, (1, 3, 4)
 
@@ -16,7 +16,7 @@ DIM, LAYERS = 16, (1, 3, 4)
 def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4)) -> FeatureSpec:
     """Three layers of a backbone of six, with a final norm that is not the identity."""
     layout = layout_of(prefix, grid)
-    return FeatureSpec(LAYERS, 6, DIM, layout, make_tail(DIM, layout))
+    return FeatureSpec(layers=LAYERS, depth=6, dim=DIM, layout=layout, pre_logits=make_pre_logits(DIM, layout))
 
 
 def draw_tokens(spec: FeatureSpec, batch: int = 4) -> dict[int, Tensor]:
@@ -31,7 +31,7 @@ def losa_count(rank: int, token_rank: int, layers: int = 3, patches: int = 12) -
 
 
 def ladder_count(reduction: int, layers: int = 3) -> int:
-    """A block of 12 s^2 + 13 s and a projection d -> s a layer, a gate for all layers but the first, one s -> d."""
+    """Per layer a block of 12 s^2 + 13 s and a map d -> s; a gate for all layers but the first; a map s -> d."""
     side = DIM // reduction
     return layers * (12 * side**2 + 13 * side + DIM * side + side) + layers - 1 + side * DIM + DIM
 
@@ -60,7 +60,7 @@ TINY_DIM, TINY_DEPTH, TINY_HEADS, TINY_GRID = 32, 3, 2, (4, 4)  # of the fixture
 
 
 def adapter_count(bottleneck: int, adapters: int) -> int:
-    """A map down and one up, with their biases."""
+    """Parameters of maps down and up, with their biases."""
     return adapters * (2 * TINY_DIM * bottleneck + bottleneck + TINY_DIM)
 
 
@@ -70,7 +70,7 @@ BLOCK = 12 * TINY_DIM**2 + 13 * TINY_DIM
 EMBEDDINGS = 3 * 8 * 8 * TINY_DIM + TINY_DIM + TINY_DIM + 17 * TINY_DIM  # patches, class token, positions
 
 
-# End to end: method, options, parameters without the head.
+# Inside the backbone: method, options, parameters without the head.
 TUNED_CASES: list[tuple[str, dict[str, Any], int]] = [
     ("full", {}, TINY_DEPTH * BLOCK + EMBEDDINGS + 2 * TINY_DIM),
     ("bitfit", {}, TINY_DEPTH * 11 * TINY_DIM + 2 * TINY_DIM),  # 3 + 1 + 4 + 1 and two norms; patches and final norm

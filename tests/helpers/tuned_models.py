@@ -1,4 +1,4 @@
-"""Backbones under methods that train inside them, for the tests of these methods."""
+"""Small models of the weight-update methods on several families of backbones."""
 
 from functools import lru_cache
 from typing import Any
@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapt.features.feature_sources import spec_of_backbone
-from adapt.methods.in_backbone.kronecker import inject_kronecker
-from adapt.methods.in_backbone.linear_updates import update_tensors
-from adapt.methods.in_backbone.lora import inject_lora, inject_lora_fix
-from adapt.methods.in_backbone.target_modules import Vit
-from adapt.methods.in_backbone.tuned_backbone import Install, Tuned
-from adapt.methods.table import count_params
+from adapt.features.specs import spec_of_backbone
+from adapt.methods.in_backbone.target_modules import TargetViT
+from adapt.methods.in_backbone.tuned_backbone import Inject, TunedBackbone, TunedOptions
+from adapt.methods.in_backbone.updated_linear import update_tensors
+from adapt.methods.registry import build_model, find_method
+from adapt.methods.trained_parameters import count_params
 from extract.backbones.backbone import TimmBackbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig
 
@@ -38,12 +37,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# install, options
-METHODS: dict[str, tuple[Install, dict[str, Any]]] = {
-    "lora": (inject_lora, {"rank": 2, "alpha": 3.0}),
-    "lora_fix": (inject_lora_fix, {"rank": 2}),
-    "kronecker": (inject_kronecker, {"n": 4, "rank": 2, "scale": 0.5, "bias": True}),
-    "kronecker of slow rank 2": (inject_kronecker, {"n": 4, "slow_rank": 2, "scale": 0.5, "bias": True}),
+# case -> method, options
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"rank": 2, "alpha": 3.0}),
+    "lora_fix": ("lora_fix", {"rank": 2}),
+    "kronecker": ("kronecker", {"n": 4, "rank": 2, "scale": 0.5, "bias": True}),
+    "kronecker of slow rank 2": ("kronecker", {"n": 4, "slow_rank": 2, "scale": 0.5, "bias": True}),
 }
 
 
@@ -59,23 +58,35 @@ def backbone_of(family: str) -> TimmBackbone:
     backbone = load_backbone(config)
     for name, tensor in backbone.module.named_parameters():
         if "gamma" in name:
-            nn.init.ones_(tensor)  # layer scales start so small that the blocks would not matter
+            nn.init.ones_(tensor)  # layer scales start so small that the blocks would have no effect
     return backbone
 
 
-def build(method: str, family: str = "vit", **more: Any) -> Tuned:
-    """An untrained model; `more` takes precedence over the options of METHODS."""
-    install, options = METHODS[method]
-    return build_with(install, family, **(options | more))
+def build(case: str, family: str = "vit", **more: Any) -> TunedBackbone:
+    """An untrained model of a case of METHODS; `more` takes precedence over its options."""
+    method, options = METHODS[case]
+    return build_method(method, family, **(options | more))
 
 
-def build_with(install: Install, family: str = "vit", **options: Any) -> Tuned:
+def build_method(method: str, family: str = "vit", **options: Any) -> TunedBackbone:
+    """An untrained model of any method that trains inside the backbone."""
+    return _build(method, backbone_of(family), options)
+
+
+def _build(method: str, backbone: TimmBackbone, options: dict[str, Any]) -> Any:
+    spec, checked = spec_of_backbone(backbone, range(backbone.depth)), find_method(method).options(**options)
+    return build_model(method, spec, CLASSES, checked, backbone=backbone)
+
+
+def build_with(inject: Inject, family: str = "vit") -> TunedBackbone:
+    """A model with any inject function."""
     backbone = backbone_of(family)
-    return Tuned(backbone, spec_of_backbone(backbone, range(backbone.depth)), CLASSES, install, **options)
+    spec = spec_of_backbone(backbone, range(backbone.depth))
+    return TunedBackbone(backbone, spec, CLASSES, inject=inject, options=TunedOptions())
 
 
-def inject_nothing(vit: Vit) -> None:
-    """The frozen model under the read-out."""
+def inject_nothing(vit: TargetViT, options: TunedOptions) -> None:
+    """Leave the model frozen, under the read-out."""
 
 
 def draw_images(family: str = "vit", batch: int = 3) -> Tensor:
@@ -83,7 +94,7 @@ def draw_images(family: str = "vit", batch: int = 3) -> Tensor:
 
 
 def disturb(model: nn.Module) -> nn.Module:
-    """As if it had been trained."""
+    """Set the tensors of all updates to random values, as if they had been trained."""
     for tensor in update_tensors(model).values():
         nn.init.normal_(tensor, std=0.3)
     return model
@@ -95,9 +106,8 @@ def step(model: nn.Module, images: Tensor, optimizer: torch.optim.Optimizer) -> 
     optimizer.step()
 
 
-def count_on_meta(install: Install, width: int = 768, **options: Any) -> int:
-    """What a method trains in a ViT of 12 blocks and of this width."""
+def count_on_meta(method: str, width: int = 768, **options: Any) -> int:
+    """The number of parameters that a method trains in a ViT of 12 blocks of this width."""
     backbone = empty_backbone("vit_base_patch16_224", {} if width == 768 else {"embed_dim": width, "num_heads": 8})
     with torch.device("meta"):
-        spec = spec_of_backbone(backbone, range(backbone.depth))
-        return count_params(Tuned(backbone, spec, CLASSES, install, **options))[0]
+        return count_params(_build(method, backbone, options))[0]

@@ -1,1 +1,1 @@
-"""Methods that train from stored tokens and never run the backbone."""
+"""Methods that train from stored features and never run the backbone."""

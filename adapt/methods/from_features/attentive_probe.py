@@ -6,11 +6,11 @@ With normalized tokens x_1 ... x_N (d wide) of the last layer and, for each head
     z   = pooled + W_out [V_h sum_n a_hn x_n]_h
 
 and the classifier reads z, standardized. K_h and V_h are d -> d / heads; no biases (that of K_h would cancel in the
-softmax, those of V_h and W_out in the classifier's own). d + 2d^2 + dw parameters, for a pooling w wide.
+softmax, those of V_h and W_out in the classifier's own). d + 2d^2 + dw parameters, for pooled features w wide.
 
-The pooler is that of the evaluations of AIM (arXiv 2401.08541) and V-JEPA (arXiv 2404.08471). Ours: what it finds is
-added to the pooled features that every method is offered, through a W_out that starts at zero (at step 0 this is the
-linear probe), and K_h and V_h are moved past the sums over tokens, which is the same at a small part of the cost.
+The pooler is that of the evaluations of AIM (arXiv 2401.08541) and V-JEPA (arXiv 2404.08471). Ours: its output is added
+to the pooled features that every method reads, through a W_out that starts at zero (at step 0 this is the linear
+probe), and K_h and V_h are moved past the sums over tokens, which gives the same at a small part of the cost.
 """
 
 import torch
@@ -18,22 +18,32 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
-from adapt.methods.from_features.transformer_probe import check_divides
-from adapt.methods.readout import Pool, Readout
+from adapt.methods.options import MethodOptions, require_divisor
+from adapt.methods.readout import Pooling, Readout
 from store.config import PositiveInt
 from store.errors import UserError
-from store.strict_model import StrictModel
 
 
-class AttentiveProbeOptions(StrictModel):
-    """Options of `attentive_probe`; see `AttentiveProbe`."""
+class AttentiveProbeOptions(MethodOptions):
+    """Options of `attentive_probe`.
+
+    Args:
+        num_heads: heads of the attention; must divide d.
+        pool: what the head reads besides; see `adapt.methods.readout.Readout`.
+    """
 
     num_heads: PositiveInt = 8
-    pool: Pool = "auto"
+    pool: Pooling = "auto"
 
 
 class AttentionPooler(nn.Module):
-    """One learned query over all tokens, `width` wide in the end; zero until `out` moves."""
+    """Attention of one learned query over all tokens; its output is zero until `out` is trained.
+
+    Args:
+        dim: width of the tokens.
+        width: width of the output.
+        num_heads: heads of the attention.
+    """
 
     def __init__(self, dim: int, width: int, num_heads: int) -> None:
         super().__init__()
@@ -47,41 +57,42 @@ class AttentionPooler(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch width"]:
-        """What the query finds."""
+        """Pool tokens."""
         # q . (K x) = (K^T q) . x, and sum_n a_n (V x_n) = V sum_n a_n x_n: no token is ever projected. Plain products
         # train faster here than a fused attention, which would also compute the gradient of the frozen tokens.
         scale = self.query.shape[1] ** -0.5
-        asked = torch.einsum("hc,hcd->dh", self.query, self.key) * scale  # (dim, heads)
-        attention = (tokens @ asked).softmax(dim=1)  # (batch, tokens, heads)
-        seen = attention.transpose(1, 2) @ tokens  # (batch, heads, dim)
-        found: Tensor = self.out(torch.einsum("bhd,hcd->bhc", seen, self.value).flatten(1))
-        return found
+        projected_query = torch.einsum("hc,hcd->dh", self.query, self.key) * scale  # (dim, heads)
+        attention = (tokens @ projected_query).softmax(dim=1)  # (batch, tokens, heads)
+        averages = attention.transpose(1, 2) @ tokens  # (batch, heads, dim)
+        pooled: Tensor = self.out(torch.einsum("bhd,hcd->bhc", averages, self.value).flatten(1))
+        return pooled
 
 
 class AttentiveProbe(nn.Module):
     """The pooler and its classifier.
 
     Args:
-        spec: width, token layout and frozen tail of the backbone; the last of its layers is read.
+        spec: the features; the last of their layers is read.
         num_classes: width of the classifier.
-        num_heads: heads of the attention, which must divide the width of the tokens.
-        pool: what the classifier reads besides; see `adapt.methods.readout.Readout`.
+        options: see `AttentiveProbeOptions`.
 
     Raises:
         UserError: `num_heads` does not divide the width; there is only one token, so nothing to choose from.
     """
 
-    def __init__(self, spec: FeatureSpec, num_classes: int, num_heads: int = 8, pool: Pool = "auto") -> None:
+    def __init__(
+        self, spec: FeatureSpec, num_classes: int, options: AttentiveProbeOptions = AttentiveProbeOptions()
+    ) -> None:
         super().__init__()
-        self.readout = Readout(spec, num_classes, pool)  # first, so that every method draws the same head from a seed
+        self.readout = Readout(spec, num_classes, options.pool)  # first: all methods draw the same head from a seed
         self.layers = spec.layers[-1:]
-        check_divides("num_heads", num_heads, spec.dim)
+        require_divisor("num_heads", options.num_heads, spec.dim)
         if spec.layout.num_tokens < 2:
             raise UserError(
                 "attentive_probe chooses among tokens, but the features hold only one: "
                 "set store.tokens: all, or take linear_probe"
             )
-        self.pooler = AttentionPooler(spec.dim, self.readout.head.in_features, num_heads)
+        self.pooler = AttentionPooler(spec.dim, self.readout.head.in_features, options.num_heads)
 
     def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
         """Logits from {layer: (batch, tokens, dim)}."""

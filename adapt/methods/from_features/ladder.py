@@ -9,13 +9,13 @@ and the classifier reads final_norm(b_L + W_up h_L). With biases, the parameters
 
     L (12s^2 + 13s)    blocks: attention, and an MLP 4s wide
     L (ds + s)         W_i
-    L - 1              alpha_i, zero in the beginning
+    L - 1              alpha_i, which start at zero
     sd + d             W_up
 
 The paper's: the ladder of gated shortcuts into a narrow copy of the architecture, no gradient into the backbone. Ours:
 norm(b_i) is a LayerNorm without parameters, as in LoSA; the paper starts from the embeddings, which are not stored, so
-the first block has W_1 norm(b_1) for its whole input; the blocks are drawn at random, not pruned from the backbone's;
-W_up starts at zero (at step 0 the ladder is the linear probe).
+the first block reads W_1 norm(b_1) alone; the blocks are drawn at random, not pruned from the backbone's; W_up starts
+at zero (at step 0 the ladder is the linear probe).
 """
 
 import torch
@@ -26,21 +26,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
-from adapt.methods.from_features.losa import choose_layers
-from adapt.methods.from_features.transformer_probe import check_divides
-from adapt.methods.readout import Pool, Readout
+from adapt.methods.options import MethodOptions, choose_layers, require_divisor
+from adapt.methods.readout import Pooling, Readout
 from store.config import Layers, PositiveInt
-from store.strict_model import StrictModel
 
 _TEMPERATURE = 0.1  # T
 
 
-class LadderOptions(StrictModel):
-    """Options of `ladder`; see `Ladder`."""
+class LadderOptions(MethodOptions):
+    """Options of `ladder`.
+
+    Most of the time goes into the heads, and narrow ones take as long as wide ones, so there are few by default.
+
+    Args:
+        reduction: how many times narrower than the backbone the side network is; must divide d.
+        num_heads: heads of the side blocks; must divide their width.
+        pool: what the head reads; see `adapt.methods.readout.Readout`.
+        layers: which of the stored layers: all, a list, {every: k}, {last: n}.
+    """
 
     reduction: PositiveInt = 8
     num_heads: PositiveInt = 2
-    pool: Pool = "auto"
+    pool: Pooling = "auto"
     layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
 
 
@@ -48,35 +55,24 @@ class Ladder(nn.Module):
     """The side network and its classifier.
 
     Args:
-        spec: layers, width, token layout and frozen tail of the backbone.
+        spec: the features.
         num_classes: width of the classifier.
-        reduction: how many times narrower than the backbone the side network is; must divide the width.
-        num_heads: heads of the side blocks' attention; must divide their width. Most of the time goes into them, and
-            narrow ones take as long as wide ones, so they are few.
-        pool: what the classifier reads; see `adapt.methods.readout.Readout`.
-        layers: which of the layers to use, as in `store.layers`.
+        options: see `LadderOptions`.
 
     Raises:
-        UserError: a layer that is not in the features; widths that do not come out even.
+        UserError: a layer that is not in the features; `reduction` or `num_heads` does not divide its width.
     """
 
-    def __init__(
-        self,
-        spec: FeatureSpec,
-        num_classes: int,
-        reduction: int = 8,
-        num_heads: int = 2,
-        pool: Pool = "auto",
-        layers: Layers = "all",
-    ) -> None:
+    def __init__(self, spec: FeatureSpec, num_classes: int, options: LadderOptions = LadderOptions()) -> None:
         super().__init__()
-        self.readout = Readout(spec, num_classes, pool)  # first, so that every method draws the same head from a seed
-        self.layers = choose_layers(layers, spec)
-        check_divides("reduction", reduction, spec.dim)
-        side = spec.dim // reduction
-        check_divides("num_heads", num_heads, side, of=f"the side network ({spec.dim} / reduction {reduction})")
+        self.readout = Readout(spec, num_classes, options.pool)  # first: all methods draw the same head from a seed
+        self.layers = choose_layers(options.layers, spec)
+        require_divisor("reduction", options.reduction, spec.dim)
+        side = spec.dim // options.reduction
+        of_side = f"the side network ({spec.dim} / reduction {options.reduction})"
+        require_divisor("num_heads", options.num_heads, side, of=of_side)
         self.downs = nn.ModuleList(nn.Linear(spec.dim, side) for _ in self.layers)
-        self.blocks = nn.ModuleList(Block(side, num_heads, qkv_bias=True) for _ in self.layers)
+        self.blocks = nn.ModuleList(Block(side, options.num_heads, qkv_bias=True) for _ in self.layers)
         self.gates = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in self.layers[1:])  # alpha_2 ... alpha_L
         self.up = nn.Linear(side, spec.dim)
         nn.init.zeros_(self.up.weight)

@@ -1,31 +1,35 @@
-"""The linear probe: what frozen features give by themselves."""
+"""The linear probe: a linear classifier on frozen features, the baseline of all other methods."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
-from adapt.methods.readout import Pool, Readout
-from store.strict_model import StrictModel
+from adapt.methods.options import MethodOptions
+from adapt.methods.readout import Pooling, Readout
 
 
-class LinearProbeOptions(StrictModel):
-    """Options of `linear_probe`."""
+class LinearProbeOptions(MethodOptions):
+    """Options of `linear_probe`.
 
-    pool: Pool = "auto"
+    Args:
+        pool: what the head reads; see `adapt.methods.readout.Readout`.
+    """
+
+    pool: Pooling = "auto"
 
 
 class LinearProbe(nn.Module):
     """A linear classifier on the pooled last layer.
 
     Args:
-        spec: width, token layout and frozen tail of the backbone; the last of its layers is read.
+        spec: the features; the last of their layers is read.
         num_classes: width of the classifier.
-        pool: what the classifier reads; see `adapt.methods.readout.Readout`.
+        options: see `LinearProbeOptions`.
     """
 
-    def __init__(self, spec: FeatureSpec, num_classes: int, pool: Pool = "auto") -> None:
+    def __init__(self, spec: FeatureSpec, num_classes: int, options: LinearProbeOptions = LinearProbeOptions()) -> None:
         super().__init__()
-        self.readout = Readout(spec, num_classes, pool)
+        self.readout = Readout(spec, num_classes, options.pool)
         self.layers = spec.layers[-1:]
 
     def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:

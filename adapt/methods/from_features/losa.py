@@ -16,10 +16,10 @@ over space and then, at every position, over time:
 The parameters of a layer are, with biases, 2dr + r + d and 2Ns + s + N, or 2hws + s + hw and 2ts' + s' + t.
 
 The paper's: the parallel, iterative refinement of frozen features, mixing of channels and then of tokens at low rank,
-factorised for videos (first space, then time), no gradient into the backbone. Ours: norm(b_i) is a LayerNorm without
+factorized for videos (first space, then time), no gradient into the backbone. Ours: norm(b_i) is a LayerNorm without
 parameters (massive channels would drown the others), prefix tokens take no part in token mixing, each mixing adds to
-what the one before it found, the up-projections start at zero (at step 0 LoSA is the linear probe). The defaults come
-from the ablation in docs/ablation.md, on images.
+the result of the one before it, the up-projections start at zero (at step 0 LoSA is the linear probe). The defaults
+come from the ablation in docs/ablation.md, on images.
 """
 
 from typing import Annotated, Literal
@@ -30,26 +30,35 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adapt.methods.dropout import ByteDropout
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
-from adapt.methods.from_features.token_mixer import Mixer
-from adapt.methods.readout import Pool, Readout
+from adapt.methods.options import MethodOptions, choose_layers
+from adapt.methods.readout import Pooling, Readout
 from store.config import Layers, PositiveInt
 from store.errors import UserError
-from store.layout import resolve_layers
-from store.strict_model import StrictModel
-
-Norm = Literal["layer", "backbone", "none"]
-Add = Literal["before_norm", "after_norm"]
+from store.layout import TokenLayout
 
 
-class LoSAOptions(StrictModel):
-    """Options of `losa`; see `LoSA`."""
+class LoSAOptions(MethodOptions):
+    """Options of `losa`.
+
+    Args:
+        rank: r, width of the channel bottleneck.
+        token_rank: s, width of the patch bottleneck; 0 leaves token mixing out.
+        norm: how a layer's tokens are normalized: layer (without parameters), backbone (its final norm), none.
+        add: where the sum of updates joins the last layer: before_norm or after_norm, of the final norm.
+        pool: what the head reads; see `adapt.methods.readout.Readout`.
+        layers: which of the stored layers: all, a list, {every: k}, {last: n}.
+        dropout: on the hidden units of all bottlenecks.
+        time_rank: s', width of the bottleneck of the frames of a video; 0 leaves mixing over time out.
+        factorised: videos: first space, then time; false mixes all patches of all frames at once, at `token_rank`.
+    """
 
     rank: PositiveInt = 64
     token_rank: Annotated[int, Field(ge=0)] = 8
-    norm: Norm = "layer"
-    add: Add = "before_norm"
-    pool: Pool = "auto"
+    norm: Literal["layer", "backbone", "none"] = "layer"
+    add: Literal["before_norm", "after_norm"] = "before_norm"
+    pool: Pooling = "auto"
     layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     time_rank: Annotated[int, Field(ge=0)] = 8
@@ -60,46 +69,23 @@ class LoSA(nn.Module):
     """The side network and its classifier.
 
     Args:
-        spec: layers, width, token layout and frozen tail of the backbone.
+        spec: the features.
         num_classes: width of the classifier.
-        rank: r, width of the channel bottleneck.
-        token_rank: s, width of the bottleneck of an image's tokens, or of those of every frame; 0 for no such mixing.
-        norm: how b_i is normalized: `layer` (LayerNorm without parameters), `backbone` (its final norm), `none`.
-        add: whether y_L is added to b_L before the backbone's final norm or after it.
-        pool: what the classifier reads; see `adapt.methods.readout.Readout`.
-        layers: which of the layers to use, as in `store.layers`.
-        dropout: on the hidden units of all bottlenecks.
-        time_rank: s', width of the bottleneck of the frames; 0 for no mixing over time. It has no meaning where there
-            is one frame, or where `factorised` is false.
-        factorised: false mixes all patches of a video at once, at `token_rank`, as if it were one image of t h w
-            patches. It has no meaning for images.
+        options: see `LoSAOptions`.
 
     Raises:
         UserError: a layer that is not in the features; a pool that reads none of the tokens that are mixed.
     """
 
-    def __init__(
-        self,
-        spec: FeatureSpec,
-        num_classes: int,
-        rank: int = 64,
-        token_rank: int = 8,
-        norm: Norm = "layer",
-        add: Add = "before_norm",
-        pool: Pool = "auto",
-        layers: Layers = "all",
-        dropout: float = 0.0,
-        time_rank: int = 8,
-        factorised: bool = True,
-    ) -> None:
+    def __init__(self, spec: FeatureSpec, num_classes: int, options: LoSAOptions = LoSAOptions()) -> None:
         super().__init__()
-        self.readout = Readout(spec, num_classes, pool)  # first, so that every method draws the same head from a seed
-        self.layers = choose_layers(layers, spec)
-        self.norm, self.add = norm, add
-        mixers = [Mixer(spec.dim, spec.layout, rank, token_rank, time_rank, factorised, dropout) for _ in self.layers]
-        if (ranks := mixers[0].ranks) and not self.readout.reads_patches:
+        self.readout = Readout(spec, num_classes, options.pool)  # first: all methods draw the same head from a seed
+        self.layers = choose_layers(options.layers, spec)
+        self.norm, self.add = options.norm, options.add
+        mixers = [LowRankMixer(spec.dim, spec.layout, options) for _ in self.layers]
+        if (ranks := mixers[0].token_mixing_options) and not self.readout.reads_patches:
             raise UserError(
-                f"pool {pool!r} reads the class token, which no token mixing reaches (it mixes patches): "
+                f"pool {options.pool!r} reads the class token, which no token mixing reaches (it mixes patches): "
                 f"set {' and '.join(f'{name}: 0' for name in ranks)}, or pool: mean or cls_mean"
             )
         self.mixers = nn.ModuleList(mixers)
@@ -109,7 +95,7 @@ class LoSA(nn.Module):
         y: Tensor | None = None
         for layer, mixer in zip(self.layers, self.mixers, strict=True):
             x = self._normalize(tokens[layer])
-            x = x.to(_precision(x))  # once, and not in every product: half the memory that is read and kept
+            x = x.to(_autocast_dtype(x))  # once, not in every product: half the memory that is read and kept
             y = mixer(x) if y is None else y + mixer(x + y)
         assert y is not None
         last = tokens[self.layers[-1]]
@@ -123,18 +109,89 @@ class LoSA(nn.Module):
         return self.readout.normalize(tokens) if self.norm == "backbone" else tokens
 
 
-def _precision(tokens: Float[Tensor, "..."]) -> torch.dtype:
-    """What autocast multiplies tokens in, which without it is their own."""
+class LowRankMixer(nn.Module):
+    """g(x) for one layer: mixes channels, then patches; of videos over space, then over time.
+
+    It is zero until the up-projections are trained. Prefix tokens are mixed over channels only.
+
+    Args:
+        dim: width of the tokens.
+        layout: prefix tokens and patch grid.
+        options: see `LoSAOptions`; read are `rank`, `token_rank`, `time_rank`, `factorised` and `dropout`.
+    """
+
+    def __init__(self, dim: int, layout: TokenLayout, options: LoSAOptions) -> None:
+        super().__init__()
+        self.num_prefix = layout.num_prefix_tokens
+        self.frames = layout.grid[0] if options.factorised and layout.is_video else 1
+        positions = layout.num_patches // self.frames
+        self.dropout = ByteDropout(options.dropout)
+        self.down, self.up = _bottleneck(dim, options.rank)
+        self.token_down = self.token_up = self.time_down = self.time_up = None
+        if options.token_rank and positions > 1:
+            self.token_down, self.token_up = _bottleneck(positions, options.token_rank)
+        if options.time_rank and self.frames > 1:
+            self.time_down, self.time_up = _bottleneck(self.frames, options.time_rank)
+
+    @property
+    def token_mixing_options(self) -> list[str]:
+        """The options that switch token mixing on here; along an axis of one token nothing is mixed."""
+        maps = {"token_rank": self.token_down, "time_rank": self.time_down}
+        return [name for name, down in maps.items() if down is not None]
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """g(x)."""
+        c: Tensor = self.up(self.dropout(F.gelu(self.down(x))))
+        if self.frames == 1:
+            return self._mix(x, c, self.token_down, self.token_up, num_prefix=self.num_prefix)
+        if self.num_prefix == 0:
+            return self._mix_video(x, c)
+        prefix, patches = c.split_with_sizes([self.num_prefix, c.shape[1] - self.num_prefix], dim=1)
+        return torch.cat([prefix, self._mix_video(x[:, self.num_prefix :], patches)], dim=1)
+
+    def _mix_video(
+        self, x: Float[Tensor, "batch patches dim"], c: Float[Tensor, "batch patches dim"]
+    ) -> Float[Tensor, "batch patches dim"]:
+        """Mix c over the positions of every frame, then over the frames at every position."""
+        by_frame = (len(x), self.frames, -1, x.shape[2])  # (batch, frames, positions, dim)
+        x, g = x.view(by_frame), c.view(by_frame)
+        g = self._mix(x, g, self.token_down, self.token_up)
+        # Frames are rows of positions x dim numbers, so that neither part permutes anything.
+        g = self._mix(x.flatten(2), g.flatten(2), self.time_down, self.time_up)
+        return g.view(c.shape)
+
+    def _mix(
+        self,
+        x: Float[Tensor, "*groups tokens dim"],
+        c: Float[Tensor, "*groups tokens dim"],
+        down: nn.Linear | None,
+        up: nn.Linear | None,
+        num_prefix: int = 0,
+    ) -> Float[Tensor, "*groups tokens dim"]:
+        """Compute c + up GELU(down (x + c)) over the tokens behind the prefix; c if there are no such maps."""
+        if down is None or up is None:
+            return c
+        # Zero columns and rows for the prefix tokens spare slicing and joining the long token axis; a batch of one
+        # matrix spares the transposed copy that `matmul` would make of the tokens. The sums come first: their results
+        # are dense, so that joining the groups into one axis copies nothing.
+        prefix, added = (num_prefix, 0), (x + c).flatten(0, -3)
+        weight_down = F.pad(down.weight, prefix).expand(len(added), -1, -1)  # (groups, rank, tokens)
+        weight_up = F.pad(up.weight.T, prefix).T.expand(len(added), -1, -1)  # (groups, tokens, rank)
+        hidden = self.dropout(F.gelu(torch.bmm(weight_down, added) + down.bias[:, None]))  # (groups, rank, dim)
+        biased = (c + F.pad(up.bias, prefix)[:, None]).flatten(0, -3)
+        return torch.baddbmm(biased, weight_up, hidden).view(c.shape)
+
+
+def _bottleneck(width: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
+    """Maps down to `rank` and up again; the second starts at zero."""
+    down, up = nn.Linear(width, rank), nn.Linear(rank, width)
+    nn.init.zeros_(up.weight)
+    nn.init.zeros_(up.bias)
+    return down, up
+
+
+def _autocast_dtype(tokens: Float[Tensor, "..."]) -> torch.dtype:
+    """The type that autocast multiplies tokens in; without autocast it is their own."""
     device = tokens.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else tokens.dtype
-
-
-def choose_layers(layers: Layers, spec: FeatureSpec) -> tuple[int, ...]:
-    """The layers a side network uses: all that are stored, or the ones named, which must be stored."""
-    if layers == "all":
-        return spec.layers
-    chosen = resolve_layers(layers, spec.depth)
-    if missing := sorted(set(chosen) - set(spec.layers)):
-        raise UserError(f"layers {missing} are not in the features, which hold {list(spec.layers)}")
-    return chosen

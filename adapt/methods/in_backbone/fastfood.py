@@ -1,14 +1,14 @@
-"""A random map from few to many numbers that is never written out: Fastfood (Le et al., ICML 2013, arXiv 1408.3060).
+"""Fastfood: a random map from d to D numbers, without its D x d matrix (Le et al., ICML 2013, arXiv 1408.3060).
 
-P stacks blocks of p rows, p the power of two that d fills up to, until there are D of them:
+P stacks blocks of p rows, p the next power of two from d on, until there are D rows:
 
     P_j = H G_j Pi_j H B_j / c
 
 H is the Walsh-Hadamard matrix, B_j a diagonal of random signs, Pi_j a random permutation, G_j a diagonal of standard
-normal numbers: O(D log d) time and O(D) memory in place of a D x d matrix. The paper's last diagonal, which shapes the
-lengths of the rows for a kernel, is left out, as by Li et al. (arXiv 1804.08838). Ours: c is chosen so that every
-column has length 1 (exactly, but for the rows that the last block has too many), so a step in the d numbers is a step
-about as long in the D, as Li et al. ask for.
+normal numbers: O(D log d) time and O(D) memory. The paper's last diagonal, which shapes the lengths of the rows for a
+kernel, is left out, as by Li et al. (arXiv 1804.08838). Ours: c is chosen so that every column has length 1 (exactly,
+but for the rows that are cut off the last block), so a step in the d numbers is a step about as long in the D, as Li et
+al. ask for.
 """
 
 import torch
@@ -18,13 +18,13 @@ from torch.nn import functional as F
 
 
 class Fastfood(nn.Module):
-    """P, drawn from its seed wherever it is built: what it holds is in no state dict.
+    """P, which its seed determines; its tensors are in no state dict.
 
     Args:
-        dim: d, how many numbers it takes.
-        size: D, how many it gives, at least d.
-        seed: of all its draws.
-        device: where it is put; the draws are the CPU's, since a seed gives other numbers elsewhere.
+        dim: d, size of the input.
+        size: D, size of the output, at least d.
+        seed: of all random numbers.
+        device: of the tensors; they are drawn on the CPU, since a seed gives other numbers on a GPU.
     """
 
     signs: Tensor

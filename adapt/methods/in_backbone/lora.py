@@ -1,12 +1,15 @@
 """LoRA: dW = alpha / rank * B A with A (rank, in) and B (out, rank) (Hu et al., arXiv 2106.09685).
 
-`lora_fix` trains B alone and leaves A as it was drawn: a baseline of He et al., arXiv 2203.16329 (LoRA-FA).
-As in the reference code, A starts uniform (Kaiming, a = sqrt(5)) and B at zero. Ours: q and v are adapted inside a
-fused qkv map, and the `rank` hidden values are scaled instead of the output.
+    y = W x + b + alpha / rank * B A x
+
+For q and v of L blocks d wide these are 4Ldr parameters.
+`lora_fix` trains B alone, half of them, and leaves A as it was drawn: a baseline of He et al., arXiv 2203.16329
+(LoRA-FA). As in the reference code, A starts uniform (Kaiming, a = sqrt(5)) and B at zero. Ours: q and v are adapted
+inside a fused qkv map, and the `rank` hidden values are scaled instead of the output.
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -14,15 +17,22 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapt.methods.byte_dropout import ByteDropout
-from adapt.methods.in_backbone.linear_updates import Target, Targets, Update, add_update, frozen_linear
-from adapt.methods.in_backbone.target_modules import Vit
+from adapt.methods.dropout import ByteDropout
+from adapt.methods.in_backbone.target_modules import TargetModule, Targets, TargetViT
 from adapt.methods.in_backbone.tuned_backbone import TunedOptions
+from adapt.methods.in_backbone.updated_linear import WeightUpdate, add_update, frozen_linear
 from store.config import PositiveInt
 
 
 class LoRAOptions(TunedOptions):
-    """Options of `lora` and `lora_fix`; see `inject_lora`."""
+    """Options of `lora` and `lora_fix`.
+
+    Args:
+        rank: r.
+        alpha: the update is scaled by alpha / rank; null: scale 1.
+        dropout: on the input of the update.
+        targets: among q, k, v, proj, fc1, fc2.
+    """
 
     rank: PositiveInt = 4
     alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = Field(
@@ -32,49 +42,44 @@ class LoRAOptions(TunedOptions):
     targets: Targets = ("q", "v")
 
 
-class LowRankUpdate(Update):
-    """dW = scale * up @ down."""
+class LowRankUpdate(WeightUpdate):
+    """dW = scale * up @ down.
 
-    def __init__(self, linear: nn.Linear, outputs: int, rank: int, scale: float, dropout: float) -> None:
+    Args:
+        target: the linear map, which gives the shapes.
+        options: see `LoRAOptions`.
+    """
+
+    def __init__(self, target: TargetModule, options: LoRAOptions) -> None:
         super().__init__()
+        linear = frozen_linear(target)
         device = linear.weight.device
-        self.down = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
-        self.up = nn.Parameter(torch.zeros(outputs, rank, device=device))
+        self.down = nn.Parameter(torch.empty(options.rank, linear.in_features, device=device))  # A
+        self.up = nn.Parameter(torch.zeros(target.out_features, options.rank, device=device))  # B
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
-        self.dropout, self.scale = ByteDropout(dropout), scale
+        self.dropout = ByteDropout(options.dropout)
+        self.scale = 1.0 if options.alpha is None else options.alpha / options.rank
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """See `Update.forward`."""
-        hidden = F.linear(self.dropout(x), self.down)
-        return F.linear(hidden if self.scale == 1 else hidden * self.scale, self.up)
+        """See `WeightUpdate.forward`."""
+        hidden = self.scale * F.linear(self.dropout(x), self.down)
+        return F.linear(hidden, self.up)
 
     def delta(self) -> Float[Tensor, "outputs inputs"]:
-        """See `Update.delta`."""
+        """See `WeightUpdate.delta`."""
         return self.up @ self.down * self.scale
 
 
-def inject_lora(
-    vit: Vit,
-    rank: int = 4,
-    alpha: float | None = None,
-    dropout: float = 0.0,
-    targets: tuple[Target, ...] = ("q", "v"),
-) -> None:
-    """Give every target in every block a low-rank update.
-
-    Args:
-        rank: width of the bottleneck.
-        alpha: the update is scaled by alpha / rank; by default alpha = rank.
-        dropout: on the input of the update.
-        targets: which linear maps of a block.
-    """
-    scale = 1.0 if alpha is None else alpha / rank
-    for place in (place for target in targets for place in vit.places(target)):
-        add_update(place, LowRankUpdate(frozen_linear(place), place.stop - place.start, rank, scale, dropout))
+def inject_lora(vit: TargetViT, options: LoRAOptions) -> None:
+    """Add a low-rank update to every target of every block."""
+    for name in options.targets:
+        for target in vit.target_modules(name):
+            add_update(target, LowRankUpdate(target, options))
 
 
-def inject_lora_fix(vit: Vit, **options: Any) -> None:
-    """As `inject_lora`, with its options, but the down-projections stay as they were drawn."""
-    inject_lora(vit, **options)
-    for update in (module for module in vit.module.modules() if isinstance(module, LowRankUpdate)):
-        update.down.requires_grad_(False)
+def inject_lora_fix(vit: TargetViT, options: LoRAOptions) -> None:
+    """As `inject_lora`, but the down-projections stay as they were drawn."""
+    inject_lora(vit, options)
+    for module in vit.module.modules():
+        if isinstance(module, LowRankUpdate):
+            module.down.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Folding weight updates into the backbone: W <- W + dW, b <- b + db, which leaves a plain model at no extra cost."""
+"""Merges weight updates into the backbone: W <- W + dW, b <- b + db. The result is a plain model at no extra cost."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -6,12 +6,12 @@ from torch import nn
 
 from store.errors import UserError
 
-_UNMERGED = "_unmerged"  # the attribute by which a merged module remembers what stood in its place
+_UNMERGED = "_unmerged"  # attribute of a merged module: the module that it replaces
 
 
 @runtime_checkable
 class Mergeable(Protocol):
-    """What a method puts in the place of a module, for example `linear_updates.UpdatedLinear`."""
+    """A module that a method puts in the place of a plain one, such as `updated_linear.UpdatedLinear`."""
 
     def merged(self) -> nn.Module:
         """A plain module that gives the same outputs and shares no tensor with this one."""
@@ -19,9 +19,9 @@ class Mergeable(Protocol):
 
 
 def merge(module: nn.Module) -> nn.Module:
-    """Put plain modules in the place of what a weight-update method has put there, in place.
+    """Replace the modules of a weight-update method by plain ones, in place.
 
-    What was there is kept for `unmerge`, out of the model's sight: no part of its state, its parameters or its modules.
+    The replaced modules are kept for `unmerge`, but not as a part of the model's state, parameters or modules.
 
     Returns:
         the module itself.
@@ -37,13 +37,13 @@ def merge(module: nn.Module) -> nn.Module:
         )
     for path, child in found.items():
         plain: nn.Module = child.merged().train(child.training)
-        object.__setattr__(plain, _UNMERGED, child)  # past `nn.Module`, which would make it a part of the model
+        object.__setattr__(plain, _UNMERGED, child)  # `nn.Module` would register it as a part of the model
         _replace(module, path, plain)
     return module
 
 
 def unmerge(module: nn.Module) -> nn.Module:
-    """Undo `merge`, in place: the updates are back, over the frozen weights as they were to the last bit.
+    """Undo `merge`, in place: the updates are back, and the frozen weights are those from before, to the last bit.
 
     Returns:
         the module itself.

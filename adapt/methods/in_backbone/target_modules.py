@@ -1,18 +1,22 @@
-"""A vision transformer as a method changes it: its blocks, and the linear maps in them by the names that papers use."""
+"""Finds the parts of a vision transformer that methods change: its blocks, and the linear maps q, k, v, ... in them."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import AfterValidator, Field
 from torch import nn
 
 from store.errors import UserError
 from store.layout import TokenLayout
 
-# q, k, v and the output projection of the attention, and the two layers of the MLP; a path is (fused or not) one linear
-# map, a fused one holds q, k and v in this order.
-TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
-_FUSED = "attn.qkv"
-_PATHS: dict[str, tuple[str, ...]] = {  # timm's, and ViViT's where it has others
+# q, k, v and the output projection of the attention, and the two layers of the MLP.
+Target = Literal["q", "k", "v", "proj", "fc1", "fc2"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+LEGAL_TARGETS = f"a list of {', '.join(TARGETS)}, each of them once"
+Sublayer = Literal["attention", "mlp"]
+
+_FUSED = "attn.qkv"  # one linear map, whose outputs are q, k and v in this order
+_PATHS: dict[str, tuple[str, ...]] = {  # in blocks of timm, and in those of ViViT
     "q": ("attn.q_proj", "attention.q_proj"),
     "k": ("attn.k_proj", "attention.k_proj"),
     "v": ("attn.v_proj", "attention.v_proj"),
@@ -20,12 +24,31 @@ _PATHS: dict[str, tuple[str, ...]] = {  # timm's, and ViViT's where it has other
     "fc1": ("mlp.fc1", "mlp.w12"),
     "fc2": ("mlp.fc2", "mlp.w3"),
 }
-Sublayer = Literal["attention", "mlp"]
 
 
-@dataclass(frozen=True)
+def _each_once(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    if len(set(targets)) < len(targets):
+        raise ValueError("a target is given twice")
+    return targets
+
+
+Targets = Annotated[
+    tuple[Target, ...],
+    Field(min_length=1, strict=False, description=LEGAL_TARGETS),
+    AfterValidator(_each_once),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TargetModule:
-    """A linear map in a block: `parent.name`, of whose outputs rows `start` to `stop` are meant."""
+    """A linear map of a block, or one third of a fused qkv map.
+
+    Args:
+        parent: the module that holds the map.
+        name: of the map in its parent.
+        start: the first output row of the map that belongs to the target.
+        stop: the row after the last one.
+    """
 
     parent: nn.Module
     name: str
@@ -33,14 +56,19 @@ class TargetModule:
     stop: int
 
     @property
-    def linear(self) -> nn.Module:
-        """What stands there now: an `nn.Linear`, or what a method has put in its place."""
+    def module(self) -> nn.Module:
+        """The module at this place now: an `nn.Linear`, or what a method has put there instead."""
         return self.parent.get_submodule(self.name)
+
+    @property
+    def out_features(self) -> int:
+        """Number of output rows that belong to the target."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
-class Vit:
-    """A backbone that may be changed in place; every parameter of it is frozen to begin with.
+class TargetViT:
+    """A copy of a backbone that a method changes in place; all its parameters are frozen at first.
 
     Args:
         module: the model, its blocks in `.blocks` (timm) or `.layers` (ViViT of transformers).
@@ -64,53 +92,47 @@ class Vit:
         module: Any = self.module
         return tuple(module.patch_embed.patch_size if hasattr(module, "patch_embed") else module.config.tubelet_size)
 
-    def places(self, target: str) -> list[TargetModule]:
-        """Where a target (one of TARGETS) stands in every block.
+    def target_modules(self, target: Target) -> list[TargetModule]:
+        """Find a target in every block.
 
         Raises:
-            UserError: the backbone has no such map.
+            UserError: a block has no such map.
         """
         return [find_target_module(block, target) for block in self.blocks]
 
 
-def find_target_module(block: nn.Module, target: str) -> TargetModule:
-    """Where a target stands in a block.
+def find_target_module(block: nn.Module, target: Target) -> TargetModule:
+    """Find a target in one block.
 
     Raises:
-        UserError: the block has no such map, or a fused one in which it is no third.
+        UserError: the block has no such map, or a fused one of which it is not a third.
     """
-    modules = dict(block.named_modules())
+    modules: dict[str, Any] = dict(block.named_modules())
     if target in ("q", "k", "v") and _FUSED in modules:
         attention = modules["attn"]
-        if hasattr(attention, "qkv_bias_separate"):  # EVA, BEiT: else they read the weight past the module
-            attention.qkv_bias_separate = True
+        if hasattr(attention, "qkv_bias_separate"):
+            attention.qkv_bias_separate = True  # else EVA and BEiT multiply by `qkv.weight`, without calling the module
         third = _third(modules[_FUSED], modules["attn.proj"])
         start = third * ("q", "k", "v").index(target)
-        return TargetModule(attention, "qkv", start, start + third)
+        return TargetModule(parent=attention, name="qkv", start=start, stop=start + third)
     for path in _PATHS[target]:
         if path in modules:
             parent, _, name = path.rpartition(".")
-            return TargetModule(modules[parent], name, 0, out_features(modules[path]))
+            return TargetModule(parent=modules[parent], name=name, start=0, stop=modules[path].out_features)
     raise UserError(f"this backbone has no {target!r} in its blocks ({type(block).__name__}); choose other targets")
 
 
 def _third(fused: Any, proj: Any) -> int:
+    """Width of q, k and v each."""
     if fused.out_features != 3 * proj.in_features:
         raise UserError(
             f"the fused q, k and v of this backbone are {fused.out_features} wide, not three times the "
-            f"{proj.in_features} of the attention's output (grouped-query attention), so none can be told from the "
-            "others; choose a backbone that keeps them apart (timm: qkv_fused=False), or other targets"
+            f"{proj.in_features} of the attention's output (grouped-query attention), so they cannot be separated; "
+            "choose a backbone with separate projections (timm: qkv_fused=False), or other targets"
         )
     return int(proj.in_features)
 
 
 def sublayer_name(block: nn.Module, sublayer: Sublayer) -> str:
-    """What a block calls its attention or MLP, if it has a module for it."""
+    """The attribute under which a block of this kind holds its attention or its MLP."""
     return "attn" if sublayer == "attention" and not hasattr(block, "attention") else sublayer
-
-
-def out_features(module: nn.Module) -> int:
-    """Width of what a linear map, or what stands in its place, gives out."""
-    width = module.out_features
-    assert isinstance(width, int)
-    return width

@@ -1,38 +1,67 @@
-"""A backbone that a method trains, under the read-out that every method has."""
+"""The model of every method that trains inside the backbone: a copy of the backbone, changed, under the read-out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from adapt.methods.feature_spec import FeatureSpec, TrainableBackbone
-from adapt.methods.in_backbone.target_modules import Vit
-from adapt.methods.readout import Pool, Readout
-from store.strict_model import StrictModel
+from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
+from adapt.methods.in_backbone.target_modules import TargetViT
+from adapt.methods.options import MethodOptions
+from adapt.methods.readout import Pooling, Readout
+from store.layout import TokenLayout
 
-Install = Callable[..., None]
-
-
-class TunedOptions(StrictModel):
-    """What every end-to-end method lets be chosen."""
-
-    pool: Pool = "auto"
+Inject = Callable[[TargetViT, Any], None]
 
 
-class Tuned(nn.Module):
-    """A copy of the backbone with a method installed, up to the last layer of the spec.
+class TunedOptions(MethodOptions):
+    """Options of every method that trains inside the backbone.
 
     Args:
-        backbone: the frozen model (`extract.backbones.backbone.TimmBackbone` is one); it stays as it is.
-        spec: the features that the same backbone gives; the last of its layers is read.
+        pool: what the head reads; see `adapt.methods.readout.Readout`.
+    """
+
+    pool: Pooling = "auto"
+
+
+@runtime_checkable
+class TrainableBackbone(Protocol):
+    """A frozen backbone whose copy methods may train: one of `extract.backbones.backbone.ModelBackbone`.
+
+    Attributes:
+        module: the model.
+        layout: prefix tokens and patch grid.
+        block_layout: those that one block sees: of one frame, for a backbone that runs frame by frame.
+        tail: final norm and pooling.
+    """
+
+    module: nn.Module
+    layout: TokenLayout
+    block_layout: TokenLayout
+    tail: Any
+
+    def trainable_copy(self, depth: int) -> "TrainableBackbone":
+        """Copy the first `depth` blocks; the copy's final norm is that of its module."""
+        ...
+
+    def tokens(self, images: Float[Tensor, "batch ..."], layers: Sequence[int]) -> TokensByLayer:
+        """Block outputs of the chosen layers."""
+        ...
+
+
+class TunedBackbone(nn.Module):
+    """A copy of the backbone up to the last layer of the spec, changed by a method, and its classifier.
+
+    Args:
+        backbone: the frozen model, which is not changed.
+        spec: the features of that backbone; the last of their layers is read.
         num_classes: width of the classifier.
-        install: what makes the method: it changes a `Vit` in place and marks what is trained by `requires_grad`.
-        pool: what the classifier reads; see `adapt.methods.readout.Readout`.
-        options: keyword arguments of `install`.
+        inject: changes a `TargetViT` in place; `requires_grad` marks what is trained.
+        options: those of the method, for `inject`.
     """
 
     def __init__(
@@ -40,27 +69,27 @@ class Tuned(nn.Module):
         backbone: TrainableBackbone,
         spec: FeatureSpec,
         num_classes: int,
-        install: Install,
-        pool: Pool = "auto",
-        **options: Any,
+        *,
+        inject: Inject,
+        options: TunedOptions,
     ) -> None:
         super().__init__()
-        self.readout = Readout(spec, num_classes, pool)  # first, so that every method draws the same head from a seed
+        self.readout = Readout(spec, num_classes, options.pool)  # first: all methods draw the same head from a seed
         self.layers = spec.layers[-1:]
         self._backbone = backbone.trainable_copy(self.layers[-1] + 1)
         self.module, self.readout.tail = self._backbone.module, self._backbone.tail
-        self._vit = Vit(self.module, backbone.block_layout, spec.dim)
-        install(self._vit, **options)
+        self._vit = TargetViT(self.module, backbone.block_layout, spec.dim)
+        inject(self._vit, options)
         if self.readout.mode != "backbone":
             self._backbone.tail.freeze_pooling()  # what is not read does not count as trained
 
     def checkpoint_blocks(self) -> None:
-        """Compute a block's activations anew in the backward pass instead of keeping them."""
+        """Recompute a block's activations in the backward pass instead of keeping them."""
         for block in self._vit.blocks:  # not by timm's switch: that of transformers has a new name every few releases
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
-    def train(self, mode: bool = True) -> "Tuned":
-        """As of any module, but batch norms keep the backbone's statistics: of a model, parameters alone are saved."""
+    def train(self, mode: bool = True) -> "TunedBackbone":
+        """Set the mode, but leave batch norms in evaluation: an adaptor holds parameters only, no new statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm):

@@ -1,0 +1,41 @@
+"""The base class of all methods' options, and checks that several methods share."""
+
+from adapt.methods.feature_spec import FeatureSpec
+from store.config import Layers
+from store.errors import UserError
+from store.layout import resolve_layers
+from store.strict_model import StrictModel
+
+
+class MethodOptions(StrictModel):
+    """Options of a method, as an entry of `methods:` in pipeline.yaml gives them; every method has a `pool`."""
+
+    @property
+    def needs_measurement(self) -> bool:
+        """Whether a run must measure the intrinsic dimension first, which then sets one of these options."""
+        return False
+
+
+def choose_layers(layers: Layers, spec: FeatureSpec) -> tuple[int, ...]:
+    """Resolve the option `layers` to absolute block indices, ascending.
+
+    Raises:
+        UserError: a layer that the backbone or the features do not have.
+    """
+    if layers == "all":
+        return spec.layers
+    chosen = resolve_layers(layers, spec.depth)
+    if missing := sorted(set(chosen) - set(spec.layers)):
+        raise UserError(f"layers {missing} are not in the features, which hold {list(spec.layers)}")
+    return chosen
+
+
+def require_divisor(option: str, value: int, width: int, of: str = "the tokens") -> None:
+    """Refuse a number of heads, or a similar option, that does not divide a width.
+
+    Raises:
+        UserError: it does not.
+    """
+    if width % value:
+        legal = ", ".join(str(number) for number in range(1, min(width, 32) + 1) if width % number == 0)
+        raise UserError(f"{option} {value} does not divide the width {width} of {of}; legal: {legal}")

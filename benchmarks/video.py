@@ -95,8 +95,8 @@ def quarters(marks: Sequence[tuple[float, int]]) -> list[int]:
     return [max(part) // 2**20 for part in parts]
 
 
-def main() -> None:
-    """Run the comparison and save its figures."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--weights", default="random", help="a checkpoint of vit_tiny_patch16_224")
@@ -105,7 +105,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", type=int, default=0, help="number of clips to extract while watching the memory")
     add_record_options(parser)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the comparison and save its figures."""
+    args = parse()
     configure_process()
     found = sorted(args.folder.resolve().rglob("*.mp4"))
     backbone = load_backbone(BackboneConfig(name=MODEL, weights=args.weights), ClipConfig(frames=args.frames))

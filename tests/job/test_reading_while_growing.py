@@ -26,6 +26,7 @@ from adapt.job.inputs import Inputs
 from adapt.run_dir.results import Row
 from adapt.training import checkpoint
 from adapt.training.distributed import World
+from extract.backbones.backbone import load_backbone
 from store import arrays
 from store.arrays import MarkPlace, require_store
 from store.errors import JobError
@@ -305,6 +306,8 @@ def test_training_goes_on_while_samples_and_layers_are_added(
     add_images(before, "ab")
     to_write, to_read, trained, grown, writes = Semaphore(0), Semaphore(0), Event(), Event(), 0
     fetch, opened = Store.fetch, Store.require_complete
+    # loaded before both jobs run: random weights and training draw from the same generator of the process
+    backbone = load_backbone(before.backbone)
 
     def wait(turn: Semaphore, other_ended: Event) -> None:
         while not other_ended.is_set() and not turn.acquire(timeout=0.01):
@@ -322,9 +325,11 @@ def test_training_goes_on_while_samples_and_layers_are_added(
         to_read.release()
 
     def extract() -> None:
-        with before_each_write(take_turns):
-            sc.extract(tiny_config(*job, "store.layers=all"))
-        grown.set()
+        try:
+            with before_each_write(take_turns):
+                sc.extract(tiny_config(*job, "store.layers=all"), backbone=backbone)
+        finally:
+            grown.set()
 
     def begin_to_grow(store: Store) -> None:
         opened(store)

@@ -29,9 +29,9 @@ from adapt.methods.registry import build_model, find_method
 from adapt.methods.trained_parameters import adapter_state_dict
 from adapt.run_dir.files import CHECKSUM, parse_json, read_text, with_checksum, without_checksum, write_text
 from extract.backbones.backbone import Backbone, digests, load_backbone
-from extract.backbones.weights import first_line
+from extract.backbones.timm_models import first_line
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
-from extract.forward.device import autocast
+from extract.forward.device import autocast, configure_process
 from extract.forward.frozen_forward import FrozenForward
 from store.config import Tokens
 from store.errors import JobError, UserError
@@ -165,6 +165,7 @@ def load_adaptor(path: str | Path, backbone: Backbone | None = None, device: str
         >>> adaptor.probabilities(images).shape
         torch.Size([2, 10])
     """
+    configure_process()
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no adaptor {path}; give a .safetensors file that a run wrote below its adaptors/")

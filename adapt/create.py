@@ -12,7 +12,7 @@ from adapt.features.specs import spec_of_backbone, spec_of_store
 from adapt.methods.registry import METHODS, build_model, find_method
 from adapt.methods.trained_parameters import count_params
 from extract.backbones.backbone import Backbone, ModelBackbone, empty_backbone, load_backbone
-from extract.backbones.pre_logits import Tail
+from extract.backbones.pre_logits import PreLogits
 from extract.config import BackboneConfig
 from store.console.terminal import Terminal
 from store.errors import UserError
@@ -69,7 +69,7 @@ def _untrained(name: str, whole: bool) -> ModelBackbone:
     return backbone
 
 
-def _initialize(pre_logits: Tail) -> Tail:
+def _initialize(pre_logits: PreLogits) -> PreLogits:
     """Move from the meta device to the CPU, with random weights."""
     pre_logits = pre_logits.to_empty(device="cpu")
     for tensor in pre_logits.parameters():

@@ -19,9 +19,10 @@ from adapt.features.feature_source import Features
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.registry import find_method
 from adapt.training.loop import Settings
-from adapt.training.search import Material, train_trials
+from adapt.training.trials import TrainingData, train_trials
 from benchmarks.record import machine
 from benchmarks.tables import table
+from extract.forward.device import configure_process
 from store.reader import open_store
 
 BASE: dict[str, Any] = {"lr": 0.003, "weight_decay": 0.05}  # all other options at their defaults
@@ -90,7 +91,7 @@ def run_variant(
         parsed = [_trial(name, trial) for trial in trials]
         method = MethodConfig(name=name, epochs=epochs, batch_size=32, trials=tuple(parsed))
         settings = Settings(epochs, 32, seed)
-        trained = train_trials(method, parsed, Material(pooled), settings, val_fraction=0.5)
+        trained = train_trials(method, parsed, TrainingData(pooled), settings, val_fraction=0.5)
         scores.append([candidate.score for candidate in trained.candidates])
     best = np.mean(scores, axis=0).argmax()
     scores_of_best = [of_seed[best] for of_seed in scores]
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=500, help="training samples taken of every store")
     args = parser.parse_args()
+    configure_process()
     settings = {"base": BASE, "epochs": args.epochs, "seeds": args.seeds, "limit": args.limit}
     figures = {**machine(), "settings": settings, "results": {}}
     if args.out.exists():

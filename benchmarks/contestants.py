@@ -17,13 +17,14 @@ from adapt.features.online import OnlineFeatures
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.registry import METHODS, build_model
 from adapt.training.candidate import Candidate
-from adapt.training.loop import Loop, Settings
+from adapt.training.loop import Loop, Settings, TrainingTask
 from adapt.training.objective import Objective
 from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.forward.device import autocast, synchronize
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store.config import StoreConfig
 from store.layout import in_groups
@@ -53,7 +54,10 @@ class Bench:
     def extract(self) -> None:
         """Fill the store."""
         store = StoreConfig(path=self.store, dtype="int8")
-        extract_tokens(open_source(self._data), load_backbone(self._backbone), self._data, store, self._config)
+        source, backbone = open_source(self._data), load_backbone(self._backbone)
+        extract_tokens(
+            ExtractionJob(source=source, backbone=backbone, data=self._data, store=store, extract=self._config)
+        )
 
     def contestant(self, name: str) -> tuple[nn.Module, Any]:
         """A model and its inputs; nothing that only the others need is opened."""
@@ -103,7 +107,9 @@ class Epochs:
         self._loop = None
         if hasattr(model, "readout"):
             settings = Settings(1000, batch, 0, precision=precision)
-            self._loop = Loop([Candidate(model, 1e-3, 0.01)], inputs, settings, Objective(multi_label=False), len(rows))
+            loss = Objective(multi_label=False)
+            task = TrainingTask(features=inputs, rows=rows, val_rows=rows[:0], objective=loss)
+            self._loop = Loop([Candidate(model, 1e-3, 0.01)], task, settings)
 
     def run(self) -> None:
         """Train one epoch, and wait for the GPU."""

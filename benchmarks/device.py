@@ -1,14 +1,14 @@
-"""How near a device comes to its limits: `python -m benchmarks.device extraction transfer --device cuda --out FILE`.
+"""Compares a device with its limits: `python -m benchmarks.device extraction transfer --device cuda --out FILE`.
 
-extraction  Images through --model of random weights in bfloat16 autocast, all layers' tokens encoded to int8 and taken
-            to the host, as in `sidecache extract` (without decoding and writing), in operations a second; beside it the
-            rate of one large bfloat16 matrix product. The batch is the one that `extract.batch_size: auto` finds for
-            shards of 256 samples.
-transfer    Stored int8 tokens of that model to the device and decoded to float32, as in training from the cache; beside
-            it plain copies of the same bytes out of pinned memory (on a CPU: out of memory).
+extraction  Images go through --model with random weights in bfloat16 autocast; the tokens of all layers are encoded to
+            int8 and copied to the host, as in `sidecache extract` without decoding and writing. In operations per
+            second, compared with one large bfloat16 matrix product. The batch is what `extract.batch_size: auto` finds
+            for shards of 256 samples.
+transfer    Stored int8 tokens of that model are copied to the device and decoded to float32, as in training from the
+            cache. Compared with plain copies of the same bytes from pinned memory (on a CPU, from ordinary memory).
 
-Every lap makes --repeats of what it measures, as many as may overlap in a job. Medians of --rounds, in turns. `--small`
-is a tiny model, to see that the script runs.
+A measurement repeats its call --repeats times, as calls may overlap in a job. Figures are medians over --rounds, in
+turns. `--small` is a tiny model, to test the script.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
 from extract.backbones.backbone import Backbone, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
-from extract.forward.device import synchronize
+from extract.forward.device import configure_process, synchronize
 from extract.forward.encoding import Encoding
 from extract.forward.frozen_forward import FrozenForward
 from store.reader import Store
@@ -39,13 +39,13 @@ _LARGEST_BATCH = 64  # of shards of 256 samples
 
 
 class Clock:
-    """Seconds of calls on a device, which has done all of their work."""
+    """Measures calls on a device, until all of their work is done."""
 
     def __init__(self, device: torch.device, repeats: int) -> None:
         self._device, self._repeats = device, repeats
 
     def medians(self, calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-        """Of each, in turns, after one round that warms up."""
+        """Median seconds of each call, in turns, after a warm-up round."""
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds + 1):
             for name, call in calls.items():
@@ -56,9 +56,9 @@ class Clock:
         synchronize(self._device)
         started, last = time.perf_counter(), None
         for _ in range(self._repeats):
-            last, before = call(), last  # one under way while the one before it is awaited
-            if isinstance(before, Encoding):
-                before.result()
+            last, previous = call(), last  # the new call runs while the previous result is awaited
+            if isinstance(previous, Encoding):
+                previous.result()
         if isinstance(last, Encoding):
             last.result()
         synchronize(self._device)
@@ -66,6 +66,7 @@ class Clock:
 
 
 def extraction(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the forward pass with encoding, beside a matrix product."""
     device = torch.device(args.device)
     backbone = _backbone(args)
     layers = range(backbone.depth)
@@ -102,6 +103,7 @@ def extraction(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def transfer(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure transfer and decoding, beside plain copies."""
     device, shape = torch.device(args.device), empty_backbone(args.model, {"img_size": 224, **_size(args)})
     grid = (shape.layout.grid[-2], shape.layout.grid[-1])
     store = write_store(
@@ -144,22 +146,25 @@ PARTS = {"extraction": extraction, "transfer": transfer}
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line, or of `words`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--model", default="vit_giant_patch14_dinov2", help="a timm ViT")
-    parser.add_argument("--batch", type=int, help="images at once, in place of what is found")
+    parser.add_argument("--batch", type=int, help="images at once; found automatically by default")
     parser.add_argument("--samples", type=int, default=512, help="of `transfer`")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=8, help="of a lap")
+    parser.add_argument("--repeats", type=int, default=8, help="calls of a measurement")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where to keep a store while it runs")
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="for the temporary store")
     add_record_options(parser)
     return parser.parse_args(words)
 
 
 def main() -> None:
+    """Run the benchmark of the command line."""
     args = parse()
+    configure_process()
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         args.folder = Path(scratch)
         save({**machine(), **{part: PARTS[part](args) for part in args.parts}}, args.out)

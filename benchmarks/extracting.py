@@ -1,10 +1,10 @@
-"""Extraction beside loops that write nothing: `python -m benchmarks.extracting examples/rsscn7.yaml --out FILE`.
+"""Compares extraction with loops that write nothing: `python -m benchmarks.extracting examples/rsscn7.yaml --out FILE`.
 
-In every round the same images go through (a) `sidecache extract` into a new store: digests of all files, checksums,
-encoding and durable commits included; (b) the same decoding and forward pass, whose tokens are dropped; (c) a bare timm
-loop as one writes it: a DataLoader of two workers, timm's transform, `forward_features`, in the same precision. In one
-process, in turning order; the figure is images a second, the median over the rounds. Then shards of the same store are
-written by `StoreWriter` and, the same bytes, as one raw file each, both durable before the clock stops.
+In every round the same images go through (a) `sidecache extract` into a new store, with digests of all files,
+checksums, encoding and durable commits; (b) the same decoding and forward pass without storing the tokens; (c) a bare
+timm loop: a DataLoader of two workers, timm's transform, `forward_features`, in the same precision. All run in one
+process, in alternating order; the figure is images per second, the median over the rounds. Then a shard of that store
+is written by `StoreWriter` and, the same bytes, to one raw file; both are durable before the clock stops.
 """
 
 import argparse
@@ -20,14 +20,16 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from benchmarks.made_up import encode
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
 from extract.backbones.backbone import Backbone, load_backbone
-from extract.forward.device import autocast, synchronize
+from extract.forward.device import autocast, configure_process, synchronize
 from extract.forward.frozen_forward import FrozenForward
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import ImageSource, open_source
 from store.address import store_url
 from store.arrays import open_schema, read_rms
@@ -40,7 +42,7 @@ WORKERS = 2  # of the bare loop's DataLoader
 
 
 class Pixels(Dataset[torch.Tensor]):
-    """A split's images as the backbone takes them."""
+    """The transformed images of a split."""
 
     def __init__(self, split: Any, transform: Any) -> None:
         self._split, self._transform = split, transform
@@ -53,11 +55,14 @@ class Pixels(Dataset[torch.Tensor]):
 
 
 def extract(config: Config, source: ImageSource, backbone: Backbone, store: Path) -> None:
+    """Extract to a new store."""
     stored = config.store.model_copy(update={"path": str(store)})
-    extract_tokens(source, backbone, config.data, stored, config.extract)
+    job = ExtractionJob(source=source, backbone=backbone, data=config.data, store=stored, extract=config.extract)
+    extract_tokens(job)
 
 
 def forward_only(source: ImageSource, forward: FrozenForward, batch_size: int) -> None:
+    """Decode and forward all images; the tokens are dropped."""
     for split in source.splits.values():
         for batch in forward.batches(split, in_groups(range(len(split)), batch_size)):
             assert batch.images is not None
@@ -66,6 +71,7 @@ def forward_only(source: ImageSource, forward: FrozenForward, batch_size: int) -
 
 
 def bare_loop(source: ImageSource, forward: FrozenForward, batch_size: int) -> None:
+    """Forward all images with a torch DataLoader and timm alone."""
     backbone, device = forward.backbone, forward.device
     pixels = ConcatDataset([Pixels(split, backbone.transform) for split in source.splits.values()])
     loader = DataLoader(
@@ -82,15 +88,15 @@ def bare_loop(source: ImageSource, forward: FrozenForward, batch_size: int) -> N
 
 
 def writing(store: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of writing the first shards of a store anew, and of writing their bytes as raw files."""
-    folder = KeyValueStore(store_url(store))
-    schema = open_schema(folder)
+    """Seconds to overwrite the first shard of a store, and to write the same bytes to a raw file."""
+    kvstore = KeyValueStore(store_url(store))
+    schema = open_schema(kvstore)
     assert schema is not None
-    rms, draw = read_rms(folder, schema), np.random.default_rng(0)
+    rms, draw = read_rms(kvstore, schema), np.random.default_rng(0)
     rows = len(schema.shards("train").rows(0))
     shape = (rows, schema.token_layout.num_tokens, schema.dim)
     tokens = {k: encode(draw.normal(size=shape).astype(np.float32), schema.dtype, rms.get(k)) for k in schema.layers}
-    status, writer = np.ones(rows, np.uint8), StoreWriter(folder, schema)
+    status, writer = np.ones(rows, np.uint8), StoreWriter(kvstore, schema)
     raw = store.parent / "raw.bin"
     return compare(
         {"store": lambda: writer.commit("train", 0, tokens, status), "raw": lambda: write_raw(raw, tokens)}, rounds
@@ -98,6 +104,7 @@ def writing(store: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def write_raw(path: Path, tokens: Mapping[int, Encoded]) -> None:
+    """Write encoded tokens to one file, and sync it."""
     path.unlink(missing_ok=True)
     with path.open("wb") as file:
         for encoded in tokens.values():
@@ -109,12 +116,14 @@ def write_raw(path: Path, tokens: Mapping[int, Encoded]) -> None:
 
 
 def main() -> None:
+    """Run the benchmark of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("-o", dest="overrides", action="append", default=[], help="SECTION.KEY=VALUE, as of sidecache")
     parser.add_argument("--rounds", type=int, default=5)
     add_record_options(parser)
     args = parser.parse_args()
+    configure_process()
     config = load_config(args.config, args.overrides)
     source, backbone = open_source(config.data), load_backbone(config.backbone, config.data.clips)
     forward = FrozenForward(

@@ -1,13 +1,13 @@
-"""Damages small stores of every format at random and counts what comes of it.
+"""Damages small stores of every format at random and counts the outcomes.
 
     python -m benchmarks.fuzz --mutations 10000
     python -m benchmarks.fuzz --every-byte
 
-After each mutation (a flipped bit, a cut or grown file, two files exchanged, a value of the metadata replaced, ...)
-every value, label and id is read, and must be refused or what it was before; where whole files of shards were
-exchanged, which a row alone cannot tell, `sidecache verify` must find it. `--every-byte` does the same for one flipped
-bit in every byte in turn. Anything else is printed with the number that repeats it, and the exit status is 1. On one
-core 10,000 mutations take about 4 minutes, every byte about 40.
+After each mutation (a flipped bit, a truncated or longer file, two files exchanged, a value of the metadata replaced,
+...) every value, label and id is read; it must be unchanged or refused. If whole files of shards were exchanged, which
+cannot be detected by reading single rows, `sidecache verify` must find it. `--every-byte` does the same for one flipped
+bit in every byte in turn. Any other outcome is printed with the number that repeats it, and the exit status is 1. On
+one core 10,000 mutations take about 4 minutes, every byte about 40.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from store_fuzzer import FOUND, STORES, Subject, flips, make_subjects, mutations
 
 
 def run_mutations(folder: Path, count: int, seed: int) -> int:
-    """Print counts by kind and outcome; the number of mutations that were neither found nor harmless."""
+    """Print counts by kind and outcome; returns the number of mutations that were neither found nor harmless."""
     counts: Counter[tuple[str, str]] = Counter()
     for result in mutations(make_subjects(folder), count, seed):
         counts[result.kind, result.outcome] += 1
@@ -37,7 +37,7 @@ def run_mutations(folder: Path, count: int, seed: int) -> int:
 
 
 def run_flips(folder: Path) -> int:
-    """The same for one flip in every byte of every format."""
+    """Do the same for one flip in every byte of every format."""
     missed = 0
     for number, (store, options) in enumerate(STORES.items()):
         results = list(flips(Subject(folder / f"{number}.zarr", **options)))
@@ -50,17 +50,19 @@ def run_flips(folder: Path) -> int:
 
 
 def main() -> int:
+    """Run mutations or flips; 1 if any has a wrong outcome."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutations", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every-byte", action="store_true")
-    given = parser.parse_args()
+    options = parser.parse_args()
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
-        wrong = (
-            run_flips(Path(folder)) if given.every_byte else run_mutations(Path(folder), given.mutations, given.seed)
-        )
-    return int(wrong > 0)
+        if options.every_byte:
+            n_wrong = run_flips(Path(folder))
+        else:
+            n_wrong = run_mutations(Path(folder), options.mutations, options.seed)
+    return int(n_wrong > 0)
 
 
 if __name__ == "__main__":

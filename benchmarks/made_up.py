@@ -12,9 +12,10 @@ from store.address import store_url
 from store.arrays import STORED
 from store.dtypes import Encoded
 from store.kvstore import KeyValueStore
+from store.listing import Listing
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
-from store.writer import Listing, StoreWriter, create_store
+from store.writer import StoreWriter, create_store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,10 @@
-"""The linear probe beside scikit-learn: `python -m benchmarks.probe pipeline.yaml [-o section.key=value]`.
+"""Compares the linear probe with scikit-learn: `python -m benchmarks.probe pipeline.yaml [-o section.key=value]`.
 
-Both read the same pooled features of the store, standardized by the training rows; both are chosen on the same
-validation rows over the grid of the pipeline's `linear_probe`: scikit-learn's LogisticRegression with the C that stands
-for each weight decay, once with its own tolerance and once with one that brings it near the optimum, which the probe
-reaches. Test accuracy by seed, the means, and what was chosen; for every seed the searches run in turn, round after
-round, and the seconds are medians. All on one thread: of several, OpenBLAS's wait for each other in products as small
-as these, and take many times as long.
+Both search the grid of the pipeline's `linear_probe` on the same pooled features, standardized by the training rows,
+and choose on the same validation rows. scikit-learn's LogisticRegression has the C of each weight decay; it runs with
+its default tolerance, and with one that brings it near the optimum, which the probe reaches. The searches of a seed run
+in interleaved rounds; the seconds are medians. Everything runs on one thread: in matrix products as small as these,
+OpenBLAS threads spend most of the time waiting for each other.
 """
 
 import argparse
@@ -21,25 +20,27 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.training_job import settings_of
 from adapt.training.candidate import Candidate
 from adapt.training.linear_solver import readout_of
 from adapt.training.loop import evaluate_split
-from adapt.training.search import Material, train_trials
+from adapt.training.trials import TrainingData, train_trials
 from adapt.training.validation_split import draw_validation
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
+from extract.forward.device import configure_process
 from store.reader import Store, open_store
 
-TOLERANCES = {"scikit-learn": 1e-4, "scikit-learn, tol=1e-6": 1e-6}  # the first is its own
+TOLERANCES = {"scikit-learn": 1e-4, "scikit-learn, tol=1e-6": 1e-6}  # the first one is the default
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The best point of a search by validation."""
+    """The point of the grid with the best validation score."""
 
     pool: str
     weight_decay: float
@@ -47,7 +48,7 @@ class Choice:
 
 
 class Searches:
-    """The grid of a pipeline's linear probe, over a store's pooled features."""
+    """Searches of the grid of a pipeline's linear probe, on the pooled features of a store."""
 
     def __init__(self, config: Config, store: Store) -> None:
         self._config, self._store = config, store
@@ -56,7 +57,7 @@ class Searches:
         self._pooled = PooledFeatures(ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), [layer]))
         readouts = {
             trial.options.pool: readout_of(
-                Candidate(Material(self._pooled).new_model(self._method.name, trial, 0), None, 0.0)
+                Candidate(TrainingData(self._pooled).new_model(self._method.name, trial, 0), None, 0.0)
             )
             for trial in self._method.trials
         }
@@ -68,9 +69,10 @@ class Searches:
         )
 
     def by_probe(self, seed: int) -> Choice:
-        """As `sidecache train` does."""
+        """Search as `sidecache train` does."""
         settings, fraction = settings_of(self._config, self._method, seed), self._config.data.val_fraction
-        best = train_trials(self._method, self._method.trials, Material(self._pooled), settings, fraction).best
+        data = TrainingData(self._pooled)
+        best = train_trials(self._method, self._method.trials, data, settings, val_fraction=fraction).best
 
         def accuracy() -> float:
             return evaluate_split(best.model, self._pooled.features, "test").top1
@@ -78,7 +80,7 @@ class Searches:
         return Choice(readout_of(best).mode, best.weight_decay, accuracy)
 
     def by_sklearn(self, seed: int, tolerance: float) -> Choice:
-        """The same choice among the models of scikit-learn."""
+        """Search with models of scikit-learn."""
         labels, fraction = self._store.labels("train"), self._config.data.val_fraction
         rows, val_rows = draw_validation(self._pooled.features.labels("train"), fraction, seed)
         best: tuple[tuple[float, float], Choice] | None = None
@@ -100,7 +102,7 @@ class Searches:
 
 
 def compare_searches(searches: Searches, seed: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """What each search chose, its test accuracy, and its median seconds."""
+    """Run all searches of one seed; for each: its choice, the test accuracy of that, and its median seconds."""
     jobs: dict[str, Callable[[], Choice]] = {"linear_probe": lambda: searches.by_probe(seed)}
     for name, tolerance in TOLERANCES.items():
         jobs[name] = lambda tolerance=tolerance: searches.by_sklearn(seed, tolerance)
@@ -120,12 +122,14 @@ def compare_searches(searches: Searches, seed: int, rounds: int) -> dict[str, di
 
 
 def main() -> None:
+    """Compare the searches for every seed of the pipeline."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("-o", action="append", default=[], dest="overrides")
     parser.add_argument("--rounds", type=int, default=5)
     add_record_options(parser)
     args = parser.parse_args()
+    configure_process()
     torch.set_num_threads(1)
     config = load_config(args.config, args.overrides)
     store = open_store(config.store.path)

@@ -1,8 +1,8 @@
-"""One store's tokens, laid out and read in every way that `reading.py` compares, each as its users do.
+"""The readers that `reading.py` compares: each writes a store's tokens in its format, and reads batches of them.
 
-A reader gets the rows of every batch and yields, for every batch, its rows and {layer: (values, scales)}: int8
-(rows, tokens, dim) and float32 (rows, tokens). All hold the same bytes. Only sidecache, tensorstore, zarr and zarrs,
-which share one store, check a checksum; only webdataset, which reads in a row, yields another order.
+A reader takes the rows of every batch and yields, for every batch, its rows and {layer: (values, scales)}: int8
+(rows, tokens, dim) and float32 (rows, tokens). All read the same bytes. Only sidecache, tensorstore, zarr and zarrs,
+which read the same store, verify checksums; only webdataset, which reads sequentially, yields other rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Batch = tuple[np.ndarray, dict[int, tuple[np.ndarray, np.ndarray]]]
 Batches = Callable[[Sequence[np.ndarray]], Iterator[Batch]]
 KEPT = "numpy memmap, take into kept arrays"
 MEMMAP, SIDECACHE = "numpy memmap, fancy index", "sidecache"
-_AHEAD = 2  # batches that training reads ahead
+_AHEAD = 2  # batches read ahead, as in training
 
 
 def names(layers: Sequence[int]) -> dict[int, tuple[str, str]]:
@@ -29,6 +29,8 @@ def names(layers: Sequence[int]) -> dict[int, tuple[str, str]]:
 
 
 def sidecache(store: Store) -> Batches:
+    """`Store.fetch`, with the read-ahead of training."""
+
     def batches(groups: Sequence[np.ndarray]) -> Iterator[Batch]:
         pending = [store.fetch("train", rows) for rows in groups[:_AHEAD]]
         for position, rows in enumerate(groups):
@@ -40,12 +42,12 @@ def sidecache(store: Store) -> Batches:
 
 
 def sidecache_first_pass(store: Store) -> Batches:
-    """Opened anew every time, so that every checksum is checked."""
+    """Open the store again every time, so that every checksum is verified."""
     return lambda groups: sidecache(open_store(store.url))(groups)
 
 
 def by_layer(store: Store, arrays: Callable[[str], Any], rows_of: Callable[[Any, np.ndarray], Any]) -> Batches:
-    """What reads one array after the other."""
+    """A reader of one array after the other."""
     opened = {layer: [arrays(name) for name in pair] for layer, pair in names(store.layers).items()}
 
     def batches(groups: Sequence[np.ndarray]) -> Iterator[Batch]:
@@ -56,7 +58,7 @@ def by_layer(store: Store, arrays: Callable[[str], Any], rows_of: Callable[[Any,
 
 
 def raw_files(store: Store, folder: Path) -> dict[str, np.ndarray]:
-    """Name -> memory map of one array as one file without a header; written where they are not there yet."""
+    """Name -> memory map of an array in a file without header; files that do not exist are written."""
     folder.mkdir(exist_ok=True)
     for layer, pair in names(store.layers).items():
         if not (folder / pair[1]).exists():
@@ -71,11 +73,12 @@ def raw_files(store: Store, folder: Path) -> dict[str, np.ndarray]:
 
 
 def memmap(store: Store, folder: Path) -> Batches:
+    """Fancy indexing of memory maps."""
     return by_layer(store, raw_files(store, folder / "raw").__getitem__, lambda array, rows: array[rows])
 
 
 def memmap_kept(store: Store, folder: Path) -> Batches:
-    """Into the same arrays for every batch: the least that copying costs, for who needs one batch at a time."""
+    """Copy into the same arrays for every batch: the lower bound, if only one batch is needed at a time."""
     kept: dict[tuple[int, int], np.ndarray] = {}
 
     def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -86,7 +89,7 @@ def memmap_kept(store: Store, folder: Path) -> Batches:
 
 
 def tensorstore(store: Store, folder: Path) -> Batches:
-    """All arrays of a batch at once."""
+    """tensorstore, which reads all arrays of a batch concurrently."""
 
     def opened(name: str) -> ts.TensorStore:
         return ts.open({"driver": "zarr3", "kvstore": f"{store.url}train/{name}/"}, open=True).result()
@@ -101,17 +104,19 @@ def tensorstore(store: Store, folder: Path) -> Batches:
 
 
 def zarr_python(store: Store, folder: Path) -> Batches:
+    """zarr-python."""
     group: Any = zarr.open_group(f"{store.url}train", mode="r")
     return by_layer(store, group.__getitem__, lambda array, rows: array.oindex[rows])
 
 
 def zarrs(store: Store, folder: Path) -> Batches:
+    """zarr-python with the codec pipeline of zarrs."""
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
         return zarr_python(store, folder)
 
 
 def h5py(store: Store, folder: Path) -> Batches:
-    """One contiguous array a layer, rows in ascending order: the quickest of its ways."""
+    """One contiguous array per layer, rows in ascending order: the fastest way to read HDF5."""
     import h5py
 
     with h5py.File(folder / "tokens.h5", "w") as file:
@@ -129,7 +134,7 @@ def h5py(store: Store, folder: Path) -> Batches:
 
 
 def samples(store: Store, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row by row, all layers: (layers, tokens, dim) and (layers, tokens)."""
+    """All layers of every sample: (layers, tokens, dim) and (layers, tokens)."""
     raw = raw_files(store, folder / "raw")
     pairs = names(store.layers).values()
     for row in range(store.num_samples("train")):
@@ -137,7 +142,7 @@ def samples(store: Store, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray
 
 
 def by_sample(store: Store, sample: Callable[[int], tuple[Any, Any]]) -> Batches:
-    """What reads one sample after the other."""
+    """A reader of one sample after the other."""
 
     def batches(groups: Sequence[np.ndarray]) -> Iterator[Batch]:
         for rows in groups:
@@ -147,12 +152,13 @@ def by_sample(store: Store, sample: Callable[[int], tuple[Any, Any]]) -> Batches
 
 
 def stacked(store: Store, rows: np.ndarray, found: Sequence[tuple[Any, Any]]) -> Batch:
+    """Stack samples to a batch."""
     parts = {k: (np.stack([v[k] for v, _ in found]), np.stack([s[k] for _, s in found])) for k in store.layers}
     return rows, parts
 
 
 def npy_files(store: Store, folder: Path) -> Batches:
-    """A file of values and a file of scales a sample."""
+    """Two .npy files per sample, for values and scales."""
     (folder / "npy").mkdir()
     for row, (values, scale) in enumerate(samples(store, folder)):
         np.save(folder / f"npy/{row}.values.npy", values)
@@ -162,7 +168,7 @@ def npy_files(store: Store, folder: Path) -> Batches:
 
 
 def pt_files(store: Store, folder: Path) -> Batches:
-    """A file a sample."""
+    """One .pt file per sample."""
     (folder / "pt").mkdir()
     for row, pair in enumerate(samples(store, folder)):
         torch.save([torch.from_numpy(part) for part in pair], folder / f"pt/{row}.pt")
@@ -175,6 +181,7 @@ def pt_files(store: Store, folder: Path) -> Batches:
 
 
 def litdata(store: Store, folder: Path) -> Batches:
+    """litdata, in chunks of 64 MB."""
     from litdata import StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
@@ -189,7 +196,7 @@ def litdata(store: Store, folder: Path) -> Batches:
 
 
 def webdataset(store: Store, folder: Path) -> Batches:
-    """Tars of 256 samples in turn, shuffled within a window of as many."""
+    """Tar files of 256 samples, read sequentially and shuffled in a window of 256."""
     import webdataset as wds
 
     (folder / "tars").mkdir()

@@ -1,14 +1,14 @@
-"""Shuffled reading beside its rivals: `python -m benchmarks.reading --out benchmarks/results/reading.json`.
+"""Compares shuffled reading with other formats: `python -m benchmarks.reading --out benchmarks/results/reading.json`.
 
-All read the same made-up int8 tokens of ViT-Tiny and of ViT-B (12 layers, 197 tokens), all layers of batches drawn at
-random, out of a warm page cache, in turns; benchmarks/readers.py says how. Each has a process of its own: how the C
-library hands out memory depends on all that a process did before, and numpy's speed on that. The figures are bytes of
-tokens a second, the median over the rounds, and the ratio to numpy's memory maps, the median of the rounds' own ratios.
-sidecache has checked every checksum once before, but in its `first pass`, where the store is opened anew each
-time. Then, with nothing in the page cache, shuffled passes through the store, by single rows and by blocks
-(`train.shuffle_block`), beside the same bytes as one sequential read.
+All readers (benchmarks/readers.py) read the same made-up int8 tokens of ViT-Tiny and of ViT-B (12 layers, 197 tokens):
+all layers of random batches, from a warm page cache, in interleaved rounds. Each reader has a separate process, since
+numpy's speed depends on what the C library's allocator did before. The figures are bytes of tokens per second, as the
+median over the rounds, and the median of every round's ratio to numpy's memory maps. sidecache has verified every
+checksum once before, except in its `first pass`, which opens the store again every time. Then, with a cold page cache,
+shuffled passes through the store, by single rows and by blocks (`train.shuffle_block`), are compared with one
+sequential read of the same bytes.
 
-Needs 4 GB of disk below --folder, and a few minutes. Rivals that are not installed are left out, and named.
+Needs 4 GB of disk in --folder, and a few minutes. Libraries that are not installed are left out and listed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ _PIECE = 8 * 2**20  # bytes of one sequential read
 
 @dataclass(frozen=True)
 class Setting:
-    """What is stored, and how much of it is read in a round."""
+    """The tokens that are stored, and how many of them are read in a round."""
 
     name: str
     samples: int
@@ -53,15 +53,18 @@ class Setting:
 
 
 def draw_batches(setting: Setting, seed: int) -> list[np.ndarray]:
+    """The batches of a round."""
     order = np.random.default_rng(seed).permutation(setting.samples)
     return list(in_groups(order, setting.batch_size))[: setting.batches]
 
 
 def serve(name: str, url: str, folder: Path, connection: Connection) -> None:
-    """A reader's process: after one pass in order, the seconds of every list of groups; at None, check what it reads.
+    """Run a reader in its process: one pass in order, then answer every list of groups with its seconds.
+
+    At None, compare its bytes with the memory maps.
 
     Raises:
-        AssertionError: it gives other bytes than the memory maps do.
+        AssertionError: they differ.
     """
     store = open_store(url)
     batches = READERS[name](store, folder)
@@ -75,6 +78,7 @@ def serve(name: str, url: str, folder: Path, connection: Connection) -> None:
 
 
 def check_equal(batches: Batches, truth: Batches, groups: Sequence[np.ndarray]) -> None:
+    """Raise AssertionError if two readers give different bytes."""
     for rows, tokens in batches(groups):
         _, expected = next(truth([rows]))
         for layer, pair in expected.items():
@@ -83,10 +87,10 @@ def check_equal(batches: Batches, truth: Batches, groups: Sequence[np.ndarray]) 
 
 
 class Reader:
-    """A process that reads."""
+    """A reader in a separate process."""
 
     def __init__(self, name: str, store: Store, folder: Path) -> None:
-        fresh = multiprocessing.get_context("forkserver")  # which has imported all that is needed, and nothing more
+        fresh = multiprocessing.get_context("forkserver")  # a clean process in which only the imports have run
         fresh.set_forkserver_preload(["benchmarks.readers"])
         self._connection, theirs = fresh.Pipe()
         fresh.Process(target=serve, args=(name, store.url, folder, theirs), daemon=True).start()
@@ -94,24 +98,26 @@ class Reader:
         self._connection.recv()
 
     def ask(self, groups: Sequence[np.ndarray] | None) -> Any:
-        """Raises EOFError where it has failed, and has said why on standard error."""
+        """Send groups, and return the answer; EOFError if the process failed, with its traceback on standard error."""
         self._connection.send(groups)
         return self._connection.recv()
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
 def exhaust(batches: Batches, groups: Sequence[np.ndarray]) -> None:
+    """Read all groups."""
     for _ in batches(groups):
         pass
 
 
 def warm(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str, Any]:
-    """Every round draws its batches and the order of the readers anew."""
+    """Measure all readers with a warm page cache; every round draws new batches and a new order of the readers."""
     left_out = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
     found = {name: Reader(name, store, folder) for name in READERS if name not in left_out}
     seconds: dict[str, list[float]] = {name: [] for name in found}
@@ -131,11 +137,12 @@ def warm(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """The median of the ratios of every round."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 def cold(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str, Any]:
-    """One pass through all rows in random order, by rows and by blocks, and through the same bytes of raw files."""
+    """Measure one shuffled pass over all rows, by rows and by blocks, and a sequential read, with a cold page cache."""
     raw = sorted((folder / "raw").iterdir())
     shards = sorted(file for file in (folder / "cache.zarr").rglob("*") if file.is_file())
     seconds: dict[str, list[float]] = {"sequential": [], **{f"shuffle_block {block}": [] for block in BLOCKS}}
@@ -154,15 +161,16 @@ def cold(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str
 
 
 def read_together(setting: Setting, seed: int, block: int) -> list[np.ndarray]:
-    """What training asks for at a time: a batch, or a window, of as many rows here, as they lie in the store."""
+    """The groups of rows that training reads at once: batches or, with blocks, windows of as many rows, sorted."""
     rows = np.arange(setting.samples)
     if block == 1:
-        return epoch_batches(rows, setting.batch_size, seed, 0)
-    batches = epoch_batches(rows, max(1, setting.batch_size // WINDOW), seed, 0, block)
+        return epoch_batches(rows, setting.batch_size, seed, epoch=0)
+    batches = epoch_batches(rows, max(1, setting.batch_size // WINDOW), seed, epoch=0, block=block)
     return [np.sort(np.concatenate(window)) for window in in_groups(batches, WINDOW)]
 
 
 def read_through(files: Sequence[Path]) -> None:
+    """Read files sequentially."""
     piece = bytearray(_PIECE)
     for path in files:
         with path.open("rb", buffering=0) as file:
@@ -171,7 +179,7 @@ def read_through(files: Sequence[Path]) -> None:
 
 
 def forget(files: Sequence[Path]) -> None:
-    """Drop files from the page cache, which keeps what is not on the disk yet."""
+    """Drop files from the page cache; they are synced first, since dirty pages are not dropped."""
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -179,7 +187,7 @@ def forget(files: Sequence[Path]) -> None:
 
 
 def measure(setting: Setting, folder: Path, repeats: int) -> dict[str, Any]:
-    """All figures of one setting."""
+    """Measure one setting."""
     shape = StoreShape(
         samples=setting.samples,
         layers=setting.layers,
@@ -193,10 +201,11 @@ def measure(setting: Setting, folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure ViT-Tiny and ViT-B tokens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=1024, help="of ViT-Tiny; a quarter of it of ViT-B")
+    parser.add_argument("--samples", type=int, default=1024, help="of ViT-Tiny; ViT-B has a quarter of them")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to write, and to remove again; a folder for such by default")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files; the system's by default")
     add_record_options(parser)
     args = parser.parse_args()
     settings = [Setting("ViT-Tiny", args.samples, 192), Setting("ViT-B", args.samples // 4, 768)]

@@ -1,4 +1,4 @@
-"""What every benchmark's JSON says of the machine and the code that made it."""
+"""Writes the figures of a benchmark as JSON, with the machine and the code that they come from."""
 
 import argparse
 import json
@@ -15,12 +15,12 @@ _PACKAGES = ("torch", "timm", "tensorstore", "zarr", "numpy", "av", "decord", "p
 
 
 def add_record_options(parser: argparse.ArgumentParser) -> None:
-    """`--out`."""
+    """Add `--out` to a parser."""
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
 
 
 def machine(packages: tuple[str, ...] = _PACKAGES) -> dict[str, Any]:
-    """Commit, kind of machine and library versions; nothing that names the machine itself."""
+    """Commit, processor and library versions; nothing that identifies the machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": _commit(),
@@ -31,7 +31,7 @@ def machine(packages: tuple[str, ...] = _PACKAGES) -> dict[str, Any]:
 
 
 def save(figures: dict[str, Any], out: Path | None) -> None:
-    """Print the figures, and keep them in a file where one is given."""
+    """Print the figures, and write them to a file if one is given."""
     text = json.dumps(figures, indent=1)
     print(text)
     if out:
@@ -39,11 +39,11 @@ def save(figures: dict[str, Any], out: Path | None) -> None:
 
 
 def _commit() -> str | None:
-    """The commit, with `+` where files differ from it."""
+    """The commit, with `+` if files were changed since; None without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    except FileNotFoundError:  # no git
+    except FileNotFoundError:
         return None
 
 

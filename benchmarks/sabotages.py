@@ -1,15 +1,15 @@
-"""What `benchmarks.sabotage` does to the source: faults with which every job runs, and its outcome is worthless."""
+"""Lists the faults that `benchmarks.sabotage` makes; with each of them jobs run to the end, but give wrong results."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sabotage:
-    """A replacement in one file, and the tests of which one at least must fail.
+    """A replacement in one file, and tests of which at least one must fail.
 
     Args:
-        old: what is replaced; found exactly once in the file.
-        tests: test files, or tests in them, as pytest takes them.
+        old: the text to replace, which the file contains exactly once.
+        tests: test files or tests, as arguments of pytest.
     """
 
     name: str
@@ -21,16 +21,16 @@ class Sabotage:
 
 _HONEST = "tests/job/test_honest.py"
 _SPY = f"{_HONEST}::test_the_test_split_is_read_once_a_chosen_model_and_never_before"
-_OWN = f"{_HONEST}::test_whatever_decides_an_outcome_makes_a_search_and_a_trial_of_its_own"
+_OWN = f"{_HONEST}::test_every_setting_that_determines_a_result_gives_another_search_and_trial"
 _ROWS = f"{_HONEST}::test_search_and_training_of_a_seed_have_that_seeds_validation_rows"
 _STANDARD = f"{_HONEST}::test_features_are_standardised_by_the_training_rows_alone"
-_SAVE = "save_adaptor(adaptor_path(config.run_dir, row), best.model, card)"
+_SAVE = "save_adaptor(adaptor_path(self.config.run_dir, row), best.model, self._card(metrics))"
 
 SABOTAGES = (
-    # What is chosen, and by what
+    # Choosing on validation
     Sabotage(
         "probe chosen on the test split",
-        "adapt/training/search.py",
+        "adapt/training/trials.py",
         "parts = (values[index], labels[index], values[val_index], labels[val_index])",
         'test = pooled.whole("test", layer, readout_of(candidates[0]))\n'
         '            parts = (values[index], labels[index], test, pooled.features.labels("test"))',
@@ -40,32 +40,32 @@ SABOTAGES = (
         "epoch chosen on the test split",
         "adapt/training/loop.py",
         "        labels = self._labels[torch.from_numpy(rows)]\n"
-        '        predicted = predict_logits(models, self._features, "train", rows,',
-        '        labels = self._features.labels("test")\n        rows = np.arange(len(labels))\n'
-        '        predicted = predict_logits(models, self._features, "test", rows,',
+        '        predicted = predict_logits(models, self._task.features, "train", rows,',
+        '        labels = self._task.features.labels("test")\n        rows = np.arange(len(labels))\n'
+        '        predicted = predict_logits(models, self._task.features, "test", rows,',
         (_SPY,),
     ),
     Sabotage(
         "test split evaluated twice",
-        "adapt/job/training_job.py",
-        "    parameters, head = count_params(best.model)\n",
-        '    evaluate_split(best.model, inputs, "test", settings.precision)\n'
-        "    parameters, head = count_params(best.model)\n",
+        "adapt/job/trial_run.py",
+        "        row = self._row(",
+        '        evaluate_split(best.model, self.data.inputs, "test", self.settings.precision)\n'
+        "        row = self._row(",
         (_SPY,),
     ),
     Sabotage(
         "training split reported",
-        "adapt/job/training_job.py",
-        'evaluate_split(best.model, inputs, "test", settings.precision)',
-        'evaluate_split(best.model, inputs, "train", settings.precision)',
+        "adapt/job/trial_run.py",
+        'evaluate_split(best.model, self.data.inputs, "test",',
+        'evaluate_split(best.model, self.data.inputs, "train",',
         (_SPY,),
     ),
     Sabotage(
         "epoch chosen by training rows",
         "adapt/training/loop.py",
-        "loop.validate(val_rows, done.epochs)",
-        "loop.validate(rows, done.epochs)",
-        ("tests/adapt/test_train.py::test_the_epoch_that_validation_likes_best_is_kept",),
+        "loop.validate(task.val_rows, current.epochs)",
+        "loop.validate(task.rows, current.epochs)",
+        ("tests/adapt/test_train.py::test_the_epoch_with_the_best_validation_score_is_kept",),
     ),
     Sabotage(
         "last epoch kept instead of the best",
@@ -95,45 +95,45 @@ SABOTAGES = (
         "return row.top1 or 0.0",
         ("tests/adapt/test_results.py",),
     ),
-    # What training sees
+    # Training
     Sabotage(
         "validation rows trained on",
-        "adapt/training/search.py",
-        "            group, self._material.inputs, self.rows, self._val_rows,",
-        "            group, self._material.inputs, torch.arange(len(self._labels)).numpy(), self._val_rows,",
+        "adapt/training/trials.py",
+        "features=self._data.inputs, rows=self.rows,",
+        "features=self._data.inputs, rows=torch.arange(len(self._labels)).numpy(),",
         (_ROWS,),
     ),
     Sabotage(
         "probe solved on validation rows too",
-        "adapt/training/search.py",
+        "adapt/training/trials.py",
         "parts = (values[index], labels[index], ",
         "parts = (values, labels, ",
         (f"{_HONEST}::test_a_probe_is_solved_on_training_rows_and_chosen_by_validation_rows",),
     ),
     Sabotage(
         "one validation set for all seeds",
-        "adapt/training/search.py",
+        "adapt/training/trials.py",
         "draw_validation(self._labels, val_fraction, settings.seed, features.views)",
         "draw_validation(self._labels, val_fraction, 0, features.views)",
         (_ROWS,),
     ),
     Sabotage(
         "views of a sample on both sides",
-        "adapt/training/search.py",
+        "adapt/training/trials.py",
         "draw_validation(self._labels, val_fraction, settings.seed, features.views)",
         "draw_validation(self._labels, val_fraction, settings.seed)",
         (f"{_HONEST}::test_the_views_of_a_sample_are_on_one_side",),
     ),
     Sabotage(
         "standardization left out",
-        "adapt/training/search.py",
+        "adapt/training/trials.py",
         "        self._standardize(group)\n        if",
         "        if",
         (_STANDARD,),
     ),
     Sabotage(
         "standardized by validation rows too",
-        "adapt/training/search.py",
+        "adapt/training/trials.py",
         "readout.standardize(values[rows], rounding)",
         "readout.standardize(values, rounding)",
         (_STANDARD,),
@@ -147,7 +147,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "classes weighted by validation rows too",
-        "adapt/training/search.py",
+        "adapt/training/trials.py",
         "trained_on = self._labels[torch.from_numpy(self.rows)]",
         "trained_on = self._labels",
         (f"{_HONEST}::test_classes_are_weighted_by_the_training_rows_alone",),
@@ -187,47 +187,47 @@ SABOTAGES = (
         "",
         ("tests/adapt/test_solve.py",),
     ),
-    # What is written down
+    # Results
     Sabotage(
         "a trial's key without val_fraction",
-        "adapt/job/training_job.py",
-        "method.name, trial, settings, config.data.val_fraction)\n\n\ndef _cond",
-        "method.name, trial, settings)\n\n\ndef _cond",
+        "adapt/job/trial_run.py",
+        "data, method, self.trial, self.settings, fraction)",
+        "data, method, self.trial, self.settings)",
         (f"{_OWN}[losa]",),
     ),
     Sabotage(
         "a trial's key without its settings",
-        "adapt/job/training_job.py",
-        "method.name, trial, settings, config.data.val_fraction)\n\n\ndef _cond",
-        "method.name, trial, config.data.val_fraction)\n\n\ndef _cond",
+        "adapt/job/trial_run.py",
+        "data, method, self.trial, self.settings, fraction)",
+        "data, method, self.trial, fraction)",
         (f"{_OWN}[losa]",),
     ),
     Sabotage(
         "a search's key without its settings",
         "adapt/job/training_job.py",
-        "digest(origin.identity, material.kind, method, settings, fraction)",
-        "digest(origin.identity, material.kind, method, fraction)",
+        "data.kind, method, settings, fraction)",
+        "data.kind, method, fraction)",
         (f"{_OWN}[losa]",),
     ),
     Sabotage(
         "row written before its adaptor",
-        "adapt/job/training_job.py",
-        f"    {_SAVE}\n    write_results(config.run_dir, [row])\n",
-        f"    write_results(config.run_dir, [row])\n    {_SAVE}\n",
+        "adapt/job/trial_run.py",
+        f"        {_SAVE}\n        write_results(self.config.run_dir, [row])\n",
+        f"        write_results(self.config.run_dir, [row])\n        {_SAVE}\n",
         (f"{_HONEST}::test_a_row_is_never_without_its_adaptor",),
     ),
     Sabotage(
         "row without adaptor counts as done",
-        "adapt/job/training_job.py",
+        "adapt/job/trial_run.py",
         'any(path.exists() and path.with_suffix(".json").exists() for path in paths)',
         "bool(paths)",
         (f"{_HONEST}::test_a_row_whose_adaptor_is_gone_is_trained_again",),
     ),
     Sabotage(
         "another model saved than evaluated",
-        "adapt/job/training_job.py",
+        "adapt/job/trial_run.py",
         _SAVE,
-        _SAVE.replace("best.model", "material.new_model(method.name, trial, settings.seed)"),
+        _SAVE.replace("best.model", "self.data.new_model(self.method.name, self.trial, self.settings.seed)"),
         ("tests/adapt/test_rounding.py::test_the_accuracy_reported_is_that_of_the_saved_adaptor",),
     ),
     Sabotage(
@@ -287,14 +287,12 @@ SABOTAGES = (
         "evaluate(logits[:: features.views], labels[:: features.views])",
         ("tests/adapt/test_train.py::test_the_views_of_a_sample_are_judged_by_their_mean_logits",),
     ),
-    # The store
+    # Store
     Sabotage(
         "shard marked before its values",
         "extract/job/extraction.py",
-        "    writer.write(split, number, shard.tokens, shard.status)\n"
-        "    writer.log_and_mark(split, number, shard.status, seconds, shard.forward_seconds, shard.skipped)\n",
-        "    writer.log_and_mark(split, number, shard.status, seconds, shard.forward_seconds, shard.skipped)\n"
         "    writer.write(split, number, shard.tokens, shard.status)\n",
+        "    writer.mark(split, number, shard.status)\n    writer.write(split, number, shard.tokens, shard.status)\n",
         ("tests/extract/test_resume.py::test_a_shard_whose_values_cannot_be_written_is_not_marked",),
     ),
     Sabotage(
@@ -332,7 +330,7 @@ SABOTAGES = (
         "pool.submit(int, file)",
         ("tests/store/test_power_loss.py",),
     ),
-    # The extraction
+    # Extraction
     Sabotage(
         "final norm in every layer",
         "extract/backbones/timm_vit.py",
@@ -349,7 +347,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "rows of a batch in reverse",
-        "extract/job/shard.py",
+        "extract/job/shard_extractor.py",
         "whole[places] = array",
         "whole[places[::-1]] = array",
         ("tests/adapt/test_features.py::test_online_features_are_the_stored_ones_to_the_bit_whatever_the_batch",),

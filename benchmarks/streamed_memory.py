@@ -1,7 +1,7 @@
 """Memory of streamed training: `python -m benchmarks.streamed_memory --gib 8`.
 
-Writes a store of made-up ViT-B/16 tokens of at least that size, trains LoSA from it streamed, and prints how far the
-process rose above its memory when idle (everything imported, nothing opened).
+Writes a store of random ViT-B/16 tokens of at least that size, trains LoSA from it with streamed features, and prints
+the peak memory above that of the idle process, which has imported everything and opened nothing.
 """
 
 import argparse
@@ -17,9 +17,10 @@ from adapt.features.pooled import PooledFeatures
 from adapt.job.cost import peak_memory
 from adapt.methods.from_features.losa import LoSAOptions
 from adapt.training.loop import Settings
-from adapt.training.search import Material, train_trials
+from adapt.training.trials import TrainingData, train_trials
 from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
+from extract.forward.device import configure_process
 from store.reader import open_store
 
 LAYERS, GRID, DIM, SHARD = 12, (14, 14), 768, 64
@@ -27,11 +28,13 @@ TOKENS = 1 + 14 * 14
 
 
 def main() -> None:
+    """Run the benchmark of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gib", type=float, default=8.0)
-    parser.add_argument("--samples-trained", type=int, default=512, help="of the store, drawn from all of it")
+    parser.add_argument("--samples-trained", type=int, default=512, help="drawn from the whole store")
     add_record_options(parser)
     args = parser.parse_args()
+    configure_process()
     num_samples = int(args.gib * 2**30 / (LAYERS * TOKENS * DIM * 2)) + 1
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         folder = Path(scratch) / "cache.zarr"
@@ -45,7 +48,8 @@ def main() -> None:
             trial = Trial(options=LoSAOptions(), lr=0.001, weight_decay=0.01)
             method = MethodConfig(name="losa", epochs=1, batch_size=64, trials=(trial,))
             fraction = min(1 - args.samples_trained / num_samples, 0.9)
-            trained = train_trials(method, [trial], Material(PooledFeatures(features)), Settings(1, 64, 0), fraction)
+            data, settings = TrainingData(PooledFeatures(features)), Settings(epochs=1, batch_size=64, seed=0)
+            trained = train_trials(method, [trial], data, settings, val_fraction=fraction)
         assert idle.n_bytes is not None
         assert peak.n_bytes is not None
         figures = {

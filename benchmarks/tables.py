@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, out of benchmarks/results: `python -m benchmarks.tables` prints them all."""
+"""Makes the tables of docs/performance.md from benchmarks/results; `python -m benchmarks.tables` prints them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,11 +9,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def read(name: str) -> Any:
+    """The results of a benchmark."""
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; numbers come with two digits behind the point below 10, else rounded."""
+    """A Markdown table; numbers below 10 have two decimals, larger ones none."""
     lines = [head, ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -25,6 +26,7 @@ def _cell(value: Any) -> str:
 
 
 def warm_reading() -> str:
+    """Speed of readers from the page cache, relative to a memory map."""
     settings = read("reading")["settings"]
     ratios = [setting["warm"]["ratio_to_memmap"] for setting in settings]
     names = sorted(ratios[0], key=lambda name: -ratios[0][name])
@@ -35,15 +37,17 @@ def warm_reading() -> str:
 
 
 def cold_reading() -> str:
+    """Speed of passes over a store that is not in the page cache, relative to a sequential pass."""
     settings = read("reading")["settings"]
-    shares = [setting["cold"]["ratio_to_sequential"] for setting in settings]
+    ratios = [setting["cold"]["ratio_to_sequential"] for setting in settings]
     return table(
         ["pass", *(f"{setting['setting']['name']} tokens" for setting in settings)],
-        ([name, *(share[name] for share in shares)] for name in shares[0] if name != "sequential"),
+        ([name, *(ratio[name] for ratio in ratios)] for name in ratios[0] if name != "sequential"),
     )
 
 
 def training_speed() -> str:
+    """Samples a second of training, as ratios."""
     parts = {part.split(", ")[1]: figures for part, figures in read("training").items() if part.startswith("speed")}
     ratios = {name: figures["ratios, medians of the rounds' own"] for name, figures in parts.items()}
     return table(
@@ -53,6 +57,7 @@ def training_speed() -> str:
 
 
 def training_memory() -> str:
+    """Memory of training by method."""
     figures = read("training")["memory, float32"]
     ratios = figures["ratio_to_peft_lora"]
     return table(
@@ -62,6 +67,7 @@ def training_memory() -> str:
 
 
 def training_rows() -> str:
+    """Time and memory of training by number of rows."""
     figures = read("training")["rows, float32"]
     relative, peaks = figures["per_row / that of the first"], figures["peak_bytes"]
     return table(
@@ -74,12 +80,14 @@ def training_rows() -> str:
 
 
 def extraction() -> str:
+    """Speed of extraction, relative to its parts alone."""
     figures = read("extracting")
     names = ("sidecache / forward only", "sidecache / bare timm", "store write / raw write")
     return table(["ratio", figures["backbone"]], ([name, figures[name]] for name in names))
 
 
 def probe() -> str:
+    """Accuracy and speed of linear probes."""
     means = read("probe")["means"]
     speed = {name: row["speed"] / means["scikit-learn"]["speed"] for name, row in means.items()}
     return table(
@@ -88,6 +96,7 @@ def probe() -> str:
 
 
 def methods() -> str:
+    """Time and memory of a training step by method."""
     ratios = read("methods")["ratios"]
     keys = {"seconds": "time", "saved_bytes": "kept for the backward pass", "peak_bytes": "peak memory"}
     return table(

@@ -1,21 +1,20 @@
-"""Training from the cache beside training end to end: `python -m benchmarks.training speed rows memory [--out FILE]`.
+"""Compares training from the store with end-to-end training: `python -m benchmarks.training speed rows memory`.
 
-Parts can be run one by one, and speed in either --precision: those that the file holds already stay in it.
+Parts can be run separately, and speed with either --precision; figures of other parts that --out holds are kept.
 
-speed   Samples a second in training, all of made-up photographs of 224 pixels through a --model of random weights, by
-        the program's own loop (adapt/training/loop.py): LoSA with its default options, streamed from an int8 store of
-        all layers and tokens, reading and decoding included, and resident; the same LoSA online, and of rank 16; our
-        `lora`; `full`; and peft's LoRA in a plain loop over the same batches of images. Same batch and precision, in
-        one process, in turning order, medians over the rounds; a round of LoSA from the cache is several batches, of
-        the others one.
+speed   Training samples per second, on made-up photographs of 224 pixels and a --model with random weights: LoSA with
+        its default options, streamed from an int8 store of all layers and tokens, and resident; the same LoSA online,
+        and with rank 16; our `lora`; `full`; all by the training loop of sidecache (adapt/training/loop.py); and
+        peft's LoRA in a plain loop over the same batches of images. Same batch size and precision, in one process,
+        medians over interleaved rounds. A round of LoSA from the store is several batches, of the others one batch.
         On a GPU: `--device cuda --model vit_giant_patch14_dinov2 --precision bfloat16 --batch 64`. `cpu_seconds`
-        count the processor's time of all threads, which other work on the machine disturbs less.
-memory  The same at batch 64, each in a process of its own: the highest resident memory while it opens what it trains
-        from, builds its model and makes one step, above that of the process with everything imported. The program's own
-        loop takes a batch in parts that fit; the plain loop around peft's model takes it whole.
-rows    Seconds of an epoch of LoSA, streamed out of the page cache, for 1,024 rows, for twice as many, and so on,
-        of small tokens (4 layers of 50, 192 wide), and the highest memory of the process during each. Needs 1.3 GB of
-        disk below --folder.
+        is the CPU time of all threads, which other work on the machine disturbs less.
+memory  The same at batch size 64, each in a separate process: the peak resident memory while it opens its inputs,
+        builds its model and takes one step, minus the memory of the process with everything imported. The loop of
+        sidecache splits a batch into parts that fit into memory; the plain loop around peft's model does not.
+rows    Seconds of an epoch of LoSA, streamed from the page cache, for 1,024 rows, for twice as many, and so on, of
+        small tokens (4 layers, 50 tokens, 192 wide), and the peak memory of the process during each. Needs 1.3 GB of
+        disk in --folder.
 """
 
 import argparse
@@ -50,13 +49,14 @@ from benchmarks.contestants import (
 )
 from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
+from extract.forward.device import configure_process
 
 _PAIRS = [(ours, theirs) for ours in (FROM_CACHE, RESIDENT) for theirs in (PEFT, "lora", "full", ONLINE)]
 RATIOS = {f"{ours} / {theirs}": (ours, theirs) for ours, theirs in [*_PAIRS, (NARROW, PEFT)]}
 
 
 def compare(epochs: Mapping[str, Epochs], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds of each, on the clock and of the processor, by round in a turning order; after a round for warmth."""
+    """Wall-clock and CPU seconds of each in every round, in rotating order, after one warm-up round."""
     names, figures = list(epochs), {name: {"seconds": [], "cpu_seconds": []} for name in epochs}
     for number in range(rounds + 1):
         first = number % len(names)
@@ -71,12 +71,14 @@ def compare(epochs: Mapping[str, Epochs], rounds: int) -> dict[str, dict[str, An
 
 
 def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure the part `speed`."""
     bench = Bench(folder, args.batch * args.batches, args)
     bench.extract()
     epochs = {}
     for name in CONTESTANTS:
         count = args.batch * (args.batches if name in FROM_STORE else 1)
-        epochs[name] = Epochs(*bench.contestant(name), np.arange(count), args.batch, args.precision)
+        model, inputs = bench.contestant(name)
+        epochs[name] = Epochs(model, inputs, np.arange(count), args.batch, precision=args.precision)
     figures = compare(epochs, args.rounds)
     for taken in figures.values():
         for clock in ("seconds", "cpu_seconds"):
@@ -95,10 +97,10 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Each in a process of its own, one after the other."""
+    """Measure the part `memory`, one process after the other."""
     Bench(folder, args.memory_batch, args).extract()
     gc.collect()
-    torch.cuda.empty_cache()  # what this process no longer needs is theirs
+    torch.cuda.empty_cache()  # leaves it to the processes below
     bytes_above = {}
     for name in args.only or CONTESTANTS:
         command = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--child", name, "--folder", str(folder)]
@@ -110,25 +112,26 @@ def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def measure_peak(args: argparse.Namespace, folder: Path) -> int:
-    """How far this process rises from here on."""
+    """Peak memory of this process above what it uses now."""
     device = torch.device(args.device)
     idle = psutil.Process().memory_info().rss if device.type == "cpu" else 0
     with peak_memory(device) as peak:
         model, inputs = Bench(folder, 0, args).contestant(args.child)
-        Epochs(model, inputs, np.arange(args.memory_batch), args.memory_batch, args.precision).run()
+        Epochs(model, inputs, np.arange(args.memory_batch), args.memory_batch, precision=args.precision).run()
     assert peak.n_bytes is not None
     return peak.n_bytes - idle
 
 
 def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Epochs over the first rows of one store, as many as there are sizes."""
+    """Measure the part `rows`: epochs over the first rows of one store, for every size."""
     sizes = [1024 * 2**power for power in range(args.doublings + 1)]
     store = write_store(folder / "rows.zarr", StoreShape(samples=sizes[-1], layers=4, grid=(7, 7), dim=192))
     peaks: dict[str, int] = {}
     epochs, device = {}, torch.device(args.device)
     for size in sizes:
         streamed = StreamedFeatures(store, device)
-        epochs[str(size)] = Epochs(build("losa", streamed.spec), streamed, shuffled(size), 256, args.precision)
+        model = build("losa", streamed.spec)
+        epochs[str(size)] = Epochs(model, streamed, shuffled(size), 256, precision=args.precision)
     figures = compare(epochs, args.rounds)
     for name, each in epochs.items():
         with peak_memory(device) as peak:
@@ -147,6 +150,7 @@ def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def shuffled(size: int) -> np.ndarray:
+    """Numbers below `size`, in random order."""
     return np.random.default_rng(0).permutation(size)
 
 
@@ -158,6 +162,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--device", default="cpu")
@@ -170,15 +175,17 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory-batch", type=int, default=64)
     parser.add_argument("--only", action="append", choices=CONTESTANTS, help="of `memory`")
     parser.add_argument("--doublings", type=int, default=5, help="of `rows`, from 1,024")
-    parser.add_argument("--small", action="store_true", help="a tiny model, to see that the script runs")
-    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where to keep stores while it runs")
+    parser.add_argument("--small", action="store_true", help="a tiny model, to test the script")
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="folder for temporary stores")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     add_record_options(parser)
     return parser.parse_args(words)
 
 
 def main() -> None:
+    """Measure the parts, and save the figures after each."""
     args = parse()
+    configure_process()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     if args.child:

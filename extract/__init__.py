@@ -1,1 +1,1 @@
-"""Stage one: source -> frozen backbone -> store."""
+"""Runs samples through a frozen backbone and writes its tokens to a store."""

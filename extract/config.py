@@ -19,33 +19,46 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class ClipConfig(StrictModel):
-    """How frames are drawn from a video.
+    """The `video:` section: how frames are sampled from a video.
 
-    `stride: null` spreads `frames` over the whole video; a number sets them that many frames of its mean rate apart
-    (clips of 16 frames at stride 4 are the field's "16x4"). Every video gives `clips` such clips, spread over its
-    length, of `crops` squares each (1: the whole frame; 3: left, middle and right, or top, middle and bottom). These
-    views are samples of training, and their logits are averaged at evaluation.
+    Every video gives `clips` clips of `frames` frames, spread over its length, and of each clip `crops` squares (1: the
+    whole frame; 3: left, middle and right, or top, middle and bottom). All these views are training samples; at
+    evaluation their logits are averaged.
+
+    Attributes:
+        frames: of a clip.
+        stride: distance of two frames, in frames of the mean rate; None spreads them over the whole video. Clips of 16
+            frames at stride 4 are the field's "16x4".
+        clips: of a video.
+        crops: of a frame.
+        time_limit: seconds that decoding a video may take.
     """
 
     frames: PositiveInt = 8
     stride: PositiveInt | None = Field(None, description="null (spread evenly) or a positive whole number of frames")
     clips: PositiveInt = 1
     crops: Literal[1, 3] = 1
-    time_limit: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 60.0  # seconds that decoding a video may take
+    time_limit: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 60.0
 
     @property
     def views(self) -> int:
-        """Rows that every video gives."""
+        """Number of views of every video."""
         return self.clips * self.crops
 
 
 class DataConfig(StrictModel):
-    """Which samples, and how they are split.
+    """The `data:` section: which samples are used, and how they are split.
 
-    `test_split` names the split that plays the test set (by default the source's `test`, else its `val`, `validation`
-    or `valid`); a source of a single split gives `test_fraction` of its samples, chosen by a hash of their ids and of
-    `split_seed`.
-    `label_column` is the one of a CSV or Parquet list that holds the class. `video` is for video sources alone.
+    Attributes:
+        source: the kind of source.
+        root: the path of the data.
+        test_split: the source's split to test on; by default `test`, else `val`, `validation` or `valid`.
+        test_fraction: share of the samples to test on if the source has a single split; chosen by a hash of their ids.
+        val_fraction: share of the training split that validation takes.
+        on_error: whether a sample that cannot be decoded stops the job or is skipped.
+        split_seed: of the hash; another one draws another test set.
+        label_column: the column of a CSV or Parquet file with the class.
+        video: how videos are sampled; only for video sources.
     """
 
     source: Source = "digits"
@@ -57,22 +70,28 @@ class DataConfig(StrictModel):
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     label_column: str = "label"
     video: ClipConfig | None = None
-    views: Literal[1] = Field(1, description="1 (augmented views are not available yet)")
 
     @property
     def clips(self) -> ClipConfig | None:
-        """How videos are sampled; None where the samples are images."""
+        """How videos are sampled; None for images."""
         return (self.video or ClipConfig()) if self.source.startswith("video_") else None
 
     @model_validator(mode="after")
-    def _video_has_a_source(self) -> "DataConfig":
+    def _require_video_source(self) -> "DataConfig":
         if self.video and not self.clips:
-            raise ValueError(f"data.video is given, but data.source is {self.source}: take video_folder or video_csv")
+            raise ValueError(f"data.video is given, but data.source is {self.source}; use video_folder or video_csv")
         return self
 
 
 class BackboneConfig(StrictModel):
-    """A frozen timm vision transformer. `model_kwargs` go to `timm.create_model`."""
+    """The `backbone:` section: a frozen vision transformer of timm, or ViViT.
+
+    Attributes:
+        name: of the model; None if the weights give it.
+        weights: where they come from.
+        image_size: in pixels; None for the model's own.
+        model_kwargs: keyword arguments of `timm.create_model`, or for ViViT fields of transformers' `VivitConfig`.
+    """
 
     name: str | None = None
     weights: str = Field(description="pretrained, random, hf-hub:ORG/NAME, or the path of a file or folder")
@@ -81,11 +100,18 @@ class BackboneConfig(StrictModel):
 
 
 class ExtractConfig(StrictModel):
-    """How the extraction job runs; nothing here but `precision` changes a value (on a GPU `batch_size` its last bits).
+    """The `extract:` section: how the extraction job runs.
 
-    `workers` is the number of processes on this machine; with a `scheduler`, of workers to wait for before the start.
-    `shard_seconds` is how long one of them may take for a shard before it counts as hung; `auto` is ten times as long
-    as the slowest so far, and at least ten minutes.
+    Only `precision` changes the values in the store; on a GPU, `batch_size` may change their last bits.
+
+    Attributes:
+        batch_size: images or clips of a forward pass.
+        precision: of the forward pass.
+        device: such as cpu or cuda.
+        workers: processes on this machine; with a `scheduler`, workers to wait for before the start.
+        scheduler: address of a dask scheduler.
+        shard_seconds: how long a worker may take for a shard before it counts as hung; `auto` is ten times as long as
+            the slowest shard so far, and at least ten minutes.
     """
 
     batch_size: PositiveInt | Literal["auto"] = Field("auto", description="auto or a positive whole number")

@@ -1,1 +1,1 @@
-"""The token store: a Zarr v3 hierarchy with commit marks, checksums and provenance. Imports no torch."""
+"""Stores tokens in a Zarr v3 hierarchy with commit marks, checksums and provenance. Imports no torch."""

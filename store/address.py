@@ -1,8 +1,8 @@
-"""Where a store lies: its URL, and what tensorstore is told to reach it and to give up on it.
+"""Turns the address of a store into a spec for tensorstore, with limits on retries, silence and memory.
 
-An s3:// URL names bucket and path. What it has no room for comes from the environment, under the names that the tools
-of AWS use: keys or a profile, which tensorstore reads itself, and for other servers (MinIO, Ceph, R2) endpoint and
-region, which it does not.
+An s3:// URL names bucket and path. Everything else comes from the environment, under the names that the tools of AWS
+use: keys or a profile, which tensorstore reads itself, and for other servers (MinIO, Ceph, R2) endpoint and region,
+which are read here.
 """
 
 import os
@@ -15,12 +15,12 @@ import tensorstore as ts
 
 from store.errors import UserError
 
-_LEGAL = "legal are a folder, file://, s3://, gs:// and memory://, and to read alone http:// and https://"
+_LEGAL = "legal are a folder, file://, s3://, gs:// and memory://, and, for reading only, http:// and https://"
 
-# Half a minute of trying, then one clear error: shorter than another job waits before it takes a silent lock over.
+# Half a minute of retries: shorter than another job waits before it takes over a lock without heartbeat.
 _RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "8s"}
-_SILENCE_SECONDS = "30"  # without a byte, or without a connection: the request is given up and tried again
-_LIMITS = {  # tensorstore has none, and would wait for ever on a server that accepts and never answers
+_SILENCE_SECONDS = "30"  # without a byte, or without a connection: the request is canceled and tried again
+_LIMITS = {  # without them tensorstore waits forever for a server that accepts a connection and never answers
     "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS": _SILENCE_SECONDS,
     "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": _SILENCE_SECONDS,
     "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1",
@@ -44,54 +44,53 @@ def store_url(path: str | Path) -> str:
 
 
 def local_path(url: str) -> Path | None:
-    """The folder behind a file:// URL, else None."""
+    """The folder of a file:// URL; None for other URLs."""
     return Path(os.fsdecode(unquote_to_bytes(url.removeprefix("file://")))) if url.startswith("file://") else None
 
 
 def kvstore_spec(url: str) -> dict[str, Any]:
-    """What tensorstore opens at a URL; keys lie below its `path`.
+    """The spec that tensorstore opens for a URL; keys are appended to its `path`.
 
     Raises:
-        UserError: no such kind of URL, a bucket's name that cannot be, or an endpoint that is no URL.
+        UserError: the kind of URL is unknown, the bucket's name is not legal, or the endpoint is not a URL.
     """
     try:
         spec: dict[str, Any] = ts.KvStore.Spec(url).to_json()
     except ValueError as error:
         reason = str(error).removeprefix(f'Parsing spec from url: "{url}": ').split(" [", maxsplit=1)[0]
         raise UserError(f"cannot open {url}: {reason}; {_LEGAL}") from error
-    return {"path": "", **spec, **(_s3_members() if spec["driver"] == "s3" else {})}
+    return {"path": "", **spec, **(_s3_options() if spec["driver"] == "s3" else {})}
 
 
-def _s3_members() -> dict[str, Any]:
-    members: dict[str, Any] = {}
+def _s3_options() -> dict[str, Any]:
+    options: dict[str, Any] = {}
     name = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
     if name:
         endpoint = os.environ[name].rstrip("/")
         if not endpoint.startswith(("http://", "https://")):
-            raise UserError(f"{name} is {endpoint!r}, which is no URL; give one such as http://localhost:9000")
+            raise UserError(f"{name} is {endpoint!r}, which is not a URL; give one such as http://localhost:9000")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        members = {"endpoint": endpoint, "aws_region": region}
-    if os.environ.get("AWS_ACCESS_KEY_ID"):  # they go first anyway; told so, tensorstore logs nothing of other places
-        members["aws_credentials"] = {"type": "environment"}
-    return members
+        options = {"endpoint": endpoint, "aws_region": region}
+    if os.environ.get("AWS_ACCESS_KEY_ID"):  # keeps tensorstore from looking elsewhere, and from logging that
+        options["aws_credentials"] = {"type": "environment"}
+    return options
 
 
-def array_members(url: str) -> dict[str, Any]:
-    """What else tensorstore is told of an array at a URL.
+def array_options(url: str) -> dict[str, Any]:
+    """Further members of tensorstore's spec of an array: in an object store, a cache of the shards' indices.
 
-    Of an object store it keeps the indices of shards, which every batch would otherwise ask for again, and believes
-    them until the array is opened anew. A shard that is replaced meanwhile is not misread: chunks are asked for on
-    condition that their shard is still the one that the index came from. Samples themselves are not kept. On a local
-    disk the operating system keeps all of it.
+    Without it every batch would request them again. An index is cached until the array is opened again; a shard that
+    was replaced in the meantime is not misread, since chunks are requested on condition that their shard is the one of
+    the index. Samples are not cached. A local disk needs none of it: the operating system caches files.
     """
     remote = not url.startswith(("file://", "memory://"))
     return {"metadata_cache_pool": _INDEX_POOL, "recheck_cached_data": "open"} if remote else {}
 
 
 def new_context() -> ts.Context:
-    """Limits on requests that are tried again, on silence and on memory."""
+    """A tensorstore context with limits on retries, silence and memory."""
     for name, limit in _LIMITS.items():
-        os.environ.setdefault(name, limit)  # the one way to tell tensorstore; before its first request
+        os.environ.setdefault(name, limit)  # tensorstore reads them at its first request
     return ts.Context(
         {
             "s3_request_retries": _RETRIES,
@@ -103,7 +102,7 @@ def new_context() -> ts.Context:
 
 
 def free_disk_bytes(url: str) -> int | None:
-    """Free bytes where a store is, or will be; None where it is not on a local disk."""
+    """Free bytes on the disk of a store, which need not exist yet; None where it is not on a local disk."""
     path = local_path(url)
     existing = next((parent for parent in (path, *path.parents) if parent.exists()), None) if path else None
     return shutil.disk_usage(existing).free if existing else None

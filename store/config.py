@@ -1,4 +1,4 @@
-"""The `store:` section of pipeline.yaml."""
+"""The options of the `store:` section of pipeline.yaml."""
 
 from typing import Annotated, Literal
 
@@ -8,12 +8,12 @@ from store.strict_model import StrictModel
 
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 Compressor = Literal["zstd", "blosc", "gzip"]
-MOST_SHARD_SAMPLES = 2**20  # a shard's index, which is read whole, takes 16 bytes a sample
+MAX_SHARD_SAMPLES = 2**20  # a shard's index, which is read whole, takes 16 bytes a sample
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Every(StrictModel):
-    """Every k-th layer, counted back from the last one, which is always kept."""
+    """Every k-th layer, counted back from the last one, which is always stored."""
 
     every: PositiveInt
 
@@ -25,16 +25,16 @@ class Last(StrictModel):
 
 
 class Pool(StrictModel):
-    """Patch tokens averaged over `pool` x `pool` squares of the grid and, of videos, over `time` frames.
+    """Patch tokens averaged over `pool` x `pool` squares of the grid and, for videos, over `time` frames.
 
-    Prefix tokens are kept; where every frame has its own, those of `time` frames are averaged too.
+    Prefix tokens are kept; if every frame has its own, those of `time` frames are averaged too.
     """
 
     pool: PositiveInt = 1
     time: PositiveInt = 1
 
     @model_validator(mode="after")
-    def _does_something(self) -> "Pool":
+    def _check_sides(self) -> "Pool":
         if self.pool == self.time == 1:
             raise ValueError("pool or time must be at least 2; `all` keeps every token")
         return self
@@ -45,11 +45,11 @@ Tokens = Literal["all", "cls", "mean"] | Pool
 
 
 class StoreConfig(StrictModel):
-    """Where the tokens are kept and in what form."""
+    """Where the tokens are stored, and in which format."""
 
     path: str = "cache.zarr"
     layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
     tokens: Tokens = Field("all", description="all, cls, mean, {pool: k}, {time: m} or {pool: k, time: m}")
     dtype: Dtype = "float16"
     compressor: Compressor | None = None
-    shard_samples: Annotated[int, Field(ge=1, le=MOST_SHARD_SAMPLES)] = 256
+    shard_samples: Annotated[int, Field(ge=1, le=MAX_SHARD_SAMPLES)] = 256

@@ -1,11 +1,11 @@
-"""The two kinds of failure a user meets; everything else is a defect of ours.
+"""Defines the errors that a user may see; any other exception is a defect of this program.
 
 A message says what was given, what is legal, and what to do next.
 """
 
 
 class Note(UserWarning):
-    """What the user may not expect, and what the program goes on with all the same."""
+    """A warning about something that the user may not expect; the program goes on."""
 
 
 class UserError(ValueError):
@@ -13,12 +13,12 @@ class UserError(ValueError):
 
 
 class OtherStoreError(UserError):
-    """The store that is there was made from something else."""
+    """The existing store was made from something else."""
 
 
 class ChangedError(OtherStoreError):
-    """Samples that the store holds are gone or changed."""
+    """Samples of the store are gone or changed."""
 
 
 class JobError(RuntimeError):
-    """The work itself failed: a disk, a damaged file, a non-finite value (exit status 1)."""
+    """The work failed: a full disk, a damaged file, a non-finite value (exit status 1)."""

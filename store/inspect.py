@@ -1,4 +1,4 @@
-"""What `sidecache inspect` says of a store."""
+"""Describes a store for `sidecache inspect`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from store.reader import Store
 
 
 def describe_store(store: Store) -> dict[str, Any]:
-    """Contents, completeness and provenance as one JSON document."""
+    """Contents, completeness and provenance of a store as one JSON document."""
     schema = store.schema
     splits = {
         split: {
@@ -44,7 +44,7 @@ def describe_store(store: Store) -> dict[str, Any]:
 
 
 def print_store(description: dict[str, Any]) -> None:
-    """The description as two tables on standard output."""
+    """Print a description from `describe_store` as a table on standard output."""
     table = Table(title=one_line(description["url"]), show_header=False)
     for key, value in description.items():
         if key not in ("url", "splits", "provenance"):

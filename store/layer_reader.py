@@ -1,10 +1,12 @@
-"""The arrays of one layer, read from files that are local and hold plain rows, else through tensorstore."""
+"""Reads rows of one layer: local uncompressed files directly, all others through tensorstore."""
 
 import math
 import os
+import re
 import resource
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,70 +14,91 @@ import numpy as np
 from jaxtyping import Int
 
 from store.address import local_path
+from store.array_io import open_array
 from store.arrays import holds_plain_rows, layer_arrays, shard_arrays, shard_file
-from store.kvstore import KeyValueStore
-from store.local.chunks import LocalChunks, Picked, UnreadableError
+from store.dtypes import Encoded
+from store.errors import JobError
+from store.io_errors import OutageError
+from store.kvstore import KeyValueStore, wait
+from store.local.chunks import LocalChunks, SelectedRows, UnreadableError
 from store.local.open_files import OpenFiles
 from store.schema import Schema
 
-# Reads under way at once: out of memory, more of them only wait for each other in Python; a disk would like a few more.
-_THREADS = min(8, 2 * (os.cpu_count() or 1))
-_OPEN_FILES = 4096
+# Concurrent reads: from the page cache more threads only contend for the GIL, a disk would like a few more.
+_MAX_THREADS = min(8, 2 * (os.cpu_count() or 1))
+_MAX_OPEN_FILES = 4096
+_SHARD_OF_FILE = re.compile(r"/c/(\d+)[/\"]")  # in the name of a file in tensorstore's errors
 
 
-class Layer:
-    """One layer of a split: its values and, for int8, their scales.
+class LayerReader:
+    """Reads one layer of a split: its values and, for int8, their scales.
 
     Attributes:
         has_grown: whether the store has more samples than the schema says.
 
     Raises:
-        JobError: what describes its arrays is damaged, or does not fit.
+        JobError: the metadata of its arrays are damaged, or do not fit the schema.
     """
 
-    def __init__(self, folder: KeyValueStore, schema: Schema, split: str, layer: int) -> None:
+    def __init__(self, kvstore: KeyValueStore, schema: Schema, split: str, layer: int) -> None:
         expected = {name: shard_arrays(schema, split)[name] for name in layer_arrays(schema, layer)}
-        self._folder, self._regular = folder, set[int]()
+        self._kvstore, self._checked_shards = kvstore, set[int]()
         self._shards, self._compressed = schema.shards(split), schema.compressor is not None
-        self._files = {f"{split}/{name}": given for name, given in expected.items()}
-        self._arrays = [folder.open_array(name, given, may_be_longer=True) for name, given in self._files.items()]
+        self._metadata = {f"{split}/{name}": metadata for name, metadata in expected.items()}
+        self._arrays = [
+            open_array(kvstore, path, metadata, may_be_longer=True) for path, metadata in self._metadata.items()
+        ]
         self.has_grown = any(array.shape[0] > schema.splits[split].num_samples for array in self._arrays)
-        self._chunks: list[LocalChunks] = []
-        if _is_plain(folder, schema, split, expected):
-            self._chunks = [_local_chunks(folder, schema, split, name, given) for name, given in expected.items()]
+        self._local: list[LocalChunks] = []
+        if holds_plain_rows(kvstore, schema) and self._has_expected_codecs():
+            self._local = [self._local_chunks(path, metadata) for path, metadata in self._metadata.items()]
 
-    def fetch(self, rows: Int[np.ndarray, "rows"], picked: Picked) -> Any:
-        """A future of the stored values of some rows, an array for each of the layer's."""
-        if self._chunks and rows.size:
-            return _threads().submit(self._read, rows, picked)
-        self._require_regular(picked.runs.keys())
-        return self._through_tensorstore(rows)
+    def fetch(self, rows: Int[np.ndarray, "rows"], selected: SelectedRows) -> Any:
+        """A future of the stored values of some rows, one array for each array of the layer."""
+        if self._local and rows.size:
+            return _threads().submit(self._read_local, rows, selected)
+        self._require_regular(selected.spans.keys())
+        return self._read_tensorstore(rows)
 
-    def _read(self, rows: Int[np.ndarray, "rows"], picked: Picked) -> Sequence[np.ndarray]:
+    def _read_local(self, rows: Int[np.ndarray, "rows"], selected: SelectedRows) -> Sequence[np.ndarray]:
         try:
-            self._require_regular(picked.runs.keys())
-            found = [chunks.read(picked) for chunks in self._chunks]
+            self._require_regular(selected.spans.keys())
+            parts = [chunks.read(selected) for chunks in self._local]
         except (OSError, UnreadableError):
-            self._regular -= picked.runs.keys()  # some file is another by now, perhaps
-            self._require_regular(picked.runs.keys())
-            return self._through_tensorstore(rows).result()  # which reads it all the same, or says what is wrong
-        pairs = zip(found, self._arrays, strict=True)
-        return [raw.view(array.dtype.numpy_dtype).reshape(-1, *array.shape[1:]) for raw, array in pairs]
+            self._checked_shards -= selected.spans.keys()  # a file may have been replaced
+            self._require_regular(selected.spans.keys())
+            return self._read_tensorstore(rows).result()  # reads it after all, or says what is wrong
+        pairs = zip(parts, self._arrays, strict=True)
+        return [part.view(array.dtype.numpy_dtype).reshape(-1, *array.shape[1:]) for part, array in pairs]
+
+    def _read_tensorstore(self, rows: Int[np.ndarray, "rows"]) -> "_Futures":
+        index = rows if rows.size else slice(0, 0)  # an empty list of indices would ask for chunk 0
+        return _Futures([array[index].read() for array in self._arrays])
 
     def _require_regular(self, shards: Set[int]) -> None:
-        """Look at the files of shards before they are first opened."""
-        for shard in shards - self._regular:
-            for name, metadata in self._files.items():
+        """Check the files of shards before they are first opened."""
+        for shard in shards - self._checked_shards:
+            for path, metadata in self._metadata.items():
                 claimed = len(self._shards.rows(shard)) * _row_bytes(metadata)
-                self._folder.require_bytes(shard_file(name, metadata, shard), claimed, self._compressed)
-            self._regular.add(shard)
+                self._kvstore.require_bytes(shard_file(path, metadata, shard), claimed, self._compressed)
+            self._checked_shards.add(shard)
 
-    def _through_tensorstore(self, rows: Int[np.ndarray, "rows"]) -> "_Gathered":
-        chosen = rows if rows.size else slice(0, 0)  # an empty list of indices would ask for chunk 0
-        return _Gathered([array[chosen].read() for array in self._arrays])
+    def _has_expected_codecs(self) -> bool:
+        stored = {path: self._kvstore.read_node(path) or {} for path in self._metadata}
+        return all(stored[path].get("codecs") == metadata["codecs"] for path, metadata in self._metadata.items())
+
+    def _local_chunks(self, path: str, metadata: dict[str, Any]) -> LocalChunks:
+        folder = local_path(self._kvstore.url)
+        return LocalChunks(
+            _open_files(),
+            paths=[f"{folder}/{shard_file(path, metadata, shard)}" for shard in self._shards],
+            shards=self._shards,
+            row_bytes=_row_bytes(metadata),
+            cache_rows=len(metadata["shape"]) == 2,  # scales
+        )
 
 
-class _Gathered:
+class _Futures:
     """Several futures as one."""
 
     def __init__(self, futures: Sequence[Any]) -> None:
@@ -85,20 +108,31 @@ class _Gathered:
         return [future.result() for future in self._futures]
 
 
-def _is_plain(folder: KeyValueStore, schema: Schema, split: str, expected: dict[str, dict[str, Any]]) -> bool:
-    if not holds_plain_rows(folder, schema):
-        return False
-    found = {name: folder.read_node(f"{split}/{name}") or {} for name in expected}
-    return all(found[name].get("codecs") == given["codecs"] for name, given in expected.items())
+@dataclass(frozen=True, kw_only=True)
+class PendingRead:
+    """Reads of several layers in progress; `result` waits for them."""
 
+    futures: Mapping[int, Any]  # by layer
+    split: str
+    place: str
+    check: Callable[[Sequence[Encoded]], None]  # raises JobError for values that must not be returned
 
-def _local_chunks(
-    folder: KeyValueStore, schema: Schema, split: str, name: str, metadata: dict[str, Any]
-) -> LocalChunks:
-    short = len(metadata["shape"]) == 2  # the scales of tokens
-    shards = schema.shards(split)
-    paths = [f"{local_path(folder.url)}/{split}/{shard_file(name, metadata, shard)}" for shard in shards]
-    return LocalChunks(_open_files(), paths, shards, _row_bytes(metadata), short)
+    def result(self) -> dict[int, Encoded]:
+        """Layer -> stored values (rows, tokens, dim) and, for int8, scales (rows, tokens)."""
+        by_layer = {layer: Encoded(*self._wait(layer)) for layer in self.futures}
+        self.check(list(by_layer.values()))
+        return by_layer
+
+    def _wait(self, layer: int) -> list[Any]:
+        try:
+            parts: list[Any] = wait([self.futures[layer]], f"read layer {layer} of {self.place}{self.split}")[0]
+            return parts
+        except OutageError:
+            raise
+        except JobError as error:
+            shards = _SHARD_OF_FILE.findall(str(error))
+            prefix = f"shard {shards[-1]} of {self.split}: " if shards else ""
+            raise JobError(f"{prefix}{error}") from error
 
 
 def _row_bytes(metadata: dict[str, Any]) -> int:
@@ -108,11 +142,11 @@ def _row_bytes(metadata: dict[str, Any]) -> int:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """One for all stores."""
-    return ThreadPoolExecutor(_THREADS, "sidecache-read")
+    """One pool for all stores."""
+    return ThreadPoolExecutor(_MAX_THREADS, "sidecache-read")
 
 
 @cache
 def _open_files() -> OpenFiles:
-    """One for all stores, since it is the process whose open files are limited."""
-    return OpenFiles(min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+    """The open files of all stores, since the limit on them is the process's."""
+    return OpenFiles(min(_MAX_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))

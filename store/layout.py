@@ -1,6 +1,6 @@
-"""Pure arithmetic of shards and token grids; no I/O.
+"""Computes the layout of shards, tokens and layers; no I/O.
 
-A shard is `shard_samples` consecutive rows of one split, in every layer: the unit of writing, commitment and retry.
+A shard is `shard_samples` consecutive rows of one split in every layer; it is written, committed and retried whole.
 """
 
 import math
@@ -14,7 +14,7 @@ from store.errors import UserError
 
 @dataclass(frozen=True)
 class Shards:
-    """How the rows of one split fall into shards."""
+    """The shards of one split; iterates over their numbers."""
 
     num_samples: int
     shard_samples: int
@@ -41,9 +41,11 @@ class Shards:
 class TokenLayout:
     """The token axis: `num_prefix_tokens`, then the patch grid in row-major order.
 
-    The grid is (height, width), of videos (time, height, width). Where every frame has prefix tokens of its own, these
-    are `prefix_sets` sets of equal length, frame after frame. `num_class_tokens` of the prefix tokens are class tokens
-    (of a distilled DeiT: class and distillation token), the first ones of every set; the others are registers.
+    Attributes:
+        grid: (height, width), for videos (time, height, width).
+        prefix_sets: frames that have their own prefix tokens; these are sets of equal length, frame after frame.
+        num_class_tokens: class tokens among the prefix tokens, the first ones of every set (two for a distilled DeiT:
+            class and distillation token); the others are registers.
 
     Raises:
         UserError: there are more class tokens than prefix tokens, or sets of unequal length.
@@ -65,7 +67,7 @@ class TokenLayout:
 
     @property
     def num_patches(self) -> int:
-        """Patch tokens; 0 where the grid is empty."""
+        """The number of patch tokens; 0 if the grid is empty."""
         return math.prod(self.grid) if self.grid else 0
 
     @property
@@ -80,15 +82,15 @@ class TokenLayout:
 
 
 def describe_tokens(tokens: Tokens) -> str:
-    """`store.tokens` as the text that provenance keeps."""
+    """`store.tokens` as text, for the provenance."""
     return tokens if isinstance(tokens, str) else tokens.model_dump_json(exclude_defaults=True)
 
 
 def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
-    """The layout that `store.tokens` leaves of a backbone's layout.
+    """The layout of a backbone's tokens after they are reduced by `store.tokens`.
 
     Raises:
-        UserError: the backbone has no class token; the grid, or the number of frames, does not divide.
+        UserError: the backbone has no class token; the grid, or the number of frames, is not divisible.
     """
     if tokens == "all":
         return layout
@@ -96,7 +98,9 @@ def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
         return TokenLayout(0, (1,) * len(layout.grid), num_class_tokens=0)
     if tokens == "cls":
         if layout.num_class_tokens == 0:
-            registers = f" ({layout.num_prefix_tokens} registers are none)" if layout.num_prefix_tokens else ""
+            registers = (
+                f" ({layout.num_prefix_tokens} registers are not class tokens)" if layout.num_prefix_tokens else ""
+            )
             raise UserError(
                 f"store.tokens is 'cls', but this backbone has no class token{registers}; "
                 "legal here: all, mean, {pool: k}" + (", {time: m}" if layout.is_video else "")
@@ -105,7 +109,7 @@ def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
     assert isinstance(tokens, Pool)
     _require_division(layout, tokens)
     grid = tuple(side // part for side, part in zip(layout.grid, pool_sides(layout, tokens), strict=True))
-    fewer = tokens.time if layout.prefix_sets > 1 else 1  # sets are averaged as their frames are
+    fewer = tokens.time if layout.prefix_sets > 1 else 1  # sets are averaged like their frames
     return TokenLayout(
         layout.num_prefix_tokens // fewer,
         grid,
@@ -115,7 +119,7 @@ def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
 
 
 def pool_sides(layout: TokenLayout, pool: Pool) -> tuple[int, ...]:
-    """How many patches are averaged along every axis of the grid."""
+    """The number of patches that are averaged along each axis of the grid."""
     return (pool.time, pool.pool, pool.pool) if layout.is_video else (pool.pool,) * len(layout.grid)
 
 
@@ -129,7 +133,7 @@ def _require_division(layout: TokenLayout, tokens: Pool) -> None:
         )
     if not _divides(tokens.time, frames):
         raise UserError(
-            f"store.tokens averages {tokens.time} frames, which does not divide the {frames[0]} there are; "
+            f"store.tokens averages {tokens.time} frames, which does not divide the {frames[0]} frames; "
             f"legal for `time`: {_divisors(frames)}"
         )
 
@@ -164,5 +168,5 @@ def resolve_layers(layers: Layers, depth: int) -> tuple[int, ...]:
 
 
 def in_groups(items: Sequence[Any] | Any, size: int) -> list[Any]:
-    """Slices of a sequence or array in order, `size` items each; the last may hold fewer."""
+    """Slices of a sequence or array in order, `size` items each; the last may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]

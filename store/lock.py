@@ -1,12 +1,12 @@
-"""One job at a time on a store: a lock that names its owner, and that a dead owner does not keep.
+"""Locks a store, so that one job at a time writes to it; the lock names its owner.
 
-The lock is a group of its own below `_log`, so that any Zarr reader sees a node like the others. All writes to it are
-conditional on the generation last seen, on a folder as on an object store: of two that reach for it, one gets it.
+The lock is the group `_log/lock`, which any Zarr reader sees as a node like the others. Writes to it are conditional on
+the generation last seen, in a folder and in an object store: of two jobs that try to acquire it, one succeeds.
 
-Whether an owner still lives is never told by comparing clocks. On the owner's own machine the process itself is looked
-for; from elsewhere its heartbeat is watched, which rewrites the lock every few seconds. An owner that stands still for
-longer than others wait loses the lock, and `check` tells it so. What remains open is a process that is frozen between
-`check` and the write that follows: no store can rule that out, and the digest that `verify` compares would show it.
+An owner whose process is dead loses the lock. Clocks are never compared: on the owner's machine its process is looked
+up; from another machine its heartbeat is watched, which rewrites the lock every few seconds. An owner that is frozen
+for longer than others wait loses the lock too, and its next `check` raises an error. One case remains: a process that
+is frozen between `check` and the write that follows. `verify` then finds shards that do not fit their digests.
 """
 
 import json
@@ -34,173 +34,175 @@ from store.zarr_metadata import CHECKSUM, document_checksum
 BEAT_SECONDS, PATIENCE_SECONDS = 10.0, 60.0
 _KEY = f"{LOCK}/zarr.json"
 _POLLS_A_BEAT = 5
-_START_TOLERANCE = 2.0  # seconds by which the operating system's answers on a process' start may differ
+_START_TOLERANCE = 2.0  # seconds; the system's answers about a process' start differ by a little
 
 
 @runtime_checkable
 class Guard(Protocol):
-    """What tells a writer whether it still may write."""
+    """A lock, or a view of one, that a writer checks before each write."""
 
     def check(self) -> None:
-        """Raise JobError where the store is another job's by now."""
+        """Raise JobError if the lock is lost to another job."""
         ...
 
 
 @contextmanager
 def hold(
-    folder: KeyValueStore, beat_seconds: float = BEAT_SECONDS, patience_seconds: float = PATIENCE_SECONDS
+    kvstore: KeyValueStore, beat_seconds: float = BEAT_SECONDS, patience_seconds: float = PATIENCE_SECONDS
 ) -> Iterator["Lock"]:
-    """Keep every other job off a store while the block runs.
+    """Hold the lock of a store while the block runs; its files are checked first, so that a refusal leaves no lock.
 
     Args:
-        beat_seconds: how often the owner shows that it lives.
-        patience_seconds: how long a lock from elsewhere must stand still until it is taken over; several beats.
+        beat_seconds: time between heartbeats.
+        patience_seconds: time without heartbeat until a lock of another machine is taken over; several beats.
 
     Raises:
-        JobError: another job is at work on the store, or the disk refuses; or there is a link, a FIFO or the like in
-            the store (regular.py).
+        JobError: another job holds the lock, or the disk refuses; or the store has a link, a FIFO or the like
+            (see `store.local.regular_files`).
     """
-    folder.require_all_regular()
-    lock = Lock(folder, beat_seconds, patience_seconds)
+    kvstore.require_all_regular()
+    lock = Lock(kvstore, beat_seconds, patience_seconds)
     lock.acquire()
-    folder.stay_on_disk()
+    kvstore.stay_on_disk()
     ended = Event()
-    heart = Thread(target=lock.beat_until, args=(ended,), name="lock", daemon=True)
-    heart.start()
+    heartbeat = Thread(target=lock.beat_until, args=(ended,), name="lock", daemon=True)
+    heartbeat.start()
     try:
         yield lock
     finally:
         try:
             ended.set()
-            heart.join()
+            heartbeat.join()
         finally:
             lock.release()
 
 
-def remove_dead(folder: KeyValueStore) -> None:
-    """Remove the lock of a job that was killed when nothing but this was left to do; others are left alone."""
-    with suppress(JobError):  # of a store that nobody is to write
-        owner, generation = _read(folder)
-        if owner is not None and owner.get("machine") == _machine() and _process_lives(owner) is False:
-            _delete(folder, generation)
+def remove_dead(kvstore: KeyValueStore) -> None:
+    """Remove the lock of a killed job of this machine; a lock whose owner may be alive is kept."""
+    with suppress(JobError):  # the store may be read-only
+        owner, generation = _read(kvstore)
+        if owner is not None and owner.get("machine") == _machine() and _is_alive(owner) is False:
+            _delete(kvstore, generation)
 
 
 class Lock:
-    """A store's lock, seen from one job; threads may share it."""
+    """The lock of a store, for the job that holds it; threads may share it."""
 
-    def __init__(self, folder: KeyValueStore, beat_seconds: float, patience_seconds: float) -> None:
-        self._folder, self._beat_seconds, self._patience_seconds = folder, beat_seconds, patience_seconds
+    def __init__(self, kvstore: KeyValueStore, beat_seconds: float, patience_seconds: float) -> None:
+        self._kvstore, self._beat_seconds, self._patience_seconds = kvstore, beat_seconds, patience_seconds
         self._owner: dict[str, Any] = this_process()
         self._beats, self._generation, self._mutex, self._released = 0, b"", Mutex(), False
 
     @property
     def id(self) -> str:
-        """Names this owner among all others; workers give it to their `Watch`."""
+        """A unique name of this owner, for the `Watch` of its workers."""
         return str(self._owner["id"])
 
     def acquire(self) -> None:
-        """Take the lock where it is free or its owner is dead."""
+        """Take the lock if it is free or its owner is dead.
+
+        Raises:
+            JobError: another job holds it.
+        """
         while True:
-            owner, self._generation = _read(self._folder)
-            if owner is not None and owner.get("id") == self.id:  # written, though the answer was lost
+            owner, self._generation = _read(self._kvstore)
+            if owner is not None and owner.get("id") == self.id:  # written, although the response was lost
                 return
-            if owner is not None and self._lives(owner):
+            if owner is not None and self._may_be_alive(owner):
                 raise JobError(
-                    f"{self._folder.place} is in use by {describe_owner(owner)}; wait until that job ends, or stop it, "
-                    "then run this one again"
+                    f"{self._kvstore.place} is in use by {describe_owner(owner)}; wait until that job ends, or stop "
+                    "it, then run this one again"
                 )
-            if self._write():  # else another was faster: look again
+            if self._write():  # else another job was faster: read it again
                 return
 
     def check(self) -> None:
-        """Make sure that the lock is still ours; it counts as a heartbeat.
+        """Make sure that this job still holds the lock; this is a heartbeat too.
 
         Raises:
             JobError: another job took it over, or the disk refuses.
         """
         with self._mutex:
             if self._released:
-                raise JobError(f"this job has given {self._folder.place} back; it writes nothing more")
+                raise JobError(f"this job has released {self._kvstore.place}; it writes nothing more")
             if self._write():
                 return
-            owner, generation = _read(self._folder)
-            if owner is not None and owner.get("id") == self.id:  # written, though the answer was lost
+            owner, generation = _read(self._kvstore)
+            if owner is not None and owner.get("id") == self.id:  # written, although the response was lost
                 self._generation = generation
                 return
         raise JobError(
-            f"this job lost {self._folder.place} to {describe_owner(owner or {})}, because it stood still for too "
+            f"this job lost {self._kvstore.place} to {describe_owner(owner or {})}, because it was frozen for too "
             "long; it stops before it writes anything more; what is committed is kept"
         )
 
     def beat_until(self, ended: Event) -> None:
-        """Renew the lock again and again; what goes wrong is for `check` to report."""
+        """Renew the lock until the event is set; the next `check` reports failures."""
         while not ended.wait(self._beat_seconds):
             with suppress(JobError):
                 self.check()
 
     def release(self) -> None:
-        """Give the lock back, unless it is another's by now."""
-        with (
-            self._mutex,
-            suppress(JobError),
-        ):  # a disk that refuses now refuses the job's own writes, or the job is done
+        """Release the lock, unless another job took it over."""
+        with self._mutex, suppress(JobError):  # the job's own writes report a disk that refuses
             self._released = True
-            _delete(self._folder, self._generation)
+            _delete(self._kvstore, self._generation)
 
-    def _lives(self, owner: Mapping[str, Any]) -> bool:
-        """Whether the owner of the lock just read is at work, or may be."""
-        lives = _process_lives(owner) if owner.get("machine") == self._owner["machine"] else None
-        if lives is not None:
-            return lives
+    def _may_be_alive(self, owner: Mapping[str, Any]) -> bool:
+        """Whether the owner of the lock just read is alive, or may be."""
+        alive = _is_alive(owner) if owner.get("machine") == self._owner["machine"] else None
+        if alive is not None:
+            return alive
+        # unknown: watch its heartbeat
         deadline = time.monotonic() + self._patience_seconds
         while time.monotonic() < deadline:
             time.sleep(self._beat_seconds / _POLLS_A_BEAT)
-            now, generation = _read(self._folder)
+            current, generation = _read(self._kvstore)
             if generation != self._generation:
-                return now is not None
+                return current is not None
         return False
 
     def _write(self) -> bool:
-        """Write the lock if it is as it was last seen."""
+        """Write the lock if its generation is the one last seen."""
         self._beats += 1
         attributes = {**self._owner, "beats": self._beats}
         document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
         attributes[CHECKSUM] = document_checksum(document)
-        generation = self._folder.write_if(_KEY, json.dumps(document, indent=1).encode(), self._generation)
+        generation = self._kvstore.write_if(_KEY, json.dumps(document, indent=1).encode(), self._generation)
         if generation is not None:
             self._generation = generation
         return generation is not None
 
 
 class Watch:
-    """A store's lock, seen from a worker of the job that holds it: it only looks."""
+    """The lock of a store, for a worker of the job that holds it: it is only read."""
 
-    def __init__(self, folder: KeyValueStore, owner_id: str) -> None:
-        self._folder, self._owner_id = folder, owner_id
+    def __init__(self, kvstore: KeyValueStore, owner_id: str) -> None:
+        self._kvstore, self._owner_id = kvstore, owner_id
 
     def check(self) -> None:
-        """Make sure that the lock is still our job's.
+        """Make sure that the worker's job still holds the lock.
 
         Raises:
-            JobError: the job ended, or another took the store over; or the disk refuses.
+            JobError: the job ended, or another took the lock over; or the disk refuses.
         """
-        owner, _ = _read(self._folder)
+        owner, _ = _read(self._kvstore)
         if owner is None or owner.get("id") != self._owner_id:
-            now = "nobody" if owner is None else describe_owner(owner)
+            holder = "nobody" if owner is None else describe_owner(owner)
             raise JobError(
-                f"the job that this worker belongs to has lost {self._folder.place} to {now}; it writes nothing"
+                f"the job that this worker belongs to has lost {self._kvstore.place} to {holder}; it writes nothing"
             )
 
 
-def read_owner(folder: KeyValueStore) -> str | None:
-    """Who holds a store, in words; None where nobody does."""
-    attributes = folder.read_group(LOCK)
+def read_owner(kvstore: KeyValueStore) -> str | None:
+    """The owner of a store's lock, for a message; None if it is free."""
+    attributes = kvstore.read_group(LOCK)
     return None if attributes is None else describe_owner(attributes)
 
 
-def _read(folder: KeyValueStore) -> tuple[dict[str, Any] | None, bytes]:
-    """The owner, empty where it cannot be made out and None where the lock is free; and the lock's generation."""
-    content, generation = folder.read_stamped(_KEY)
+def _read(kvstore: KeyValueStore) -> tuple[dict[str, Any] | None, bytes]:
+    """The owner (empty if it cannot be read, None if the lock is free), and the lock's generation."""
+    content, generation = kvstore.read_with_generation(_KEY)
     if content is None:
         return None, generation
     try:
@@ -210,17 +212,17 @@ def _read(folder: KeyValueStore) -> tuple[dict[str, Any] | None, bytes]:
     return owner if isinstance(owner, dict) else {}, generation
 
 
-def _delete(folder: KeyValueStore, generation: bytes) -> None:
-    """Delete the lock if it still is of that generation, and the folders that are empty without it."""
-    folder.write_if(_KEY, None, generation)
-    if path := local_path(folder.url):  # empty folders would puzzle Zarr readers
+def _delete(kvstore: KeyValueStore, generation: bytes) -> None:
+    """Delete the lock if it still has that generation, and the folders that are empty without it."""
+    kvstore.write_if(_KEY, None, generation)
+    if path := local_path(kvstore.url):  # empty folders would puzzle Zarr readers
         with suppress(OSError):
             for empty in (path / LOCK, (path / LOCK).parent, path):
                 empty.rmdir()
 
 
 def this_process() -> dict[str, Any]:
-    """What an owner writes of itself, by which others know it again."""
+    """The description of this process that a lock holds."""
     return {
         "id": uuid.uuid4().hex,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -233,14 +235,14 @@ def this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Equal only where two processes see each other by number: same machine, same boot, same container."""
+    """Equal for two processes only if they see each other's process number: same machine, same boot, same container."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     known = boot.read_text().strip() if boot.exists() else f"{uuid.getnode():x}"
     return f"{socket.gethostname()} {known} {namespace.readlink() if namespace.is_symlink() else ''}".strip()
 
 
-def _process_lives(owner: Mapping[str, Any]) -> bool | None:
-    """Whether a process of this machine runs; None where its number may be another's by now."""
+def _is_alive(owner: Mapping[str, Any]) -> bool | None:
+    """Whether a process of this machine runs; None if its number may have been reused."""
     try:
         process = psutil.Process(int(owner["process"]))
         if process.status() == psutil.STATUS_ZOMBIE:

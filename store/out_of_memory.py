@@ -1,19 +1,19 @@
-"""Memory that runs out, which every library says in its own words."""
+"""Recognizes errors that mean that memory ran out, which every library reports in another way."""
 
 import errno
 
-_SIGNS = (
-    "out of memory",  # torch, of a GPU
-    "can't allocate memory",  # torch, of the main memory
+_MESSAGES = (
+    "out of memory",  # torch, for a GPU
+    "can't allocate memory",  # torch, for main memory
     "Cannot allocate memory",  # the system
-    "failed to map segment",  # the system, of a library that is loaded
-    "can't start new thread",  # Python; a thread's stack is memory too
+    "failed to map segment",  # the system, as it loads a library
+    "can't start new thread",  # Python, for a thread's stack
     "bad_alloc",
 )
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory has run out, and nothing about what was worked on."""
+    """Whether an error means that memory ran out, as opposed to a fault of the input."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError | ImportError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError | ImportError) and any(message in str(error) for message in _MESSAGES)

@@ -1,21 +1,21 @@
-"""What a store says of itself: the attributes of its root group."""
+"""The schema of a store: the attributes of its root group, parsed and checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from store.config import MOST_SHARD_SAMPLES, Compressor, Dtype
+from store.config import MAX_SHARD_SAMPLES, Compressor, Dtype
 from store.dtypes import bytes_per_token
-from store.errors import OtherStoreError, UserError
+from store.errors import UserError
 from store.layout import Shards, TokenLayout
 
 FORMAT_VERSION = 3
 
-Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a group or array: no path that leads elsewhere
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a group or array; not a path out of the store
 Count = Annotated[int, Field(ge=1, le=2**40)]
-Few = Annotated[int, Field(ge=1, le=2**14)]  # blocks of a backbone, say: loops go over them
+Few = Annotated[int, Field(ge=1, le=2**14)]  # such as a backbone's blocks, over which loops run
 
 
 class _Frozen(BaseModel):
@@ -23,7 +23,7 @@ class _Frozen(BaseModel):
 
 
 class Provenance(_Frozen):
-    """Every field that decides a stored value. Two stores agree only where all of these agree."""
+    """The fields that determine the stored values: two stores of the same samples agree if all of these do."""
 
     backbone: str
     model_kwargs: dict[str, Any]
@@ -36,15 +36,9 @@ class Provenance(_Frozen):
     precision: str
     samples: dict[str, str]
     extraction_version: int
-    sampling: str = ""  # how frames were drawn from videos
-    drawn: str = ""  # how the test split was, where the source has none
-    decoder_digest: str = ""  # of what the decoder of videos made of a fixed clip
-
-    def difference(self, other: "Provenance") -> dict[str, tuple[Any, Any]]:
-        """Field -> (here, there), for every field that differs."""
-        # As JSON, which is how a store keeps them: a tuple of the caller's equals the list that was stored.
-        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+    sampling: str = ""  # how frames are drawn from videos
+    drawn: str = ""  # how the test split is drawn, if the source has none
+    decoder_digest: str = ""  # of the frames that the video decoder returns for a fixed clip
 
 
 class SplitInfo(_Frozen):
@@ -54,11 +48,15 @@ class SplitInfo(_Frozen):
 
 
 class Schema(_Frozen):
-    """The whole self-description. `layers` are absolute block indices, ascending.
+    """The schema of a store: its samples, layers, shapes and formats, and its provenance.
 
-    `libraries` are the versions with which the store was begun, for the record: they are never compared, since what
-    they decide is in the provenance.
-    `tail_tensors` name the arrays of the group `tail`: the backbone's own read-out (final norm, attention pool).
+    Attributes:
+        layers: absolute block indices, ascending.
+        num_class_tokens: among the prefix tokens; see `store.layout.TokenLayout`.
+        views: consecutive rows that show the same sample.
+        shard_samples: rounded up to whole samples if there are many views.
+        libraries: versions with which the store was created, for the record; their effects are in the provenance.
+        tail_tensors: the arrays of the group `tail`, the backbone's own read-out (final norm, attention pool).
     """
 
     format_version: int
@@ -70,23 +68,23 @@ class Schema(_Frozen):
     layers: tuple[Annotated[int, Field(ge=0)], ...]
     dim: Count
     num_prefix_tokens: Annotated[int, Field(ge=0, le=2**40)]
-    num_class_tokens: Annotated[int, Field(ge=0, le=2**40)]  # among the prefix tokens; see `store.layout.TokenLayout`
+    num_class_tokens: Annotated[int, Field(ge=0, le=2**40)]
     grid: tuple[Count, ...]
     prefix_sets: Count = 1
-    views: Count = 1  # consecutive rows that show the same sample
-    shard_samples: Annotated[int, Field(ge=1, le=2 * MOST_SHARD_SAMPLES)]  # rounded up to whole samples of many views
+    views: Count = 1
+    shard_samples: Annotated[int, Field(ge=1, le=2 * MAX_SHARD_SAMPLES)]
     compressor: Compressor | None
     provenance: Provenance
     libraries: dict[str, str] = {}
     tail_tensors: tuple[Name, ...]
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> "Schema":
+    def _check(self) -> "Schema":
         if not self.layers or list(self.layers) != sorted({layer for layer in self.layers if layer < self.depth}):
             raise ValueError(f"layers are {list(self.layers)[:9]}; legal: ascending ones of {self.depth}")
         if any(info.num_samples % self.views for info in self.splits.values()):
-            raise ValueError(f"the rows of a split are no multiple of {self.views} views")
-        assert self.token_layout  # which refuses numbers that fit no layout
+            raise ValueError(f"the rows of a split are not a multiple of {self.views} views")
+        assert self.token_layout  # raises for numbers that fit no layout
         return self
 
     @property
@@ -105,7 +103,7 @@ class Schema(_Frozen):
         return len(self.layers) * self.token_layout.num_tokens * bytes_per_token(self.dtype, self.dim)
 
     def bytes_of(self, rows: int, layers: Sequence[int]) -> int:
-        """Stored bytes of some layers of so many rows, before compression."""
+        """Stored bytes of some layers of a number of rows, before compression."""
         return rows * self.bytes_per_sample * len(layers) // len(self.layers)
 
     def shards(self, split: str) -> Shards:
@@ -115,26 +113,19 @@ class Schema(_Frozen):
         return Shards(self.splits[split].num_samples, self.shard_samples)
 
     def check_layers(self, layers: tuple[int, ...] | list[int]) -> tuple[int, ...]:
-        """`layers` where all of them are stored."""
+        """The layers as they were given.
+
+        Raises:
+            UserError: some of them are not stored.
+        """
         missing = sorted(set(layers) - set(self.layers))
         if missing:
             raise UserError(f"layers {missing} are not in this store, which holds {list(self.layers)}")
         return tuple(layers)
 
-    def may_grow_into(self, later: "Schema") -> bool:
-        """Whether another schema differs in more samples and more layers alone, if at all."""
-        samples = later.provenance.model_copy(update={"samples": self.provenance.samples})
-        like_this = {"splits": self.splits, "layers": self.layers, "provenance": samples}
-        return (
-            self == later.model_copy(update=like_this)
-            and set(self.layers) <= set(later.layers)
-            and self.splits.keys() == later.splits.keys()
-            and all(info.num_samples <= later.splits[split].num_samples for split, info in self.splits.items())
-        )
-
     @classmethod
     def parse(cls, attributes: Any, where: str) -> "Schema":
-        """From a root group's attributes.
+        """Parse a root group's attributes; `where` is the store's name in messages.
 
         Raises:
             UserError: they are of another format, or do not fit this one.
@@ -152,47 +143,16 @@ class Schema(_Frozen):
 
 
 def require_version(attributes: Any, where: str) -> None:
-    """Refuse what is no store, or one of another format.
+    """Refuse attributes that are not a store's, or are of another format.
 
     Raises:
-        UserError: says which version was found, and what to do.
+        UserError: names the version that was found.
     """
     version = attributes.get("format_version") if isinstance(attributes, dict) else None
     if version is None:
-        raise UserError(f"{where} holds something that is no token store; choose another store.path")
+        raise UserError(f"{where} is not a token store; choose another store.path")
     if version != FORMAT_VERSION:
         raise UserError(
             f"{where} is a store of format {version!r}, this sidecache reads and writes {FORMAT_VERSION}; "
             "install the version that wrote it, or choose a new store.path"
-        )
-
-
-def require_same(stored: Schema, wanted: Schema, where: str) -> None:
-    """Refuse a store that was made in another way, naming every field that differs.
-
-    Samples and classes are compared apart (changes.py), since more of the former may come; so may layers.
-
-    Raises:
-        OtherStoreError: provenance, kind of labels or shape of tokens differ.
-    """
-    different: dict[str, tuple[Any, Any]] = {
-        f"provenance.{name}": pair for name, pair in stored.provenance.difference(wanted.provenance).items()
-    }
-    different.pop("provenance.samples", None)
-    if "provenance.decoder_digest" in different and stored.libraries != wanted.libraries:
-        different["libraries"] = (stored.libraries, wanted.libraries)  # no reason to refuse, but what to install
-    compared = ("multi_label", "depth", "dim", "num_prefix_tokens", "num_class_tokens", "grid", "prefix_sets", "views")
-    for name in (*compared, "tail_tensors"):
-        if getattr(stored, name) != getattr(wanted, name):
-            different[name] = (getattr(stored, name), getattr(wanted, name))
-    refuse_difference(different, where)
-
-
-def refuse_difference(different: Mapping[str, tuple[Any, Any]], where: str) -> None:
-    """Raise OtherStoreError where any field -> (stored, wanted) is given, naming them all."""
-    if different:
-        lines = "".join(f"\n  {name}: stored {here!r}, wanted {there!r}" for name, (here, there) in different.items())
-        raise OtherStoreError(
-            f"the store {where} was made from something else:{lines}\n"
-            "Undo that change, or choose another store.path (a store is never overwritten)."
         )

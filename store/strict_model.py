@@ -1,9 +1,9 @@
-"""The base class of every section of the configuration and of every method's options."""
+"""Defines the base class of all sections of the configuration and of all methods' options."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class StrictModel(BaseModel):
-    """A frozen pydantic model that refuses unknown keys and values of another type."""
+    """A frozen pydantic model that refuses unknown keys and values of a wrong type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

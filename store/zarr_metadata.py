@@ -1,4 +1,4 @@
-"""Zarr v3 metadata: codecs, array documents, and the checksum that every zarr.json carries of itself."""
+"""Builds Zarr v3 metadata: codecs, the documents of arrays, and the checksum in every zarr.json."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _COMPRESSORS: dict[Compressor, dict[str, Any]] = {
 
 
 def chunk_codecs(compressor: Compressor | None, item_bytes: int = 1) -> list[dict[str, Any]]:
-    """bytes, perhaps a compressor, then a checksum of what lies on the disk; `item_bytes` is the size of a value."""
+    """The codecs of a chunk: bytes, a compressor if any, then crc32c; `item_bytes` is the size of one value."""
     if compressor is None:
         return [_LITTLE, CRC32C]
     codec = _COMPRESSORS[compressor]
@@ -30,7 +30,7 @@ def chunk_codecs(compressor: Compressor | None, item_bytes: int = 1) -> list[dic
 
 
 def sharded(chunk: Sequence[int], compressor: Compressor | None, item_bytes: int = 1) -> list[dict[str, Any]]:
-    """The sharding codec: chunks inside one file, with an index that is checked too."""
+    """The sharding codec: chunks inside one file, with an index that has a crc32c too."""
     inner = {
         "chunk_shape": list(chunk),
         "codecs": chunk_codecs(compressor, item_bytes),
@@ -47,7 +47,7 @@ def array_metadata(
     codecs: list[dict[str, Any]],
     attributes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A Zarr v3 array's metadata; `file_shape` is the extent of one file (a shard, or an unsharded chunk)."""
+    """A Zarr v3 array's metadata; `file_shape` is the shape of one file (a shard, or an unsharded chunk)."""
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -63,8 +63,8 @@ def array_metadata(
 
 
 def document_checksum(document: dict[str, Any]) -> str:
-    """Of a zarr.json without its own checksum, and without the copies that zarr.consolidate_metadata adds."""
+    """The checksum of a zarr.json, computed without that checksum and without what zarr.consolidate_metadata adds."""
     attributes = {name: value for name, value in document["attributes"].items() if name != CHECKSUM}
-    kept = {name: value for name, value in document.items() if name != "consolidated_metadata"}
-    text = json.dumps({**kept, "attributes": attributes}, sort_keys=True)
+    rest = {name: value for name, value in document.items() if name != "consolidated_metadata"}
+    text = json.dumps({**rest, "attributes": attributes}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

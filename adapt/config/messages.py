@@ -1,6 +1,7 @@
-"""What is wrong with a configuration, in the user's own keys."""
+"""Explains validation errors of a configuration in the user's own keys."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -8,71 +9,84 @@ from pydantic.fields import FieldInfo
 
 from store.console.visible import visible
 
-_LONGEST_VALUE = 100
+_LONGEST_VALUE = 100  # characters
 _MOST_MISTAKES = 20
 
 Key = tuple[int | str, ...]
 
 
 def explain(error: ValidationError, model: type[BaseModel], more_keys: Sequence[str] = ()) -> str:
-    """The mistakes, each on a line of its own: the key, what was given, what is legal.
+    """All mistakes, one a line: the key, the given value, the legal values.
 
     Args:
-        more_keys: keys that are legal beside those of the model, because the caller took them out before.
+        more_keys: further legal keys, which the caller has removed before validation.
     """
     by_key: dict[Key, str] = {}
     for detail in error.errors():
-        key, section, field = _locate(detail["loc"], model)
-        if key not in by_key:  # pydantic reports every branch of a union; the first will do
-            by_key[key] = _explain_one(_name(key), detail, section, field, more_keys)
+        place = _locate(detail["loc"], model)
+        if place.key not in by_key:  # pydantic reports every branch of a union; the first is enough
+            by_key[place.key] = _explain_one(place, detail, more_keys)
     lines = list(by_key.values())
     more = [f"and {len(lines) - _MOST_MISTAKES} more mistakes"] if len(lines) > _MOST_MISTAKES else []
     return "\n".join(lines[:_MOST_MISTAKES] + more)
 
 
-def _name(key: Key) -> str:
-    """`section.key`, on one line."""
-    name = visible(".".join(map(str, key))).replace("\n", "\\n")
-    return name if len(name) <= _LONGEST_VALUE else name[: _LONGEST_VALUE - 3] + "..."
+@dataclass(frozen=True)
+class _Place:
+    """A key as the user writes it, and its section.
 
-
-def _locate(loc: Key, model: type[BaseModel]) -> tuple[Key, type[BaseModel], FieldInfo | None]:
-    """The key as the user writes it, its section and its field; no field where the key is a section, or unknown.
-
-    Where pydantic enters a union or a list it adds names and numbers of its own, which are cut.
+    Args:
+        field: None if the key is a section or unknown.
     """
+
+    key: Key
+    section: type[BaseModel]
+    field: FieldInfo | None
+
+    @property
+    def name(self) -> str:
+        """`section.key`, on one line."""
+        return shorten(visible(".".join(map(str, self.key))).replace("\n", "\\n"), _LONGEST_VALUE)
+
+
+def _locate(loc: Key, model: type[BaseModel]) -> _Place:
+    """Find the key of an error; names and numbers that pydantic adds inside unions and lists are cut off."""
     section = model
     for depth, part in enumerate(loc):
         field = section.model_fields.get(part) if isinstance(part, str) else None
         inner: Any = field.annotation if field else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             n_parts = depth + 2 if get_origin(inner) is dict else depth + 1
-            return loc[:n_parts], section, field
+            return _Place(loc[:n_parts], section, field)
         section = inner
-    return loc, section, None
+    return _Place(loc, section, None)
 
 
-def _explain_one(
-    key: str, detail: Any, section: type[BaseModel], field: FieldInfo | None, more_keys: Sequence[str]
-) -> str:
+def _explain_one(place: _Place, detail: Any, more_keys: Sequence[str]) -> str:
+    name, field = place.name, place.field
     reason = str(detail["msg"]).removeprefix("Value error, ")
-    if not key or (field is None and detail["type"] == "value_error"):  # of a whole section: it names the keys itself
+    # an error of a whole section names the keys itself
+    if not name or (field is None and detail["type"] == "value_error"):
         return reason
-    keys = ", ".join([*section.model_fields, *more_keys])
+    keys = ", ".join([*place.section.model_fields, *more_keys])
     if detail["type"] == "extra_forbidden" and field is None:
-        return f"{key}: unknown key; legal keys here: {keys}"
+        return f"{name}: unknown key; legal keys here: {keys}"
     given = "is missing" if detail["type"] == "missing" else f"given {show(detail['input'])}"
     if field is None and detail["type"] != "invalid_key":
-        return f"{key}: {given}; legal: a section with the keys {keys}"
+        return f"{name}: {given}; legal: a section with the keys {keys}"
     if field and field.description:
-        return f"{key}: {given}; legal: {field.description}"
-    return f"{key}: {given}; {reason[0].lower() + reason[1:]}"
+        return f"{name}: {given}; legal: {field.description}"
+    return f"{name}: {given}; {reason[0].lower() + reason[1:]}"
 
 
 def show(value: object) -> str:
-    """A given value, short enough for a message."""
+    """A value, short enough for a message."""
     try:
-        text = repr(value)
+        return shorten(repr(value), _LONGEST_VALUE)
     except ValueError:  # Python refuses to print an integer of thousands of digits
         return f"a huge {type(value).__name__}"
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def shorten(text: str, length: int) -> str:
+    """A text of at most so many characters, with `...` in place of the rest."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."

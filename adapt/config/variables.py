@@ -1,7 +1,8 @@
-"""`${VARIABLE}` in a configuration: replaced from the environment for the job, and kept as written in what it leaves.
+"""Replaces `${VARIABLE}` in a configuration from the environment, and restores it in the files that a job writes.
 
-A variable may hold a secret, such as a token in a URL, so that `config.yaml`, the report and the cards of adaptors name
-the variable, never its value. They are read again in an environment that sets it.
+A variable may hold a secret, such as a token in a URL: `config.yaml`, the report and the cards of adaptors contain the
+name of the variable, never its value. OmegaConf is not used: its `${NAME}` refers to a key of the configuration, and it
+refuses texts such as `a${b`.
 """
 
 import os
@@ -20,15 +21,25 @@ Keys = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text of a configuration that holds variables: where it stands, as written, and what it came to."""
+class ExpandedText:
+    """A text of a configuration that holds variables.
+
+    Args:
+        keys: the path to it in the configuration.
+        written: with the variables.
+        value: with the values of the variables.
+    """
 
     keys: Keys
     written: str
     value: str
 
-    def rewrite(self, value: str) -> str:
-        """As written; of another value that begins as this one, as a store beside the first does, with its own end."""
+    def restore(self, value: str) -> str:
+        """The text with its variables.
+
+        If the value has changed since, but only after the last variable, the change is kept: a store beside the first
+        one has another ending.
+        """
         head, _, tail = self.written.rpartition("}")
         start = self.value.removesuffix(tail)
         if value == self.value or not self.value.endswith(tail) or not value.startswith(start):
@@ -37,7 +48,7 @@ class Text:
 
 
 def expand(document: Any) -> Any:
-    """A copy of a document in which every text has its variables replaced.
+    """A copy of a document with the variables in all texts replaced.
 
     Raises:
         UserError: a variable is not set, or a text cannot be written as UTF-8.
@@ -50,7 +61,7 @@ def expand(document: Any) -> Any:
 
 
 def expand_text(text: str) -> str:
-    """A text with its variables replaced. Errors are those of `expand`."""
+    """A text with its variables replaced; raises what `expand` raises."""
     expanded = _VARIABLE.sub(lambda match: _value(match[1], text), text)
     try:
         expanded.encode()
@@ -59,40 +70,40 @@ def expand_text(text: str) -> str:
     return expanded
 
 
-def texts_with_variables(document: Any, keys: Keys = ()) -> Iterator[Text]:
-    """Every text of a document that holds a variable. Errors are those of `expand`."""
+def _value(name: str, text: str) -> str:
+    if name not in os.environ:
+        raise UserError(f"{show(text)}: the environment variable {name} is not set; set it, or write the path out")
+    return os.environ[name]
+
+
+def expanded_texts(document: Any, keys: Keys = ()) -> Iterator[ExpandedText]:
+    """All texts of a document that hold a variable; raises what `expand` raises."""
     if isinstance(document, str) and _VARIABLE.search(document):
-        yield Text(keys, document, expand_text(document))
+        yield ExpandedText(keys, document, expand_text(document))
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(document, dict):
         items = document.items()
     elif isinstance(document, list):
         items = enumerate(document)
     for key, value in items:
-        yield from texts_with_variables(value, (*keys, key))
+        yield from expanded_texts(value, (*keys, key))
 
 
-def as_written(document: dict[str, Any], texts: Iterable[Text]) -> dict[str, Any]:
-    """A copy of a document of values in which these texts stand as they were written."""
-    copied = deepcopy(document)
+def restore_variables(document: dict[str, Any], texts: Iterable[ExpandedText]) -> dict[str, Any]:
+    """A copy of an expanded document that has the variables again."""
+    restored = deepcopy(document)
     for text in texts:
-        inner = _find(copied, text.keys[:-1])
-        if isinstance(value := _find(inner, text.keys[-1:]), str):
-            inner[text.keys[-1]] = text.rewrite(value)
-    return copied
+        parent = _find(restored, text.keys[:-1])
+        if isinstance(value := _find(parent, text.keys[-1:]), str):
+            parent[text.keys[-1]] = text.restore(value)
+    return restored
 
 
 def _find(document: Any, keys: Keys) -> Any:
-    """What stands at a place of a document; None where there is no such place."""
+    """The value at a path in a document; None if there is no such path."""
     for key in keys:
         try:
             document = document[key]
         except (KeyError, IndexError, TypeError):
             return None
     return document
-
-
-def _value(name: str, text: str) -> str:
-    if name not in os.environ:
-        raise UserError(f"{show(text)}: the environment variable {name} is not set; set it, or write the path out")
-    return os.environ[name]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from adapt.methods.feature_spec import FeatureSpec
 from extract.backbones.backbone import Backbone
-from extract.backbones.pre_logits import plain_tail, tail_from_arrays
+from extract.backbones.pre_logits import plain_norm_pre_logits, pre_logits_from_arrays
 from extract.backbones.preprocessing import is_described
 from store.config import Tokens
 from store.layout import reduced_layout
@@ -19,9 +19,9 @@ def spec_of_store(store: Store, layers: Sequence[int] | None = None) -> FeatureS
         layers: some of its layers; all by default.
     """
     schema, provenance = store.schema, store.schema.provenance
-    pre_logits = plain_tail(schema.dim)
+    pre_logits = plain_norm_pre_logits(schema.dim)
     if schema.tail_tensors or is_described(provenance.preprocessing):  # some named models have no such tensor
-        pre_logits = tail_from_arrays(
+        pre_logits = pre_logits_from_arrays(
             provenance.backbone, provenance.model_kwargs, store.tail_arrays(), schema.prefix_sets
         )
     return FeatureSpec(
@@ -42,7 +42,7 @@ def spec_of_backbone(backbone: Backbone, layers: Sequence[int], tokens: Tokens =
         tokens: which tokens are kept, as in `store.tokens`.
     """
     layout = reduced_layout(backbone.layout, tokens)
-    pre_logits = backbone.tail.for_sets(layout.prefix_sets) if backbone.tail else plain_tail(backbone.dim)
+    pre_logits = backbone.tail.for_sets(layout.prefix_sets) if backbone.tail else plain_norm_pre_logits(backbone.dim)
     return FeatureSpec(
         layers=tuple(layers), depth=backbone.depth, dim=backbone.dim, layout=layout, pre_logits=pre_logits
     )

@@ -1,1 +1,1 @@
-"""The training job: its inputs, its checks, and the run over methods and seeds."""
+"""Runs a job: checks its configuration, opens its features, trains every method and records the results."""

@@ -1,4 +1,4 @@
-"""What a trial costs: peak memory, and when the cache has paid for itself."""
+"""Measures what a trial costs: peak memory, inference operations, and when the store has paid for its extraction."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,20 +17,20 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """The highest memory in use while a block ran, in bytes; None where the system does not tell."""
+    """The peak memory of a block in bytes; None where the system does not report it."""
 
     n_bytes: int | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """Measure a block: allocations on a GPU, else the whole process's resident memory (Linux)."""
+    """Measure the peak memory of a block: allocations on a GPU, else resident memory of the process (Linux only)."""
     peak = PeakMemory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
-            _RESET.write_text("5")  # the kernel then restarts its high-water mark
+            _RESET.write_text("5")  # resets the kernel's high-water mark
     yield peak
     peak.n_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _high_water_mark()
 
@@ -46,13 +46,16 @@ def _high_water_mark() -> int | None:
 def break_even_epochs(
     extract_seconds: float, forward_seconds: float, forward_samples: int, samples_per_epoch: int
 ) -> float | None:
-    """Epochs of training after which extracting once has cost less than a forward pass in every epoch.
+    """After how many training epochs the extraction has cost less than a forward pass in every epoch.
 
     Args:
-        extract_seconds: what extraction took in all, encoding and writing included.
-        forward_seconds: what reading the samples and the forward pass took of it: online training pays that again in
-            every epoch, for the samples of an epoch.
-        forward_samples: how many samples that was spent on.
+        extract_seconds: the whole extraction, encoding and writing included.
+        forward_seconds: the part of it that online training repeats in every epoch: decoding and the forward pass.
+        forward_samples: samples that `forward_seconds` was spent on.
+        samples_per_epoch: samples of an epoch.
+
+    Returns:
+        epochs; None where no forward pass was measured.
     """
     if not forward_seconds or not forward_samples:
         return None
@@ -62,11 +65,14 @@ def break_even_epochs(
 def inference_gflops(
     name: str, options: MethodOptions, layers: Sequence[int], num_classes: int, backbone: ModelBackbone
 ) -> float:
-    """10^9 operations (a multiplication and an addition are two) for one image, backbone included.
+    """Operations to classify one image, in 10^9, backbone included; a multiplication and an addition count as two.
 
     Args:
-        layers: those of the features.
-        backbone: on the meta device, where nothing is computed.
+        name: the method.
+        options: its options.
+        layers: layers of the features.
+        num_classes: width of the classifier.
+        backbone: the backbone on the meta device, where nothing is computed.
     """
     with torch.device("meta"):
         spec = spec_of_backbone(backbone, layers)

@@ -1,26 +1,27 @@
-"""The extraction of a configuration, to its own store or, where samples have changed, to one beside that."""
+"""Extracts the store of a configuration, or a new store beside it if its samples have changed."""
 
 from collections.abc import Iterator
 from itertools import count
 from typing import Literal
 
 from adapt.config.pipeline import Config
-from adapt.job.feature_set import Inputs
-from extract.job.extraction import Extraction, Missing, extract_tokens
+from adapt.job.inputs import Inputs
+from extract.job.extraction import Extraction, ShardsBySplit, extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from store.errors import ChangedError, OtherStoreError
 
 OnChanged = Literal["fail", "new-store"]
 
 
 def extract(config: Config, inputs: Inputs, on_changed: OnChanged = "fail") -> Extraction:
-    """Bring the store of a configuration to completion; `Extraction.path` tells which one it was.
+    """Complete the store of a configuration; `Extraction.path` is the store that was completed.
 
     Args:
-        on_changed: what to do where samples that the store holds are gone or changed. `new-store` leaves it as it is
-            and takes the first path beside it where there is nothing yet, or a store of just these samples.
+        on_changed: `fail`, or `new-store`: if samples that the store holds are gone or changed, leave it as it is and
+            extract to a store beside it, which is new or has exactly these samples.
 
     Raises:
-        ChangedError: samples that the store holds are gone or changed, and it is to `fail` then.
+        ChangedError: samples that the store holds are gone or changed (`on_changed: fail`).
         UserError, JobError: as of `extract_tokens`.
     """
     try:
@@ -34,14 +35,15 @@ def extract(config: Config, inputs: Inputs, on_changed: OnChanged = "fail") -> E
             return _extract(other, inputs.at(other))
         except OtherStoreError:
             continue
-    raise AssertionError("there is always a path beside")
+    raise AssertionError("_paths_beside never ends")
 
 
-def repair(config: Config, inputs: Inputs, damaged: Missing) -> Extraction:
-    """Extract damaged shards of a store anew, by the job that made it.
+def repair(config: Config, inputs: Inputs, damaged: ShardsBySplit) -> Extraction:
+    """Extract damaged shards of a store again, by the job that made it.
 
     Raises:
-        UserError, JobError: as of `extract_tokens`; a job of other samples, backbone or format leaves all as it is.
+        UserError, JobError: as of `extract_tokens`; the job has other samples, another backbone or format than the
+            store, which is then left as it is.
     """
     return _extract(config, inputs, damaged)
 
@@ -51,13 +53,22 @@ def at_store(config: Config, path: str) -> Config:
     return config.model_copy(update={"store": config.store.model_copy(update={"path": path})})
 
 
-def _extract(config: Config, inputs: Inputs, again: Missing | None = None) -> Extraction:
-    recipe = None if inputs.own_backbone else config.backbone
-    return extract_tokens(inputs.source, inputs.backbone, config.data, config.store, config.extract, recipe, again)
+def _extract(config: Config, inputs: Inputs, damaged: ShardsBySplit | None = None) -> Extraction:
+    job = ExtractionJob(
+        source=inputs.source,
+        backbone=inputs.backbone,
+        data=config.data,
+        store=config.store,
+        extract=config.extract,
+        backbone_config=None if inputs.own_backbone else config.backbone,
+    )
+    return extract_tokens(job, damaged)
 
 
 def _paths_beside(path: str) -> Iterator[str]:
     """`a/cache-2.zarr`, `a/cache-3.zarr` ... for `a/cache.zarr`."""
     folder, slash, name = path.rstrip("/").rpartition("/")
-    stem, dot, ending = name.rpartition(".") if name.rpartition(".")[0] else (name, "", "")
+    stem, dot, ending = name.rpartition(".")
+    if not stem:  # a name without an ending, or with a leading dot only
+        stem, dot, ending = name, "", ""
     return (f"{folder}{slash}{stem}-{number}{dot}{ending}" for number in count(2))

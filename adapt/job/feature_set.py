@@ -1,7 +1,6 @@
-"""Where a training job's features come from: a store, or the frozen backbone itself."""
+"""Opens the features that a job trains from: stored in a token store, or computed online by the frozen backbone."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,51 +18,61 @@ from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.features.specs import spec_of_backbone
 from adapt.job.checks import Rows, require_match, require_same_backbone, require_whole, source_rows
+from adapt.job.inputs import Inputs
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
 from adapt.training.distributed import world
-from extract.backbones.backbone import Backbone, ModelBackbone, digests, empty_backbone, load_backbone
+from extract.backbones.backbone import ModelBackbone, digests, empty_backbone
 from extract.backbones.vivit_weights import VIVIT
 from extract.forward.device import resolve_device, resolve_precision
 from extract.forward.frozen_forward import FrozenForward
-from extract.job.wanted_schema import list_split, sample_digests
-from extract.sources.open_source import ImageSource, open_source
-from extract.sources.videos import decoder
-from store.address import store_url
-from store.growing.growth import read_known
-from store.kvstore import KeyValueStore
+from extract.job.store_schema import list_split, sample_digests
+from extract.sources.open_source import ImageSource
+from extract.sources.videos import decoder_info
 from store.layout import resolve_layers
 from store.reader import Store, open_store
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Costs:
-    """What the store of a job cost; None where there is none, or where its log does not tell."""
+@dataclass(frozen=True, kw_only=True)
+class ExtractionCosts:
+    """What the store of a job has cost; None where there is no store, or its log does not say.
+
+    Attributes:
+        forward_samples: samples that `forward_seconds` was spent on; a sample counts again for added layers.
+    """
 
     extract_seconds: float | None = None
     forward_seconds: float | None = None
-    forward_samples: int = 0  # those of `forward_seconds`: one that also went forward for added layers counts again
+    forward_samples: int = 0
     store_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The features of a job, and the facts about them that rows and cards repeat."""
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """The features of a job, and the facts about them that results and adaptor cards record.
 
-    inputs: "Inputs"
-    store: Store | None  # None: the features are computed online
+    Attributes:
+        inputs: samples and backbone that the features are made from.
+        store: None if the features are computed online.
+        pooled: the features, and their pooled values.
+        provenance: everything that determines the value of a feature; part of the id of every trial.
+        shape: the backbone without its weights; None for a user's own module.
+    """
+
+    inputs: Inputs
+    store: Store | None
     pooled: PooledFeatures
-    identity: dict[str, Any]  # everything that decides a feature
+    provenance: dict[str, Any]
     dataset: str
     backbone_name: str
-    shape: ModelBackbone | None  # the backbone without its weights; None for a user's own module
+    shape: ModelBackbone | None
     facts: Facts
-    costs: Costs
+    costs: ExtractionCosts
 
     def images(self, augment: bool) -> ImageBatches:
-        """The images behind the features, for methods that train end to end.
+        """The images behind the features, for end-to-end methods.
 
         Raises:
             UserError: the backbone or the samples are not those that the features were made from.
@@ -76,109 +85,94 @@ class Origin:
 
     @cached_property
     def _rows(self) -> dict[str, Rows]:
-        """Split -> the source's row of every row of the features, found and checked once for all methods."""
+        """Split -> the source's row of every row of the features, computed once for all methods."""
         source = self.inputs.source
         if self.store is None:
             return {split: np.arange(len(images)) for split, images in source.splits.items()}
         here = world()
-        rows = (
-            {split: rows.tolist() for split, rows in source_rows(self.store, source).items()}
-            if here.is_main_process
-            else None
-        )
-        return {split: np.array(told, np.int64) for split, told in here.broadcast(rows).items()}
+        if not here.is_main_process:
+            return _as_rows(here.broadcast(None))
+        rows = source_rows(self.store, source)
+        return _as_rows(here.broadcast({split: numbers.tolist() for split, numbers in rows.items()}))
 
 
-def _shape(name: str, model_kwargs: Mapping[str, Any], image_size: Sequence[int], own: bool) -> ModelBackbone | None:
-    if own or not (name == VIVIT or timm.is_model(name.split(".")[0])):
-        return None
-    return empty_backbone(name, model_kwargs, frames=image_size[0] if len(image_size) == 4 else None)
+def _as_rows(lists: Mapping[str, list[int]]) -> dict[str, Rows]:
+    return {split: np.array(numbers, np.int64) for split, numbers in lists.items()}
 
 
-class Inputs:
-    """The source and backbone of a configuration, opened when first needed; a user's own can be given instead."""
+def open_features(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
+    """Open the features that `train.feature_source` asks for.
 
-    def __init__(self, config: Config, source: ImageSource | None = None, backbone: Backbone | None = None) -> None:
-        self._config, self.own_source, self.own_backbone = config, source, backbone is not None
-        if backbone is not None:
-            self.backbone = backbone
-
-    @cached_property
-    def source(self) -> ImageSource:
-        """The samples; of a test split that is drawn, those that the store holds on the side where it holds them."""
-        if self.own_source is not None:
-            return self.own_source
-        return open_source(self._config.data, read_known(KeyValueStore(store_url(self._config.store.path))))
-
-    def at(self, config: Config) -> "Inputs":
-        """The same for another store."""
-        inputs = copy(self)
-        inputs._config = config
-        inputs.__dict__.pop("source", None)
-        return inputs
-
-    @cached_property
-    def backbone(self) -> Backbone:
-        """The frozen model."""
-        return load_backbone(self._config.backbone, self._config.data.clips)
-
-
-def open_origin(config: Config, inputs: Inputs, say: Say) -> Origin:
-    """Open what `train.feature_source` asks for.
+    Args:
+        config: the configuration.
+        inputs: its samples and backbone.
+        log: is called with the feature source that was chosen, and why.
 
     Raises:
-        UserError: the configuration does not describe the store.
-        JobError: the store is damaged or unfinished.
+        UserError: the store does not match the configuration.
+        JobError: the store is damaged or incomplete.
     """
     if config.train.feature_source == "online":
-        return _online_origin(config, inputs)
-    here = world()  # whose processes would open stores of different sizes, were it growing
+        return _online_features(config, inputs)
+    # all processes open the same snapshot, even while the store grows
+    here = world()
     store = Store.from_snapshot(
         here.broadcast(open_store(config.store.path).snapshot() if here.is_main_process else None)
     )
-    layers = require_match(store, config, inputs.own_source, inputs.own_backbone)
+    layers = require_match(store, config, inputs.own_source, inputs.own_backbone is not None)
     streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
+    # choose between memory and streaming, in one process for all
     needed = needed_layers(config, streamed.spec, len(store.classes))
     n_bytes = store.schema.bytes_of(store.num_samples("train"), needed)
     choice = choose_source(config.train.feature_source, n_bytes, streamed.device)
-    choice = Choice(*here.broadcast([choice.kind, choice.reason]))  # one for all
-    say(f"features: {choice.kind} ({choice.reason})")
+    choice = Choice(*here.broadcast([choice.kind, choice.reason]))
+    log(f"features: {choice.kind} ({choice.reason})")
     features = ResidentFeatures(streamed, needed) if choice.kind == "resident" else streamed
-    return _stored_origin(config, inputs, store, features)
+    return _stored_features(config, inputs, store, features)
 
 
-def _stored_origin(
+def _stored_features(
     config: Config, inputs: Inputs, store: Store, features: StreamedFeatures | ResidentFeatures
-) -> Origin:
-    provenance = store.schema.provenance
-    facts = Facts(
-        backbone=config.backbone,
-        clips=config.data.clips,
-        weights_digest=provenance.weights_digest,
-        preprocessing_digest=provenance.preprocessing_digest,
-        precision=provenance.precision,
-        layers=features.spec.layers,
-        tokens=config.store.tokens,
-        classes=store.classes,
-        multi_label=store.schema.multi_label,
+) -> FeatureSet:
+    provenance, log = store.schema.provenance, store.log
+    n_samples = sum(store.num_samples(split) for split in store.splits)
+    return FeatureSet(
+        inputs=inputs,
+        store=store,
+        pooled=PooledFeatures(features),
+        provenance={**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)},
+        dataset=store.schema.dataset,
+        backbone_name=provenance.backbone,
+        shape=_shape(inputs, provenance.backbone, provenance.model_kwargs, provenance.image_size),
+        facts=Facts(
+            backbone=config.backbone,
+            clips=config.data.clips,
+            weights_digest=provenance.weights_digest,
+            preprocessing_digest=provenance.preprocessing_digest,
+            precision=provenance.precision,
+            layers=features.spec.layers,
+            tokens=config.store.tokens,
+            classes=store.classes,
+            multi_label=store.schema.multi_label,
+        ),
+        costs=ExtractionCosts(
+            extract_seconds=log.get("extract_seconds"),
+            forward_seconds=log.get("forward_seconds"),
+            forward_samples=max(n_samples, round(log.get("forward_samples", 0))),  # older logs do not have it
+            store_bytes=store.n_bytes(),
+        ),
     )
-    samples, log = sum(store.num_samples(split) for split in store.splits), store.log
-    forward = max(samples, round(log.get("forward_samples", 0)))  # older logs do not count them
-    costs = Costs(log.get("extract_seconds"), log.get("forward_seconds"), forward, store.n_bytes())
-    identity = {**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)}
-    shape = _shape(provenance.backbone, provenance.model_kwargs, provenance.image_size, inputs.own_backbone)
-    pooled, dataset = PooledFeatures(features), store.schema.dataset
-    return Origin(inputs, store, pooled, identity, dataset, provenance.backbone, shape, facts, costs)
 
 
-def _online_origin(config: Config, inputs: Inputs) -> Origin:
+def _online_features(config: Config, inputs: Inputs) -> FeatureSet:
     source, backbone = inputs.source, inputs.backbone
+    # run the frozen backbone up to the last layer that any method reads
     stored = resolve_layers(config.store.layers, backbone.depth)
     spec = spec_of_backbone(backbone, stored, config.store.tokens)
     layers = needed_layers(config, spec, len(source.classes))
     extract_config = config.extract.model_copy(update={"device": config.train.device})
     forward = FrozenForward(backbone, layers, config.store.tokens, extract_config)
-    features = OnlineFeatures(source, forward, config.store.tokens, stored)
+    # record what a store would record
     facts = Facts(
         backbone=config.backbone,
         clips=config.data.clips,
@@ -189,30 +183,49 @@ def _online_origin(config: Config, inputs: Inputs) -> Origin:
         multi_label=source.multi_label,
         **digests(backbone),
     )
-    identity = {**facts.model_dump(mode="json"), "samples": _samples(source), "sampling": source.sampling}
+    provenance = {**facts.model_dump(mode="json"), "samples": _sample_digests(source), "sampling": source.sampling}
     if source.is_decoded_here:
-        identity["decoder_digest"] = decoder().digest
-    shape = _shape(backbone.name, backbone.model_kwargs, backbone.image_size, inputs.own_backbone)
-    return Origin(inputs, None, PooledFeatures(features), identity, source.name, backbone.name, shape, facts, Costs())
-
-
-def _samples(source: ImageSource) -> dict[str, str]:
-    """By what the results of a source are known again, as a store knows its samples; every file is read."""
-    here, splits = world(), source.splits
-    digests: dict[str, str] = here.broadcast(
-        sample_digests({name: list_split(name, split) for name, split in splits.items()})
-        if here.is_main_process
-        else None
+        provenance["decoder_digest"] = decoder_info().digest
+    return FeatureSet(
+        inputs=inputs,
+        store=None,
+        pooled=PooledFeatures(OnlineFeatures(source, forward, config.store.tokens, stored)),
+        provenance=provenance,
+        dataset=source.name,
+        backbone_name=backbone.name,
+        shape=_shape(inputs, backbone.name, backbone.model_kwargs, backbone.image_size),
+        facts=facts,
+        costs=ExtractionCosts(),
     )
-    return digests
+
+
+def _shape(
+    inputs: Inputs, name: str, model_kwargs: Mapping[str, Any], image_size: Sequence[int]
+) -> ModelBackbone | None:
+    """The backbone on the meta device; None for one that is neither timm's nor ViViT."""
+    is_known = name == VIVIT or timm.is_model(name.split(".")[0])
+    if inputs.own_backbone is not None or not is_known:
+        return None
+    return empty_backbone(name, model_kwargs, frames=image_size[0] if len(image_size) == 4 else None)
+
+
+def _sample_digests(source: ImageSource) -> dict[str, str]:
+    """A digest of each split's samples, as a store has it; rank 0 reads every file."""
+    here = world()
+    if not here.is_main_process:
+        received: dict[str, str] = here.broadcast(None)
+        return received
+    computed = sample_digests({name: list_split(name, split) for name, split in source.splits.items()})
+    here.broadcast(computed)
+    return computed
 
 
 def needed_layers(config: Config, spec: FeatureSpec, num_classes: int) -> tuple[int, ...]:
-    """Layers that any trial of any method reads; end-to-end methods standardize their read-out by the last one."""
+    """Layers that any trial of any method reads, and the last one, which standardizes the read-out of all methods."""
     needed = set(spec.layers[-1:])
     for method in config.parsed_methods():
         if not find_method(method.name).trains_backbone:
-            with torch.device("meta"):  # neither memory nor a draw from the caller's generator
+            with torch.device("meta"):  # takes no memory and no random numbers
                 models = [build_model(method.name, spec, num_classes, options) for options in method.different_options]
             needed |= {layer for model in models for layer in model.layers}  # type: ignore[union-attr]
     return tuple(sorted(needed))

@@ -1,1 +1,1 @@
-"""What a job will cost, before it runs."""
+"""Estimates what a job will cost before it runs."""

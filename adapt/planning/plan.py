@@ -1,4 +1,4 @@
-"""What a job will cost, as `sidecache plan` tells it."""
+"""Holds the plan of a job, and prints it for `sidecache plan`."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,24 +12,24 @@ from adapt.planning.proposals import Proposal
 from store.console.terminal import Terminal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `sidecache plan --json` prints; None where it cannot be known.
+    """The fields of `sidecache plan --json`; None for what is unknown.
 
     Args:
-        samples: rows of the store by split: samples, or views of videos, of which each has `views`.
+        samples: rows of the store by split: samples, or views of videos, each of which has `views`.
         bytes_per_sample: of one row, before compression.
-        upper_bound: whether `store_bytes` is what an uncompressed store would take.
-        samples_to_extract: rows of shards that the store lacks.
-        fits: whether the store fits the disk, and the budget where one is given.
-        method: whose steps `epoch_seconds` counts, from features.
-        epoch_seconds: of training one trial, validation left out, by feature source; `end_to_end` where a method of
-            the job is so trained.
-        samples_per_second: the same as rates, and that of extraction as `extract`.
+        upper_bound: whether `store_bytes` is an upper bound, since the store is compressed.
+        fits: whether the store fits the disk, and the budget if there is one.
+        samples_to_extract: rows of the shards that the store lacks.
+        method: the method whose training steps on features are timed.
+        epoch_seconds: of training one trial, without validation, by feature source; `end_to_end` if a method of the
+            job trains through the backbone.
+        samples_per_second: the same as rates, and the rate of extraction as `extract`.
         break_even_epochs: epochs after which extracting once has cost less than online training.
-        feature_source: what training will take, for this `reason`.
+        feature_source: the source that training will use, for this `reason`.
         proposals: smaller stores that fit, the least harmful first.
-        notes: what is missing, or will stop the job.
+        notes: what is missing, or would stop the job.
     """
 
     samples: dict[str, int] | None
@@ -57,63 +57,64 @@ class Plan:
 
     @property
     def recommendation(self) -> str:
-        """Whether it fits, else what would, and which features to train from."""
-        return f"{self._about_space()} {self._about_source()}"
+        """Sentences: whether the store fits, or what would, and which features to train from."""
+        return f"{self._space_sentence()} {self._source_sentence()}"
 
     def document(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The fields for JSON, with the recommendation."""
         return asdict(self) | {"recommendation": self.recommendation}
 
-    def _about_space(self) -> str:
+    def _space_sentence(self) -> str:
         if self.feature_source == "online":
             return "Nothing is stored: train.feature_source is online."
         if self.store_bytes is None:
             size = self.bytes_per_sample
-            held = f"; {decimal(self.budget_bytes)} hold {self.budget_bytes // size:,}" if self.budget_bytes else ""
-            return f"A store takes {decimal(size)} a sample, {decimal(1000 * size)} a thousand{held}."
-        room = [f"{decimal(n)} {name}" for n, name in self._room()]
-        size_of = (
-            f"{'at most ' if self.upper_bound else ''}{decimal(self.store_bytes)} ({', '.join(room) or 'not local'})"
-        )
+            budget = f"; {decimal(self.budget_bytes)} hold {self.budget_bytes // size:,}" if self.budget_bytes else ""
+            return f"A store takes {decimal(size)} a sample, {decimal(1000 * size)} a thousand{budget}."
+        limits = ", ".join(f"{decimal(n_bytes)} {name}" for n_bytes, name in self._limits()) or "not local"
+        size_and_limits = f"{'at most ' if self.upper_bound else ''}{decimal(self.store_bytes)} ({limits})"
         if self.fits:
-            return f"The store {'is complete' if self.samples_to_extract == 0 else 'fits'}: {size_of}."
-        instead = "-o train.feature_source=online stores nothing"
+            return f"The store {'is complete' if self.samples_to_extract == 0 else 'fits'}: {size_and_limits}."
+        alternative = "-o train.feature_source=online stores nothing"
         if self.proposals:
-            least = self.proposals[0]
-            overrides = " ".join(f"-o '{override}'" for override in least.overrides)
-            instead = f"{overrides} makes it {decimal(least.store_bytes)}, {instead}"
-        return f"The store does not fit: {size_of}; {instead}."
+            first = self.proposals[0]
+            overrides = " ".join(f"-o '{override}'" for override in first.overrides)
+            alternative = f"{overrides} makes it {decimal(first.store_bytes)}, {alternative}"
+        return f"The store does not fit: {size_and_limits}; {alternative}."
 
-    def _room(self) -> Iterator[tuple[int, str]]:
+    def _limits(self) -> Iterator[tuple[int, str]]:
+        """Numbers of bytes that the store may take, with their names."""
         if self.free_bytes is not None:
             yield self.free_bytes, "free"
         if self.budget_bytes is not None:
             yield self.budget_bytes, "of budget"
 
-    def _about_source(self) -> str:
+    def _source_sentence(self) -> str:
         online, cached = self.epoch_seconds["online"], self.epoch_seconds.get(self.feature_source)
         if self.feature_source == "online":
-            return "Every epoch pays a forward pass for each of its samples."
+            return "Every epoch runs a forward pass for each of its samples."
         if self.feature_source == "auto":
-            return f"Resident or streamed features: memory will decide ({self.reason})."
-        takes = f"Training takes {self.feature_source} features ({self.reason})"
+            return f"Training uses resident or streamed features, depending on memory ({self.reason})."
+        choice = f"Training uses {self.feature_source} features ({self.reason})"
         if online is None or cached is None:
-            return f"{takes}."
+            return f"{choice}."
         if self.break_even_epochs is None:
             times = f"{_duration(online)} against {_duration(cached)}"
-            return f"An online epoch is no longer than one from {self.feature_source} features ({times}): train online."
-        return f"{takes}; they have paid for themselves after {self.break_even_epochs:.1f} epochs of online training."
+            return (
+                f"An online epoch takes no longer than one from {self.feature_source} features ({times}): train online."
+            )
+        return f"{choice}, which are faster than online training after {self.break_even_epochs:.1f} epochs."
 
 
 def print_plan(plan: Plan, title: str) -> None:
-    """The plan as a table, and what it recommends, on standard output."""
+    """Print a plan on standard output: a table, proposals, the recommendation and notes."""
     table = Table(title=title, show_header=False)
-    for key, value in _lines(plan):
-        table.add_row(key, value)
+    for name, value in _lines(plan):
+        table.add_row(name, value)
     console = Terminal()
     console.print(table)
     if plan.proposals:
-        console.print(_table_of(plan.proposals))
+        console.print(_proposal_table(plan.proposals))
     for text in (plan.recommendation, *(f"Note: {note}" for note in plan.notes)):
         console.print(text, highlight=False)
 
@@ -125,7 +126,7 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "bytes a sample", f"{plan.bytes_per_sample:,} ({decimal(1000 * plan.bytes_per_sample)} a thousand)"
     if plan.store_bytes is not None:
         yield "bytes of the store", f"{'at most ' if plan.upper_bound else ''}{plan.store_bytes:,}"
-    for n_bytes, name in plan._room():
+    for n_bytes, name in plan._limits():
         yield f"bytes {name}", f"{n_bytes:,}"
     if plan.extract_seconds is not None:
         yield "extraction", f"{_duration(plan.extract_seconds)} for {plan.samples_to_extract:,} samples"
@@ -133,14 +134,14 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "extraction", _rate(plan.samples_per_second["extract"])
     for source, seconds in plan.epoch_seconds.items():
         if source in plan.samples_per_second:
-            took = "" if seconds is None else f"{_duration(seconds)} an epoch, "
-            yield f"training, {source}", f"{took}{_rate(plan.samples_per_second[source])}"
+            duration = "" if seconds is None else f"{_duration(seconds)} an epoch, "
+            yield f"training, {source}", f"{duration}{_rate(plan.samples_per_second[source])}"
     if plan.break_even_epochs is not None:
         yield "break-even", f"{plan.break_even_epochs:.1f} epochs"
 
 
-def _table_of(proposals: list[Proposal]) -> Table:
-    table = Table("what fits, least harm expected first", "store", "known of its cost")
+def _proposal_table(proposals: list[Proposal]) -> Table:
+    table = Table("what fits, least harmful first", "store", "known loss")
     for proposal in proposals:
         table.add_row(", ".join(proposal.overrides), decimal(proposal.store_bytes), "; ".join(proposal.costs))
     return table

@@ -1,27 +1,31 @@
-"""Smaller stores for a budget of bytes, in the order of the harm to be expected; what is measured of it is quoted."""
+"""Proposes smaller stores that fit a number of bytes, with the least expected loss of accuracy first.
+
+The order is an expectation, not a measurement; where the loss has been measured, the proposal quotes it.
+"""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
+from adapt.planning.job_facts import JobFacts
 from store.config import Dtype, Every, Layers, Pool, StoreConfig, Tokens
 from store.dtypes import bytes_per_token
 from store.errors import UserError
 from store.layout import TokenLayout, reduced_layout, resolve_layers
 
-# The harm to be expected is an order, no measure.
+# Expected harm of each change; only the order of their sums counts.
 _NARROWER: dict[Dtype, tuple[int, str]] = {
     "float16": (1, "changes a token by 0.02% (docs/formats.md), accuracy not measured"),
     "int8": (2, "changes a token by 0.63 to 1.11% (docs/formats.md), accuracy not measured"),
 }
-_THINNER = {2: 3, 4: 8, 8: 16}  # every k-th of the layers
-_HARM_OF_POOLING, _HARM_OF_MEAN = 3, 99  # the former for a side of the square, or a frame
+_HARM_OF_EVERY = {2: 3, 4: 8, 8: 16}  # of every k-th of the layers
+_HARM_OF_POOLING, _HARM_OF_MEAN = 3, 99  # the first is multiplied by side and time of the pool
 _SIDES, _TIMES = range(1, 9), (1, 2, 4)
-_MOST = 5  # proposals
+_MOST_PROPOSALS = 5
 
 _NOT_MEASURED = "accuracy not measured"
 _EVERY_SECOND = "LoSA 85.3 from every second of 12 layers, 84.5 from all (docs/ablation.md)"
@@ -30,7 +34,7 @@ _MEAN_ALONE = "linear probe 79.9 from the mean alone, 82.7 with the class token 
 
 @dataclass(frozen=True)
 class Change:
-    """A value of one key of `store:`; without a cost it is the value that stands there already."""
+    """A value for one key of `store:`; without a cost it is the configured value."""
 
     key: str
     value: Any
@@ -39,18 +43,18 @@ class Change:
 
     @property
     def override(self) -> str:
-        """As the command line takes it after `-o`."""
+        """The change as the command line takes it after `-o`."""
         value = self.value.model_dump(exclude_defaults=True) if isinstance(self.value, BaseModel) else self.value
         return f"store.{self.key}={str(value).replace(chr(39), '')}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Proposal:
     """A store that fits.
 
     Args:
         overrides: for the command line, each after its `-o`.
-        costs: what each of them is known to cost in accuracy.
+        costs: the known loss of accuracy of each override.
     """
 
     overrides: tuple[str, ...]
@@ -59,55 +63,60 @@ class Proposal:
     costs: tuple[str, ...]
 
 
-def propose(
-    store: StoreConfig,
-    size: Callable[[StoreConfig], int],
-    layout: TokenLayout,
-    depth: int,
-    rows: int,
-    n_bytes: int,
-    works: Callable[[StoreConfig], bool],
-) -> list[Proposal]:
-    """Stores of at most `n_bytes` for so many rows, the least harmful first, and none that changes more than it needs.
+def propose(job: JobFacts, rows: int, n_bytes: int) -> list[Proposal]:
+    """Stores for so many rows that take at most `n_bytes`, and that all methods of the job can train from.
 
-    Args:
-        size: bytes of a row of such a store.
-        layout: of all of the backbone's tokens.
-        works: whether the methods can train from such a store.
+    The least harmful comes first. A store is left out if it makes all changes of an earlier one and more.
     """
+    store = job.config.store
     chosen: list[tuple[Change, ...]] = []
     proposals: list[Proposal] = []
-    for changes in sorted(_combinations(store, layout, depth), key=lambda changes: sum(c.harm for c in changes)):
+    for changes in sorted(_combinations(job), key=lambda changes: sum(change.harm for change in changes)):
         smaller = store.model_copy(update={change.key: change.value for change in changes})
-        row = size(smaller)
-        fits = row * rows <= n_bytes and not any(_includes(changes, other) for other in chosen)
-        if fits and works(smaller):
+        bytes_per_sample = job.schema_of(smaller).bytes_per_sample
+        fits = bytes_per_sample * rows <= n_bytes and not any(_includes(changes, other) for other in chosen)
+        if fits and job.can_train_from(smaller):
             chosen.append(changes)
-            made = [change for change in changes if change.cost]
-            costs = tuple(change.cost for change in made)
-            proposals.append(Proposal(tuple(change.override for change in made), row, row * rows, costs))
-    return proposals[:_MOST]
+            proposals.append(_proposal(changes, bytes_per_sample, rows))
+    return proposals[:_MOST_PROPOSALS]
+
+
+def _proposal(changes: tuple[Change, ...], bytes_per_sample: int, rows: int) -> Proposal:
+    costly = [change for change in changes if change.cost]
+    return Proposal(
+        overrides=tuple(change.override for change in costly),
+        bytes_per_sample=bytes_per_sample,
+        store_bytes=bytes_per_sample * rows,
+        costs=tuple(change.cost for change in costly),
+    )
 
 
 def _includes(changes: tuple[Change, ...], other: tuple[Change, ...]) -> bool:
     return all(mine.harm >= its.harm for mine, its in zip(changes, other, strict=True))
 
 
-def _combinations(store: StoreConfig, layout: TokenLayout, depth: int) -> Iterator[tuple[Change, ...]]:
-    return itertools.product(_dtypes(store.dtype), _layers(store.layers, depth), _tokens(store.tokens, layout))
+def _combinations(job: JobFacts) -> Iterator[tuple[Change, ...]]:
+    store: StoreConfig = job.config.store
+    dtypes, layers = _dtypes(store.dtype), _layers(store.layers, job.shape.depth)
+    return itertools.product(dtypes, layers, _tokens(store.tokens, job.shape.layout))
 
 
 def _dtypes(dtype: Dtype) -> list[Change]:
-    wide = bytes_per_token(dtype, 1024)
-    narrower = [(name, *known) for name, known in _NARROWER.items() if bytes_per_token(name, 1024) < wide]
-    return [Change("dtype", dtype), *(Change("dtype", *known) for known in narrower)]
+    width = bytes_per_token(dtype, 1024)
+    narrower = [(name, *harm_and_cost) for name, harm_and_cost in _NARROWER.items()]
+    changes = [Change("dtype", *change) for change in narrower if bytes_per_token(change[0], 1024) < width]
+    return [Change("dtype", dtype), *changes]
 
 
 def _layers(layers: Layers, depth: int) -> list[Change]:
     stored = resolve_layers(layers, depth)
-    spacing = 1 if layers == "all" else layers.every if isinstance(layers, Every) else None
+    spacing = None  # of the stored layers, if it is regular
+    if layers == "all":
+        spacing = 1
+    elif isinstance(layers, Every):
+        spacing = layers.every
     changes = [Change("layers", layers)]
-    for step, harm in _THINNER.items():
+    for step, harm in _HARM_OF_EVERY.items():
         if step < len(stored):
             fewer = Every(every=spacing * step) if spacing else sorted(stored[::-step])
             cost = _EVERY_SECOND if (spacing, step) == (1, 2) else _NOT_MEASURED
@@ -116,19 +125,28 @@ def _layers(layers: Layers, depth: int) -> list[Change]:
 
 
 def _tokens(tokens: Tokens, layout: TokenLayout) -> list[Change]:
-    as_it_is = Change("tokens", tokens)
+    """Coarser tokens.
+
+    Args:
+        layout: of all tokens of the backbone.
+    """
+    unchanged = Change("tokens", tokens)
     if tokens in ("cls", "mean") or layout.num_patches < 2:
-        return [as_it_is]
-    done = tokens if isinstance(tokens, Pool) else None
+        return [unchanged]
+    configured = tokens if isinstance(tokens, Pool) else None
     pooled = []
     for side, time in itertools.product(_SIDES, _TIMES):
-        pool = {"pool": side * (done.pool if done else 1), "time": time * (done.time if done else 1)}
+        pool = {
+            "pool": side * (configured.pool if configured else 1),
+            "time": time * (configured.time if configured else 1),
+        }
         if side * time > 1 and _divides(layout, Pool(**pool)):
             pooled.append(Change("tokens", Pool(**pool), _HARM_OF_POOLING * side * time, _NOT_MEASURED))
-    return [as_it_is, *pooled, Change("tokens", "mean", _HARM_OF_MEAN, _MEAN_ALONE)]
+    return [unchanged, *pooled, Change("tokens", "mean", _HARM_OF_MEAN, _MEAN_ALONE)]
 
 
 def _divides(layout: TokenLayout, pool: Pool) -> bool:
+    """Whether the pool divides the grid of patches."""
     with suppress(UserError):
         return reduced_layout(layout, pool).num_patches > 0
     return False

@@ -1,1 +1,1 @@
-"""Turns result rows into means over seeds, tables, charts and report.html."""
+"""Averages result rows over seeds, and shows them as tables, charts and report.html."""

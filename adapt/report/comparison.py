@@ -1,86 +1,100 @@
-"""The methods that can be compared with one another: those of one dataset and backbone, judged by the same."""
+"""Compares methods with one another: those of one data set and backbone that were evaluated in the same way."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapt.report.seed_averages import Metric, Stat, Summary, differing, pairs
+from adapt.report.seed_averages import Stat, Summary, differing, name_value_pairs
+from adapt.run_dir.results import COLUMNS
 
-METRIC_NAMES: dict[Metric, str] = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "mean_class_accuracy": "mean class",
-    "macro_f1": "macro F1",
-    "mean_average_precision": "mAP",
-}
 UNKNOWN = "–"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All groups of one dataset and backbone, and the metric they are compared by.
+    """Methods of one data set and backbone that can be compared.
 
-    `judged_by` says what samples and score these are, where others of the same dataset and backbone had others.
+    Args:
+        protocol: the samples and the score, if the data set and backbone were evaluated in several ways; else empty.
+        metric: the field of `Row` by which the methods are compared.
     """
 
     dataset: str
     backbone: str
-    judged_by: str
-    metric: Metric
+    protocol: str
+    metric: str
     summaries: tuple[Summary, ...]
 
     @property
     def title(self) -> str:
-        """What stands above the table."""
-        return " · ".join(text for text in (self.dataset, self.backbone, self.judged_by) if text)
+        """The title of the table."""
+        return " · ".join(text for text in (self.dataset, self.backbone, self.protocol) if text)
+
+    @property
+    def metric_name(self) -> str:
+        """The name of the metric in headers and sentences."""
+        return COLUMNS[self.metric].name
 
     def stat(self, summary: Summary) -> Stat | None:
-        stat: Stat | None = getattr(summary, self.metric)
-        return stat
+        """The metric of a method; None where it is undefined."""
+        return summary.metrics[self.metric]
 
     def mean(self, summary: Summary) -> float:
-        """Of a summary whose metric is known."""
+        """The mean of the metric, of a method for which it is defined."""
         stat = self.stat(summary)
         assert stat is not None
         return stat.mean
 
     @property
     def best(self) -> Summary | None:
-        """What validation puts first: who chose by the test split would report the luckiest."""
+        """The best method on validation: the best one on the test split may only be the luckiest."""
         return self._best_of(self.summaries)
 
     @property
     def probe(self) -> Summary | None:
-        """The linear probe; of several poolings the one that validation puts first."""
+        """The linear probe; of several, the best one on validation."""
         return self._best_of([s for s in self.summaries if s.method == "linear_probe"])
 
     def _best_of(self, summaries: Sequence[Summary]) -> Summary | None:
-        """The first of equals."""
+        """The best on validation; of equal ones the first."""
         return max((s for s in summaries if self.stat(s)), key=_validation, default=None)
 
 
 def _validation(summary: Summary) -> float:
-    return float("-inf") if summary.val_score is None else summary.val_score.mean
+    score = summary.metrics["val_score"]
+    return float("-inf") if score is None else score.mean
 
 
-def sections_of(summaries: Sequence[Summary]) -> list[Comparison]:
-    """Summaries by (dataset, backbone, what they are judged by); multi-label ones are compared by average precision."""
+def comparisons_of(summaries: Sequence[Summary]) -> list[Comparison]:
+    """Summaries by data set, backbone and protocol."""
     groups: dict[tuple[str, str], list[Summary]] = {}
     for summary in summaries:
         groups.setdefault((summary.dataset, summary.backbone), []).append(summary)
-    return [section for key, group in groups.items() for section in _sections_of_dataset(*key, group)]
+    return [comparison for group in groups.values() for comparison in _comparisons_of_dataset(group)]
 
 
-def _sections_of_dataset(dataset: str, backbone: str, summaries: list[Summary]) -> list[Comparison]:
-    shown = differing(summary.judged_by for summary in summaries)
+def _comparisons_of_dataset(summaries: list[Summary]) -> list[Comparison]:
+    """One comparison a protocol, of summaries of one data set and backbone."""
+    names = differing(summary.protocol for summary in summaries)
     groups: dict[str, list[Summary]] = {}
     for summary in summaries:
-        groups.setdefault(" ".join(pairs(summary.judged_by, shown)), []).append(summary)
-    return [Comparison(dataset, backbone, key, _metric(group), tuple(group)) for key, group in groups.items()]
+        groups.setdefault(" ".join(name_value_pairs(summary.protocol, names)), []).append(summary)
+    return [
+        Comparison(
+            dataset=group[0].dataset,
+            backbone=group[0].backbone,
+            protocol=protocol,
+            metric=_metric(group),
+            summaries=tuple(group),
+        )
+        for protocol, group in groups.items()
+    ]
 
 
-def _metric(summaries: list[Summary]) -> Metric:
-    multi_label = any(s.mean_average_precision for s in summaries) and not any(s.top1 for s in summaries)
-    return "mean_average_precision" if multi_label else "top1"
+def _metric(summaries: list[Summary]) -> str:
+    """Top-1 accuracy, or average precision for multi-label data."""
+    has_top1 = any(s.metrics["top1"] for s in summaries)
+    has_average_precision = any(s.metrics["mean_average_precision"] for s in summaries)
+    return "mean_average_precision" if has_average_precision and not has_top1 else "top1"
 
 
 def percent(stat: Stat | None) -> str:
@@ -90,18 +104,20 @@ def percent(stat: Stat | None) -> str:
     return f"{stat.mean:.2f}" if stat.std is None else f"{stat.mean:.2f} ± {stat.std:.2f}"
 
 
-def headline(section: Comparison) -> str:
-    """What is best on validation, and by how much it beats the linear probe on the test split."""
-    best, probe = section.best, section.probe
-    what = f"{section.dataset} ({section.judged_by})" if section.judged_by else section.dataset
+def headline(comparison: Comparison) -> str:
+    """One sentence: the best method on validation, and its lead over the linear probe on the test split."""
+    best, probe = comparison.best, comparison.probe
+    subject = comparison.dataset
+    if comparison.protocol:
+        subject += f" ({comparison.protocol})"
     if best is None:
-        return f"{what}: no method has a result."
-    name = METRIC_NAMES[section.metric]
-    line = f"{what}: best on validation is {best.label}, {name} {percent(section.stat(best))}"
+        return f"{subject}: no method has a result."
+    line = f"{subject}: best on validation is {best.label}, {comparison.metric_name} {percent(comparison.stat(best))}"
     if probe is None:
         return f"{line} (no linear probe to compare with)."
     if probe == best:
         return f"{line}: no method beats the linear probe there."
-    gain, probe_error = section.mean(best) - section.mean(probe), 100 - section.mean(probe)
+    probe_mean = comparison.mean(probe)
+    gain, probe_error = comparison.mean(best) - probe_mean, 100 - probe_mean
     ratio = f", {(probe_error - gain) / probe_error:.2f} times its error" if probe_error > 0 else ""
-    return f"{line}: {gain:+.2f} points on the linear probe ({section.mean(probe):.2f}){ratio}."
+    return f"{line}: {gain:+.2f} points on the linear probe ({probe_mean:.2f}){ratio}."

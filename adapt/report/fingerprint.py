@@ -1,4 +1,7 @@
-"""What decided the outcome of a trial beside its method, its options and its seed, so that only like is averaged."""
+"""Computes the conditions of a trial: the fingerprint of all settings other than method, options and seed.
+
+Only rows with equal conditions are averaged.
+"""
 
 import hashlib
 import json
@@ -11,22 +14,22 @@ from pydantic import BaseModel
 from adapt.methods.registry import find_method
 from adapt.training.loop import Settings
 
-_OF_THE_STORE = ("layers", "tokens", "dtype")
-_OF_SOLVED = ("balance_classes", "precision")  # the settings that reach a method without steps of training
+_STORE_FIELDS = ("layers", "tokens", "dtype")
+_SETTINGS_OF_SOLVED = ("balance_classes", "precision")  # the settings that affect a method without training steps
 
 
 def conditions_of(
     method: str, identity: Mapping[str, Any], feature_source: str, settings: Settings, val_fraction: float
 ) -> dict[str, Any]:
-    """By name, so that a table can tell what is different; what would be too long to read is a digest.
+    """The conditions of a trial, by name, so that a table can show which ones differ; long values are digests.
 
     Args:
-        identity: everything that decides a feature.
+        identity: everything that the features depend on.
     """
-    solved, features = find_method(method).solved, dict(identity)
+    is_solved, features = find_method(method).solved, dict(identity)
     samples = features.pop("samples", None)
-    stored = {f"store.{name}": features.pop(name, None) for name in _OF_THE_STORE}
-    trained = {name: value for name, value in asdict(settings).items() if name in _OF_SOLVED or not solved}
+    stored = {f"store.{name}": features.pop(name, None) for name in _STORE_FIELDS}
+    trained = {name: value for name, value in asdict(settings).items() if name in _SETTINGS_OF_SOLVED or not is_solved}
     trained.pop("seed", None)
     return {
         "samples": digest(samples)[:8],
@@ -39,7 +42,7 @@ def conditions_of(
 
 
 def digest(*parts: Any) -> str:
-    """A short id of everything that decides an outcome."""
+    """A short hash of any values, such as all settings that a result depends on."""
     text = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -1,1 +1,1 @@
-"""The files of a run directory: results, configuration, lock."""
+"""Reads and writes the files of a run directory: results, configuration, lock."""

@@ -1,7 +1,7 @@
-"""`config.yaml` of a run directory: the resolved configuration of the last job there, a configuration itself.
+"""Keeps the resolved configuration of the last job of a run directory in its `config.yaml`.
 
-Its first line is a checksum of the rest, a comment to YAML: the report does not show a file as that job's configuration
-which somebody has edited since. Every job writes the file anew.
+The file is a configuration too. Its first line, a YAML comment, is a checksum of the rest: the report refuses a file
+that was edited after the job had written it.
 """
 
 import hashlib
@@ -19,26 +19,29 @@ _FIRST_LINE = "# checksum of the lines below: "
 
 
 def write_config(config: Config) -> None:
-    """Keep a configuration in its run directory, with `${VARIABLE}` as the user wrote it.
+    """Write a configuration into its run directory, with `${VARIABLE}` as the user wrote it.
 
     Raises:
-        JobError: it cannot be written.
+        JobError: the file cannot be written.
     """
     text = yaml.safe_dump(config.as_written(), sort_keys=False)
     write_text(config.run_dir / _NAME, f"{_FIRST_LINE}{_checksum(text)}\n{text}")
 
 
 def read_config(run_dir: Path) -> tuple[str | None, str]:
-    """The configuration kept in a run directory, as YAML, and the name that it gives the run; None where none is kept.
+    """Read the configuration of a run directory.
+
+    Returns:
+        Its YAML text (None if there is no file) and its `name`.
 
     Raises:
-        UserError: it is not what a job wrote there.
+        UserError: the file is not as a job has written it.
     """
     path = run_dir / _NAME
     try:
         first, _, text = read_text(path, MOST_BYTES).partition("\n")
         if first != f"{_FIRST_LINE}{_checksum(text)}":
-            raise ValueError("it does not fit its checksum")
+            raise ValueError("its content does not match its checksum")
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
     except OSError as error:
@@ -51,7 +54,7 @@ def read_config(run_dir: Path) -> tuple[str | None, str]:
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{path} was damaged, or edited by hand ({reason}): run the job again, which writes it anew, or delete it, and "
+        f"{path} was damaged, or edited by hand ({reason}): run the job again, which replaces it, or delete it, and "
         "the report shows no configuration"
     )
 

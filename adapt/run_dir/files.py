@@ -1,7 +1,7 @@
-"""Small files of a run directory: written whole, and read with one clear error where they are damaged.
+"""Writes small files of a run directory atomically, and reads them with a checksum.
 
-Every JSON object that the program reads back carries a checksum of its own content, as the documents of a store do. It
-is of the values, so that any JSON tool may lay the file out anew; a value that was edited by hand is refused.
+Each JSON object that is read back contains a checksum of its content, like the documents of a store. It covers the
+values and not the text, so that a JSON tool may reformat the file; a value that was edited by hand is refused.
 """
 
 import hashlib
@@ -13,15 +13,15 @@ from typing import Any
 from store.errors import JobError, UserError
 from store.local.durable_files import write_files
 
-CHECKSUM = "checksum"  # the field that holds an object's own checksum
-_MOST_BYTES = 64 << 20  # of a file that is read; ten thousand rows of results take a quarter of it
+CHECKSUM = "checksum"  # the field of an object that holds its checksum
+_MOST_BYTES = 64 << 20  # of a file that is read; ten thousand result rows take a quarter of it
 
 
 def make_run_dir(run_dir: Path) -> None:
-    """Make the run directory.
+    """Make the run directory, unless it exists.
 
     Raises:
-        UserError: the path is not one where a folder can be made.
+        UserError: no folder can be made at this path.
     """
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -30,10 +30,10 @@ def make_run_dir(run_dir: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A reader, or a crash at any instant, finds the old file or the new one whole.
+    """Write a file atomically: a reader, or a crash at any time, finds either the old or the new file complete.
 
     Raises:
-        JobError: it cannot be written; the old one stays.
+        JobError: the file cannot be written; the old one is kept.
     """
     try:
         write_files([(path, [memoryview(text.encode())])])
@@ -43,30 +43,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_text(path: Path, most_bytes: int = _MOST_BYTES) -> str:
-    """A whole file, of no more bytes than that.
+    """Read a text file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file (a pipe would be waited for), too large, or no UTF-8.
+        OSError: the file cannot be read.
+        ValueError: not a regular file (reading a pipe could block), larger than `most_bytes`, or not UTF-8.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     if status.st_size > most_bytes:
         raise ValueError(f"it is larger than {most_bytes >> 20} MiB")
     return path.read_text(encoding="utf-8")
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write an object with its checksum. Errors are those of `write_text`."""
+    """Write an object with its checksum; raises what `write_text` raises."""
     write_text(path, json.dumps(with_checksum(document), indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote.
+    """Read an object that `write_json` wrote.
 
     Raises:
-        JobError: it is not that any more.
+        JobError: the file cannot be read, or was changed.
     """
     try:
         return without_checksum(parse_json(read_text(path)))
@@ -77,15 +77,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, reason: object) -> JobError:
-    """The error of a file that only saves work."""
-    return JobError(f"{path} is damaged ({reason}); delete it, and what it held is computed anew")
+    """The error for a damaged file whose content can be computed again."""
+    return JobError(f"{path} is damaged ({reason}); delete it, and its content is computed again")
 
 
 def parse_json(text: str) -> Any:
-    """JSON that the program wrote, or that somebody put in its place.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is no JSON, or is nested too deeply.
+        ValueError: not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -94,24 +94,24 @@ def parse_json(text: str) -> Any:
 
 
 def with_checksum(document: dict[str, Any]) -> dict[str, Any]:
-    """An object with a last field that vouches for the others."""
+    """A copy of an object, with a checksum of its other fields as the last field."""
     return {**document, CHECKSUM: _checksum(document)}
 
 
 def without_checksum(document: Any) -> dict[str, Any]:
-    """The object as it was before `with_checksum`.
+    """The object that `with_checksum` was given.
 
     Raises:
-        ValueError: it is no object, or not the one that was written.
+        ValueError: not an object, or its content does not match its checksum.
     """
     if not isinstance(document, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     content = {name: value for name, value in document.items() if name != CHECKSUM}
     if document.get(CHECKSUM) != _checksum(content):
-        raise ValueError("its content does not fit its checksum: it was damaged, or edited by hand")
+        raise ValueError("its content does not match its checksum: it was damaged, or edited by hand")
     return content
 
 
 def _checksum(document: dict[str, Any]) -> str:
-    read_back = json.loads(json.dumps(document))  # tuples are lists by then, and keys are texts
-    return hashlib.blake2b(json.dumps(read_back, sort_keys=True).encode(), digest_size=8).hexdigest()
+    as_json = json.loads(json.dumps(document))  # tuples become lists, and all keys strings, before they are sorted
+    return hashlib.blake2b(json.dumps(as_json, sort_keys=True).encode(), digest_size=8).hexdigest()

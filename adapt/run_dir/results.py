@@ -1,8 +1,8 @@
-"""One row a trained trial, kept in `results.json` and `results.csv` of a run directory.
+"""Keeps one row a trained trial in `results.json` and `results.csv` of a run directory.
 
-`results.json` is a list of objects, each with a checksum of itself: a whole row may be taken out by hand, and its trial
-is then trained again; a row of which a value was changed is refused. `results.csv` is for spreadsheets and never read
-back: a text that one of them would run as a formula has an apostrophe in front.
+`results.json` is a list of objects, each with its own checksum: rows may be removed by hand, and their trials are then
+trained again; a row with an edited value is refused. `results.csv` is for spreadsheets and is never read back: a text
+that a spreadsheet would run as a formula gets a leading apostrophe.
 """
 
 import csv
@@ -10,8 +10,9 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -19,12 +20,33 @@ from adapt.run_dir.files import parse_json, read_text, with_checksum, without_ch
 from adapt.run_dir.lock import open_locked
 from store.errors import UserError
 
-# What begins a formula, as OWASP lists it: https://owasp.org/www-community/attacks/CSV_Injection
+# Characters that begin a formula, from OWASP's list: https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
 
+@dataclass(frozen=True)
+class Column:
+    """How the report averages a field of `Row` over seeds, and the column that shows it.
+
+    Args:
+        name: first part of the header; empty for a field that is averaged but has no column.
+        unit: second part of the header. `MiB`: the field holds bytes.
+        average: over seeds: `mean_std` is mean and sample standard deviation, `first` is for values that do not
+            depend on the seed.
+        brief: whether the terminal shows the column too, or `report.html` alone.
+    """
+
+    name: str = ""
+    unit: str = ""
+    average: Literal["mean_std", "mean", "max", "first"] = "mean_std"
+    brief: bool = False
+
+
 class Row(BaseModel):
-    """One trained trial. Metrics are in percent and, but for `val_score`, of the test split; None where undefined."""
+    """One trained trial. Metrics are in percent, of the test split except `val_score`; None where undefined.
+
+    A new field with a `Column` appears in all files and tables; only the line that measures it has to be added.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -35,33 +57,47 @@ class Row(BaseModel):
     dataset: str
     backbone: str
     feature_source: str
-    lr: float | None  # None, as `epochs` is, where the method was solved and not trained step by step
+    lr: float | None  # None, like `epochs`, for a method that is solved instead of trained step by step
     weight_decay: float
     epochs: int | None
     best_epoch: int  # of a solved method: the passes over the samples that it took
-    val_score: float | None
-    top1: float | None
-    top5: float | None
-    mean_class_accuracy: float | None
-    macro_f1: float | None
-    mean_average_precision: float | None
-    trainable_params: int  # without the head
-    head_params: int
-    seconds_per_epoch: float | None = None
-    samples_per_second: float | None = None
-    peak_memory_bytes: int | None = None
-    extract_seconds: float | None = None
-    store_bytes: int | None = None
-    break_even_epochs: float | None = None
-    inference_gflops: float | None = None  # of one image, backbone included; multiplications and additions
+    val_score: Annotated[float | None, Column()]
+    top1: Annotated[float | None, Column("top-1", "%")]
+    top5: Annotated[float | None, Column("top-5", "%")]
+    mean_class_accuracy: Annotated[float | None, Column("mean class", "%")]
+    macro_f1: Annotated[float | None, Column("macro F1", "%")]
+    mean_average_precision: Annotated[float | None, Column("mAP", "%")]
+    trainable_params: Annotated[int, Column("trained", average="max", brief=True)]  # without the head
+    head_params: Annotated[int, Column("head", average="max", brief=True)]
+    seconds_per_epoch: Annotated[float | None, Column("s", "/epoch", "mean", brief=True)] = None
+    samples_per_second: Annotated[float | None, Column("samples", "/s", "mean", brief=True)] = None
+    peak_memory_bytes: Annotated[int | None, Column("peak", "MiB", "max", brief=True)] = None
+    extract_seconds: Annotated[float | None, Column("extract", "s", "mean")] = None
+    store_bytes: Annotated[int | None, Column("store", "MiB", "max")] = None
+    break_even_epochs: Annotated[float | None, Column("break\neven", "epochs", "mean", brief=True)] = None
+    # of one image, backbone included; a multiplication and an addition are two operations
+    inference_gflops: Annotated[float | None, Column("GFLOPs", "/image", "first")] = None
     conditions: dict[str, Any] = {}  # see `adapt.report.fingerprint`
 
 
+def declared_columns(rows: type[Row]) -> dict[str, Column]:
+    """The columns that a class of rows declares, by field."""
+    return {
+        name: column
+        for name, field in rows.model_fields.items()
+        for column in field.metadata
+        if isinstance(column, Column)
+    }
+
+
+COLUMNS = declared_columns(Row)
+
+
 def write_results(run_dir: str | Path, rows: Iterable[Row]) -> None:
-    """Merge rows into the files of `run_dir`: the same trial is replaced where it stands, every other row is kept."""
+    """Merge rows into the files of `run_dir`: a row of the same trial is replaced in place, all others are kept."""
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    # Workers that finish together would read the same old rows, and the last one would drop the others' new ones.
+    # Without the lock, jobs that finish at the same time would drop one another's rows.
     with open_locked(run_dir / ".results.lock", wait=True):
         old = read_results(run_dir) if (run_dir / "results.json").exists() else []
         merged = list({row.trial_id: row for row in [*old, *rows]}.values())
@@ -74,11 +110,11 @@ def read_results(run_dir: str | Path) -> list[Row]:
     """All rows of a run, in the order in which their trials were first written.
 
     Raises:
-        UserError: there are none, or the file is damaged.
+        UserError: there are no results, or the file is damaged.
     """
     path = Path(run_dir) / "results.json"
     try:
-        rows = TypeAdapter(list[Row]).validate_python(_checked(parse_json(read_text(path))))
+        rows = TypeAdapter(list[Row]).validate_python(_verify_rows(parse_json(read_text(path))))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no results in {run_dir}: run `sidecache run` first") from None
     except OSError as error:
@@ -87,18 +123,18 @@ def read_results(run_dir: str | Path) -> list[Row]:
         first = error.errors()[0]
         where = " -> ".join(str(part) for part in first["loc"]) or "top level"
         raise _damaged(path, f"{where}: {first['msg']}") from None
-    except ValueError as error:  # no regular file, not UTF-8, not JSON, or not what was written
+    except ValueError as error:  # not a regular file, not UTF-8, not JSON, or a checksum that does not match
         raise _damaged(path, str(error)) from None
     ids = [row.trial_id for row in rows]
     if len(set(ids)) < len(ids):
-        raise _damaged(path, f"trial {statistics.mode(ids)!r} is there twice")
+        raise _damaged(path, f"trial {statistics.mode(ids)!r} appears twice")
     return rows
 
 
-def _checked(document: Any) -> Any:
-    """The rows without their checksums."""
+def _verify_rows(document: Any) -> list[dict[str, Any]]:
+    """The rows without their checksums, which are verified."""
     if not isinstance(document, list):
-        raise ValueError("top level: it is no list of rows")
+        raise ValueError("top level: not a list of rows")
     rows = []
     for number, row in enumerate(document):
         try:
@@ -110,8 +146,8 @@ def _checked(document: Any) -> Any:
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{path} is damaged ({reason}): take damaged rows out, or move it away, and run `sidecache run` again, which "
-        "trains what is missing"
+        f"{path} is damaged ({reason}): remove the damaged rows, or move the file away, and run `sidecache run` again, "
+        "which trains what is missing"
     )
 
 
@@ -131,5 +167,5 @@ def _to_csv(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Numbers stay numbers; a text that a spreadsheet would run is shown instead."""
+    """Numbers stay numbers; an apostrophe keeps a spreadsheet from running a text as a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

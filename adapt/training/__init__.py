@@ -1,1 +1,1 @@
-"""Trains models: the loop, the search on validation data, the solver of linear probes, and metrics."""
+"""Trains models: the training loop, the solver of linear probes, the search on validation rows, and metrics."""

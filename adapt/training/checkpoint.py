@@ -1,4 +1,4 @@
-"""The state of a training run, kept in a file as it goes, so that an interrupted run ends as any other."""
+"""Saves the state of a training run to a file, so that an interrupted run resumes and gives the same result."""
 
 import time
 import zipfile
@@ -15,12 +15,12 @@ from store.errors import JobError
 from store.local.durable_files import replacing
 from store.out_of_memory import is_shortage
 
-_SAVE_EVERY_SECONDS = 5.0  # what an interruption may cost
+_SAVE_EVERY_SECONDS = 5.0  # of work that an interruption may lose
 _SHARE_OF_TIME = 1 / 20  # that saving may take; large models are saved less often
 
 
-class Member(NamedTuple):
-    """A candidate and what moves it."""
+class TrainState(NamedTuple):
+    """A candidate with its optimizer and scheduler."""
 
     candidate: Candidate
     optimizer: torch.optim.Optimizer
@@ -28,8 +28,8 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Done:
-    """How far a run has come: whole epochs, steps of the one that follows, and the seconds of all of them."""
+class TrainingProgress:
+    """How far a run is: whole epochs, steps of the next one, and the training seconds of both."""
 
     epochs: int = 0
     steps: int = 0
@@ -37,84 +37,92 @@ class Done:
 
 
 class Checkpoint:
-    """The file of a run, or none."""
+    """The checkpoint file of a run; without a path nothing is saved.
 
-    def __init__(self, path: Path | None, members: Sequence[Member], device: torch.device) -> None:
-        self._path, self._members, self._device = path, members, device
+    Args:
+        path: the file.
+        states: what is saved and restored.
+        device: where the run computes, whose random generators are saved too.
+    """
+
+    def __init__(self, path: Path | None, states: Sequence[TrainState], device: torch.device) -> None:
+        self._path, self._states, self._device = path, states, device
         self._rng: list[Tensor] = []
         self._save_at = time.perf_counter() + _SAVE_EVERY_SECONDS
 
-    def load(self) -> Done:
-        """Go on where an interrupted run was; nothing is done where there was none.
+    def load(self) -> TrainingProgress:
+        """Restore all states from the file; without a file the run starts at zero.
 
         Raises:
             JobError: the file is damaged.
         """
         if self._path is None or not self._path.exists():
-            return Done()
+            return TrainingProgress()
         try:
             return self._restore(self._path)
-        except Exception as error:  # whatever torch finds wrong with it, or another run's state
+        except Exception as error:  # torch raises many types for a damaged file, or one of another run
             if is_shortage(error):
                 raise
-            raise JobError(f"the checkpoint {self._path} is damaged; delete it to start anew") from error
+            raise JobError(f"the checkpoint {self._path} is damaged; delete it to start again") from error
 
-    def _restore(self, path: Path) -> Done:
-        if not path.is_file() or not _is_whole(path):
+    def _restore(self, path: Path) -> TrainingProgress:
+        if not path.is_file() or not _passes_checksums(path):
             raise ValueError("it is no regular file, or a record of it is damaged")
         saved = torch.load(path, map_location=self._device, weights_only=True)
         if saved["file"] != path.name:
             raise ValueError(f"it is {saved['file']}")
-        for parts, (candidate, optimizer, scheduler) in zip(saved["candidates"], self._members, strict=True):
+        for parts, (candidate, optimizer, scheduler) in zip(saved["candidates"], self._states, strict=True):
             candidate.load(parts["model"])
             optimizer.load_state_dict(parts["optimizer"])
             scheduler.load_state_dict(parts["scheduler"])
             candidate.best, candidate.best_epoch = parts["best"], parts["best_epoch"]
             candidate.score, candidate.loss = parts["score"], parts["loss"]
         self._rng = [state.cpu() for state in saved["rng"]]
-        return Done(**saved["done"])
+        return TrainingProgress(**saved["done"])
 
     def restore_rng(self) -> None:
-        """Draw dropout from where the interrupted run was."""
+        """Set the random generators to their state in the file that was loaded."""
         if self._rng:
             for generator, state in zip(_generators(self._device), self._rng, strict=True):
                 generator.set_state(state)
 
-    def save(self, done: Done) -> None:
-        """Replace the file whole, unless it is fresh.
+    def save(self, progress: TrainingProgress) -> None:
+        """Replace the file atomically, unless it was saved a short time ago.
 
         Raises:
-            JobError: it cannot be written; the one before it stays.
+            JobError: it cannot be written; the previous one is kept.
         """
         started = time.perf_counter()
         if self._path is None or started < self._save_at:
             return
         rng = [generator.get_state() for generator in _generators(self._device)]
-        candidates = [_state(each) for each in self._members]
-        state = {"file": self._path.name, "done": asdict(done), "rng": rng, "candidates": candidates}
+        candidates = [_state_of(each) for each in self._states]
+        state = {"file": self._path.name, "done": asdict(progress), "rng": rng, "candidates": candidates}
         try:
-            # Given a path, torch would not say what is wrong; and of a write that fails it raises two errors.
+            # An open file, not a path, for which torch would raise a RuntimeError that does not name the reason.
             with replacing(self._path) as partial, partial.open("wb") as file:
                 torch.save(state, file)
         except (OSError, RuntimeError) as error:
-            refused = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(refused, OSError):
+            # After a failed write torch fails again as it closes its archive; the OSError is then the context.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
                 raise
             raise JobError(
-                f"the checkpoint {self._path} cannot be written ({refused.strerror}); the one before it is kept"
+                f"the checkpoint {self._path} cannot be written ({cause.strerror}); the one before it is kept"
             ) from error
+        # schedule the next one, so that saving takes no more than its share of the time
         ended = time.perf_counter()
         self._save_at = ended + max(_SAVE_EVERY_SECONDS, (ended - started) / _SHARE_OF_TIME)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether every record has its CRC-32: torch writes them, and does not compare them when it reads."""
+def _passes_checksums(path: Path) -> bool:
+    """Whether every record matches its CRC-32, which torch writes but does not check when it reads."""
     with zipfile.ZipFile(path) as archive:
         return archive.testzip() is None
 
 
-def _state(member: Member) -> dict[str, Any]:
-    candidate, optimizer, scheduler = member
+def _state_of(state: TrainState) -> dict[str, Any]:
+    candidate, optimizer, scheduler = state
     return {
         "model": candidate.trained_state(),
         "optimizer": optimizer.state_dict(),
@@ -127,7 +135,7 @@ def _state(member: Member) -> dict[str, Any]:
 
 
 def _generators(device: torch.device) -> list[torch.Generator]:
-    """What dropout draws from."""
+    """The generators that dropout and mixup draw from."""
     if device.type != "cuda":
         return [torch.default_generator]
     number = torch.cuda.current_device() if device.index is None else device.index

@@ -1,8 +1,9 @@
-"""Data-parallel training: `torchrun --nproc-per-node 4 -m sidecache run pipeline.yaml`, one process a GPU.
+"""Data-parallel training: `torchrun --nproc-per-node 4 -m sidecache run pipeline.yaml` starts one process a GPU.
 
-Every process takes its share of the parts of a batch, the gradients are summed, and all take the same step; since the
-loss of a part is its share of the whole batch's, the sum is the gradient that one process would have had. Batches need
-no common divisor, and a process without a part adds zeros (which DistributedDataParallel would not allow).
+Every process takes its shard of the parts of a batch, the gradients are summed by an all-reduce, and every process
+takes the same step. The loss of a part is divided by the size of the whole batch, so that the sum is the gradient that
+a single process would compute. Unlike DistributedDataParallel, this allows batches that cannot be divided evenly: a
+process without a part contributes zeros.
 """
 
 import json
@@ -22,28 +23,28 @@ from torch import Tensor
 
 from adapt.run_dir.lock import hold_run_dir
 
-_PATIENCE = timedelta(days=30)
-_PROGRESS = ("results.json", "intrinsic.json", "adaptors", "checkpoints", "search")
+_TIMEOUT = timedelta(days=30)  # of a collective operation: all processes wait while the main one extracts
+_RESUMED_FROM = ("results.json", "intrinsic.json", "adaptors", "checkpoints", "search")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together."""
+    """The group of processes that train together, as seen from one of them."""
 
     rank: int
     size: int
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this is rank 0, which extracts, writes files and prints."""
         return self.rank == 0
 
     def shard(self, parts: Sequence[Any]) -> list[Any]:
-        """The parts of a batch that fall to this process."""
+        """The parts of a batch that this process trains on."""
         return list(parts[self.rank :: self.size])
 
     def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up the gradients of all processes, in place."""
+        """Sum the gradients of all processes, in place."""
         if self.size == 1:
             return
         for parameter in parameters:
@@ -52,13 +53,14 @@ class World:
             dist.all_reduce(parameter.grad)
 
     def broadcast(self, value: Any) -> Any:
-        """What the process that leads says, of values that JSON has; the others wait for it.
+        """Send a JSON value from rank 0 to all processes, and return it.
 
-        Not `broadcast_object_list`, which unpickles what arrives: the connections of gloo let in whoever reaches them.
+        `broadcast_object_list` is not used: it unpickles, and gloo accepts connections from anyone.
         """
         if self.size == 1:
             return value
         content = bytearray(json.dumps(value).encode() if self.is_main_process else b"")
+        # the receivers need the length first
         n_bytes = torch.tensor(len(content))
         dist.broadcast(n_bytes, src=0)
         message = (
@@ -68,44 +70,44 @@ class World:
         return json.loads(message.numpy().tobytes())
 
     def barrier(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier()
 
 
 def world() -> World:
-    """The processes that torchrun started; alone without it."""
+    """The process group that torchrun started; without torchrun, this process alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World(0, 1)
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # Objects and barriers go by way of gloo: who waits for the extraction waits as long as that takes.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+        # Tensors on the CPU go through gloo: NCCL's barrier would give up during a long extraction.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     return World(dist.get_rank(), size)
 
 
 @contextmanager
 def own_run_dir(run_dir: Path) -> Iterator[Path]:
-    """The run directory for the process that leads; for every other one a copy that goes when the work is done.
+    """The run directory, locked, on rank 0; on every other rank a temporary copy of what a job resumes from.
 
     Raises:
-        UserError: no folder can be made there.
-        JobError: another job is at work in it.
+        UserError: the directory cannot be created.
+        JobError: another job is running in it.
     """
     here = world()
     with TemporaryDirectory() as scratch, hold_run_dir(run_dir) if here.is_main_process else nullcontext():
         if not here.is_main_process:
-            _copy_progress(run_dir, Path(scratch))
-        here.barrier()  # nothing is written before all have their copy
+            _copy_results(run_dir, Path(scratch))
+        here.barrier()  # rank 0 writes nothing before all have copied
         yield run_dir if here.is_main_process else Path(scratch)
         here.barrier()
 
 
-def _copy_progress(run_dir: Path, copy: Path) -> None:
-    """What tells a job how far it is; of what else lies in a run directory, a store may be large."""
-    for name in _PROGRESS:
+def _copy_results(run_dir: Path, copy: Path) -> None:
+    """Copy results, searches and checkpoints; the directory may also hold a store, which can be large."""
+    for name in _RESUMED_FROM:
         if (run_dir / name).is_dir():
             shutil.copytree(run_dir / name, copy / name)
         elif (run_dir / name).is_file():

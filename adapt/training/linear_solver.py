@@ -1,7 +1,7 @@
-"""Linear probes solved to their optimum: the loss is convex, so no learning rate could give a better one.
+"""Solves linear probes to their optimum by Newton's method: the loss is convex, so no learning rate is needed.
 
-Solutions are reached from the strong weight decays to the weak, each from what the last two point to. The decays on the
-way are the same for every search, so that a point of one is the same model as that point alone.
+The solver follows a path of weight decays, from strong to weak, and starts each solution from an extrapolation of the
+last two. The path is the same for every search, so that a trial gives the same model alone as within a search.
 """
 
 import math
@@ -21,12 +21,12 @@ from adapt.training.objective import Objective
 from store.console.progress import progress
 from store.errors import JobError, Note
 
-_WAY = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
+_PATH = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)  # weight decays
 
 
 @dataclass(frozen=True)
-class Pooled:
-    """Pooled features and labels of the rows to train on and of those to choose by."""
+class ProbeData:
+    """Pooled features and labels of the training rows and of the validation rows."""
 
     features: Float[Tensor, "samples features"]
     labels: Shaped[Tensor, "samples ..."]
@@ -34,13 +34,21 @@ class Pooled:
     val_labels: Shaped[Tensor, "rows ..."]
 
 
-def solve_heads(candidates: Sequence[Candidate], data: Pooled, objective: Objective, describe: str) -> float:
-    """Solve the head of every candidate, all with the same pooling; returns the seconds that a pass took.
+def solve_heads(candidates: Sequence[Candidate], data: ProbeData, objective: Objective, description: str) -> float:
+    """Solve the head of every candidate.
 
-    The minimized function is the mean loss + weight_decay / 2 times the squared weights, without the bias: that of
-    scikit-learn's LogisticRegression with C = 1 / (samples x weight_decay).
+    Minimizes the mean loss + weight_decay / 2 * (sum of squared weights, without the bias), as scikit-learn's
+    LogisticRegression does with C = 1 / (samples * weight_decay). Warns where the optimum is not found in a hundred
+    Newton steps, or does not exist.
 
-    Warns where one is not found in a hundred steps of Newton's method, or does not exist.
+    Args:
+        candidates: linear probes with the same pooling.
+        data: what they are solved on and evaluated on.
+        objective: the loss.
+        description: label of the progress bar.
+
+    Returns:
+        seconds of a pass over the samples.
 
     Raises:
         JobError: a feature is not finite.
@@ -49,18 +57,18 @@ def solve_heads(candidates: Sequence[Candidate], data: Pooled, objective: Object
         raise JobError("the pooled features hold a value that is not finite: check the weights of the backbone")
     started, readout = time.perf_counter(), readout_of(candidates[0])
     problem = LinearProblem(readout.standardized(data.features), data.labels, objective)
-    way = _Way(problem, problem.zero(readout.head.out_features))
-    with progress(describe, len(candidates), "solutions") as advance:
+    path = _DecayPath(problem, problem.zero(readout.head.out_features))
+    with progress(description, len(candidates), "solutions") as advance:
         for candidate in sorted(candidates, key=lambda candidate: -candidate.weight_decay):
-            solution = way.solve(candidate.weight_decay)
+            solution = path.solve(candidate.weight_decay)
             if not solution.found:
                 _warn(candidate.weight_decay, solution.passes)
-            _take(readout_of(candidate), *problem.head(solution.weights))
+            _set_head(readout_of(candidate), *problem.head(solution.weights))
             with torch.no_grad():
                 logits = readout_of(candidate).classify(data.val_features)
             candidate.consider(objective.judge(logits.cpu(), data.val_labels.cpu()), solution.passes)
             advance(1)
-    return (time.perf_counter() - started) / way.passes
+    return (time.perf_counter() - started) / path.passes
 
 
 def readout_of(candidate: Candidate) -> Readout:
@@ -70,7 +78,7 @@ def readout_of(candidate: Candidate) -> Readout:
     return readout
 
 
-def _take(readout: Readout, weight: Tensor, bias: Tensor) -> None:
+def _set_head(readout: Readout, weight: Tensor, bias: Tensor) -> None:
     with torch.no_grad():
         readout.head.weight.copy_(weight)
         readout.head.bias.copy_(bias)
@@ -78,39 +86,43 @@ def _take(readout: Readout, weight: Tensor, bias: Tensor) -> None:
 
 def _warn(decay: float, passes: int) -> None:
     text = f"the linear probe of weight decay {decay:g} is not at its optimum after {passes:,} passes over the samples"
-    hint = "" if decay else "; of classes that a linear map separates there is none: choose a weight_decay above 0"
+    hint = "" if decay else "; if the classes are linearly separable, there is none: choose a weight_decay above 0"
     warnings.warn(text + hint, Note, stacklevel=3)
 
 
-class _Way:
-    """Solutions of one problem at ever weaker decays."""
+class _DecayPath:
+    """Solutions of one problem at descending weight decays.
+
+    Attributes:
+        passes: passes over the samples so far.
+    """
 
     def __init__(self, problem: LinearProblem, zero: Tensor) -> None:
         self._problem, self._zero = problem, zero
-        self._steps: list[tuple[float, Solution]] = []  # those of the way so far
+        self._solved: list[tuple[float, Solution]] = []  # decays of `_PATH` and their solutions
         self.passes = 0
 
     def solve(self, decay: float) -> Solution:
-        """The solution at a decay no stronger than those before; its passes are all that lead to it from zero."""
-        for step in _WAY[len(self._steps) :]:
+        """The solution at a decay no stronger than the last one; its `passes` count from the start of the path."""
+        for step in _PATH[len(self._solved) :]:
             if step >= decay:
-                self._steps.append((step, self._solve_next(step)))
-        if self._steps and self._steps[-1][0] == decay:
-            return self._steps[-1][1]
+                self._solved.append((step, self._solve_next(step)))
+        if self._solved and self._solved[-1][0] == decay:
+            return self._solved[-1][1]
         return self._solve_next(decay)
 
     def _solve_next(self, decay: float) -> Solution:
-        solution = self._problem.minimize(decay, self._towards(decay))
+        solution = self._problem.minimize(decay, self._extrapolate(decay))
         self.passes += solution.passes
-        before = self._steps[-1][1].passes if self._steps else 0
-        return replace(solution, passes=before + solution.passes)
+        passes_before = self._solved[-1][1].passes if self._solved else 0
+        return replace(solution, passes=passes_before + solution.passes)
 
-    def _towards(self, decay: float) -> Tensor:
-        """The line through the last two, over the logarithm of the decay."""
-        if not self._steps:
+    def _extrapolate(self, decay: float) -> Tensor:
+        """The line through the last two solutions, over the logarithm of the decay."""
+        if not self._solved:
             return self._zero
-        last, weights = self._steps[-1][0], self._steps[-1][1].weights
-        if len(self._steps) == 1 or not decay:
+        last, weights = self._solved[-1][0], self._solved[-1][1].weights
+        if len(self._solved) == 1 or not decay:
             return weights
-        before, weights_before = self._steps[-2][0], self._steps[-2][1].weights
-        return weights + (weights - weights_before) * (math.log(decay / last) / math.log(last / before))
+        previous, previous_weights = self._solved[-2][0], self._solved[-2][1].weights
+        return weights + (weights - previous_weights) * (math.log(decay / last) / math.log(last / previous))

@@ -1,7 +1,7 @@
-"""What a classifier got right, in percent: single-label (accuracies, F1) and multi-label (mean average precision, F1).
+"""Classification metrics in percent: accuracies and F1 (single-label), mean average precision and F1 (multi-label).
 
-A class without a sample (single-label) or without a positive (multi-label) is left out of every average over classes:
-nothing was asked about it. Equal logits are ranked by class index, so that a result never depends on a sort's whim.
+Averages over classes leave out a class without a sample (single-label) or without a positive (multi-label). Equal
+logits are ranked by class index, so that results do not depend on the sorting algorithm.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Labels = Integer[Tensor, "samples"] | Shaped[Tensor, "samples classes"]  # class
 
 @dataclass(frozen=True)
 class Metrics:
-    """Percentages between 0 and 100; None where a metric has no meaning."""
+    """Percentages between 0 and 100; None where a metric is not defined."""
 
     top1: float | None
     top5: float | None
@@ -29,7 +29,14 @@ class Metrics:
     mean_average_precision: float | None
 
     def score(self, balance_classes: bool = False) -> float:
-        """What selection on validation data maximizes."""
+        """The metric that validation maximizes: mean average precision (multi-label) or accuracy.
+
+        Args:
+            balance_classes: whether classes count equally in the accuracy.
+
+        Raises:
+            JobError: it is not defined for these labels.
+        """
         accuracy = self.mean_class_accuracy if balance_classes else self.top1
         score = self.mean_average_precision if self.top1 is None else accuracy
         if score is None:
@@ -38,17 +45,17 @@ class Metrics:
 
 
 def evaluate(logits: Float[Tensor, "samples classes"], labels: Labels) -> Metrics:
-    """Metrics of logits against class indices (one dimension) or multi-label zeros and ones (two dimensions)."""
+    """Compare logits with class indices (one dimension) or multi-label zeros and ones (two dimensions)."""
     _check(logits, labels)
     scores = logits.detach().cpu()
-    scores = scores if scores.dtype == torch.float64 else scores.float()  # NumPy knows no bfloat16
+    scores = scores if scores.dtype == torch.float64 else scores.float()  # NumPy has no bfloat16
     if labels.ndim == 2:
         return _multi_label(scores.numpy(), labels.detach().cpu().numpy().astype(bool))
     return _single_label(scores.numpy(), labels.detach().cpu().numpy().astype(np.int64))
 
 
 def average_views(logits: Float[Tensor, "rows classes"], views: int) -> Float[Tensor, "samples classes"]:
-    """Logits averaged over the consecutive rows that show the same sample."""
+    """Average logits over the consecutive rows that show the same sample."""
     return logits if views == 1 else logits.reshape(-1, views, logits.shape[1]).mean(dim=1)
 
 
@@ -84,7 +91,7 @@ def _multi_label(scores: Float[np.ndarray, "samples classes"], labels: Bool[np.n
 def _rank_of_label(
     scores: Float[np.ndarray, "samples classes"], labels: Int64[np.ndarray, "samples"]
 ) -> Int64[np.ndarray, "samples"]:
-    """How many classes come before the true one; among equal logits the lower class index comes first, as in argmax."""
+    """How many classes rank before the true one; of equal logits the lower class index ranks first, as in argmax."""
     true_score = np.take_along_axis(scores, labels[:, None], axis=1)
     earlier = np.arange(scores.shape[1]) < labels[:, None]
     before = (scores > true_score) | ((scores == true_score) & earlier)
@@ -92,7 +99,7 @@ def _rank_of_label(
 
 
 def _macro_f1(n_hit: Counts, n_predicted: Counts, n_labelled: Counts) -> float | None:
-    """From counts, since f1_score warns when a small split has many classes (scikit-learn 1.6 and later)."""
+    """Macro F1 from counts; f1_score of scikit-learn 1.6 warns when a small split has many classes."""
     present = n_labelled > 0
     if not present.any():
         return None
@@ -106,7 +113,7 @@ def _percent(fractions: Shaped[np.ndarray, "n"]) -> float:
 def _check(logits: Tensor, labels: Tensor) -> None:
     expected = tuple(logits.shape[: labels.ndim])
     if logits.ndim != 2 or labels.ndim not in (1, 2) or tuple(labels.shape) != expected:
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not go together")
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not match")
     if logits.numel() == 0:
         raise JobError(f"nothing to evaluate: logits of shape {tuple(logits.shape)}")
     _check_finite(logits)

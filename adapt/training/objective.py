@@ -1,4 +1,4 @@
-"""What training minimizes: cross-entropy of class indices, or binary cross-entropy of multi-label zeros and ones."""
+"""The training loss: cross-entropy for class indices, binary cross-entropy for multi-label zeros and ones."""
 
 from dataclasses import dataclass, replace
 
@@ -22,12 +22,12 @@ class Expansion:
 
 @dataclass(frozen=True)
 class Objective:
-    """A mean loss that can be summed up over parts of a batch.
+    """A mean loss that can be accumulated over parts of a batch.
 
     Args:
-        multi_label: labels are 0/1 for every class instead of one class index.
+        multi_label: whether a label is 0/1 for every class instead of one class index.
         weights: of classes (single-label), or of the positives of every class (multi-label).
-        views: consecutive rows that show the same sample; they are judged by their mean logits.
+        views: consecutive rows that show the same sample; validation averages their logits.
     """
 
     multi_label: bool
@@ -38,18 +38,24 @@ class Objective:
         self,
         logits: Float[Tensor, "part classes"],
         labels: Shaped[Tensor, "part ..."],
-        whole: Shaped[Tensor, "batch ..."] | None = None,
+        batch_labels: Shaped[Tensor, "batch ..."] | None = None,
     ) -> Float[Tensor, ""]:
-        """The share of these labels in the mean loss of `whole`, the labels of the batch they are a part of."""
+        """The contribution of a part to the mean loss of a batch.
+
+        Args:
+            logits: logits of the part.
+            labels: labels of the part.
+            batch_labels: labels of the whole batch; None where the part is the batch.
+        """
         weights = self.weights
-        count = self._count(labels if whole is None else whole, weights)
+        count = self._count(labels if batch_labels is None else batch_labels, weights)
         if self.multi_label:
             target = labels.to(logits.dtype)
             return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="sum") / count
         return F.cross_entropy(logits, labels, weights, reduction="sum") / count
 
     def expand(self, logits: Float[Tensor, "classes batch"], labels: Shaped[Tensor, "batch ..."]) -> Expansion:
-        """The loss and its derivatives in the logits; classes come first: several times as fast where they are few."""
+        """The loss and its derivatives in the logits; classes come first, which is faster where they are few."""
         weights = logits.new_ones(len(logits)) if self.weights is None else self.weights
         count = self._count(labels, self.weights)
         if self.multi_label:
@@ -64,9 +70,9 @@ class Objective:
         return Expansion(loss, rows.scatter_add(0, labels[None], -of_sample[None]), rows, p)
 
     def separates(self, logits: Float[Tensor, "classes batch"], labels: Shaped[Tensor, "batch ..."]) -> bool:
-        """Whether logits put every sample on the right side: multiplied by more and more, they bring the loss to zero.
+        """Whether the logits classify every sample correctly: scaled up, they then bring the loss to zero.
 
-        A single class has nothing to be told from.
+        False for a single class.
         """
         if self.multi_label:
             return bool((logits * (2.0 * labels.T - 1) > 0).all())
@@ -74,16 +80,17 @@ class Objective:
         return len(logits) > 1 and bool((logits.gather(0, labels[None])[0] > others).all())
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Objective":
-        """The same with its weights where the logits are, once and not in every step."""
+        """A copy with its weights on a device."""
         return self if self.weights is None else replace(self, weights=self.weights.to(device, dtype))
 
     def judge(self, logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."]) -> tuple[float, float]:
-        """(score in percent, minus the unweighted loss): what validation compares, the higher the better."""
+        """(score in percent, minus the unweighted loss) on validation rows; higher is better."""
         logits, labels = average_views(logits, self.views), labels[:: self.views]
         score = evaluate(logits, labels).score(balance_classes=self.weights is not None)
         return score, -float(Objective(self.multi_label)(logits, labels))
 
     def _count(self, labels: Shaped[Tensor, "batch ..."], weights: Tensor | None) -> Tensor | int:
+        """What the sum of the losses is divided by."""
         if self.multi_label or weights is None:
             return labels.numel()
         return weights[labels].sum()
@@ -92,12 +99,12 @@ class Objective:
 def make_objective(
     labels: Shaped[Tensor, "samples ..."], num_classes: int, multi_label: bool, balance_classes: bool, views: int = 1
 ) -> Objective:
-    """The loss for labels of a training split; balanced, every class weighs as much, however rare it is."""
+    """Make the loss for the labels that are trained on; with `balance_classes`, every class has the same weight."""
     return Objective(multi_label, class_weights(labels, num_classes) if balance_classes else None, views)
 
 
 def class_weights(labels: Shaped[Tensor, "samples ..."], num_classes: int) -> Float[Tensor, "classes"]:
-    """Single label: inverse frequency, mean 1. Multi-label: negatives per positive."""
+    """Single-label: inverse frequency, with mean 1. Multi-label: negatives per positive."""
     if labels.ndim == 2:
         positive = labels.sum(dim=0).clamp(min=1)
         return (len(labels) - positive) / positive

@@ -1,4 +1,4 @@
-"""The optimizer of a candidate, and its learning rate over time."""
+"""Makes the optimizer of a candidate and its learning rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,20 @@ Optimizer = Literal["adamw", "sgd"]
 def make_optimizer(
     model: nn.Module, name: Optimizer, lr: float, weight_decay: float, head_lr: float | None
 ) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum; the head may have a rate of its own.
+    """Make AdamW, or SGD with Nesterov momentum.
 
-    Weight decay reaches every trained tensor of two dimensions and more: weights of linear maps and convolutions, and
-    as well class token, positions, prompts, queries and bias tables. It spares biases, norms and whatever else is a
-    vector.
+    Weight decay applies to every trainable tensor of two or more dimensions: weights of linear maps and convolutions,
+    but also class token, positions, prompts, queries and bias tables. It does not apply to vectors: biases, norms.
+
+    Args:
+        model: its trainable parameters are optimized.
+        name: which optimizer.
+        lr: learning rate.
+        weight_decay: weight decay of matrices.
+        head_lr: learning rate of the head; None for `lr`.
+
+    Returns:
+        the optimizer, with two parameter groups (matrices and vectors) for the body and two for the head.
     """
     named = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad]
     groups: list[dict[str, Any]] = []
@@ -33,12 +42,17 @@ def make_optimizer(
 
 
 def make_schedule(steps: int, warmup: float) -> Callable[[int], float]:
-    """Linear warm-up over a share of the steps (one step at least, unless the share is 0), then a cosine to zero."""
-    warm = max(1, round(warmup * steps)) if warmup else 0
+    """Make a factor of the learning rate by step: linear warmup, then a cosine to zero.
+
+    Args:
+        steps: steps in all.
+        warmup: fraction of the steps; at least one step, unless it is 0.
+    """
+    warmup_steps = max(1, round(warmup * steps)) if warmup else 0
 
     def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
     return factor

@@ -1,9 +1,9 @@
-"""Draw labeled images from formulas alone: no photograph, no font, no glyph.
+"""Draws labeled images from formulas alone, without photographs or fonts.
 
 A class is a random set of formula parameters; an image is one jittered instance of its class (formula-driven supervised
-learning). Fractals follow Kataoka et al., "Pre-training without Natural Images", arXiv 2101.08515 (FractalDB); contours
-the idea of Kataoka et al., "Replacing Labeled Real-image Datasets with Auto-generated Contours", arXiv 2206.09132. Pen
-strokes and wave textures are ours. Points live in [-1, 1]^2; ink is 0 (paper) to 1.
+learning). Fractals follow Kataoka et al., "Pre-training without Natural Images", arXiv 2101.08515 (FractalDB), and
+contours "Replacing Labeled Real-image Datasets with Auto-generated Contours" by the same authors, arXiv 2206.09132. Pen
+strokes and wave textures are our own. Points are in [-1, 1]^2; ink is 0 (paper) to 1.
 """
 
 import math
@@ -37,7 +37,7 @@ def pixel_centers() -> Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
-# ---- instances: what may differ between two images of one class
+# ---- instances: the differences between two images of a class
 
 
 def random_affine(n: int, g: Generator) -> Tensor:
@@ -57,7 +57,7 @@ def jitter(points: Tensor, g: Generator) -> Tensor:
 
 
 def centered(points: Tensor) -> Tensor:
-    """Fit each image's points (n, p, 2) into the unit square; the 2 % of points farthest out may leave it."""
+    """Fit each image's points (n, p, 2) into the unit square; the outermost 2 % of points may be outside."""
     ordered = points.sort(1).values
     cut = points.shape[1] // 50
     low, high = ordered[:, cut], ordered[:, -1 - cut]
@@ -77,7 +77,7 @@ def pen(points: Tensor, g: Generator) -> Tensor:
 
 
 def fractal_classes(n: int, g: Generator) -> Tensor:
-    """(n, 4, 2, 3) affine maps. Of three candidates a class, those that leave most ink are kept, as FractalDB does."""
+    """(n, 4, 2, 3) affine maps. Of three candidates a class, the one with most ink is kept, as in FractalDB."""
     shape = (3 * n, 4)
     stretch = torch.diag_embed(uniform(0.2, 0.85, (*shape, 2), g))
     linear = rotation(uniform(0, math.tau, shape, g)) @ stretch @ rotation(uniform(0, math.tau, shape, g))
@@ -178,7 +178,7 @@ FAMILIES: dict[str, tuple[Callable[[int, Generator], Tensor], Callable[[Tensor, 
 }
 
 
-# ---- from ink to a photograph of it
+# ---- from ink to an image
 
 
 def lose_detail(ink: Tensor, g: Generator) -> Tensor:
@@ -203,7 +203,7 @@ def grain(images: Tensor, g: Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Album:
-    """The classes of one seed. Labels count through the families in the order given."""
+    """The classes of one seed. Labels number the classes of the families in their order."""
 
     params: dict[str, Tensor]
 
@@ -216,7 +216,7 @@ class Album:
         return sum(len(p) for p in self.params.values())
 
     def batch(self, n: int, g: Generator) -> tuple[Tensor, Tensor]:
-        """Images (n, 3, SIZE, SIZE) in about [0, 1] and labels (n,); every family has an equal share."""
+        """Images (n, 3, SIZE, SIZE) in about [0, 1] and labels (n,); all families have equally many."""
         inks, labels, first = [], [], 0
         for name, params in self.params.items():
             chosen = torch.randint(len(params), (n // len(self.params),), generator=g)

@@ -1,10 +1,10 @@
-"""Pretrain a small ViT to name formulas, and save it as a folder that timm loads: the backbone of the digits example.
+"""Pretrains the backbone of the digits example, a small ViT, to classify images drawn from formulas.
 
     python examples/fractal_vit/pretrain.py --out extract/fractal_vit  # the shipped weights: 5 minutes
     timm.create_model("local-dir:extract/fractal_vit", pretrained=True)
 
-Formula-driven supervision: Kataoka et al., arXiv 2101.08515. Most steps see half of the patches, for speed (the idea of
-PatchDropout, arXiv 2208.07220); the last ones see all. The network never sees a digit.
+Formula-driven supervision: Kataoka et al., arXiv 2101.08515. For speed most steps use half of the patches, as in
+PatchDropout (arXiv 2208.07220); the last ones use all. No image shows a digit. The result is a folder that timm loads.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def make_model(num_classes: int) -> nn.Module:
-    """The position embedding starts as a 2-d sine and cosine table (arXiv 2205.01580): short runs gain from it."""
+    """A model with a 2-d sine and cosine table as its initial position embedding, for short runs (arXiv 2205.01580)."""
     set_fused_attn(False)  # the fused bfloat16 attention is several times slower on a CPU, at 33 to 65 tokens
     model = timm.create_model(
         ARCHITECTURE, num_classes=num_classes, patch_drop_rate=0.5, weight_init="jax", **MODEL_ARGS
@@ -65,7 +65,7 @@ def make_optimizer(model: nn.Module, lr: float) -> torch.optim.AdamW:
 
 
 def rate(done: float) -> float:
-    """Learning rate as a share of its peak, after the share `done` of the run: linear warm-up, then a cosine."""
+    """Learning rate as a fraction of its peak, after the fraction `done` of the run: linear warmup, then a cosine."""
     return min(done / 0.05, 0.5 + 0.5 * math.cos(math.pi * done)) + 1e-3
 
 
@@ -86,7 +86,7 @@ def train(model: nn.Module, album: Album, args: argparse.Namespace, g: torch.Gen
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    """One update from both read-outs, class token and mean of patches; the share that the mean named rightly before."""
+    """One step with the loss of both read-outs, class token and mean of patches; returns the accuracy of the mean."""
     with torch.autocast("cpu", torch.bfloat16):
         tokens = model.forward_features(images)  # (B, N, d)
         cls, mean = model.head(torch.stack([tokens[:, 0], tokens[:, 1:].mean(1)])).float()
@@ -99,7 +99,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tenso
 
 
 def hub_config() -> dict[str, object]:
-    """What timm reads from a model folder's config.json."""
+    """The content of config.json in a model folder of timm."""
     pretrained_cfg = {
         "input_size": [3, SIZE, SIZE],
         "fixed_input_size": True,
@@ -125,7 +125,7 @@ def hub_config() -> dict[str, object]:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """The backbone without its head, in float16."""
+    """Save the backbone without its head, in float16."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items() if not k.startswith("head.")}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

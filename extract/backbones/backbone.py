@@ -1,4 +1,4 @@
-"""What a frozen backbone is, how one is opened by its name, and what of its tokens is kept."""
+"""Defines the interface of frozen backbones, loads them by name, and reduces their tokens to those that are stored."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -8,14 +8,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from extract.backbones.frame_by_frame import FrameBackbone
+from extract.backbones.model_spec import resolve_model
 from extract.backbones.plain_vit_check import empty_vit
-from extract.backbones.pre_logits import Tail
+from extract.backbones.pre_logits import PreLogits
 from extract.backbones.preprocessing import Transform, transform_digest
-from extract.backbones.tapped_module import Images, TappedBackbone
+from extract.backbones.tapped_backbone import Images, TappedBackbone
 from extract.backbones.timm_vit import TimmBackbone, TokensByLayer
 from extract.backbones.vivit import VivitBackbone
 from extract.backbones.vivit_weights import VIVIT, empty_vivit, load_vivit
-from extract.backbones.weights import load_model, recipe_of, weights_digest
+from extract.backbones.weights import load_model, weights_digest
 from extract.config import BackboneConfig, ClipConfig
 from store.config import Pool, Tokens
 from store.errors import UserError
@@ -34,12 +35,24 @@ __all__ = [
     "reduce_tokens",
 ]
 
-ModelBackbone = TimmBackbone | FrameBackbone | VivitBackbone  # those of which methods may train a copy
+ModelBackbone = TimmBackbone | FrameBackbone | VivitBackbone  # backbones that methods can train a copy of
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What the extraction needs to know of a frozen model."""
+    """A frozen model that gives the tokens of its blocks.
+
+    Attributes:
+        name: of the model, as stores and reports show it.
+        model_kwargs: with `name` they rebuild the architecture.
+        depth: number of blocks.
+        dim: width of the tokens.
+        layout: of the token axis.
+        image_size: shape of one transformed sample: (channels, height, width), with frames in front for clips.
+        transform: maps a sample, or one frame of it, to pixels.
+        preprocessing: describes the transform in words.
+        tail: computes the pre-logits features from the last block's tokens; None if unknown.
+    """
 
     name: str
     model_kwargs: dict[str, Any]
@@ -50,18 +63,18 @@ class Backbone(Protocol):
     image_size: tuple[int, ...]
     transform: Transform
     preprocessing: str
-    tail: Tail | None
+    tail: PreLogits | None
 
     def tokens(self, images: Images, layers: Sequence[int]) -> TokensByLayer:
-        """Block outputs of the chosen layers, prefix tokens first; blocks after the last of them are not run."""
+        """The outputs of some blocks, prefix tokens first; blocks after the last of these are not run."""
         ...
 
 
 def load_backbone(config: BackboneConfig, clips: ClipConfig | None = None) -> ModelBackbone:
-    """Build the backbone that the configuration names, with its weights, on the CPU.
+    """Load the configured backbone with its weights, on the CPU.
 
     Args:
-        clips: how videos are sampled; None for images. A timm model is applied to every frame of a clip by itself.
+        clips: how videos are sampled; None for images. A timm model is applied to each frame of a clip separately.
 
     Raises:
         UserError: a wrong name or argument; weights of another model; a model that does not take such samples.
@@ -74,17 +87,19 @@ def load_backbone(config: BackboneConfig, clips: ClipConfig | None = None) -> Mo
                 "video_csv, or name one of timm's vision transformers"
             )
         return VivitBackbone(*load_vivit(config, clips.frames))
-    recipe = recipe_of(config)
-    empty_backbone(recipe.name, recipe.kwargs)  # what is no plain ViT is refused before weights are fetched or read
-    backbone = TimmBackbone(*load_model(config), config.image_size)
+    # check the architecture without weights before any are fetched or read
+    spec = resolve_model(config)
+    empty = empty_vit(spec.name, spec.kwargs)
+    model = load_model(spec, config.weights, empty.module)
+    backbone = TimmBackbone(spec.name, spec.kwargs, model, config.image_size)
     return FrameBackbone(backbone, clips.frames) if clips else backbone
 
 
 def empty_backbone(name: str, model_kwargs: Mapping[str, Any], frames: int | None = None) -> ModelBackbone:
-    """A backbone without weights, on the meta device: depth, width and token layout, even of ViViT-e, for free.
+    """A backbone without weights, on the meta device: depth, width and token layout at no cost.
 
     Args:
-        frames: how many a clip has; None for images, and for a ViViT as many as it takes.
+        frames: of a clip; None for images, and for a ViViT the number that it takes.
 
     Raises:
         UserError: a wrong name or argument; a model that is no plain vision transformer.
@@ -96,7 +111,7 @@ def empty_backbone(name: str, model_kwargs: Mapping[str, Any], frames: int | Non
 
 
 def digests(backbone: Backbone) -> dict[str, str]:
-    """The digests by which a store knows a backbone and its preprocessing."""
+    """Digests that identify a backbone's weights and its preprocessing."""
     weights = weights_digest(backbone.module)
     if isinstance(backbone, TappedBackbone):
         weights = f"{weights}, read by tap {backbone.tap_digest()}"
@@ -106,7 +121,7 @@ def digests(backbone: Backbone) -> dict[str, str]:
 def _preprocessing_digest(backbone: Backbone) -> str:
     try:
         return transform_digest(backbone.transform)
-    except Exception:  # a user's transform of something that is no image may raise anything
+    except Exception:  # a user's transform that does not take images may raise anything
         if isinstance(backbone, TappedBackbone):
             return backbone.preprocessing_digest()
         return backbone.preprocessing
@@ -115,10 +130,10 @@ def _preprocessing_digest(backbone: Backbone) -> str:
 def reduce_tokens(
     tokens: Float[Tensor, "batch tokens dim"], layout: TokenLayout, how: Tokens
 ) -> Float[Tensor, "batch fewer dim"]:
-    """What `store.tokens` keeps of a backbone's tokens; see `store.layout.reduced_layout`."""
-    prefix, patches = tokens[:, : layout.num_prefix_tokens], tokens[:, layout.num_prefix_tokens :]
+    """Reduce a backbone's tokens as `store.tokens` says; `store.layout.reduced_layout` gives their layout."""
     if how == "all":
         return tokens
+    prefix, patches = tokens[:, : layout.num_prefix_tokens], tokens[:, layout.num_prefix_tokens :]
     batch, _, dim = tokens.shape
     sets, per_set = layout.prefix_sets, layout.num_prefix_tokens // layout.prefix_sets
     if how == "cls":
@@ -126,10 +141,11 @@ def reduce_tokens(
     if how == "mean":
         return patches.mean(dim=1, keepdim=True)
     assert isinstance(how, Pool)
+    # average prefix tokens over time, and patches over the cells of a coarser grid
     if sets > 1:
         prefix = prefix.reshape(batch, sets // how.time, how.time, per_set, dim).mean(dim=2).flatten(1, 2)
     parts = pool_sides(layout, how)
     shape = [n for side, part in zip(layout.grid, parts, strict=True) for n in (side // part, part)]
-    axes = tuple(range(2, 2 + len(shape), 2))  # those within a part
+    axes = tuple(range(2, 2 + len(shape), 2))  # those within a cell
     pooled = patches.reshape(batch, *shape, dim).mean(dim=axes)
     return torch.cat([prefix, pooled.flatten(1, -2)], dim=1)

@@ -1,9 +1,9 @@
-"""Finds a ViT's state dict in the checkpoint of a training script, and checks it against the model.
+"""Finds a ViT's state dict in the checkpoint of a training script, and compares it with the model.
 
-Training scripts wrap weights: `{"model": ...}` (timm, MAE), `{"module": ...}` (DeepSpeed), `{"student": ...,
+Training scripts wrap the state dict: `{"model": ...}` (timm, MAE), `{"module": ...}` (DeepSpeed), `{"student": ...,
 "teacher": ...}` (DINO, iBOT), `{"encoder": ..., "target_encoder": ...}` (I-JEPA), `state_dict_ema` and `model_ema`
-(timm's averages); and they prefix names: `module.`, `_orig_mod.`, `backbone.`, `teacher.backbone.` (DINOv2). Names of
-other libraries (OpenCLIP, DINOv2, BEiT) are left to timm's own filters.
+(timm's averages). They also prefix its names: `module.`, `_orig_mod.`, `backbone.`, `teacher.backbone.` (DINOv2). Names
+of other libraries (OpenCLIP, DINOv2, BEiT) are left to timm's own filters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of several the first is taken. Averages and teachers come first: these are what the methods' authors evaluate.
+# in order of preference; averages and teachers first, because the methods' authors evaluate these
 _WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -28,11 +28,11 @@ _WRAPPERS = (
     "encoder",
     "student",
 )
-# What a backbone does not use: its classifier, and what only pretraining needs.
+# not used by a backbone: classifiers, and what only pretraining needs
 UNUSED = ("head", "fc_norm", "classifier", "decoder_", "mask_token", "predictor.", "dino_head.", "ibot_head.")
 _FIRST_BLOCK = "blocks.0."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LARGEST = torch.finfo(torch.float16).max  # published weights can all be kept in float16
+_LARGEST = torch.finfo(torch.float16).max  # all published weights fit into float16
 
 StateDict = dict[str, Tensor]
 
@@ -44,19 +44,20 @@ def find_state_dict(checkpoint: Mapping[str, Any]) -> tuple[StateDict, list[str]
         checkpoint: what `torch.load` or safetensors returned.
 
     Returns:
-        the state dict without wrappers and prefixes, and where in the checkpoint other sets of weights are left out.
+        the state dict without wrappers and prefixes, and the paths of other weights in the checkpoint.
 
     Raises:
-        ValueError: the checkpoint holds no tensors, or only under names that are not known.
+        ValueError: the checkpoint holds no tensors, or only under unknown keys.
     """
+    # unwrap until the values are tensors
     flat, path, left_out = dict(checkpoint), list[str](), list[str]()
     while not any(isinstance(value, Tensor) for value in flat.values()):
         inner = {str(key): value for key, value in flat.items() if isinstance(value, Mapping) and _has_tensors(value)}
         chosen = next((key for key in _WRAPPERS if key in inner), None)
         if chosen is None:
-            held = ", ".join(map(repr, sorted(inner))) or "none"
+            keys = ", ".join(map(repr, sorted(inner))) or "none"
             raise ValueError(
-                f"no weights under a known key; keys that hold tensors: {held}; save the right ones by themselves: "
+                f"no weights under a known key; keys that hold tensors: {keys}; save the right ones by themselves: "
                 "torch.save(torch.load(FILE)[KEY], NEW)"
             )
         path.append(chosen)
@@ -67,10 +68,10 @@ def find_state_dict(checkpoint: Mapping[str, Any]) -> tuple[StateDict, list[str]
 
 
 def require_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Compare shapes, types and values of a state dict with a model; keys that the model lacks are not looked at.
+    """Compare shapes, types and values of a state dict with a model; keys that the model lacks are ignored.
 
     Raises:
-        ValueError: names the tensor, with what it holds and what is legal.
+        ValueError: a tensor does not fit; the message has its name, what it holds and what is legal.
     """
     own = model.state_dict()
     shapes = [
@@ -82,44 +83,44 @@ def require_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
         raise ValueError(f"{len(shapes)} tensors have another shape: {'; '.join(shapes[:3])}")
     for name, tensor in state.items():
         if name in own:
-            _require_values(name, tensor, of_floats=own[name].is_floating_point())
+            _require_values(name, tensor, is_float=own[name].is_floating_point())
 
 
-def _require_values(name: str, tensor: Tensor, of_floats: bool) -> None:
-    if not of_floats:
+def _require_values(name: str, tensor: Tensor, is_float: bool) -> None:
+    if not is_float:
         if tensor.is_floating_point():
-            raise ValueError(f"{name} holds {tensor.dtype}, the model whole numbers")
+            raise ValueError(f"{name} holds {tensor.dtype}, in the model it holds integers")
         return
     if tensor.dtype not in _FLOATS:
         legal = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FLOATS)
-        raise ValueError(f"{name} holds {tensor.dtype}; legal: {legal} (quantized weights have to be dequantized)")
+        raise ValueError(f"{name} holds {tensor.dtype}; legal: {legal} (dequantize quantized weights first)")
     largest = float(tensor.abs().amax()) if tensor.numel() else 0.0
-    if not largest <= _LARGEST:  # also where it is NaN
+    if not largest <= _LARGEST:  # NaN fails this too
         raise ValueError(f"{name} holds a value of {largest}; legal: finite, at most {_LARGEST:,.0f}")
-    if tensor.ndim > 1 and name.endswith(".weight") and _is_whole(tensor.flatten()[:64]) and _is_whole(tensor):
-        raise ValueError(f"{name} holds whole numbers only: it is quantized, damaged, or was never trained")
+    if tensor.ndim > 1 and name.endswith(".weight") and _is_integral(tensor.flatten()[:64]) and _is_integral(tensor):
+        raise ValueError(f"{name} holds integers only: it is quantized, damaged, or was never trained")
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def _is_integral(tensor: Tensor) -> bool:
     return bool((tensor.frac() == 0).all())
 
 
 def _without_prefix(flat: Mapping[str, Any]) -> tuple[StateDict, list[str]]:
-    """The tensors below the prefix of known wrappers that the blocks have, if any, and the other such prefixes."""
+    """Tensors without the prefix of the preferred wrapper, if the names have one, and the other such prefixes."""
     flat = {_without_data_parallel(name): value for name, value in flat.items()}
     if any(name.startswith(_FIRST_BLOCK) for name in flat):
         return flat, []
     found = {name[: name.index(_FIRST_BLOCK)] for name in flat if f".{_FIRST_BLOCK}" in name}
     known = sorted((prefix for prefix in found if set(_words(prefix)) <= {*_WRAPPERS}), key=_rank)
     if not known:
-        return flat, []  # as another library names it, which timm's filter may know
+        return flat, []  # perhaps the names of another library, which timm's filter knows
     chosen, *others = known
     stripped = {name.removeprefix(chosen): value for name, value in flat.items() if name.startswith(chosen)}
     return stripped, [prefix.removesuffix(".") for prefix in others]
 
 
 def _without_data_parallel(name: str) -> str:
-    """Without what DistributedDataParallel and torch.compile put in front of every name."""
+    """Strip the prefixes of DistributedDataParallel and torch.compile."""
     while name.startswith(("module.", "_orig_mod.")):
         name = name.split(".", maxsplit=1)[1]
     return name
@@ -140,7 +141,7 @@ def _has_tensors(value: Any) -> bool:
 
 
 def _has_blocks(value: Any, name: str = "") -> bool:
-    """Whether a ViT's first block is among nested tensors."""
+    """Whether nested tensors contain the first block of a ViT."""
     if isinstance(value, Mapping):
         return any(_has_blocks(inner, f"{name}.{key}") for key, inner in value.items())
     return f".{_FIRST_BLOCK}" in name

@@ -1,4 +1,4 @@
-"""A folder in timm's hub format, which is not trusted: config.json beside the weights."""
+"""Reads a folder in timm's hub format, config.json beside the weights, without trusting it."""
 
 import json
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from pydantic import BaseModel, Field, ValidationError
 
 from store.errors import UserError
 
-_MOST_CARD_BYTES = 1 << 20
+_MAX_CONFIG_BYTES = 1 << 20
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class _Preprocessing(BaseModel):
-    """What a hub folder's card says of pixels, as far as a wrong value would only show later."""
+    """The fields of `pretrained_cfg` in which a wrong value would only show later."""
 
     mean: tuple[_Finite, _Finite, _Finite] | None = None
     std: tuple[_Positive, _Positive, _Positive] | None = None
@@ -25,7 +25,7 @@ class _Preprocessing(BaseModel):
 
 @dataclass(frozen=True)
 class HubFolder:
-    """What it says of itself, and the file of its weights."""
+    """The architecture of a hub folder, and the file with its weights."""
 
     architecture: str
     model_args: dict[str, Any]
@@ -34,17 +34,17 @@ class HubFolder:
 
 
 def read_hub_folder(folder: Path) -> HubFolder:
-    """Read its card; the weights stay unread.
+    """Read a folder's config.json; the weights are not read.
 
     Raises:
-        UserError: no card that can be read, a value in it that is not legal, no weights.
+        UserError: config.json is missing, damaged or holds an illegal value; there are no weights.
     """
     try:
-        if (folder / "config.json").stat().st_size > _MOST_CARD_BYTES:
+        if (folder / "config.json").stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError("it is larger than 1 MiB")
-        card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architecture, model_args = str(card["architecture"]), dict(card.get("model_args") or {})
-        pretrained_cfg = card.get("pretrained_cfg")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture, model_args = str(config["architecture"]), dict(config.get("model_args") or {})
+        pretrained_cfg = config.get("pretrained_cfg")
         _Preprocessing.model_validate(pretrained_cfg or {})
     except ValidationError as error:
         first = error.errors()[0]

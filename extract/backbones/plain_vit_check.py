@@ -1,8 +1,8 @@
-"""Which of timm's models are plain vision transformers, found out with one image on the meta device.
+"""Checks that a timm model is a plain vision transformer, by one forward pass on the meta device.
 
-There a forward pass takes neither weights nor memory. A plain one runs its blocks once each and in order, all give
-tokens of one shape, prefix tokens first and then the patch grid, and only the final norm follows them. Tokens of
-anything else cannot be read out as its own classifier does.
+Such a pass needs neither weights nor memory. A plain vision transformer runs each block once and in order; all blocks
+give tokens of one shape, prefix tokens first, then the patch grid; only the final norm follows. For any other model
+the tokens of a block could not be pooled as its own classifier does.
 """
 
 from dataclasses import dataclass, field
@@ -11,17 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from extract.backbones.timm_models import build_empty, first_line
 from extract.backbones.timm_vit import TimmBackbone, not_plain
-from extract.backbones.weights import build_empty, first_line
 from store.errors import UserError
 
 
 @dataclass
 class _Trace:
-    """What ran in one forward pass: blocks by index with the shape of what they gave, and what came after them."""
+    """Records one forward pass.
+
+    Attributes:
+        blocks: indices of the blocks that ran, in order.
+        shapes: of their outputs; None for an output that is no tensor.
+        after: names of the modules that ran after the blocks.
+    """
 
     blocks: list[int] = field(default_factory=list)
-    shapes: list[tuple[int, ...] | None] = field(default_factory=list)  # None: no tensor
+    shapes: list[tuple[int, ...] | None] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
 
 
@@ -47,12 +53,12 @@ def empty_vit(name: str, model_kwargs: dict[str, Any]) -> TimmBackbone:
 
 @torch.no_grad()
 def _obstacle(backbone: TimmBackbone) -> str:
-    """What keeps a model from being plain; empty where nothing does."""
+    """Why a model is no plain vision transformer; empty if it is one."""
     model: Any = backbone.module
     image = torch.zeros(1, *backbone.image_size, device="meta")
     trace, features = _run(model, image)
     expected = (1, backbone.layout.num_tokens, backbone.dim)
-    if obstacle := _obstacle_in_blocks(trace, backbone) or _obstacle_behind(trace, features, expected):
+    if obstacle := _obstacle_in_blocks(trace, backbone) or _obstacle_after_blocks(trace, features, expected):
         return obstacle
     if not isinstance(getattr(model, "patch_drop", None) or nn.Identity(), nn.Identity):
         return "in training it drops patches; leave patch_drop_rate out"
@@ -75,7 +81,7 @@ def _obstacle_in_blocks(trace: _Trace, backbone: TimmBackbone) -> str:
     return ""
 
 
-def _obstacle_behind(trace: _Trace, features: object, expected: tuple[int, ...]) -> str:
+def _obstacle_after_blocks(trace: _Trace, features: object, expected: tuple[int, ...]) -> str:
     if others := sorted(set(trace.after) - {"norm"}):
         return f"its blocks are followed by more than a norm: {', '.join(others)}"
     if not isinstance(features, Tensor) or features.flatten(1, -2).shape != expected:
@@ -84,24 +90,25 @@ def _obstacle_behind(trace: _Trace, features: object, expected: tuple[int, ...])
 
 
 def _run(model: Any, image: Tensor) -> tuple[_Trace, object]:
-    """One forward pass, and what it gives before the classifier."""
+    """Trace one forward pass; returns the trace and the features before the classifier."""
     trace = _Trace()
 
-    def note_block(index: int, output: object) -> None:
+    def on_block(index: int, output: object) -> None:
         trace.blocks.append(index)
         trace.shapes.append(tuple(output.shape) if isinstance(output, Tensor) else None)
 
-    def note_part(name: str) -> None:
+    def on_child(name: str) -> None:
         if len(trace.blocks) >= len(model.blocks):
             trace.after.append(name)
 
     hooks = [
-        block.register_forward_hook(lambda _, args, output, index=index: note_block(index, output))
+        block.register_forward_hook(lambda _, args, output, index=index: on_block(index, output))
         for index, block in enumerate(model.blocks)
-    ] + [
-        part.register_forward_pre_hook(lambda *_, name=name: note_part(name))
-        for name, part in model.named_children()
-        if not isinstance(part, nn.Identity)
+    ]
+    hooks += [
+        child.register_forward_pre_hook(lambda *_, name=name: on_child(name))
+        for name, child in model.named_children()
+        if not isinstance(child, nn.Identity)
     ]
     try:
         return trace, model.forward_features(image)

@@ -1,4 +1,4 @@
-"""Preprocessing from timm's data config, and a digest that notices any change of what it does to pixels."""
+"""Builds timm's evaluation transform, and a digest that changes with anything it does to pixels."""
 
 import hashlib
 import json
@@ -21,15 +21,22 @@ Transform = Callable[[Image.Image], Float[Tensor, "channels height width"]]
 
 
 def data_config(model: nn.Module, image_size: int | None) -> dict[str, Any]:
-    """timm's data config of a model: input size, mean, std, interpolation, crop."""
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # also where model_kwargs set it
-    args = {"input_size": (3, *built_for)} if built_for else {"img_size": image_size} if image_size else {}
+    """The data config of a timm model: input size, mean, std, interpolation, crop."""
+    model_size = getattr(getattr(model, "patch_embed", None), "img_size", None)  # model_kwargs may have set it
+    args: dict[str, Any] = {}
+    if model_size:
+        args["input_size"] = (3, *model_size)
+    elif image_size:
+        args["img_size"] = image_size
     config: dict[str, Any] = resolve_data_config(args, model=model)  # type: ignore[no-untyped-call]
     return config
 
 
 def build_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform: resize, center crop, scale, normalize. Raises ResizeError for too thin an image."""
+    """Build timm's evaluation transform: resize, center crop, scale, normalize.
+
+    The transform raises ResizeError for images that are too thin.
+    """
     steps = create_transform(**config, is_training=False).transforms
     resize = next(step for step in steps if isinstance(step, Resize | ResizeKeepRatio))
     transform: Transform = Compose([_limit(resize), *steps])
@@ -51,12 +58,12 @@ def describe(config: dict[str, Any]) -> str:
 
 
 def is_described(preprocessing: str) -> bool:
-    """Whether `describe` wrote it: the preprocessing of a named model, not of a module of the user's."""
+    """Whether `describe` wrote this, for a named model; the text of a user's own transform looks different."""
     return preprocessing.startswith("{")
 
 
 def transform_digest(transform: Transform) -> str:
-    """Hash of what the transform makes of a fixed synthetic image (not square, with gradients and edges)."""
+    """Digest of the transform's output for a fixed synthetic image (not square, with gradients and edges)."""
     y, x = np.mgrid[0:181, 0:263]
     pixels = np.stack([(3 * x + y) % 256, (x * y // 7) % 256, 255 * ((x // 16 + y // 16) % 2)], axis=-1)
     result = transform(Image.fromarray(pixels.astype(np.uint8)))

@@ -1,4 +1,4 @@
-"""timm's vision transformers as "tokens by layer"."""
+"""Gives the tokens of timm's vision transformers by layer."""
 
 import copy
 import warnings
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from extract.backbones.augmentation import Augment
-from extract.backbones.pre_logits import Tail, tail_of
+from extract.backbones.pre_logits import PreLogits, pre_logits_of
 from extract.backbones.preprocessing import build_transform, data_config, describe
 from store.errors import Note, UserError
 from store.layout import TokenLayout
@@ -21,7 +21,16 @@ TokensByLayer = dict[int, Float[Tensor, "batch tokens dim"]]
 class TimmBackbone:
     """A plain vision transformer of timm: blocks of equal shape over prefix tokens and a patch grid.
 
-    Whether a model is one is found out by `extract.backbones.plain_vit_check.empty_vit`, without its weights.
+    `extract.backbones.plain_vit_check.empty_vit` checks beforehand, without weights, that a model is one.
+
+    Args:
+        name: of the architecture.
+        model_kwargs: that `model` was built with.
+        model: a timm model.
+        image_size: side of the images in pixels; None for the model's own.
+
+    Raises:
+        UserError: the model has no blocks on a patch grid, or prefix tokens of an unknown kind.
     """
 
     def __init__(self, name: str, model_kwargs: dict[str, Any], model: nn.Module, image_size: int | None) -> None:
@@ -37,7 +46,7 @@ class TimmBackbone:
         _note_unseen_pixels(image_size, getattr(patch_embed, "patch_size", ()))
         self.transform, self.preprocessing = build_transform(config), describe(config)
         self.augment = Augment(config)
-        self.tail: Tail | None = tail_of(model)
+        self.tail: PreLogits | None = pre_logits_of(model)
 
     def tokens(self, images: Float[Tensor, "batch channels height width"], layers: Sequence[int]) -> TokensByLayer:
         """See `extract.backbones.backbone.Backbone.tokens`."""
@@ -50,30 +59,30 @@ class TimmBackbone:
             output_fmt="NLC",
             intermediates_only=True,
         )
-        # timm returns ascending layers, and splits prefix tokens off; stored tokens have them in front.
+        # timm returns ascending layers, and the prefix tokens separately; stored tokens have them first
         joined = [torch.cat([out[1], out[0]], dim=1) if isinstance(out, tuple) else out for out in outputs]
         return dict(zip(sorted(layers), joined, strict=True))
 
     def trainable_copy(self, depth: int) -> "TimmBackbone":
-        """The first `depth` blocks in a module of their own, still frozen; the tail's norm is that module's."""
+        """A frozen copy of the first `depth` blocks; the tail shares the final norm with the copied module."""
         copied = copy.copy(self)
         copied.module = copy.deepcopy(self.module).requires_grad_(False)
         copied.module.blocks = copied.module.blocks[:depth]  # type: ignore[index]
-        copied.tail = tail_of(copied.module, shared=True)
+        copied.tail = pre_logits_of(copied.module, shared=True)
         return copied
 
 
 def not_plain(name: str, model_kwargs: dict[str, Any], reason: str) -> UserError:
-    """The refusal of a model of which no tokens by layer can be had."""
+    """The error for a model that is no plain vision transformer."""
     given = f" with model_kwargs {model_kwargs}" if model_kwargs else ""
     return UserError(
         f"backbone.name {name!r}{given} is no plain vision transformer ({reason}); "
-        "legal: timm's vit_*, deit_*, eva*, beit* and their kin"
+        "legal: timm's vit_*, deit_*, eva*, beit* and similar models"
     )
 
 
 def _layout(name: str, model_kwargs: dict[str, Any], model: nn.Module, grid: Sequence[int]) -> TokenLayout:
-    """The tokens as timm orders them: class token, distillation token or registers, patches."""
+    """The layout of timm's tokens: class token, distillation token or registers, patches."""
     counts = {}
     for kind in ("cls_token", "dist_token", "reg_token"):
         parameter = getattr(model, kind, None)
@@ -90,7 +99,7 @@ def _note_unseen_pixels(image_size: int | None, patch: Sequence[int]) -> None:
         assert image_size
         warnings.warn(
             f"backbone.image_size {image_size} is no multiple of the patch's {side} pixels: the last "
-            f"{image_size % side} of every row and column are not seen",
+            f"{image_size % side} of every row and column are not used",
             Note,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""The preprocessing of ViViT's frames: transformers' card of it as timm's data config."""
+"""Translates the preprocessor config of a ViViT checkpoint in transformers to timm's data config."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torchvision.transforms import CenterCrop, Compose
 from extract.backbones.preprocessing import Transform, build_transform
 from store.errors import UserError
 
-# What VivitImageProcessor does where a card does not say otherwise.
+# the defaults of VivitImageProcessor
 _DEFAULTS: dict[str, Any] = {
     "do_resize": True,
     "size": {"shortest_edge": 256},
@@ -27,24 +27,26 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def vivit_data_config(card: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """timm's data config of a card; without one Google's: the shorter side to 256, the center 224, to [-1, 1].
+def vivit_data_config(preprocessor_config: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The data config of timm for a preprocessor config; if that is empty, for Google's preprocessing.
+
+    Google's resizes the shorter side to 256, crops the center 224, and scales to [-1, 1].
 
     Args:
-        card: the fields of a `preprocessor_config.json`.
-        size: (height, width) of a frame in pixels; where it is not the card's, resize and crop keep their ratio.
+        preprocessor_config: the fields of a `preprocessor_config.json`.
+        size: (height, width) of a frame in pixels; if the config has another one, resize and crop keep their ratio.
 
     Raises:
-        UserError: a resize or crop that timm's data config cannot say.
+        UserError: a resize or crop that timm's data config cannot express.
     """
-    fields = _DEFAULTS | (dict(card) or {"do_normalize": False})
+    fields = _DEFAULTS | (dict(preprocessor_config) or {"do_normalize": False})
     crop, resized = _sides(fields["crop_size"]), _sides(fields["size"])
     if not fields["do_resize"] or not fields["do_center_crop"] or crop[0] * resized[1] != crop[1] * resized[0]:
         given = {name: fields[name] for name in ("do_resize", "size", "do_center_crop", "crop_size")}
         raise UserError(
             f"this ViViT's preprocessing is not supported: {given}; legal: a resize, then a crop of the same shape"
         )
-    scale = 255 * (fields["rescale_factor"] if fields["do_rescale"] else 1)  # timm's pixels go from 0 to 1
+    scale = 255 * (fields["rescale_factor"] if fields["do_rescale"] else 1)  # timm's pixels are in [0, 1]
     offset = 1 if fields["do_rescale"] and fields["offset"] else 0
     mean, std = (fields["image_mean"], fields["image_std"]) if fields["do_normalize"] else ([0.0] * 3, [1.0] * 3)
     return {
@@ -52,20 +54,22 @@ def vivit_data_config(card: Mapping[str, Any], size: tuple[int, int]) -> dict[st
         "interpolation": Image.Resampling(fields["resample"]).name.lower(),
         "mean": tuple((m + offset) / scale for m in mean),
         "std": tuple(s / scale for s in std),
-        "crop_pct": _crop_share(crop[0], resized[0]),
+        "crop_pct": _crop_pct(crop[0], resized[0]),
         "crop_mode": "center" if "shortest_edge" in fields["size"] else "squash",
     }
 
 
 def build_vivit_transform(config: dict[str, Any]) -> Transform:
-    """timm's evaluation transform with transformers' center: half of an odd margin rounded down."""
+    """Build timm's evaluation transform with transformers' center crop, which rounds half an odd margin down."""
     steps = build_transform(config).transforms  # type: ignore[attr-defined]
-    transform: Transform = Compose([_Center(*step.size) if isinstance(step, CenterCrop) else step for step in steps])
+    transform: Transform = Compose(
+        [_CenterCrop(*step.size) if isinstance(step, CenterCrop) else step for step in steps]
+    )
     return transform
 
 
 @dataclass(frozen=True)
-class _Center:
+class _CenterCrop:
     """The middle `height` x `width` pixels of an image."""
 
     height: int
@@ -81,7 +85,7 @@ def _sides(size: Mapping[str, int]) -> tuple[int, int]:
     return (edge, edge) if edge else (size["height"], size["width"])
 
 
-def _crop_share(crop: int, resized: int) -> float:
-    """crop / resized, such that timm, which rounds crop / share down, finds `resized` again."""
-    share = crop / resized
-    return share if math.floor(crop / share) == resized else math.nextafter(share, 0)
+def _crop_pct(crop: int, resized: int) -> float:
+    """The ratio crop / resized, adjusted so that floor(crop / crop_pct), as in timm, is exactly `resized`."""
+    crop_pct = crop / resized
+    return crop_pct if math.floor(crop / crop_pct) == resized else math.nextafter(crop_pct, 0)

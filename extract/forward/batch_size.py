@@ -1,24 +1,25 @@
-"""How many samples go through the backbone at once."""
+"""Chooses how many samples go through the backbone at once."""
 
 from collections.abc import Callable
 
 import torch
 
-_LARGEST, _ON_CPU = 512, 16  # images; more only leave a CPU's caches, and no longer fill a GPU better
+# images; larger batches leave a CPU's caches, and fill a GPU no better
+_MAX_ON_GPU, _ON_CPU = 512, 16
 
 
 def choose_batch_size(device: torch.device, run: Callable[[int], object], samples: int, frames: int = 1) -> int:
-    """The largest power of two that a GPU has the memory for, 512 images at most; 16 images on a CPU.
+    """The largest power of two that fits into a GPU's memory, 512 images at most; 16 images on a CPU.
 
     Args:
-        run: takes that many samples through all that a batch goes through; what it returns is held while it runs anew,
-            as two batches are under way at a time.
-        samples: how many there are: a batch that holds them all is large enough.
+        run: puts a batch of the given size through every step of the job. Its result is kept while it runs a second
+            time, because two batches are in memory at a time.
+        samples: how many there are; the batch is not larger than needed to hold them all.
         frames: of a sample.
     """
     if device.type == "cpu":
         return max(1, _ON_CPU // frames)
-    size = min(max(1, _LARGEST // frames), 1 << (samples - 1).bit_length())
+    size = min(max(1, _MAX_ON_GPU // frames), 1 << (samples - 1).bit_length())
     while size > 1 and not _fits(run, size):
         torch.cuda.empty_cache()
         size //= 2
@@ -27,9 +28,9 @@ def choose_batch_size(device: torch.device, run: Callable[[int], object], sample
 
 def _fits(run: Callable[[int], object], size: int) -> bool:
     try:
-        held = run(size)
+        first = run(size)
         run(size)
     except torch.OutOfMemoryError:
         return False
-    del held
+    del first
     return True

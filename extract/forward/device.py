@@ -1,4 +1,4 @@
-"""Devices: which one computes and in what precision, moving tensors there, and how much memory it has."""
+"""Chooses the device and precision to compute with, configures the process for it, and measures its memory."""
 
 import ctypes
 from contextlib import suppress
@@ -9,17 +9,41 @@ from torch import Tensor
 
 from store.errors import UserError
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def configure_process() -> None:
+    """Set what holds for the whole process: exact float32 convolutions, and malloc thresholds for training steps.
+
+    Every public function that computes calls this first.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # as by default in torch's matrix products
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory that is freed; other C libraries are left alone.
+
+    By default it returns the top of its heap to the kernel after every batch and gets it back, page by page, in the
+    next one: up to a third of the time of a training step on a CPU. The peak is the same.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_THRESHOLD, 2**25)  # its maximum
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one, whose convolutions are then as exact in float32 as its matrix products."""
-    torch.backends.cudnn.allow_tf32 = False
+    """The device to compute on; `auto` is the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: torch cannot compute on that device here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        if not torch.zeros(1, device=resolved).isfinite():  # reading the value back is what the meta device cannot do
+        if not torch.zeros(1, device=resolved).isfinite():  # the meta device cannot read a value
             raise RuntimeError("it cannot compute")
     except (RuntimeError, AssertionError) as error:
         legal = "auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
@@ -35,7 +59,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """To a GPU by way of pinned memory, so that the host does not wait for the copy."""
+    """Move a tensor; to a GPU from pinned memory, so that the host does not wait for the copy."""
     if device.type == "cuda" and not values.is_cuda:
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
@@ -54,27 +78,15 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """What nobody uses, with what torch keeps of a GPU's memory for itself and has not given out."""
+    """Free memory; on a GPU with what torch's allocator has reserved but not allocated."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+    unallocated = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unallocated
 
 
 def bytes_at_once(device: torch.device, of_cpu: int, share_of_gpu: float) -> int:
-    """What a pass may hold: on a GPU a share of all its memory, on a CPU so many bytes, whose caches are as small."""
+    """Bytes that one pass may use: a share of a GPU's memory, or a fixed number on a CPU, to stay in its caches."""
     if device.type != "cuda":
         return of_cpu
     return int(share_of_gpu * torch.cuda.get_device_properties(device).total_memory)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, from now on; other C libraries go on as they are.
-
-    By default it hands the top of its heap back to the kernel after every batch and gets it again, page by page, in the
-    next one: up to a third of the time of a training step on a CPU. The peak is the same.
-    """
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_MMAP_THRESHOLD, 2**25)  # the highest it takes

@@ -1,4 +1,4 @@
-"""Tokens to what a store keeps of them, on the device that computed them: the formats are those of `store.dtypes`."""
+"""Encodes tokens for storage, on the device that computed them; `store.dtypes` defines the formats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from store.config import Dtype
 from store.dtypes import INT8_MAX, KNEE, LARGEST, Encoded
 from store.errors import JobError
 
-_NARROW = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_TORCH_DTYPE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _INT8_LIMIT = torch.finfo(torch.float32).max / 2  # rounding to a step can double a value, which must not overflow
 _TINY = torch.finfo(torch.float32).tiny
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # relative error of the nearest value
@@ -21,14 +21,14 @@ Rms = Float[Tensor, "dim"]
 
 
 class Encoding:
-    """A batch on its way from the device to the host: nothing waits until the `result` is asked for.
+    """A batch that is encoded and copied to the host; on a GPU both run in the background until `result` is called.
 
     Args:
         tokens: layer -> (samples, tokens, dim) float32.
         ids: of the samples, for messages.
-        rms: layer -> (dim,), in the tokens' own unit and on their device; int8 alone needs it. The error of a value
-            coded q is then at most half a step, (|q| + KNEE / 2 + 0.5) * scale * rms. float16 and bfloat16 round to
-            the nearest: a relative error of at most 2^-11 and 2^-8.
+        rms: layer -> (dim,), in the unit of the tokens and on their device; int8 only. The error of a value with code
+            q is then at most half a step, (|q| + KNEE / 2 + 0.5) * scale * rms. float16 and bfloat16 round to the
+            nearest: a relative error of at most 2^-11 and 2^-8.
 
     Raises:
         ValueError: int8 without rms.
@@ -40,16 +40,16 @@ class Encoding:
         for layer, values in tokens.items():
             self._parts[layer] = [_to_host(part) for part in _encode(values, dtype, rms.get(layer))]
         gpu = next((values.device for values in tokens.values() if values.is_cuda), None)
-        self._arrived = torch.cuda.current_stream(gpu).record_event() if gpu else None
+        self._copied = torch.cuda.current_stream(gpu).record_event() if gpu else None
 
     def result(self) -> dict[int, Encoded]:
-        """Every layer as it is stored.
+        """Wait for the copy; returns every layer's encoded tokens.
 
         Raises:
-            JobError: a value is not finite, or overflows the format; it names sample and layer.
+            JobError: a value is not finite, or overflows the format; the message names sample and layer.
         """
-        if self._arrived:
-            self._arrived.synchronize()
+        if self._copied:
+            self._copied.synchronize()
         for layer, (fits, *_) in self._parts.items():
             if not fits:
                 raise self._not_storable(layer)
@@ -72,11 +72,11 @@ class Encoding:
 def rounding_error(
     tokens: Float[Tensor, "samples tokens dim"], dtype: Dtype, rms: Rms | None = None
 ) -> Float[Tensor, "samples tokens dim"]:
-    """The most by which every value, as a store gives it back, may differ from the one that was encoded.
+    """The largest difference between a decoded value and the one that was encoded.
 
     Args:
-        tokens: decoded values; of int8 whole tokens, as their largest value sets the step.
-        rms: that of the layer; int8 alone needs it.
+        tokens: decoded values; for int8 whole tokens, because the largest value of a token sets its step.
+        rms: of the layer; int8 only.
     """
     if dtype != "int8":
         return tokens.abs() * _ROUNDING[dtype]
@@ -93,38 +93,39 @@ def _too_large(dtype: Dtype) -> str:
     return f"choose store.dtype {' or '.join(wider)}"
 
 
-_NON_FINITE = "the backbone itself yields it: check its weights, or set extract.precision to float32"
+_NON_FINITE = "the backbone computed it: check its weights, or set extract.precision to float32"
 
 
 def _encode(tokens: Float[Tensor, "samples tokens dim"], dtype: Dtype, rms: Rms | None) -> list[Tensor]:
-    """Whether all values fit the format, the values themselves and, for int8, the scale of every token."""
-    extremes = torch.stack(torch.aminmax(tokens))  # which are NaN if any value is
+    """[whether all values fit the format, the encoded values, for int8 the scale of every token]."""
+    extremes = torch.stack(torch.aminmax(tokens))  # NaN if any value is
     if dtype != "int8":
-        return [_fits(extremes, dtype).all(), tokens.to(_NARROW[dtype])]
+        return [_fits(extremes, dtype).all(), tokens.to(_TORCH_DTYPE[dtype])]
     if rms is None:
         raise ValueError("int8 needs the per-channel rms of the layer")
     relative = tokens / rms
     codes = relative.abs()
     largest = codes.amax(dim=-1)
-    # A token of zeros, or one so small that its scale is subnormal, needs a scale to divide by.
+    # clamped, so that a token of zeros, or with a subnormal scale, can be divided by it
     scale = (largest / LARGEST).clamp_min(_TINY)
-    codes /= scale[..., None]  # these are the steps that q (q + KNEE) is solved for, in place from here on
+    # solve q (q + KNEE) = |relative| / scale for q, in place
+    codes /= scale[..., None]
     codes.add_((KNEE / 2) ** 2).sqrt_().sub_(KNEE / 2)
     codes.round_().clamp_max_(INT8_MAX).copysign_(relative)
     return [_fits(extremes, dtype).all() & _fits(largest, dtype).all(), codes.to(torch.int8), scale]
 
 
 def _fits(values: Float[Tensor, "*shape"], dtype: Dtype) -> Bool[Tensor, "*shape"]:
-    return values.abs() < _INT8_LIMIT if dtype == "int8" else values.to(_NARROW[dtype]).isfinite()
+    return values.abs() < _INT8_LIMIT if dtype == "int8" else values.to(_TORCH_DTYPE[dtype]).isfinite()
 
 
 def _to_host(values: Tensor) -> Tensor:
-    """From a GPU the copy is begun and not waited for, which takes memory that the system leaves in its place."""
+    """Copy to the host; from a GPU to pinned memory, without waiting for it."""
     if not values.is_cuda:
         return values.cpu()
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 def _as_array(values: Tensor) -> Any:
-    """zarr-python has no bfloat16: its bit pattern is kept."""
+    """As numpy; bfloat16 as its bit pattern in uint16, because zarr-python has no bfloat16."""
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()

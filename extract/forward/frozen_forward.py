@@ -1,4 +1,7 @@
-"""Samples -> pixels -> frozen forward -> the tokens that a store keeps, or that online training uses directly."""
+"""Runs samples through the frozen backbone: decode, preprocess, forward pass, reduce the tokens.
+
+The extraction stores these tokens; online training uses them directly.
+"""
 
 import os
 from collections import deque
@@ -24,12 +27,18 @@ from extract.sources.open_source import ImageSplit
 from store.config import Tokens
 
 RowTransform = Callable[[Any, int], Float[Tensor, "..."]]
-_AHEAD = 2  # batches decoded while one is in the forward pass
+_AHEAD = 2  # batches that are decoded during a forward pass
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of a split with their pixels; rows that could not be decoded are apart, with the reason."""
+class DecodedBatch:
+    """Rows of a split with their pixels, and the rows that could not be decoded with the reason.
+
+    Attributes:
+        rows: those that were decoded.
+        images: their pixels in the order of `rows`; None if there are none.
+        failed: row -> reason.
+    """
 
     rows: tuple[int, ...]
     images: Images | None
@@ -37,46 +46,53 @@ class Batch:
 
 
 class FrozenForward:
-    """The backbone on its device, from batches of samples to reduced tokens of the chosen layers."""
+    """The frozen backbone on its device: maps batches of samples to the reduced tokens of some layers.
+
+    Args:
+        backbone: its module is moved to the device.
+        layers: absolute indices.
+        tokens: the reduction, as of `store.tokens`.
+        config: device, precision and batch size.
+    """
 
     def __init__(self, backbone: Backbone, layers: Sequence[int], tokens: Tokens, config: ExtractConfig) -> None:
         self.backbone, self.layers, self._tokens = backbone, tuple(layers), tokens
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
-        self._wanted = config.batch_size
-        self._found: dict[int, int] = {}  # batch sizes by numbers of samples
+        self._configured_batch = config.batch_size
+        self._chosen: dict[int, int] = {}  # batch size by number of samples
         backbone.module.to(self.device)
 
     def batch_size(self, samples: int) -> int:
-        """`extract.batch_size`, where that is a number; else what fills the device, or holds so many samples."""
-        if isinstance(self._wanted, int):
-            return self._wanted
-        if samples not in self._found:
+        """`extract.batch_size`; for `auto` what fits the device, and is not larger than needed for so many samples."""
+        if isinstance(self._configured_batch, int):
+            return self._configured_batch
+        if samples not in self._chosen:
             size = self.backbone.image_size
             frames = size[0] if len(size) == 4 else 1
 
             def run(n: int) -> TokensByLayer:
                 return self(torch.zeros(n, *size, device=self.device))
 
-            self._found[samples] = choose_batch_size(self.device, run, samples, frames)
-        return self._found[samples]
+            self._chosen[samples] = choose_batch_size(self.device, run, samples, frames)
+        return self._chosen[samples]
 
     @torch.no_grad()
     def __call__(self, images: Images, layers: Sequence[int] | None = None) -> TokensByLayer:
-        """Reduced tokens of the chosen layers (or of fewer), float32, on the device."""
+        """Reduced tokens of the layers (or of a subset), float32, on the device."""
         with autocast(self.device, self.precision):
             tokens = self.backbone.tokens(to_device(images, self.device), layers or self.layers)
         layout = self.backbone.layout
         return {layer: reduce_tokens(values.float(), layout, self._tokens) for layer, values in tokens.items()}
 
-    def batches(self, split: ImageSplit, groups: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """Decode and preprocess groups of rows in order, a few groups ahead."""
+    def batches(self, split: ImageSplit, groups: Sequence[Sequence[int]]) -> Iterator[DecodedBatch]:
+        """Decode and preprocess groups of rows, in order and a few groups ahead."""
         transform = self.backbone.transform
         return decode_batches(split, groups, lambda picture, row: preprocess(transform, picture, split.ids[row]))
 
 
 def preprocess(transform: Transform, sample: Any, sample_id: str) -> Tensor:
-    """An image, the stacked frames of a clip, or a sample of a user's own dataset, as the backbone takes it.
+    """Apply the backbone's transform to an image, to every frame of a clip, or to a sample of a user's dataset.
 
     Raises:
         DecodeError: an image is so thin that resizing it would take too much memory.
@@ -89,8 +105,14 @@ def preprocess(transform: Transform, sample: Any, sample_id: str) -> Tensor:
         raise undecodable(sample_id, error) from error
 
 
-def decode_batches(split: ImageSplit, groups: Sequence[Sequence[int]], transform: RowTransform) -> Iterator[Batch]:
-    """Decode groups of rows in order, a few groups ahead, on all cores; `transform` gets an image and its row."""
+def decode_batches(
+    split: ImageSplit, groups: Sequence[Sequence[int]], transform: RowTransform
+) -> Iterator[DecodedBatch]:
+    """Decode groups of rows on all cores, in order and a few groups ahead.
+
+    Args:
+        transform: maps a decoded sample and its row to a tensor.
+    """
     pending: deque[list[Future[Tensor | str]]] = deque()
     with thread_pool(os.cpu_count(), "decode") as pool:
         for position, group in enumerate(groups):
@@ -106,8 +128,8 @@ def _load(split: ImageSplit, row: int, transform: RowTransform) -> Float[Tensor,
         return str(error)
 
 
-def _collect(rows: Sequence[int], loaded: list[Tensor | str]) -> Batch:
-    good = [(row, image) for row, image in zip(rows, loaded, strict=True) if isinstance(image, Tensor)]
+def _collect(rows: Sequence[int], loaded: list[Tensor | str]) -> DecodedBatch:
+    decoded = [(row, image) for row, image in zip(rows, loaded, strict=True) if isinstance(image, Tensor)]
     failed = {row: reason for row, reason in zip(rows, loaded, strict=True) if isinstance(reason, str)}
-    images = torch.stack([image for _, image in good]) if good else None
-    return Batch(tuple(row for row, _ in good), images, failed)
+    images = torch.stack([image for _, image in decoded]) if decoded else None
+    return DecodedBatch(tuple(row for row, _ in decoded), images, failed)

@@ -1,4 +1,4 @@
-"""Threads that nobody waits for once the job is given up."""
+"""Provides thread pools that do not block the end of an interrupted job."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def thread_pool(size: int | None, name: str) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads are waited for in the end, but not after an interrupt.
+    """A pool whose threads are joined at the end, except after an interrupt.
 
-    An interrupt can strike while the main thread holds a future's own lock; the thread that is to fill that future
-    then waits for ever, and so would whoever waits for the thread.
+    An interrupt can strike while the main thread holds the lock of a future. The thread that is to set this future then
+    waits forever, so joining it would too.
     """
     pool = ThreadPoolExecutor(size, thread_name_prefix=name)
     try:

@@ -1,1 +1,1 @@
-"""Decodes images strictly: damaged files are errors, never wrong pixels."""
+"""Decodes images strictly: a damaged file is an error, never an image with wrong pixels."""

@@ -1,7 +1,7 @@
-"""Encoded bytes to an upright 8-bit RGB image, the same for every source, or a DecodeError.
+"""Decodes an image to upright 8-bit RGB, in the same way for every source, or raises DecodeError.
 
-Alpha is dropped, not composited: that is what `convert("RGB")` does in torchvision's and timm's loaders, hence what
-their weights were trained on. 16-bit grayscale is scaled to 8 bits, where Pillow's own conversion would clip it.
+Alpha is dropped, not composited, as `convert("RGB")` does in torchvision's and timm's loaders, with which the weights
+were trained. 16-bit grayscale is scaled to 8 bits; Pillow's own conversion would clip it.
 """
 
 import io
@@ -22,12 +22,12 @@ from store.errors import UserError
 
 Image.init()
 
-# Only formats that Pillow decodes by itself: its EPS and WMF readers, for instance, start other programs.
-_WANTED = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "MPO", "PPM", "TIFF")
-FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
-ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS) | {".mpo"}
+# Only formats that Pillow decodes itself: its EPS and WMF readers, for instance, start other programs.
+_SUPPORTED = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "MPO", "PPM", "TIFF")
+FORMATS = tuple(name for name in _SUPPORTED if name in Image.OPEN)
+EXTENSIONS = frozenset(ext for ext, name in Image.registered_extensions().items() if name in FORMATS) | {".mpo"}
 
-_MOST_SCANS = 100  # an encoder writes ten or twenty; a few bytes more cost another pass over all pixels
+_MAX_SCANS = 100  # encoders write ten or twenty; each costs another pass over all pixels, but only a few bytes
 _TILE_SIDES = (322, 323)  # TIFF tags
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -42,28 +42,36 @@ _UPRIGHT = {
 
 
 class DecodeError(UserError):
-    """One sample is no image that can be decoded. Takes the whole message, as torch's workers rebuild it from that."""
+    """A sample cannot be decoded. Its only argument is the message, from which torch's workers rebuild it."""
 
 
 def decode_rgb(encoded: bytes, sample_id: str) -> Image.Image:
-    """Upright 8-bit RGB; the first frame of an animation."""
+    """Decode an image file to upright 8-bit RGB; of an animation, the first frame.
+
+    Raises:
+        DecodeError: the bytes are not an image, or a damaged one; the message names `sample_id`.
+    """
     if not encoded:
-        raise undecodable(sample_id, ValueError("it holds no bytes"))
+        raise undecodable(sample_id, ValueError("it is empty"))
     try:
         image = _load(encoded)
     except MemoryError:
         raise
-    except Exception as error:  # from damaged bytes Pillow's readers may raise nearly anything
+    except Exception as error:  # for damaged bytes Pillow's readers may raise nearly any error
         raise undecodable(sample_id, error) from error
     return to_rgb(image, sample_id)
 
 
 def to_rgb(image: Image.Image, sample_id: str) -> Image.Image:
-    """A decoded image of any mode, turned upright by its EXIF orientation, as 8-bit RGB."""
+    """Convert a decoded image of any mode to 8-bit RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        DecodeError: the image has no pixels, or pixels whose white is unknown; the message names `sample_id`.
+    """
     try:
         if 0 in image.size:
             raise ValueError(f"it has no pixels (size {image.width} x {image.height})")
-        turn = _UPRIGHT.get(_orientation(image))  # read first: the conversion may drop it
+        turn = _UPRIGHT.get(_orientation(image))  # read before the conversion, which may drop it
         rgb = _convert(image)
         return rgb if turn is None else rgb.transpose(turn)
     except MemoryError:
@@ -73,19 +81,20 @@ def to_rgb(image: Image.Image, sample_id: str) -> Image.Image:
 
 
 def undecodable(sample_id: str, error: Exception) -> DecodeError:
+    """The DecodeError of a sample, with its cause and the remedy."""
     return DecodeError(
         f"sample {sample_id!r} cannot be decoded: {_reason(error)}. "
-        "Repair or remove it; a job with data.on_error: skip goes on without such samples"
+        "Repair or remove it, or set data.on_error: skip to go on without such samples"
     )
 
 
 def _load(encoded: bytes) -> Image.Image:
-    """The decoded image; where a format can tell that data are missing or damaged, they are an error."""
+    """Decode with the strictest reader of the format, so that missing or damaged data are an error."""
     with _quiet_pillow():
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _check_effort(image, encoded)
         if isinstance(image, TiffImageFile):
-            return load_tiff(image, encoded)  # reads the rest of its tags, and warns of them, only here
+            return load_tiff(image, encoded)  # Pillow reads more tags here, and may warn of them
     if image.format in ("JPEG", "MPO"):
         return load_jpeg(image, encoded)
     if image.format == "PNG":
@@ -95,9 +104,9 @@ def _load(encoded: bytes) -> Image.Image:
 
 
 def _check_effort(image: Image.Image, encoded: bytes) -> None:
-    """Pillow has limits for pixels and texts, but not for these."""
-    if "progressive" in image.info and (n_scans := encoded.count(b"\xff\xda")) > _MOST_SCANS:
-        raise ValueError(f"it has {n_scans} scans, where {_MOST_SCANS} are legal; save it anew")
+    """Limit scans and tile sizes; Pillow limits only pixels and text."""
+    if "progressive" in image.info and (n_scans := encoded.count(b"\xff\xda")) > _MAX_SCANS:
+        raise ValueError(f"it has {n_scans} scans; legal: at most {_MAX_SCANS}; save it again")
     if isinstance(image, TiffImageFile):
         width, length = (image.tag_v2.get(side, 0) for side in _TILE_SIDES)
         if Image.MAX_IMAGE_PIXELS and width * length > Image.MAX_IMAGE_PIXELS:
@@ -105,7 +114,7 @@ def _check_effort(image: Image.Image, encoded: bytes) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8, and 1 where the EXIF block is damaged: the pixels are still good."""
+    """EXIF orientation 1..8; 1 if the EXIF block is damaged, since the pixels are still good."""
     try:
         with _quiet_pillow():
             return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -117,19 +126,19 @@ def _convert(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_wide_gray(image)
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, which have no fixed white; save it with 8 or 16 bits")
+        raise ValueError("its pixels are floating-point numbers without a fixed white value; save it with 8 or 16 bits")
     if image.mode == "RGB":
         return image
     if image.mode == "La":
         return image.convert("LA").convert("RGB")
     if image.mode in ("P", "PA"):
-        # By way of RGBA, because a palette with transparency makes the direct conversion warn; same colors.
+        # Via RGBA, with the same colors: the direct conversion warns of a palette with transparency.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
 
 def _from_wide_gray(image: Image.Image) -> Image.Image:
-    """Modes I;16 and I (which holds 16 bits too, in some formats): 65535 becomes 255."""
+    """Scale modes I;16 and I (which has 16 bits in some formats) to 8 bits: 65535 becomes 255."""
     gray = np.asarray(image)  # (height, width), uint16 or int32
     if gray.min() < 0 or gray.max() > 65535:
         raise ValueError(f"its gray values {gray.min()} to {gray.max()} exceed 16 bits; save it with 8 or 16 bits")
@@ -138,9 +147,9 @@ def _from_wide_gray(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs; shrink it"
+        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels, the limit against decompression bombs; scale it down"
     if isinstance(error, UnidentifiedImageError):
-        return f"it is not an image in a known format ({', '.join(FORMATS)}), or of a kind that Pillow does not read"
+        return f"it is not an image in a known format ({', '.join(FORMATS)}), or of a kind that Pillow cannot read"
     return str(error) or type(error).__name__
 
 
@@ -148,7 +157,7 @@ _filters_lock = threading.Lock()
 
 
 def _renew_lock() -> None:
-    """A forked DataLoader worker must not inherit a lock that a thread of its parent held."""
+    """Replace the lock in a forked DataLoader worker: in the parent, another thread may have held it."""
     global _filters_lock
     _filters_lock = threading.Lock()
 
@@ -159,9 +168,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow's warnings ignored, but for the decompression bomb, which becomes an error.
+    """Ignore Pillow's warnings, except that of a decompression bomb, which becomes an error.
 
-    Warning filters belong to the whole process, so threads take turns; pixels are decoded outside.
+    Warning filters are global, so threads take turns; pixels are decoded outside of this block.
     """
     with _filters_lock, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,4 +1,4 @@
-"""Pixels of a JPEG from a decoder that reports what Pillow ignores: data that end early or contradict themselves.
+"""Decodes a JPEG with a decoder that reports what Pillow ignores: data that end early or are inconsistent.
 
 libjpeg only warns of such data and fills the rest with gray, and Pillow drops its warnings. simplejpeg wraps the same
 library with the same settings, so its pixels equal Pillow's bit for bit, but in strict mode a warning is an error.
@@ -11,22 +11,22 @@ from jaxtyping import UInt8
 from PIL import Image
 from simplejpeg import decode_jpeg
 
-_COLORS = {"RGB": "RGBX", "L": "GRAY", "CMYK": "CMYK"}  # by Pillow's mode, which keeps RGB in four bytes
-_MAJOR_REVISION = slice(11, 12)  # of JFIF, behind the segment's name
-# Sampling such as 4:1:0, which only the library below TurboJPEG decodes, and scans that some encoders repeat.
+_COLORS = {"RGB": "RGBX", "L": "GRAY", "CMYK": "CMYK"}  # by Pillow's mode; Pillow has RGB in four bytes
+_MAJOR_REVISION = slice(11, 12)  # of JFIF, after the segment's name
+# Subsampling such as 4:1:0, which libjpeg decodes but TurboJPEG does not, and scans that some encoders repeat.
 _HARMLESS = re.compile("Could not determine subsampling|Inconsistent progression sequence")
 _SURPLUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-_MOST_PADDING = 16  # bytes; some encoders fill up to a whole word before the end marker
+_MAX_PADDING = 16  # bytes; some encoders pad to a whole word before the end marker
 
 
 def load_jpeg(image: Image.Image, encoded: bytes) -> Image.Image:
-    """The decoded image of a JPEG, or of the first image of an MPO, that Pillow has opened.
+    """Decode a JPEG, or the first image of an MPO, that Pillow has opened.
 
     Raises:
-        ValueError: the data are cut or damaged so that the decoder notices.
+        ValueError: the decoder found the data to be truncated or damaged.
     """
     pixels = decode_strictly(image, encoded)
-    if pixels is None or image.mode == "CMYK":  # of CMYK, Pillow knows which files store it inverted
+    if pixels is None or image.mode == "CMYK":  # Pillow knows which files store CMYK inverted
         image.load()
         return image
     decoded = Image.frombytes(image.mode, image.size, pixels, "raw", "RGBX" if image.mode == "RGB" else "L")
@@ -35,10 +35,10 @@ def load_jpeg(image: Image.Image, encoded: bytes) -> Image.Image:
 
 
 def decode_strictly(image: Image.Image, encoded: bytes) -> UInt8[np.ndarray, "height width channels"] | None:
-    """Pixels of an opened JPEG (RGB as RGBX); None where only a lenient decoder gives them, and they may be right.
+    """The pixels of an opened JPEG (RGB as RGBX); None if it is valid, but only Pillow can decode it.
 
     Raises:
-        ValueError: the data are cut or damaged so that the decoder notices.
+        ValueError: the decoder found the data to be truncated or damaged.
     """
     try:
         pixels: UInt8[np.ndarray, "height width channels"] = decode_jpeg(
@@ -47,12 +47,12 @@ def decode_strictly(image: Image.Image, encoded: bytes) -> UInt8[np.ndarray, "he
     except ValueError as error:
         if _is_harmless(str(error)):
             return None
-        raise ValueError(f"its JPEG data are damaged or cut ({error})") from error
+        raise ValueError(f"its JPEG data are damaged or truncated ({error})") from error
     return pixels
 
 
 def _with_known_revision(encoded: bytes) -> bytes:
-    """With JFIF revision 1: another one changes no pixel, but its warning would hide those of the data."""
+    """Set JFIF revision 1: another one changes no pixel, but its warning would hide warnings of the data."""
     if encoded[6:11] != b"JFIF\0" or encoded[_MAJOR_REVISION] == b"\1":
         return encoded
     return encoded[: _MAJOR_REVISION.start] + b"\1" + encoded[_MAJOR_REVISION.stop :]
@@ -60,5 +60,5 @@ def _with_known_revision(encoded: bytes) -> bytes:
 
 def _is_harmless(warning: str) -> bool:
     if surplus := _SURPLUS.search(warning):
-        return int(surplus[1]) <= _MOST_PADDING
+        return int(surplus[1]) <= _MAX_PADDING
     return _HARMLESS.search(warning) is not None

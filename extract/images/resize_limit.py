@@ -1,4 +1,4 @@
-"""How many pixels Pillow makes of an image while it resizes it: for a thin one far more than the image has."""
+"""Limits the pixels that Pillow allocates to resize an image: for a thin image, far more than the image has."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,33 +7,35 @@ from PIL import Image
 
 
 class ResizeError(ValueError):
-    """An image so thin that it cannot be resized within the memory that the largest legal image takes."""
+    """An image is so thin that resizing it would take more memory than the largest legal image does."""
 
 
 def check_resize(width: int, height: int, new_width: int, new_height: int) -> None:
-    """Refuse more pixels than Pillow's limit for an image, be it in the result or between the two steps to it.
+    """Refuse a resize with more pixels than Pillow's limit for an image, in the result or between its two steps.
 
     Raises:
-        ResizeError: there would be more, or none.
+        ResizeError: there would be more pixels, or none.
     """
     if not new_width or not new_height:
-        raise ResizeError(f"nothing is left of its {width} x {height} pixels once it is resized; crop or remove it")
-    # Pillow resizes all rows to the new width first, and then the columns.
+        raise ResizeError(f"resizing its {width} x {height} pixels leaves none; crop or remove it")
+    # Pillow first resizes all rows to the new width, then the columns.
     n_pixels = new_width * max(height, new_height)
     if Image.MAX_IMAGE_PIXELS and n_pixels > Image.MAX_IMAGE_PIXELS:
         raise ResizeError(
-            f"its {width} x {height} pixels become {n_pixels:,} while it is resized, more than the limit of "
+            f"its {width} x {height} pixels become {n_pixels:,} during the resize, more than the limit of "
             f"{Image.MAX_IMAGE_PIXELS:,}; crop or remove it"
         )
 
 
 @dataclass(frozen=True)
 class ResizeLimit:
-    """Hands an image on to a resize that stays within the limit.
+    """A transform that refuses an image that the next transform, a resize, would make too large.
 
     Args:
-        to: whether the resize gives exactly `width` x `height`, or keeps the ratio of sides and covers that, or fits
-            into it.
+        width: of the resize.
+        height: of the resize.
+        to: `exact` if the resize gives `width` x `height`; `cover` or `fit` if it keeps the aspect ratio, and the
+            result covers this size or fits into it.
     """
 
     width: int
@@ -41,6 +43,7 @@ class ResizeLimit:
     to: Literal["exact", "cover", "fit"]
 
     def __call__(self, image: Any) -> Any:
+        """The image, unchanged; raises ResizeError if it is refused. A tensor is not checked."""
         if isinstance(image, Image.Image):
             check_resize(image.width, image.height, *self._resized(image.width, image.height))
         return image

@@ -1,11 +1,11 @@
-"""What a dask worker does: loads the frozen backbone once, then extracts whole shards and makes their values durable.
+"""Runs in dask workers: loads the frozen backbone once, then extracts whole shards and makes their values durable.
 
-It marks nothing: that is for the job that holds the store's lock. Before each write it looks whether its job still
-does, so that a worker which outlived its job, or slept, leaves the store alone.
+A worker never marks a shard; only the job that holds the store's lock does. Before each write it checks that its job
+still holds the lock, so a worker that outlives its job, or hangs for a while, does not touch the store.
 """
 
+import os
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -16,15 +16,15 @@ from distributed import Worker, WorkerPlugin, get_worker
 from distributed.utils import sync
 from jaxtyping import UInt8
 
-from extract.backbones.backbone import Backbone, digests, load_backbone
-from extract.config import BackboneConfig, ClipConfig, ExtractConfig
-from extract.forward.frozen_forward import FrozenForward
-from extract.job.shard import ShardExtractor
-from extract.sources.open_source import ImageSplit
-from extract.sources.videos import decoder
+from extract.backbones.backbone import digests
+from extract.forward.device import configure_process
+from extract.job.extraction_job import ExtractionJob
+from extract.job.shard_extractor import ShardExtractor
+from extract.sources.videos import decoder_info
 from store.address import store_url
-from store.arrays import read_rms
-from store.config import Tokens
+from store.array_io import read_array
+from store.arrays import SAMPLE_DIGEST, MarkPlace, read_rms
+from store.compare import differences
 from store.errors import JobError
 from store.kvstore import KeyValueStore
 from store.lock import Watch
@@ -32,124 +32,113 @@ from store.schema import Schema
 from store.writer import StoreWriter
 
 
-@dataclass(frozen=True)
-class Work:
-    """All that a worker must know of a job.
+class ExtractionPlugin(WorkerPlugin):
+    """Carries a job to every worker of the cluster, also to workers that join later.
 
-    Attributes:
-        splits: the samples, in the order of the store; their files must be reachable from every worker.
-        recipe: what the backbone is loaded from; where there is none, `backbone` itself travels.
-        owner: the id of the job's lock.
-        marks: where marks and digests go, if these are layers on their way into a store (`store.growing`).
-        threads: how many torch may use; None leaves that to the worker.
+    Args:
+        job: its source is in the order of the store; all workers must be able to read its files.
+        schema: of the store, or of layers that are added to it.
+        lock_id: of the lock by which the job holds the store.
+        marks: where commit marks and digests go: those of the store, or of layers being added (`store.growing`).
     """
 
-    store: str
-    schema: Schema
-    splits: dict[str, ImageSplit]
-    skip: bool
-    owner: str
-    config: ExtractConfig
-    tokens: Tokens
-    recipe: BackboneConfig | None
-    clips: ClipConfig | None
-    backbone: Backbone | None
-    marks: str = ""
-    threads: int | None = None
-
-
-class Extractor(WorkerPlugin):
-    """A job's work, as every worker of the cluster is given it, those that come later included."""
-
-    def __init__(self, name: str, work: Work) -> None:
-        self.name, self._work = name, work
+    def __init__(self, job: ExtractionJob, schema: Schema, lock_id: str, marks: MarkPlace) -> None:
+        self.name = f"sidecache-{lock_id}"
+        self.job, self.schema, self.lock_id, self.marks = job, schema, lock_id, marks
 
     def setup(self, worker: Worker) -> None:
         """See `WorkerPlugin`."""
         self._worker, self._mutex = worker, Lock()
 
     def extract(self, split: str, number: int) -> None:
-        """Compute one shard, and write it; workers of several threads take turns.
+        """Compute and write one shard; the threads of a worker take turns.
 
-        The job hears of start and end by events: a task's result would stay with the worker, and be lost with it.
+        Start and end are sent to the job as events: the result of a dask task would stay on the worker, and be lost
+        with it.
 
         Raises:
-            UserError, JobError: as of `ShardExtractor.extract` and `StoreWriter.write`; or this worker's files,
-                weights or precision are not those of the job.
+            UserError, JobError: as of `ShardExtractor.extract` and `StoreWriter.write`; or the files, weights or
+                precision of this worker differ from the job's.
         """
-        shard = {"split": split, "shard": number, "worker": self._worker.address}
+        event = {"split": split, "shard": number, "worker": self._worker.address}
         with self._mutex:
-            self._tell(shard)
-            self._tell(shard | {"written": self._hand.extract(split, number)})
+            self._send(event)
+            self._send(event | {"written": self._loaded.extract(split, number)})
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        """Returns when the scheduler has it; `Worker.log_event` would leave it in a buffer, to be lost with us."""
-        sync(self._worker.loop, self._worker.scheduler.log_event, topic=self.name, msg=message)
+    def _send(self, event: dict[str, Any]) -> None:
+        """Return once the scheduler has received it; `Worker.log_event` buffers, and a worker's death loses that."""
+        sync(self._worker.loop, self._worker.scheduler.log_event, topic=self.name, msg=event)
 
     @cached_property
-    def _hand(self) -> "_Hand":
-        return _Hand(self._work, self._worker.name)  # by the first task: `setup` would stop heartbeats meanwhile
+    def _loaded(self) -> "_LoadedJob":
+        """Loaded by the first task rather than in `setup`, which would block the worker's heartbeats."""
+        return _LoadedJob(self, self._worker.name)
 
 
 def extract_on_worker(name: str, split: str, number: int) -> None:
-    """The task of a shard; `name` is that of the job's plugin."""
+    """The dask task of one shard; `name` is that of the job's plugin."""
+    configure_process()
     plugin = get_worker().plugins[name]
-    assert isinstance(plugin, Extractor)
+    assert isinstance(plugin, ExtractionPlugin)
     plugin.extract(split, number)
 
 
-class _Hand:
-    """The backbone, loaded and checked to be the job's."""
+class _LoadedJob:
+    """A job on this worker, with its backbone loaded and verified."""
 
-    def __init__(self, work: Work, worker_name: Any) -> None:
-        if work.threads:
-            torch.set_num_threads(work.threads)
-        backbone = work.backbone or load_backbone(work.recipe, work.clips)  # type: ignore[arg-type]
-        config = work.config.model_copy(update={"device": _device(work.config.device, worker_name)})
-        forward = FrozenForward(backbone, work.schema.layers, work.tokens, config)
-        _require_same(work.schema, {**digests(backbone), "precision": forward.precision, **_decoder(work.schema)})
-        self._folder, self._work = KeyValueStore(store_url(work.store)), work
-        self._folder.stay_on_disk()
-        self._digests: dict[str, UInt8[np.ndarray, "samples 16"]] = {}
-        self._writer = StoreWriter(self._folder, work.schema, Watch(self._folder, work.owner), work.marks)
-        self._extractor = ShardExtractor(
-            work.splits, forward, work.schema, read_rms(self._folder, work.schema), work.skip
+    def __init__(self, plugin: ExtractionPlugin, worker_name: Any) -> None:
+        schema, settings = plugin.schema, plugin.job.extract
+        if not settings.scheduler:  # the workers of this machine share its cores
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.workers))
+        # open the store
+        kvstore = KeyValueStore(store_url(plugin.job.store.path))
+        kvstore.stay_on_disk()
+        self._kvstore, self._schema = kvstore, schema
+        self._writer = StoreWriter(kvstore, schema, Watch(kvstore, plugin.lock_id), plugin.marks)
+        # load the backbone, and compare it with the job's
+        job = plugin.job.on_worker(_device(settings.device, worker_name))
+        self._splits = job.source.splits
+        self._extractor = ShardExtractor(job, schema, read_rms(kvstore, schema))
+        _require_same(
+            schema, {**digests(job.backbone), "precision": self._extractor.precision, **_decoder_digest(schema)}
         )
+        self._sample_digests: dict[str, UInt8[np.ndarray, "samples 16"]] = {}
 
     def extract(self, split: str, number: int) -> dict[str, Any]:
+        """Write one shard; returns its status, skipped samples and forward time."""
         self._check_samples(split, number)
         [shard] = self._extractor.extract(split, [number])
         self._writer.write(split, number, shard.tokens, shard.status)
         return {"status": shard.status.tolist(), "skipped": shard.skipped, "forward_seconds": shard.forward_seconds}
 
     def _check_samples(self, split: str, number: int) -> None:
-        """This machine may have other files in the same places."""
-        if split not in self._digests:
-            self._digests[split] = self._folder.read_array(f"{split}/sample_digest")
-        samples, known = self._work.splits[split], self._digests[split]
-        for row in self._work.schema.shards(split).rows(number):
-            if samples.digest(row) != known[row].tobytes():
+        """Compare the samples of a shard with those that the job listed: this machine may have other files."""
+        if split not in self._sample_digests:
+            self._sample_digests[split] = read_array(self._kvstore, f"{split}/{SAMPLE_DIGEST}")
+        samples, listed = self._splits[split], self._sample_digests[split]
+        for row in self._schema.shards(split).rows(number):
+            if samples.digest(row) != listed[row].tobytes():
                 raise JobError(
-                    f"sample {samples.ids[row]!r} of {split} is not on this worker what it was when the job listed it; "
+                    f"sample {samples.ids[row]!r} of {split} differs on this worker from the one that the job listed; "
                     "all workers must see the same files"
                 )
 
 
 def _require_same(schema: Schema, found: dict[str, str]) -> None:
-    for name, value in found.items():
-        if (wanted := getattr(schema.provenance, name)) != value:
-            raise JobError(
-                f"this worker's {name} is {value}, the job's is {wanted}; all workers must have the same weights, "
-                "libraries and kind of device (or name extract.device and extract.precision)"
-            )
+    pairs = {name: (getattr(schema.provenance, name), value) for name, value in found.items()}
+    for name, (wanted, value) in differences(pairs).items():
+        raise JobError(
+            f"this worker's {name} is {value}, the job's is {wanted}; all workers must have the same weights, "
+            "libraries and kind of device (or set extract.device and extract.precision)"
+        )
 
 
-def _decoder(schema: Schema) -> dict[str, str]:
-    return {"decoder_digest": decoder().digest} if schema.provenance.decoder_digest else {}
+def _decoder_digest(schema: Schema) -> dict[str, str]:
+    return {"decoder_digest": decoder_info().digest} if schema.provenance.decoder_digest else {}
 
 
 def _device(device: str, worker_name: Any) -> str:
-    """Workers that see several GPUs take one each, by their number: names are 3, NAME-3, or an address without one."""
+    """One GPU for each worker that sees several, by the number in its name: 3, NAME-3; an address has none."""
     n_gpus, number = torch.cuda.device_count(), re.fullmatch(r"(?:.*-)?(\d+)", str(worker_name))
     if device not in ("auto", "cuda") or n_gpus < 2 or not number:
         return device

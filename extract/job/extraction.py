@@ -1,43 +1,39 @@
-"""The extraction job: find what is missing, run the frozen backbone over it, commit shard after shard."""
+"""Runs an extraction: finds the missing shards of a store, computes them with the frozen backbone and commits them."""
 
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from extract.backbones.backbone import Backbone
-from extract.config import BackboneConfig, DataConfig, ExtractConfig
-from extract.forward.frozen_forward import FrozenForward
 from extract.forward.threads import thread_pool
-from extract.job.open_store import holds_all_samples, open_layers, open_or_create, refuse_full_folder, require_space
-from extract.job.shard import ExtractedShard, ShardExtractor
-from extract.job.wanted_schema import list_split, wanted_schema
-from extract.sources.open_source import ImageSource
+from extract.job.extraction_job import ExtractionJob
+from extract.job.open_store import open_layers, open_or_create, require_space
+from extract.job.shard_extractor import ExtractedShard, ShardExtractor
+from extract.job.store_schema import list_split, schema_of
 from extract.sources.store_order import in_store_order
 from store.address import store_url
-from store.arrays import NEXT, STORED, holds_samples, open_schema, read_rms
-from store.config import StoreConfig
+from store.arrays import NEXT, STORED, MarkPlace, holds_samples, open_schema, read_rms, refuse_foreign_files
+from store.compare import holds_all_samples
 from store.console.progress import progress
-from store.growing.added_layers import MARKS_OF_ADDED, finish_layers
+from store.growing.added_layers import finish_layers
 from store.growing.growth import read_known
 from store.kvstore import KeyValueStore
-from store.layout import resolve_layers
 from store.lock import Lock, hold, remove_dead
 from store.reader import Store, open_store
 from store.schema import Schema
 from store.writer import StoreWriter
 
-Missing = Mapping[str, Sequence[int]]  # split -> shards
+ShardsBySplit = Mapping[str, Sequence[int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """What one run of the job did.
+    """The result of one run of the job.
 
     Attributes:
-        path: where the store is, as given.
-        samples_written: counted again for layers that are added.
-        retries: how many shards were begun again, because a worker was lost or failed.
+        path: of the store, as configured.
+        samples_written: a sample that was also extracted for added layers counts again.
+        retries: how many shards were started again because a worker failed or was lost.
     """
 
     store: Store
@@ -48,125 +44,113 @@ class Extraction:
     retries: int = 0
 
 
-def extract_tokens(
-    source: ImageSource,
-    backbone: Backbone,
-    data: DataConfig,
-    store: StoreConfig,
-    config: ExtractConfig,
-    recipe: BackboneConfig | None = None,
-    again: Missing | None = None,
-) -> Extraction:
-    """Bring a store to completion: only its missing shards are extracted, none where it is whole.
+def extract_tokens(job: ExtractionJob, damaged: ShardsBySplit | None = None) -> Extraction:
+    """Complete a store: extract its missing shards only, none if it is complete.
 
-    Samples and layers that it does not know are added to it (docs/growing.md).
+    Samples and layers that the store does not have yet are added to it (docs/growing.md).
 
     Args:
-        recipe: what the backbone was loaded from, for workers to load it too; without it they are sent the backbone.
-        again: shards that are damaged; they count as missing once it is clear that this job can extract them.
+        damaged: shards to extract again. They are marked as missing once the store is known to be this job's.
 
     Raises:
         ChangedError: samples that the store holds are gone or changed.
-        UserError: the store there was made from something else; a sample cannot be decoded (`on_error: fail`).
-        JobError: a value cannot be stored, the disk refuses or is too small, another job is at work on the store.
+        UserError: the store was made from something else; a sample cannot be decoded (`on_error: fail`).
+        JobError: a value cannot be stored, the disk refuses or is too small, another job is running on the store.
     """
     started = time.perf_counter()
-    folder = KeyValueStore(store_url(store.path))
-    refuse_full_folder(folder)
-    folder.require_all_regular()  # as `hold` does, before the samples are listed
-    known = read_known(folder)
-    source = in_store_order(source, known.ids if known else {})
-    listings = {name: list_split(name, split) for name, split in source.splits.items()}
-    forward = FrozenForward(backbone, resolve_layers(store.layers, backbone.depth), store.tokens, config)
-    wanted = wanted_schema(source, forward, listings, store)
-    done = _Done()
-    if again or not _is_complete(folder, wanted):
-        with hold(folder) as lock:
-            schema = open_or_create(folder, wanted, source, forward, listings, data, lock, known)
-            for split, shards in (again or {}).items():
-                StoreWriter(folder, schema, lock).unmark(split, shards)
-            job = _Job(folder, source, backbone, data, store, config, recipe, lock)
-            done += job.fill(schema, started)
-            if lacking := set(wanted.layers).difference(schema.layers):
-                done += job.add_layers(schema, sorted(lacking))
+    # refuse an unusable folder before the samples are listed
+    kvstore = KeyValueStore(store_url(job.store.path))
+    refuse_foreign_files(kvstore)
+    # list the samples, those that the store already holds first
+    known = read_known(kvstore)
+    job = replace(job, source=in_store_order(job.source, known.ids if known else {}))
+    listings = {name: list_split(name, split) for name, split in job.source.splits.items()}
+    wanted = schema_of(job, listings)
+    written = _Written()
+    if damaged or not _is_complete(kvstore, wanted):
+        with hold(kvstore) as lock:
+            schema = open_or_create(kvstore, job, wanted=wanted, listings=listings, known=known, lock=lock)
+            for split, shards in (damaged or {}).items():
+                StoreWriter(kvstore, schema, lock).unmark(split, shards)
+            filler = _StoreFiller(job, kvstore, lock)
+            written += filler.fill(schema, started)
+            if added := set(wanted.layers).difference(schema.layers):
+                written += filler.add_layers(schema, sorted(added))
     else:
-        remove_dead(folder)
-    seconds = time.perf_counter() - started
-    return Extraction(open_store(store.path), store.path, done.shards, done.samples, seconds, done.retries)
+        kvstore.require_all_regular()  # as `hold` does
+        remove_dead(kvstore)
+    return written.result(job.store.path, time.perf_counter() - started)
 
 
-def _is_complete(folder: KeyValueStore, wanted: Schema) -> bool:
-    stored = open_schema(folder)
-    if stored is None or folder.read_group(NEXT) is not None or not holds_samples(folder, stored):
+def _is_complete(kvstore: KeyValueStore, wanted: Schema) -> bool:
+    stored = open_schema(kvstore)
+    if stored is None or kvstore.read_group(NEXT) is not None or not holds_samples(kvstore, stored):
         return False
-    if not holds_all_samples(folder, stored, wanted) or not set(wanted.layers) <= set(stored.layers):
+    if not holds_all_samples(stored, wanted, kvstore.place) or not set(wanted.layers) <= set(stored.layers):
         return False
-    return not any(StoreWriter(folder, stored).missing_shards(split) for split in stored.splits)
+    return not any(StoreWriter(kvstore, stored).missing_shards(split) for split in stored.splits)
 
 
 @dataclass(frozen=True)
-class _Done:
+class _Written:
+    """Counts that are added up over the steps of a job."""
+
     shards: int = 0
     samples: int = 0
     retries: int = 0
 
-    def __add__(self, other: "_Done") -> "_Done":
-        return _Done(self.shards + other.shards, self.samples + other.samples, self.retries + other.retries)
+    def __add__(self, other: "_Written") -> "_Written":
+        return _Written(self.shards + other.shards, self.samples + other.samples, self.retries + other.retries)
+
+    def result(self, path: str, seconds: float) -> Extraction:
+        return Extraction(
+            store=open_store(path),
+            path=path,
+            shards_written=self.shards,
+            samples_written=self.samples,
+            seconds=seconds,
+            retries=self.retries,
+        )
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What does not change while a store is filled; `source` is in the order of the store."""
+class _StoreFiller:
+    """Extracts missing shards to a locked store; `job.source` is in the order of the store."""
 
-    folder: KeyValueStore
-    source: ImageSource
-    backbone: Backbone
-    data: DataConfig
-    store: StoreConfig
-    config: ExtractConfig
-    recipe: BackboneConfig | None
+    job: ExtractionJob
+    kvstore: KeyValueStore
     lock: Lock
 
-    def fill(self, schema: Schema, started: float, marks: str = "") -> _Done:
-        """Extract and commit the missing shards of a store, or of the layers whose marks are at `marks`."""
-        writer = StoreWriter(self.folder, schema, self.lock, marks)
+    def fill(self, schema: Schema, started: float, marks: MarkPlace = MarkPlace.STORE) -> _Written:
+        """Extract and commit the missing shards of a store, or of layers that are being added."""
+        writer = StoreWriter(self.kvstore, schema, self.lock, marks)
         missing = {split: writer.missing_shards(split) for split in schema.splits}
         n_shards = sum(map(len, missing.values()))
         if not n_shards:
-            return _Done()
-        if not marks:
-            require_space(self.folder, schema, missing)
-        if self.config.workers > 1 or self.config.scheduler:
-            return _Done(n_shards, *self._on_cluster(schema, missing, writer, started, marks))
-        forward = FrozenForward(self.backbone, schema.layers, self.store.tokens, self.config)
-        rms, skip = read_rms(self.folder, schema), self.data.on_error == "skip"
-        extractor = ShardExtractor(self.source.splits, forward, schema, rms, skip)
-        return _Done(n_shards, _run_here(extractor, missing, writer, schema, started))
+            return _Written()
+        if marks is MarkPlace.STORE:
+            require_space(self.kvstore, schema, missing)
+        if self.job.uses_cluster:
+            from extract.job.cluster import run_on_cluster  # importing dask takes half a second
+            from extract.job.cluster_worker import ExtractionPlugin
 
-    def add_layers(self, schema: Schema, layers: Sequence[int]) -> _Done:
-        """Extract layers that a complete store lacks, and make them part of it."""
+            self.job.backbone.module.to("cpu")  # so that it can be pickled, and workers here have the GPU to themselves
+            plugin = ExtractionPlugin(self.job, schema, self.lock.id, marks)
+            return _Written(n_shards, *run_on_cluster(plugin, missing, writer, started))
+        extractor = ShardExtractor(self.job, schema, read_rms(self.kvstore, schema))
+        return _Written(n_shards, _run_here(extractor, missing, writer, started))
+
+    def add_layers(self, schema: Schema, layers: Sequence[int]) -> _Written:
+        """Extract layers that a complete store does not have, and make them part of it."""
         started = time.perf_counter()
-        forward = FrozenForward(self.backbone, layers, self.store.tokens, self.config)
-        added = open_layers(self.folder, schema, self.source.splits["train"], forward, self.data, self.lock)
-        done = self.fill(added, started, MARKS_OF_ADDED)
-        finish_layers(self.folder, schema, added, self.lock)
-        return done
-
-    def _on_cluster(
-        self, schema: Schema, missing: Missing, writer: StoreWriter, started: float, marks: str
-    ) -> tuple[int, int]:
-        from extract.job.cluster import run_on_cluster  # half a second that other jobs need not wait
-        from extract.job.cluster_worker import Work
-
-        splits, tokens, clips = dict(self.source.splits), self.store.tokens, self.data.clips
-        skip, owner, path = self.data.on_error == "skip", self.lock.id, self.store.path
-        self.backbone.module.to("cpu")  # so that it can travel, and workers here have the GPU to themselves
-        work = Work(path, schema, splits, skip, owner, self.config, tokens, self.recipe, clips, self.backbone, marks)
-        return run_on_cluster(work, missing, writer, started)
+        added = open_layers(self.kvstore, self.job, stored=schema, layers=tuple(layers), lock=self.lock)
+        written = self.fill(added, started, MarkPlace.ADDED_LAYERS)
+        finish_layers(self.kvstore, schema, added, self.lock)
+        return written
 
 
-def _run_here(extractor: ShardExtractor, missing: Missing, writer: StoreWriter, schema: Schema, started: float) -> int:
-    """Extract and commit all missing shards in this process; a shard is written while the next one is computed.
+def _run_here(extractor: ShardExtractor, missing: ShardsBySplit, writer: StoreWriter, started: float) -> int:
+    """Extract and commit shards in this process; a shard is written while the next one is computed.
 
     Returns the number of samples written.
     """
@@ -174,7 +158,7 @@ def _run_here(extractor: ShardExtractor, missing: Missing, writer: StoreWriter, 
     with thread_pool(1, "commit") as pool:
         commit: Future[None] | None = None
         for split, shards in missing.items():
-            total = sum(len(schema.shards(split).rows(shard)) for shard in shards)
+            total = sum(len(extractor.schema.shards(split).rows(shard)) for shard in shards)
             with progress(f"extracting {split}", total, "samples") as advance:
                 for number, shard in zip(shards, extractor.extract(split, shards, advance), strict=True):
                     if commit:
@@ -189,4 +173,11 @@ def _run_here(extractor: ShardExtractor, missing: Missing, writer: StoreWriter, 
 
 def _commit(writer: StoreWriter, split: str, number: int, shard: ExtractedShard, seconds: float) -> None:
     writer.write(split, number, shard.tokens, shard.status)
-    writer.log_and_mark(split, number, shard.status, seconds, shard.forward_seconds, shard.skipped)
+    writer.log_and_mark(
+        split,
+        number,
+        shard.status,
+        seconds=seconds,
+        forward_seconds=shard.forward_seconds,
+        skipped=shard.skipped,
+    )

@@ -1,8 +1,8 @@
-"""A dask cluster of worker processes on this machine, which nobody but its own job can reach.
+"""Starts a dask cluster of worker processes on this machine that only its own job can reach.
 
-A dask scheduler or worker runs whatever is sent to it. Listening on loopback keeps other machines out, but not the
-other users of this one. So every connection needs the certificate of the job: it is made for the job, stays in memory
-and reaches the workers through the pipe by which they are started.
+A dask scheduler or worker runs any code that is sent to it. Listening on loopback keeps out other machines, but not
+other users of this one, so every connection needs the job's certificate. It is made for the job, stays in memory, and
+reaches the workers through the pipe that starts them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ _SETTINGS = {"distributed.worker.daemon": True, "distributed.worker.multiprocess
 
 class _Scheduler(Scheduler):
     def start_http_server(self, *_: Any, **__: Any) -> None:
-        """Not started: dask's pages and metrics answer without a certificate."""
+        """Not started: dask's web pages and metrics need no certificate."""
 
 
 class _Worker(Worker):
@@ -30,16 +30,16 @@ class _Worker(Worker):
 
 @contextmanager
 def local_cluster(n_workers: int, settings: Mapping[str, Any]) -> Iterator[Client]:
-    """A client of `n_workers` processes of one thread each, which end with the block.
+    """A client of `n_workers` processes of one thread each; they end with the block.
 
     Args:
-        settings: of dask, while the cluster is there.
+        settings: dask's configuration while the block runs.
 
     Raises:
-        JobError: workers do not start.
+        JobError: the workers do not start.
     """
     with (
-        TemporaryDirectory(prefix="sidecache-") as scratch,  # the folder that dask would take may belong to others
+        TemporaryDirectory(prefix="sidecache-") as scratch,  # dask's default folder may belong to another user
         dask.config.set({**_SETTINGS, **settings, "temporary-directory": scratch}),
         _start(n_workers) as cluster,
         Client(cluster) as client,
@@ -55,11 +55,13 @@ def _start(n_workers: int) -> SpecCluster:
         **common,
         "worker_class": _Worker,
         "nthreads": 1,
-        "memory_limit": 0,  # a shard's buffers bound it; dask's own limit would kill workers of large backbones
+        "memory_limit": 0,  # a shard's buffers are bounded; dask's limit would kill workers with large backbones
         "silence_logs": "CRITICAL",
     }
     workers = {number: {"cls": Nanny, "options": options} for number in range(n_workers)}
     try:
         return SpecCluster(workers, scheduler, security=security, silence_logs="CRITICAL")
     except RuntimeError as error:
-        raise JobError(f"worker processes did not start ({error.__cause__ or error}); see what they printed") from error
+        raise JobError(
+            f"worker processes did not start ({error.__cause__ or error}); see their output above"
+        ) from error

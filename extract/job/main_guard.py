@@ -1,6 +1,7 @@
-"""The main script of a job, which processes of Python's multiprocessing import before they do anything else.
+"""Refuses to start worker processes from a script that has no `if __name__ == "__main__":` guard.
 
-Without `if __name__ == "__main__":` around its calls it runs the job again there, which starts processes in its turn.
+Processes of Python's multiprocessing import the main script first. Without the guard, each of them would run the job
+again and start processes in turn.
 """
 
 import multiprocessing
@@ -9,18 +10,18 @@ import sys
 
 from store.errors import UserError
 
-_STATUS_OF_RERUN = 64  # the exit status of a process in which the job was run again
+_STATUS_OF_RERUN = 64  # exit status of a process in which the job was run again
 
 
 def require_main_guard() -> None:
-    """Import the main script in a process that does nothing else, to learn whether that runs the job again.
+    """Import the main script in a new process, and check that this does not run the job again.
 
-    There this call is what it looks for, and ends the process at once, from any thread.
+    If it does, it calls this function there, which ends that process at once, from any thread.
 
     Raises:
-        UserError: it does.
+        UserError: the script has no guard.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # multiprocessing's own test
         os._exit(_STATUS_OF_RERUN)
     probe = multiprocessing.get_context("spawn").Process(target=int)
     probe.start()

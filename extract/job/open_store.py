@@ -1,167 +1,117 @@
-"""Opens the store of a job, or creates it, or lets it grow."""
+"""Opens the store of a job: creates it, resumes it, or grows it by new samples or layers."""
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from itertools import chain
 
-import numpy as np
 from rich.filesize import decimal
 
-from extract.config import DataConfig
-from extract.forward.encoding import Encoding
-from extract.forward.frozen_forward import FrozenForward
-from extract.job.shard import report_failures
-from extract.sources.open_source import ImageSource, ImageSplit
-from store.address import free_disk_bytes, local_path
-from store.arrays import DIGEST, STATUS, holds_samples, open_schema, read_log
-from store.console.progress import progress
-from store.dtypes import channel_rms
-from store.errors import JobError, UserError
+from extract.job.extraction_job import ExtractionJob
+from extract.job.int8_calibration import calibrate
+from store.address import free_disk_bytes
+from store.arrays import holds_samples, open_schema, read_log
+from store.compare import Samples, holds_all_samples, refuse_changed_samples
+from store.errors import JobError
 from store.growing.added_layers import begin_layers, read_added
-from store.growing.changes import require_growth
 from store.growing.growth import Known, finish_growth, grow
 from store.kvstore import KeyValueStore
-from store.layout import in_groups
+from store.listing import Listing, read_listing
 from store.lock import Guard
-from store.schema import Schema, require_same
-from store.writer import Listing, StoreWriter, create_store
+from store.schema import Schema
+from store.writer import StoreWriter, create_store
 
-_OF_A_STORE = re.compile(
-    r"zarr\.json.*|(_log|rms|tail)(/.*)?|(train|test)(/(zarr\.json.*|(layer|scale)_\d+|label|sample_id|sample_digest|"
-    rf"{STATUS}|{DIGEST}))?"
+_REMEDY = (
+    "Only new samples of its classes can be added. Put the old ones back, choose another store.path, or extract all to "
+    "a store beside this one: `sidecache extract --on-changed new-store`"
 )
-CALIBRATION_SAMPLES = 32  # they go through the backbone twice; the error of int8 is the same from 8 to 256 of them
 
 
 def open_or_create(
-    folder: KeyValueStore,
+    kvstore: KeyValueStore,
+    job: ExtractionJob,
     wanted: Schema,
-    source: ImageSource,
-    forward: FrozenForward,
     listings: Mapping[str, Listing],
-    data: DataConfig,
-    lock: Guard,
     known: Known | None,
+    lock: Guard,
 ) -> Schema:
-    """The schema of a store that holds, or lacks as shards, all of the wanted samples; of layers those that it had.
+    """The schema of a store that has all wanted samples, extracted or as missing shards, and the layers it had before.
 
     Args:
-        known: what the samples were put in order by.
+        wanted: the schema that the job asks for.
+        known: the samples of the store when `job.source` was put in its order.
 
     Raises:
         OtherStoreError: the store was made from something else.
-        JobError: another job has changed it meanwhile; there is no room; the disk refuses.
+        JobError: another job has changed it since; there is no room; the disk refuses.
     """
-    finish_growth(folder, lock)
-    stored = open_schema(folder)
+    # finish an interrupted growth, and refuse a store that changed while the samples were listed
+    finish_growth(kvstore, lock)
+    stored = open_schema(kvstore)
     if stored != (known and known.schema):
-        raise JobError(f"another job has changed {folder.place} in the meantime; run the same command again")
-    if stored is not None and _was_begun(folder, stored):
-        return _with_new_samples(folder, stored, wanted, listings, lock)
+        raise JobError(f"another job has changed {kvstore.place} in the meantime; run the same command again")
+    # resume or grow a store that has samples
+    if stored is not None and _has_committed(kvstore, stored):
+        return _with_new_samples(kvstore, stored, wanted=wanted, listings=listings, lock=lock)
     if stored == wanted:
         return wanted
-    if stored is not None:  # left by a job that failed before its first shard: there is nothing in it to lose
-        folder.clear()
-    require_space(folder, wanted, {split: list(wanted.shards(split)) for split in wanted.splits})
-    rms = _calibrate(source.splits["train"], forward, data) if wanted.dtype == "int8" else {}
-    tail = forward.backbone.tail.arrays() if forward.backbone.tail else {}
-    create_store(folder, wanted, listings, rms, tail)
+    # create it; a job that failed before its first shard leaves nothing worth keeping
+    if stored is not None:
+        kvstore.clear()
+    require_space(kvstore, wanted, {split: list(wanted.shards(split)) for split in wanted.splits})
+    rms = calibrate(job, wanted.layers) if wanted.dtype == "int8" else {}
+    tail = job.backbone.tail.arrays() if job.backbone.tail else {}
+    create_store(kvstore, wanted, listings=listings, rms=rms, tail=tail)
     return wanted
 
 
-def refuse_full_folder(folder: KeyValueStore) -> None:
-    """Raise UserError where a store would be made among other files than those of one that was begun."""
-    local = local_path(folder.url)
-    if local is None or not local.is_dir() or open_schema(folder) is not None:
-        return
-    for path in chain(local.iterdir(), local.glob("*/*")):  # in a folder of images the first stops it
-        name = path.relative_to(local).as_posix()
-        if not _OF_A_STORE.fullmatch(name) and not path.name.startswith(".") and name != "lost+found":
-            raise UserError(
-                f"{folder.place} holds no store, but other files ({name!r}); choose a store.path of its own"
-            )
-
-
-def _was_begun(folder: KeyValueStore, stored: Schema) -> bool:
-    """Whether a shard was ever committed; growth or repair may have taken back all marks of a small store."""
-    return holds_samples(folder, stored) or read_log(folder).get("extract_seconds", 0.0) > 0
-
-
-def holds_all_samples(folder: KeyValueStore, stored: Schema, wanted: Schema) -> bool:
-    """Whether no sample is new, or other than it was.
-
-    Raises:
-        OtherStoreError: the store was made in another way.
-    """
-    require_same(stored, wanted, folder.place)
-    return (stored.provenance.samples, stored.classes) == (wanted.provenance.samples, wanted.classes)
+def _has_committed(kvstore: KeyValueStore, stored: Schema) -> bool:
+    """Whether a shard was ever committed, according to the log too: growth or repair may have removed all marks."""
+    return holds_samples(kvstore, stored) or read_log(kvstore).get("extract_seconds", 0.0) > 0
 
 
 def _with_new_samples(
-    folder: KeyValueStore, stored: Schema, wanted: Schema, listings: Mapping[str, Listing], lock: Guard
+    kvstore: KeyValueStore, stored: Schema, wanted: Schema, listings: Mapping[str, Listing], lock: Guard
 ) -> Schema:
-    if holds_all_samples(folder, stored, wanted):
+    """The schema of the store after samples that it does not have were added to it, if there are any."""
+    if holds_all_samples(stored, wanted, kvstore.place):
         return stored
-    require_growth(folder, stored, wanted, listings)
+    held = Samples(stored.classes, {split: read_listing(kvstore, split) for split in stored.splits})
+    refuse_changed_samples(held, Samples(wanted.classes, listings), kvstore.place, _REMEDY)
     provenance = stored.provenance.model_copy(update={"samples": wanted.provenance.samples})
     target = stored.model_copy(update={"splits": wanted.splits, "provenance": provenance})
-    lacking, writer = dict[str, list[int]](), StoreWriter(folder, stored)
+    # a shard that is partly filled is extracted again, together with its new samples
+    missing, writer = dict[str, list[int]](), StoreWriter(kvstore, stored)
     for split, info in stored.splits.items():
         grown = info.num_samples != target.splits[split].num_samples
         first_new = info.num_samples // stored.shard_samples if grown else len(stored.shards(split))
-        missing = [shard for shard in writer.missing_shards(split) if shard < first_new]
-        lacking[split] = [*missing, *range(first_new, len(target.shards(split)))]
-    require_space(folder, target, lacking)
-    grow(folder, target, lock, listings)
+        missing_before = [shard for shard in writer.missing_shards(split) if shard < first_new]
+        missing[split] = [*missing_before, *range(first_new, len(target.shards(split)))]
+    require_space(kvstore, target, missing)
+    grow(kvstore, target, lock, listings)
     return target
 
 
 def open_layers(
-    folder: KeyValueStore, stored: Schema, split: ImageSplit, forward: FrozenForward, data: DataConfig, lock: Guard
+    kvstore: KeyValueStore, job: ExtractionJob, stored: Schema, layers: tuple[int, ...], lock: Guard
 ) -> Schema:
-    """The schema of the layers that are added to a store that is complete: those of `forward`.
-
-    Args:
-        split: the training samples, by which int8 is calibrated, for these layers alone.
+    """The schema of layers that are added to a complete store; for int8 they are calibrated first.
 
     Raises:
         JobError: there is no room; the disk refuses.
     """
-    added = stored.model_copy(update={"layers": forward.layers})
-    if read_added(folder) != added:
-        require_space(folder, added, {split: list(added.shards(split)) for split in added.splits})
-        rms = _calibrate(split, forward, data) if added.dtype == "int8" else {}
-        begin_layers(folder, stored, added, rms, lock)
+    added = stored.model_copy(update={"layers": layers})
+    if read_added(kvstore) != added:
+        require_space(kvstore, added, {split: list(added.shards(split)) for split in added.splits})
+        rms = calibrate(job, layers) if added.dtype == "int8" else {}
+        begin_layers(kvstore, stored, added, rms=rms, lock=lock)
     return added
 
 
-def _calibrate(split: ImageSplit, forward: FrozenForward, data: DataConfig) -> dict[int, np.ndarray]:
-    """Per-channel RMS of every layer from a few training samples, drawn by a fixed hash of their ids."""
-    order = sorted(range(len(split)), key=lambda row: hashlib.blake2b(split.ids[row].encode()).digest())
-    rows = sorted(order[:CALIBRATION_SAMPLES])
-    squares: dict[int, list[np.ndarray]] = {layer: [] for layer in forward.layers}  # (dim,) of every sample
-    with progress("calibrating int8", len(rows), "samples") as advance:
-        for batch in forward.batches(split, in_groups(rows, forward.batch_size(len(rows)))):
-            report_failures(batch, split, data.on_error == "skip")
-            if batch.images is not None:
-                tokens = forward(batch.images)
-                Encoding(tokens, [split.ids[row] for row in batch.rows], "float32", {}).result()  # no NaN, no infinity
-                for layer, values in tokens.items():
-                    squares[layer].extend(values.double().square().mean(dim=1).cpu().numpy())
-            advance(len(batch.rows) + len(batch.failed))
-    if not any(squares.values()):
-        raise JobError("none of the training samples can be decoded, so the int8 format cannot be calibrated")
-    return {layer: channel_rms(np.mean(means, axis=0)) for layer, means in squares.items()}
-
-
-def require_space(folder: KeyValueStore, schema: Schema, missing: Mapping[str, Sequence[int]]) -> None:
-    """Refuse a job that cannot fit, before it starts."""
+def require_space(kvstore: KeyValueStore, schema: Schema, missing: Mapping[str, Sequence[int]]) -> None:
+    """Raise JobError if the missing shards do not fit on the disk; compressed ones are not checked."""
     rows = sum(len(schema.shards(split).rows(shard)) for split, shards in missing.items() for shard in shards)
-    n_bytes, free = rows * schema.bytes_per_sample, free_disk_bytes(folder.url)
+    n_bytes, free = rows * schema.bytes_per_sample, free_disk_bytes(kvstore.url)
     if free is not None and schema.compressor is None and n_bytes > free:
         raise JobError(
-            f"{rows:,} samples need {decimal(n_bytes)} at {folder.place}, {decimal(n_bytes - free)} more than are "
+            f"{rows:,} samples need {decimal(n_bytes)} at {kvstore.place}, {decimal(n_bytes - free)} more than are "
             "free; store fewer layers (store.layers), fewer tokens (store.tokens) or one byte a value "
             "(store.dtype: int8)"
         )

@@ -1,1 +1,1 @@
-"""Samples and labels from folders, tables, tars, videos, torchvision or a user's own datasets."""
+"""Lists samples and labels from folders, tables, tars, torchvision or a user's own datasets."""

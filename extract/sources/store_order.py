@@ -1,4 +1,4 @@
-"""The order of a store: the samples that it holds first, in its rows' order, and then the new ones in the source's."""
+"""Reorders a source to match a store: first the samples that the store holds, in its order, then the new samples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from extract.sources.open_source import ImageSource, ImageSplit, Labels
 
 
 class OrderedSplit:
-    """An ImageSplit whose rows are those of another one, in another order."""
+    """An ImageSplit with the rows of another one, in another order."""
 
     def __init__(self, split: ImageSplit, rows: Int64[np.ndarray, "samples"]) -> None:
         self._split, self._rows = split, rows
@@ -25,19 +25,24 @@ class OrderedSplit:
         return self._split[int(self._rows[row])]
 
     def digest(self, row: int) -> bytes:
-        """16 bytes that stand for the sample's content."""
+        """16 bytes that identify the sample's content."""
         return self._split.digest(int(self._rows[row]))
 
 
-def in_store_order(source: ImageSource, ids: Mapping[str, Sequence[str]]) -> ImageSource:
-    """The source with its splits in the order of a store that holds `ids`, as far as the source has them."""
-    splits = {name: _in_order(split, ids.get(name, ())) for name, split in source.splits.items()}
+def in_store_order(source: ImageSource, stored_ids: Mapping[str, Sequence[str]]) -> ImageSource:
+    """The source with every split in the order of a store; ids that the source lacks are skipped.
+
+    Args:
+        source: the source.
+        stored_ids: by split, the ids of the samples that the store holds, in its order.
+    """
+    splits = {name: _reorder(split, stored_ids.get(name, ())) for name, split in source.splits.items()}
     return replace(source, splits=splits)
 
 
-def _in_order(split: ImageSplit, ids: Sequence[str]) -> ImageSplit:
-    row_of = {sample: row for row, sample in enumerate(split.ids)}
-    held = [row_of[sample] for sample in ids if sample in row_of]
-    new = sorted(set(range(len(split))).difference(held))
-    rows = np.array(held + new, np.int64)
+def _reorder(split: ImageSplit, stored_ids: Sequence[str]) -> ImageSplit:
+    row_of = {sample_id: row for row, sample_id in enumerate(split.ids)}
+    stored = [row_of[sample_id] for sample_id in stored_ids if sample_id in row_of]
+    new = sorted(set(range(len(split))).difference(stored))
+    rows = np.array(stored + new, np.int64)
     return split if (np.diff(rows) == 1).all() else OrderedSplit(split, rows)

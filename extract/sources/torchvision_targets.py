@@ -1,4 +1,4 @@
-"""Labels and class names of a torchvision data set, which keeps them under one of many attributes."""
+"""Reads the labels and class names of a torchvision data set, which has them in one of several attributes."""
 
 from typing import Any
 
@@ -14,6 +14,11 @@ _TARGETS = ("targets", "labels", "_labels", "attr", "y")
 
 
 def read_targets(class_name: str, dataset: Any) -> Targets:
+    """The labels of all samples: class indices, or one 0/1 column for each class.
+
+    Raises:
+        UserError: the data set is empty or does not hold class labels.
+    """
     _check_items(class_name, dataset)
     targets = np.asarray(_raw_targets(dataset))
     if not len(dataset):
@@ -22,7 +27,7 @@ def read_targets(class_name: str, dataset: Any) -> Targets:
         raise UserError(f"torchvision.datasets.{class_name} has no class labels; use one for classification")
     if targets.min() < 0:
         raise UserError(
-            f"torchvision.datasets.{class_name} has the label {targets.min()}: unlabelled; use another split"
+            f"torchvision.datasets.{class_name} has the label {targets.min()}: unlabeled; use another split"
         )
     return targets.astype(np.int64)
 
@@ -30,10 +35,10 @@ def read_targets(class_name: str, dataset: Any) -> Targets:
 def _check_items(class_name: str, dataset: Any) -> None:
     try:
         item = dataset[0]
-    except Exception:  # a damaged first image is reported, or skipped, when its turn comes
+    except Exception:  # a damaged first image is reported or skipped when it is extracted
         return
     if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], Image.Image):
-        raise UserError(f"torchvision.datasets.{class_name} does not give pairs of image and label; use another source")
+        raise UserError(f"torchvision.datasets.{class_name} does not yield (image, label) pairs; use another source")
 
 
 def _raw_targets(dataset: Any) -> Any:
@@ -48,13 +53,13 @@ def _raw_targets(dataset: Any) -> Any:
 
 
 def class_names(dataset: Any, targets: Targets) -> tuple[str, ...] | None:
-    """Names by label, or None where the labels themselves must do."""
+    """Class names in order of their index; None if the data set has no names, so that the labels serve as names."""
     n_classes = targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
     for attribute in ("classes", "categories", "attr_names"):
-        given = [_as_text(name) for name in getattr(dataset, attribute, None) or ()]
-        given = [name for name in given if name]  # CelebA's header ends in an empty one
-        if len(given) >= n_classes:
-            return tuple(f"{name} ({k})" if given.count(name) > 1 else name for k, name in enumerate(given))
+        names = [_as_text(name) for name in getattr(dataset, attribute, None) or ()]
+        names = [name for name in names if name]  # CelebA's header ends in an empty one
+        if len(names) >= n_classes:
+            return tuple(f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names))
     return tuple(str(k) for k in range(n_classes)) if targets.ndim == 2 else None
 
 

@@ -1,4 +1,4 @@
-"""A user's own datasets as a source."""
+"""Wraps a user's own map-style datasets as a source."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from store.errors import UserError
 
 
 class DatasetSplit:
-    """A map-style dataset of (sample, label) pairs, read through the backbone's own transform."""
+    """An ImageSplit over a map-style dataset of (sample, label) pairs; samples are images or backbone inputs."""
 
     def __init__(self, name: str, dataset: Any, num_classes: int) -> None:
         self._dataset = dataset
@@ -32,7 +32,7 @@ class DatasetSplit:
         return to_rgb(sample, self.ids[row]) if isinstance(sample, Image.Image) else sample
 
     def digest(self, row: int) -> bytes:
-        """16 bytes that stand for the sample's content."""
+        """16 bytes of blake2b over the sample's pixels or values."""
         sample = self._dataset[row][0]
         mode = sample.mode if isinstance(sample, Image.Image) else ""
         values = np.asarray(sample.convert("RGBA") if mode in ("P", "PA") else sample)
@@ -56,16 +56,30 @@ def _label_of(pair: Any, sample_id: str, num_classes: int) -> np.ndarray:
 
 
 def from_datasets(datasets: Mapping[str, Any], classes: Sequence[str], name: str = "dataset") -> ImageSource:
-    """A source from map-style datasets.
+    """A source from your own map-style datasets, to pass to `extract`, `train` and `run`.
 
     Args:
         datasets: `train` and `test`, each a `torch.utils.data.Dataset` of (image or tensor, label) pairs; a label is a
             class index, or a 0/1 vector over the classes.
         classes: class names; a label is an index into them.
-        name: how reports call it.
+        name: of the data set, for the store and the report.
 
     Raises:
         UserError: a split is missing or empty, or a label is outside the range.
+
+    Example:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> import sidecache as sc
+        >>> pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+        >>> pairs = [(Image.fromarray(image), row % 2) for row, image in enumerate(pixels)]
+        >>> source = sc.from_datasets({"train": pairs[:4], "test": pairs[4:]}, classes=["cat", "dog"])
+        >>> source.splits["test"].ids
+        ['test/00000000', 'test/00000001']
+        >>> source.splits["train"].labels.tolist()
+        [0, 1, 0, 1]
+        >>> source.splits["train"][0].size
+        (32, 32)
     """
     if set(datasets) != {"train", "test"} or not all(len(dataset) for dataset in datasets.values()):
         sizes = {split: len(dataset) for split, dataset in datasets.items()}
@@ -75,4 +89,5 @@ def from_datasets(datasets: Mapping[str, Any], classes: Sequence[str], name: str
     splits = {split: DatasetSplit(split, dataset, len(classes)) for split, dataset in datasets.items()}
     if len({split.labels.ndim for split in splits.values()}) != 1:
         raise UserError("the labels of train and test are of two kinds: class indices in one, 0/1 vectors in the other")
-    return ImageSource(name, tuple(classes), splits["train"].labels.ndim == 2, splits)
+    multi_label = splits["train"].labels.ndim == 2
+    return ImageSource(name=name, classes=tuple(classes), multi_label=multi_label, splits=splits)

@@ -1,1 +1,1 @@
-"""Decodes frames of videos in separate processes, which may hang or die without harm."""
+"""Decodes frames of videos in separate processes, so that no video can hang or crash the job."""

@@ -1,4 +1,8 @@
-"""Container formats of videos, and whether a file is as long as its container says: FFmpeg is silent if it is not."""
+"""Finds out whether a video file is shorter than its container says: FFmpeg does not report every truncated file.
+
+The lengths are parsed here because no library was found that knows them all: MediaInfo (24.12, `IsTruncated`) does not
+notice that a WMV, FLV or Ogg file is truncated, and calls complete live recordings in Matroska truncated.
+"""
 
 import os
 import struct
@@ -7,32 +11,39 @@ from pathlib import Path
 from typing import BinaryIO
 
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpeg", "mpegts", "asf", "flv", "ogg")  # FFmpeg's names
-ENDINGS = frozenset(  # not gif, which is an image here
+EXTENSIONS = frozenset(  # without .gif, which is an image here
     (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
 )
 
-_MUST_FIT = (b"moov", b"mdat", b"moof")
+_REQUIRED_BOXES = (b"moov", b"mdat", b"moof")
 _SEGMENT = b"\x18\x53\x80\x67"
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # a GUID
-_HEADERS = 1 << 16  # bytes; more than the headers of ASF that come before the properties
-_OGG_PAGE = 65_307  # bytes at most
-_AUDIO, _VIDEO, _SCRIPT = 8, 9, 18  # kinds of tags of FLV
+_ASF_HEADER_BYTES = 1 << 16  # more than the headers of ASF that come before the properties
+_MAX_OGG_PAGE = 65_307  # bytes
+_AUDIO, _VIDEO, _SCRIPT = 8, 9, 18  # types of FLV tags
 
 
 class BadVideoError(Exception):
-    """A file is no video, or a damaged one; says what is wrong with "it"."""
+    """A file is not a video, or a damaged one; the message has "it" as the subject."""
 
 
-def check_whole(path: str, format_name: str) -> None:
-    """BadVideoError where the file is shorter than its container says.
+def check_not_truncated(path: str, format_name: str) -> None:
+    """Refuse a file that is shorter than its container says.
 
-    What a container does not tell is in docs/video.md: where a cut at the border of two of its parts cannot be known.
+    docs/video.md lists the containers in which a cut between two parts cannot be noticed.
+
+    Args:
+        path: a file.
+        format_name: FFmpeg's name of the container.
+
+    Raises:
+        BadVideoError: the file is truncated.
     """
-    n_bytes = os.path.getsize(path)  # noqa: PTH202 (the path is text in this process)
+    n_bytes = os.path.getsize(path)  # noqa: PTH202 (a worker has the path as text)
     with Path(path).open("rb") as file:
-        promised = next((end(file, n_bytes) for name, end in _ENDS.items() if name in format_name), 0)
-    if promised > n_bytes:
-        raise BadVideoError(f"it is truncated: it has {n_bytes} bytes, but its container says {promised}")
+        expected = next((find_end(file, n_bytes) for name, find_end in _FIND_END.items() if name in format_name), 0)
+    if expected > n_bytes:
+        raise BadVideoError(f"it is truncated: it has {n_bytes} bytes, but its container says {expected}")
 
 
 def _mov_end(file: BinaryIO, n_bytes: int) -> int:
@@ -44,22 +55,22 @@ def _mov_end(file: BinaryIO, n_bytes: int) -> int:
         size, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if size == 1:
             size = int.from_bytes(head[8:], "big")
-        if size < 8:  # 0 is up to the file's end, the rest is no box
+        if size < 8:  # 0 means up to the end of the file; other values are no box
             break
         position += size
-        if kind in _MUST_FIT:
+        if kind in _REQUIRED_BOXES:
             end = position
     return end
 
 
 def _matroska_end(file: BinaryIO, n_bytes: int) -> int:
-    """Where the first segment ends; if it is of unknown length, as of a live recording, where its last element does."""
+    """Where the first segment ends or, if its length is unknown as in a live recording, where its last element ends."""
     end = 0
     while (identifier := _matroska_number(file)) and (size := _matroska_number(file)):
         unknown = (1 << 7 * len(size)) - 1
         value = int.from_bytes(size, "big") & unknown
         if value == unknown:
-            continue  # what it holds comes next
+            continue  # its elements follow
         end = file.tell() + value
         if identifier == _SEGMENT:
             break
@@ -68,13 +79,13 @@ def _matroska_end(file: BinaryIO, n_bytes: int) -> int:
 
 
 def _matroska_number(file: BinaryIO) -> bytes:
-    """The bytes of an identifier or a size: the leading zero bits say how many there are."""
+    """The bytes of an identifier or a size; the number of leading zero bits gives their count."""
     first = file.read(1)
     return first + file.read(8 - first[0].bit_length()) if first.strip(b"\0") else b""
 
 
 def _avi_end(file: BinaryIO, n_bytes: int) -> int:
-    """Where the last RIFF chunk ends: files above 1 GB have several. A stream's length is 0 or all ones."""
+    """Where the last RIFF chunk ends: files above 1 GB have several. A stream has the length 0 or all ones."""
     end = 0
     while (head := file.read(8))[:4] == b"RIFF" and head[4:] != b"\xff" * 4:
         end = file.tell() + int.from_bytes(head[4:], "little")
@@ -83,15 +94,15 @@ def _avi_end(file: BinaryIO, n_bytes: int) -> int:
 
 
 def _asf_end(file: BinaryIO, n_bytes: int) -> int:
-    """The size that the header tells, which a broadcast does not know."""
-    head = file.read(_HEADERS)
+    """The file's size in the header, which a broadcast does not have."""
+    head = file.read(_ASF_HEADER_BYTES)
     at = head.find(_ASF_PROPERTIES)
     is_broadcast = head[at + 88 : at + 89] in (b"\1", b"\3")
     return 0 if at < 0 or is_broadcast else int.from_bytes(head[at + 40 : at + 48], "little")
 
 
 def _flv_end(file: BinaryIO, n_bytes: int) -> int:
-    """Where the last tag ends, or the file does by its metadata."""
+    """Where the last tag ends, or the file's size in the metadata if it is larger."""
     file.seek(5)
     position, end = int.from_bytes(file.read(4), "big") + 4, 0
     while position < n_bytes:
@@ -104,7 +115,7 @@ def _flv_end(file: BinaryIO, n_bytes: int) -> int:
             end = _flv_file_size(file.read(size))
         position += 11 + size
         end = max(end, position)
-        position += 4  # the tag's length again
+        position += 4  # the tag's length, repeated
     return end
 
 
@@ -115,7 +126,7 @@ def _flv_file_size(metadata: bytes) -> int:
 
 def _ogg_end(file: BinaryIO, n_bytes: int) -> int:
     """Where the last page ends, which must be marked as the end of its stream (RFC 3533, 6)."""
-    start = file.seek(max(0, n_bytes - _OGG_PAGE))
+    start = file.seek(max(0, n_bytes - _MAX_OGG_PAGE))
     tail = file.read()
     at = tail.rfind(b"OggS")
     head = tail[at : at + 27]
@@ -128,13 +139,13 @@ def _ogg_end(file: BinaryIO, n_bytes: int) -> int:
 
 
 def _mpegts_end(file: BinaryIO, n_bytes: int) -> int:
-    """The next multiple of the length of a packet, each of which begins with 0x47, in M2TS after 4 bytes more."""
+    """The next multiple of a packet's length. Each packet begins with 0x47, in M2TS after 4 more bytes."""
     head = file.read(197)
     size = next((size for size, at in ((188, 0), (192, 4)) if head[at : at + 1] == head[at + size :][:1] == b"\x47"), 1)
     return -(-n_bytes // size) * size
 
 
-_ENDS: dict[str, Callable[[BinaryIO, int], int]] = {
+_FIND_END: dict[str, Callable[[BinaryIO, int], int]] = {
     "mov": _mov_end,
     "matroska": _matroska_end,
     "avi": _avi_end,

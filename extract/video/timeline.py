@@ -1,8 +1,11 @@
-"""When the frames of a video begin, and which packets it takes to decode some of them: no pixels."""
+"""Reads when the frames of a video begin and which packets must be decoded to get some of them; decodes no pixels.
+
+Times are presentation timestamps (pts), whole numbers of the stream's time base.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -12,87 +15,101 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from extract.video.containers import BadVideoError
-from extract.video.frames_in_packet import Counter, frame_counter
+from extract.video.frames_per_packet import FrameCounter, frame_counter
 
 _MAX_DELAY = 16  # frames that a decoder holds back: the limit of H.264 and HEVC, and the most of any codec
 
 
-class Run(NamedTuple):
-    """Packets from a key frame to the last that a wanted frame needs, both by their place in the stream."""
+class PacketRange(NamedTuple):
+    """Packets from a key frame to the last one that a wanted frame needs, as indices of the stream's packets."""
 
     first: int
     last: int
 
 
-@dataclass(frozen=True)
+class KeyFrame(NamedTuple):
+    """A packet at which decoding may begin."""
+
+    packet: int
+    pts: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timeline:
     """The frames that are shown, in order of time.
 
-    Attributes:
-        tick: seconds of one unit of time.
-        ticks: when each frame begins.
-        places: which packet holds it, by its place in the stream.
-        keys: place and time of the key frames.
-        end: when the last frame ends.
-        counted: frames are known by their number alone, as in AVI, whose packets bear no usable times.
+    `number` raises OutOfOrderError if the packets' times turn out to be decoding times. Then a timeline that is counted
+    is right, because a decoder outputs frames in the order in which they are shown.
 
-    `number` raises OutOfOrderError where the times turn out to be those of decoding: then a timeline that is counted is
-    right, since a decoder gives frames in the order in which they are shown.
+    Attributes:
+        time_base: seconds of one unit of time.
+        pts: when each frame begins.
+        packets: the packet that holds each frame, as its index in the stream.
+        key_frames: in the order of the stream.
+        end: when the last frame ends.
+        is_counted: whether frames can be identified only by counting, as in AVI, whose packets have no usable times.
     """
 
-    tick: Fraction
-    ticks: list[int]
-    places: list[int]
-    keys: list[tuple[int, int]]
+    time_base: Fraction
+    pts: list[int]
+    packets: list[int]
+    key_frames: list[KeyFrame]
     end: int
-    counted: bool
+    is_counted: bool
 
     @property
     def seconds(self) -> Fraction:
-        return (self.end - self.ticks[0]) * self.tick
+        """Length of the video."""
+        return (self.end - self.pts[0]) * self.time_base
 
     @property
     def rate(self) -> Fraction:
-        """Mean frames a second."""
-        return len(self.ticks) / self.seconds
+        """Mean number of frames per second."""
+        return len(self.pts) / self.seconds
 
     def seconds_at(self, index: int) -> Fraction:
-        """When a frame begins, after the first."""
-        return (self.ticks[index] - self.ticks[0]) * self.tick
+        """When a frame begins, in seconds after the first."""
+        return (self.pts[index] - self.pts[0]) * self.time_base
 
-    def runs(self, wanted: Sequence[int]) -> list[Run]:
-        """The packets to decode for the frames of these indices, in order and apart."""
-        if self.counted:
-            return [Run(0, max(self.places))]  # to the end: only a full count proves that no frame was left out
-        runs: list[Run] = []
-        for run in sorted(Run(self._key_before(index), self.places[index]) for index in wanted):
-            if runs and run.first <= runs[-1].last:
-                runs[-1] = Run(runs[-1].first, max(runs[-1].last, run.last))
+    def packet_ranges(self, wanted: Sequence[int]) -> list[PacketRange]:
+        """The packets to decode for the frames of these indices, in order and without overlap."""
+        if self.is_counted:
+            return [PacketRange(0, max(self.packets))]  # all: only a full count proves that no frame is missing
+        ranges: list[PacketRange] = []
+        for start, end in sorted((self._key_frame_before(index), self.packets[index]) for index in wanted):
+            if ranges and start <= ranges[-1].last:
+                ranges[-1] = PacketRange(ranges[-1].first, max(ranges[-1].last, end))
             else:
-                runs.append(run)
-        return runs
+                ranges.append(PacketRange(start, end))
+        return ranges
 
-    def _key_before(self, index: int) -> int:
-        """The last key frame that comes before the frame both in the stream and when shown."""
-        place, tick = self.places[index], self.ticks[index]
-        return max((key for key, at in self.keys if key <= place and at <= tick), default=0)
+    def _key_frame_before(self, index: int) -> int:
+        """The packet of the last key frame that precedes the frame both in the stream and in time."""
+        packet, pts = self.packets[index], self.pts[index]
+        return max((key.packet for key in self.key_frames if key.packet <= packet and key.pts <= pts), default=0)
 
-    def last_to_check(self, place: int) -> int:
-        """The last packet whose frames `number` must see before the time of that at `place` can be trusted.
+    def last_to_check(self, packet: int) -> int:
+        """The last packet that `number` must see before the time of the frame of `packet` can be trusted.
 
-        For a decoder that holds frames back, which it does to change their order. If the times tell of no other order,
-        they may be those of decoding: then some frames among the next few run backwards.
+        This is for a decoder that holds frames back, as it does to reorder them. If the packets' times show no
+        reordering, they may be decoding times: then the times of some of the next few frames run backwards.
         """
-        if any(b < a for a, b in pairwise(self.places)):
-            return place
-        return min([place + _MAX_DELAY, *(key - 1 for key, _ in self.keys if key > place)])
+        if any(after < before for before, after in pairwise(self.packets)):
+            return packet
+        return min([packet + _MAX_DELAY, *(key.packet - 1 for key in self.key_frames if key.packet > packet)])
 
     def number(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[int | None, VideoFrame]]:
-        """Each decoded frame with its index; None for one that is not in the timeline."""
-        if self.counted:
+        """Each decoded frame with its index; None for one that is not in the timeline.
+
+        Raises:
+            OutOfOrderError: the packets' times are not those of the frames.
+            BadVideoError: the timeline is counted, and the decoder gave another number of frames.
+        """
+        if self.is_counted:
             yield from self._count(frames)
             return
-        index, last = {tick: k for k, tick in enumerate(self.ticks)}, -math.inf
+        index_of = {pts: index for index, pts in enumerate(self.pts)}
+        last = -math.inf
         for frame in frames:
             if frame.pts is None:
                 yield None, frame
@@ -100,112 +117,138 @@ class Timeline:
             if frame.pts < last:
                 raise OutOfOrderError
             last = frame.pts
-            yield index.get(last), frame
+            yield index_of.get(frame.pts), frame
 
     def _count(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
         count = 0
         for frame in frames:
             yield count, frame
             count += 1
-        if count != len(self.ticks):
-            raise BadVideoError(f"it holds {len(self.ticks)} frames, but the decoder gave {count}")
+        if count != len(self.pts):
+            raise BadVideoError(f"it holds {len(self.pts)} frames, but the decoder gave {count}")
 
 
 class OutOfOrderError(Exception):
-    """The times of the packets are not those of the frames: only the order in which the decoder gives them is known."""
-
-
-class _Stamp(NamedTuple):
-    """What is kept of a packet."""
-
-    place: int
-    tick: int
-    duration: int
-    is_key: bool
-    n_frames: int  # new ones that it brings to show
+    """The packets' times are not those of the frames, which can then be identified only by counting."""
 
 
 def read_timeline(
-    container: InputContainer, stream: VideoStream, stop: Fraction | None, counted: bool = False
+    container: InputContainer, stream: VideoStream, stop: Fraction | None, is_counted: bool = False
 ) -> Timeline:
-    """Read the packets' times, up to `stop` seconds after the first frame where that is given.
+    """Read the times of a stream's packets.
 
     Args:
-        counted: tell the frames by their number, as where `Timeline.number` raised OutOfOrderError.
+        container: the open file.
+        stream: its video stream.
+        stop: seconds after the first frame at which reading may end; None reads all packets.
+        is_counted: identify the frames by counting, because `Timeline.number` raised OutOfOrderError.
 
     Raises:
-        BadVideoError: there are no frames, a packet is corrupt, or packets of the container's index are missing.
+        BadVideoError: there are no frames, a packet is corrupt, or packets in the container's index are missing.
     """
-    clock: Any = stream.time_base  # a Fraction or None up to PyAV 18, a class of its own since
+    clock: Any = stream.time_base  # None, or a Fraction up to PyAV 18 and later a class of PyAV
     if clock is None:
-        raise BadVideoError("its stream does not say in what unit its times are")
-    tick = Fraction(clock.numerator, clock.denominator)
-    reader = _Stamps(counted or container.format.name == "avi", frame_counter(stream))
-    cut = reader.read(container.demux(stream), None if stop is None else stop / tick)
-    if cut is None and len(reader.stamps) < len(stream.index_entries):
-        raise BadVideoError(
-            f"its index promises {len(stream.index_entries)} packets, but it holds {len(reader.stamps)}"
-        )
-    return reader.timeline(tick, cut)
+        raise BadVideoError("its stream has no time base")
+    time_base = Fraction(clock.numerator, clock.denominator)
+    reader = _PacketReader(is_counted or container.format.name == "avi", frame_counter(stream))
+    cut = reader.read(container.demux(stream), None if stop is None else stop / time_base)
+    if cut is None and len(reader.packets) < len(stream.index_entries):
+        raise BadVideoError(f"its index has {len(stream.index_entries)} packets, but it holds {len(reader.packets)}")
+    return reader.timeline(time_base, cut)
 
 
-class _Stamps:
-    """The stamps of a stream's packets, in its order, and whether their times name the frames."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PacketInfo:
+    """The properties of a packet that the timeline needs."""
 
-    def __init__(self, counted: bool, count_frames: Counter) -> None:
-        self.stamps: list[_Stamp] = []
-        self._counted, self._count_frames = counted, count_frames
-        self._ticks: set[int] = set()  # of the frames shown
-        self._first = math.inf  # of these
+    index: int
+    pts: int
+    duration: int
+    is_key_frame: bool
+    n_frames: int  # new frames that it adds
+
+
+class _PacketReader:
+    """Reads the packets of a stream in order, and whether their times identify the frames."""
+
+    def __init__(self, is_counted: bool, count_frames: FrameCounter) -> None:
+        self.packets: list[_PacketInfo] = []
+        self._is_counted, self._count_frames = is_counted, count_frames
+        self._shown_pts: set[int] = set()
+        self._first_pts = math.inf
 
     def read(self, packets: "Iterable[Packet[VideoStream]]", stop: Fraction | None) -> int | None:
-        """Read all, or until no later packet can be shown before `stop` ticks after the first frame: that tick."""
-        for place, packet in enumerate(packets):
-            tick = packet.dts if packet.pts is None else packet.pts
-            if tick is None:
+        """Read packets.
+
+        Args:
+            packets: of the stream.
+            stop: units of time after the first frame; reading ends once no later packet can be shown before.
+
+        Returns:
+            The time at which reading ended; None if all packets were read.
+        """
+        for index, packet in enumerate(packets):
+            pts = packet.dts if packet.pts is None else packet.pts
+            if pts is None:
                 if packet.size:
                     raise BadVideoError("its frames have no times")
-                continue  # PyAV's mark of the end
-            self._add(place, packet, tick)
-            if stop is not None and not self._counted and packet.dts is not None:
-                end = self._first + stop
+                continue  # PyAV ends a stream with an empty packet
+            self._add(index, packet, pts)
+            if stop is not None and not self._is_counted and packet.dts is not None:
+                end = self._first_pts + stop
                 if packet.dts >= end:
                     return math.ceil(end)
         return None
 
-    def _add(self, place: int, packet: "Packet[VideoStream]", tick: int) -> None:
+    def _add(self, index: int, packet: "Packet[VideoStream]", pts: int) -> None:
         if packet.is_corrupt:
-            raise BadVideoError(f"its data are damaged or cut off at {float(tick * packet.time_base):g} s")
+            raise BadVideoError(f"its data are damaged or cut off at {float(pts * packet.time_base):g} s")
         n_frames = 0 if packet.is_discard else self._count_frames(packet)
         if n_frames:
-            self._counted |= packet.pts is None or tick in self._ticks or n_frames > 1
-            self._ticks.add(tick)
-            self._first = min(self._first, tick)
+            self._is_counted |= packet.pts is None or pts in self._shown_pts or n_frames > 1
+            self._shown_pts.add(pts)
+            self._first_pts = min(self._first_pts, pts)
         duration = 0 if packet.is_discard else packet.duration or 0
-        self.stamps.append(_Stamp(place, tick, duration, packet.is_keyframe, n_frames))
+        self.packets.append(
+            _PacketInfo(index=index, pts=pts, duration=duration, is_key_frame=packet.is_keyframe, n_frames=n_frames)
+        )
 
-    def timeline(self, tick: Fraction, cut: int | None) -> Timeline:
-        shown = sorted((s.tick, s.place, s.duration) for s in self._shown())
+    def timeline(self, time_base: Fraction, cut: int | None) -> Timeline:
+        """The frames of the packets that were read; with `cut`, those that begin before it."""
+        shown = sorted((packet.pts, packet.index, packet.duration) for packet in self._shown())
         if cut is not None:
-            shown = [entry for entry in shown if entry[0] < cut]
+            shown = [frame for frame in shown if frame[0] < cut]
         if not shown:
             raise BadVideoError("it holds no frames")
-        ticks = [entry[0] for entry in shown]
-        # Without a duration of its own, as in ASF, the last frame is as long as the mean of the others.
-        end = ticks[-1] + max(1, shown[-1][2] or (ticks[-1] - ticks[0]) // max(1, len(ticks) - 1))
-        repeats = (s.tick + s.duration for s in self.stamps if not s.n_frames and s.duration)
-        end = max([end, *repeats])
-        keys = [(s.place, s.tick) for s in self.stamps if s.is_key]
-        return Timeline(tick, ticks, [e[1] for e in shown], keys, end if cut is None else cut, self._counted)
+        pts = [frame[0] for frame in shown]
+        return Timeline(
+            time_base=time_base,
+            pts=pts,
+            packets=[frame[1] for frame in shown],
+            key_frames=[KeyFrame(packet.index, packet.pts) for packet in self.packets if packet.is_key_frame],
+            end=self._end(pts, shown[-1][2]) if cut is None else cut,
+            is_counted=self._is_counted,
+        )
 
-    def _shown(self) -> Iterator[_Stamp]:
-        """The packets whose times are those of frames. A second frame of one has that of the next that brings none."""
-        waiting, stamp = 0, None
-        for stamp in self.stamps:
-            waiting += stamp.n_frames
+    def _end(self, pts: Sequence[int], last_duration: int) -> int:
+        """When the last frame ends; without a duration, as in ASF, it is as long as the mean of the others."""
+        mean_duration = (pts[-1] - pts[0]) // max(1, len(pts) - 1)
+        end = pts[-1] + max(1, last_duration or mean_duration)
+        # packets without a new frame show the last one for longer
+        repeats = (packet.pts + packet.duration for packet in self.packets if not packet.n_frames and packet.duration)
+        return max([end, *repeats])
+
+    def _shown(self) -> Iterator[_PacketInfo]:
+        """A packet for each frame, with the frame's time.
+
+        If a packet adds a second frame, this frame has the time of the next packet that adds none.
+        """
+        waiting, packet = 0, None
+        for packet in self.packets:
+            waiting += packet.n_frames
             if waiting:
                 waiting -= 1
-                yield stamp
+                yield packet
         for later in range(1, waiting + 1):
-            assert stamp is not None
-            yield stamp._replace(tick=stamp.tick + later * max(1, stamp.duration))
+            assert packet is not None
+            yield replace(packet, pts=packet.pts + later * max(1, packet.duration))

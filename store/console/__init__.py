@@ -1,1 +1,1 @@
-"""Text for the terminal: tables, progress bars, and foreign names made safe to print."""
+"""Prints tables and progress bars on the terminal, with untrusted names made safe."""

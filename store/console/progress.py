@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left, on a terminal only: quiet wherever output is kept."""
+"""Shows progress bars with rate and time left, on a terminal only: nothing is printed to files or pipes."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from store.console.visible import one_line
 
 
 class _Rate(ProgressColumn):
-    """Units a second."""
+    """A column with units per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -29,7 +29,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error while the block runs; call the yielded function with the units just done."""
+    """Show a bar on standard error while the block runs; call the yielded function with the units just done."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -38,7 +38,7 @@ def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int]
         _Rate(),
         TimeRemainingColumn(),
     )
-    shown = console.is_terminal and os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one
+    shown = console.is_terminal and os.environ.get("RANK", "0") == "0"  # one process of torchrun
     with Progress(*columns, console=console, transient=True, disable=not shown) as bars:
         task = bars.add_task(one_line(description), total=total, unit=unit)
         yield lambda units: bars.advance(task, units)

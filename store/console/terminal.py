@@ -1,4 +1,4 @@
-"""The terminal, as all tables and reports are printed on it."""
+"""Defines the console that all tables and reports are printed on."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from store.console.visible import visible
 
 
 class Terminal(Console):
-    """A rich console that takes every string as text: [brackets] are no markup, and control characters are codes."""
+    """A rich console without markup: [brackets] are plain text, and control characters are printed as codes."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """See `Console`; cells and titles of tables come through here too."""
+        """See `Console`; cells and titles of tables are rendered here too."""
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})

@@ -1,1 +1,1 @@
-"""Adds samples and layers to an existing store."""
+"""Adds samples and layers to an existing store, while others may read it."""

@@ -1,11 +1,12 @@
-"""How a store grows: what it says of itself and its arrays change as one, whatever is killed when.
+"""Grows a store: its schema and arrays change in one atomic step, also if the job is killed at any moment.
 
-New samples come behind those that are there, so shards that are full stay as they are, and one that was part-filled
-loses its mark and is extracted again. From then on the store is one that lacks some shards, like any other.
+New samples follow the existing ones, so full shards stay as they are. A part-filled last shard loses its mark and is
+extracted again. After that the store is like any other that lacks some shards.
 
-A redo log makes the change one. What is to be is staged below `_log/next`, whose group comes last: it is the decision.
-What follows can be repeated from the log alone, and is, by the next job that holds the lock; until then nobody can open
-the store, and who has it open reads on. A log without its group was never decided upon, and is dropped.
+A redo log makes the step atomic. All changes are staged below `_log/next`; writing this group, which comes last,
+commits them. Applying a committed log can be repeated, so the next job that holds the lock finishes it. Until then the
+store cannot be opened, but programs that have it open go on reading. A log without its group was never committed, and
+is deleted.
 """
 
 import shutil
@@ -16,155 +17,171 @@ import numpy as np
 from jaxtyping import UInt32
 
 from store.address import local_path
-from store.arrays import ADDED, DIGEST, MISSING, NEXT, open_schema, require_listed, shard_arrays
+from store.array_io import create_array, read_array, read_strings, write_array
+from store.arrays import (
+    ADDED,
+    DIGEST,
+    LABEL,
+    MISSING,
+    NEXT,
+    SAMPLE_ID,
+    open_schema,
+    require_listed,
+    shard_arrays,
+)
 from store.errors import JobError
 from store.io_errors import NEEDS_REPLACING
 from store.kvstore import KeyValueStore, wait
+from store.listing import Listing, read_listing, write_listing
 from store.lock import Guard
 from store.schema import Schema
-from store.writer import Listing, StoreWriter, read_listing, write_listing
+from store.writer import StoreWriter
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a store holds, or will when its growth is finished: the ids of every split, in the order of its rows."""
+    """The schema of a store and the sample ids of every split in row order, a committed redo log included."""
 
     schema: Schema
     ids: Mapping[str, Sequence[str]]
 
 
-def read_known(folder: KeyValueStore) -> Known | None:
-    """The samples that a store knows; None where there is no store.
+def read_known(kvstore: KeyValueStore) -> Known | None:
+    """The schema and sample ids of a store, read at one moment; None if there is no store.
 
     Raises:
-        UserError: what lies there is something else, or of another format.
+        UserError: there is something else, or a store of another format.
         JobError: it is damaged.
     """
-    before, now = None, _read_schemas(folder)
-    while now != before:  # another job lets it grow
-        before, failed = now, None
+    previous, schemas = None, _read_schemas(kvstore)
+    while schemas != previous:  # read again if another job grows the store in the meantime
+        previous, failure = schemas, None
         try:
-            known = _read_known(folder, *before)
+            known = _read_known(kvstore, *schemas)
         except JobError as error:
-            known, failed = None, error
-        now = _read_schemas(folder)
-    if failed:
-        raise failed
+            known, failure = None, error
+        schemas = _read_schemas(kvstore)
+    if failure:
+        raise failure
     return known
 
 
-def _read_schemas(folder: KeyValueStore) -> tuple[Schema | None, Schema | None]:
-    """What a store is to say of itself, where a growth is decided; and what it says."""
-    return _read_decided(folder), open_schema(folder)
+def _read_schemas(kvstore: KeyValueStore) -> tuple[Schema | None, Schema | None]:
+    """The schema of a committed redo log, if any, and the store's current one."""
+    return _read_committed(kvstore), open_schema(kvstore)
 
 
-def _read_known(folder: KeyValueStore, decided: Schema | None, stored: Schema | None) -> Known | None:
-    schema = decided or stored
+def _read_known(kvstore: KeyValueStore, committed: Schema | None, stored: Schema | None) -> Known | None:
+    schema = committed or stored
     if schema is None:
         return None
-    staged = {split: f"{NEXT}/{split}/" for split in schema.splits if decided and _is_staged(folder, split, "label")}
-    ids = {split: folder.read_strings(f"{staged.get(split, f'{split}/')}sample_id") for split in schema.splits}
+    ids = {}
+    for split in schema.splits:
+        place = f"{NEXT}/{split}" if committed and _is_staged(kvstore, split, LABEL) else split
+        ids[split] = read_strings(kvstore, f"{place}/{SAMPLE_ID}")
     return Known(schema, ids)
 
 
 def grow(
-    folder: KeyValueStore,
+    kvstore: KeyValueStore,
     target: Schema,
     lock: Guard,
     listings: Mapping[str, Listing] | None = None,
     digests: Mapping[str, UInt32[np.ndarray, "shards layers"]] | None = None,
 ) -> None:
-    """Make a store one of more samples, or of layers that lie there whole.
+    """Change a store to a target schema, which has more samples, or more layers whose values are written already.
 
     Args:
-        target: what it is to say of itself.
-        listings: of all splits, where there are more samples: those that it holds first, as they are.
-        digests: of every split, where there are more layers: `shard_digest` of all layers.
+        listings: of all splits, if there are more samples: the stored ones first, unchanged.
+        digests: of every split, if there are more layers: `shard_digest` of all layers.
 
     Raises:
-        JobError: the disk refused, or another job took the store over; the same call, or `finish_growth`, goes on.
+        JobError: the disk refused, or the lock is lost; the same call, or `finish_growth`, goes on.
     """
-    drop_undecided(folder)
+    drop_redo_log(kvstore)
+    # stage
     for split, listing in (listings or {}).items():
-        write_listing(folder, f"{NEXT}/{split}", listing)
+        write_listing(kvstore, f"{NEXT}/{split}", listing)
     for split, values in (digests or {}).items():
-        folder.write_array(f"{NEXT}/{split}/{DIGEST}", values, ["shard", "layer"])
+        write_array(kvstore, f"{NEXT}/{split}/{DIGEST}", values, ["shard", "layer"])
+    # commit, then apply
     lock.check()
-    folder.write_group(NEXT, {"schema": target.model_dump(mode="json")})
-    finish_growth(folder, lock)
+    kvstore.write_group(NEXT, {"schema": target.model_dump(mode="json")})
+    finish_growth(kvstore, lock)
 
 
-def finish_growth(folder: KeyValueStore, lock: Guard) -> None:
-    """Carry out what was decided, if anything was; it can be repeated at any point.
+def finish_growth(kvstore: KeyValueStore, lock: Guard) -> None:
+    """Apply a committed redo log, if there is one, and delete it; can be repeated at any point.
 
     Raises:
-        JobError: the disk refused, or another job took the store over.
+        JobError: the disk refused, or the lock is lost.
     """
-    target, stored = _read_decided(folder), open_schema(folder)
+    target, stored = _read_committed(kvstore), open_schema(kvstore)
     if target is not None and stored is not None and target != stored:
         for split in target.splits:
             lock.check()
-            if _is_staged(folder, split, "label"):
-                _extend(folder, stored, target, split, lock)
-            if _is_staged(folder, split, DIGEST):
-                _replace_digests(folder, target, split)
+            if _is_staged(kvstore, split, LABEL):
+                _extend(kvstore, stored, target, split=split, lock=lock)
+            if _is_staged(kvstore, split, DIGEST):
+                _replace_digests(kvstore, target, split)
         lock.check()
-        folder.write_group("", target.model_dump(mode="json"))
-    if target is not None and any(_is_staged(folder, split, DIGEST) for split in target.splits):
-        remove_all(folder, ADDED)  # their marks have become the store's
+        kvstore.write_group("", target.model_dump(mode="json"))
+    if target is not None and any(_is_staged(kvstore, split, DIGEST) for split in target.splits):
+        remove_all(kvstore, ADDED)  # these layers are part of the store now
     if target is not None:
-        folder.write_group(NEXT, {})  # done: whatever of the log is gone from now on is not missed
-    drop_undecided(folder)
+        kvstore.write_group(NEXT, {})  # fully applied: an empty group is not committed
+    drop_redo_log(kvstore)
 
 
-def drop_undecided(folder: KeyValueStore) -> None:
-    """Delete a log that decides nothing, or nothing any more."""
-    if folder.has_keys(NEXT):
-        remove_all(folder, NEXT)
+def drop_redo_log(kvstore: KeyValueStore) -> None:
+    """Delete a redo log that was never committed or is fully applied."""
+    if kvstore.has_keys(NEXT):
+        remove_all(kvstore, NEXT)
 
 
-def remove_all(folder: KeyValueStore, name: str) -> None:
-    """Delete all that lies below a name, empty folders too: they would puzzle Zarr readers."""
-    folder.remove(name)
-    if path := local_path(folder.url):
+def remove_all(kvstore: KeyValueStore, name: str) -> None:
+    """Delete everything below a name, also empty folders, which would confuse Zarr readers."""
+    kvstore.remove(name)
+    if path := local_path(kvstore.url):
         shutil.rmtree(path / name, ignore_errors=True)
 
 
-def _read_decided(folder: KeyValueStore) -> Schema | None:
-    attributes = folder.read_group(NEXT)
+def _read_committed(kvstore: KeyValueStore) -> Schema | None:
+    """The target schema of a committed redo log; None if there is none."""
+    attributes = kvstore.read_group(NEXT)
     if not attributes:
         return None
-    decided, stored = Schema.parse(attributes.get("schema", {}), f"{folder.place}{NEXT}"), open_schema(folder)
-    require_listed(folder, decided)
-    if stored is not None and decided.splits.keys() != stored.splits.keys():
+    target, stored = Schema.parse(attributes.get("schema", {}), f"{kvstore.place}{NEXT}"), open_schema(kvstore)
+    require_listed(kvstore, target)
+    if stored is not None and target.splits.keys() != stored.splits.keys():
         raise JobError(
-            f"{folder.place}{NEXT}/zarr.json is no growth of this store, its splits are others; {NEEDS_REPLACING}"
+            f"{kvstore.place}{NEXT}/zarr.json does not fit this store: its splits are others; {NEEDS_REPLACING}"
         )
-    return decided
+    return target
 
 
-def _is_staged(folder: KeyValueStore, split: str, name: str) -> bool:
-    return folder.read_node(f"{NEXT}/{split}/{name}") is not None
+def _is_staged(kvstore: KeyValueStore, split: str, name: str) -> bool:
+    return kvstore.read_node(f"{NEXT}/{split}/{name}") is not None
 
 
-def _extend(folder: KeyValueStore, stored: Schema, target: Schema, split: str, lock: Guard) -> None:
-    """Longer arrays, the listing, and no mark on a shard that was part-filled.
+def _extend(kvstore: KeyValueStore, stored: Schema, target: Schema, split: str, lock: Guard) -> None:
+    """Make the arrays of a split longer, unmark its part-filled shard, and replace the listing.
 
-    The mark goes as a write of zeros over all of the longer shard, once that is its array's shape: what lies behind the
-    old end is then MISSING too, and durably so. The shard's files stay until they are replaced by longer ones, in one
-    step each: whoever has the store open since before goes on reading its rows from either.
+    The mark is removed by writing zeros over all rows of the longer shard, after its array has the new shape: rows
+    beyond the old end are then durably MISSING too. The shard's files stay until each is replaced by a longer one in
+    one step, so that a program that has the store open can read its rows from either.
     """
     for name, metadata in shard_arrays(target, split).items():
-        folder.write_node(f"{split}/{name}", metadata)
-    before = stored.splits[split].num_samples
-    full, part = divmod(before, stored.shard_samples)
-    if part and target.splits[split].num_samples > before:
-        rows = target.shards(split).rows(full)
-        StoreWriter(folder, target, lock).mark(split, full, np.full(len(rows), MISSING, np.uint8))
-    write_listing(folder, split, read_listing(folder, f"{NEXT}/{split}"))
+        kvstore.write_node(f"{split}/{name}", metadata)
+    n_before = stored.splits[split].num_samples
+    n_full, remainder = divmod(n_before, stored.shard_samples)
+    if remainder and target.splits[split].num_samples > n_before:
+        rows = target.shards(split).rows(n_full)
+        StoreWriter(kvstore, target, lock).mark(split, n_full, np.full(len(rows), MISSING, np.uint8))
+    write_listing(kvstore, split, read_listing(kvstore, f"{NEXT}/{split}"))
 
 
-def _replace_digests(folder: KeyValueStore, target: Schema, split: str) -> None:
-    values = folder.read_array(f"{NEXT}/{split}/{DIGEST}")
-    array = folder.create_array(f"{split}/{DIGEST}", shard_arrays(target, split)[DIGEST])
-    wait([array.write(values)], f"write {folder.place}{split}/{DIGEST}")
+def _replace_digests(kvstore: KeyValueStore, target: Schema, split: str) -> None:
+    values = read_array(kvstore, f"{NEXT}/{split}/{DIGEST}")
+    array = create_array(kvstore, f"{split}/{DIGEST}", shard_arrays(target, split)[DIGEST])
+    wait([array.write(values)], f"write {kvstore.place}{split}/{DIGEST}")

@@ -1,1 +1,1 @@
-"""The fast path for stores in a local folder: plain files, read and written without tensorstore."""
+"""Reads and writes the files of a store in a local folder, without tensorstore."""

@@ -1,6 +1,6 @@
-"""Files that are whole and on the disk, or not there: written under another name, synced, and only then renamed.
+"""Writes files so that after a crash each is either whole or missing: under a temporary name, synced, then renamed.
 
-tensorstore does the same for a file at a time; several at once need far fewer commits of the disk's journal.
+tensorstore does the same, one file at a time; several at once need far fewer commits of the disk's journal.
 """
 
 import os
@@ -11,24 +11,24 @@ from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
-TEMPORARY = ".__lock"  # as tensorstore names what it is writing
-_AT_ONCE = 1024  # pieces, of which no system takes more
+TEMPORARY = ".__lock"  # the suffix of the files that tensorstore is writing
+_MAX_PIECES = 1024  # of one writev
 
 
 def write_files(files: Iterable[tuple[Path, Sequence[memoryview]]]) -> None:
-    """Write files whole, each from its pieces, in place of those that are there; all are durable when this returns.
+    """Write files, each from its pieces, replacing existing ones; all are durable when this returns.
 
     Raises:
-        OSError: the disk refuses; files that have their name by then are whole.
+        OSError: the disk refuses; files that were renamed by then are whole.
     """
     folders: set[Path] = set()
-    with ExitStack() as open_files, ThreadPoolExecutor(1, "sync") as pool:  # which syncs one while the next is written
-        begun = []
+    with ExitStack() as open_files, ThreadPoolExecutor(1, "sync") as pool:  # syncs a file while the next is written
+        written = []
         for path, pieces in files:
             folders |= _make_folders(path.parent)
             temporary, file = _write(path, pieces, open_files)
-            begun.append((path, temporary, pool.submit(os.fsync, file)))
-        for path, temporary, synced in begun:
+            written.append((path, temporary, pool.submit(os.fsync, file)))
+        for path, temporary, synced in written:
             synced.result()
             temporary.replace(path)
     for folder in folders:
@@ -36,14 +36,14 @@ def write_files(files: Iterable[tuple[Path, Sequence[memoryview]]]) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a writer of this file left that was killed; the caller must know that no other is at work on it."""
+    """Remove temporary files that a killed writer of this file left; no other writer may be active."""
     for left in path.parent.glob(f"{escape(path.name)}*{TEMPORARY}"):
         left.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where a library is to write a file, which takes the place of `path` once it is on the disk; or else is gone."""
+    """Yield a temporary path to write to; if the block succeeds, that file is synced and replaces `path`."""
     partial = _temporary(path)
     try:
         yield partial
@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _make_folders(folder: Path) -> set[Path]:
-    """Make a folder; it, and whatever folders have a new entry for it."""
+    """Make a folder; returns it and the folders that have a new entry."""
     if folder.is_dir():
         return {folder}
     above = _make_folders(folder.parent)
@@ -65,17 +65,17 @@ def _make_folders(folder: Path) -> set[Path]:
 
 
 def _write(path: Path, pieces: Sequence[memoryview], open_files: ExitStack) -> tuple[Path, int]:
-    """The name and descriptor of a file that holds the pieces, and is gone in the end unless it is renamed."""
+    """Write a temporary file; returns its name and descriptor. It is deleted in the end unless it was renamed."""
     temporary = _temporary(path)
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     open_files.callback(_close, file, temporary)
-    for start in range(0, len(pieces), _AT_ONCE):
-        _write_all(file, list(pieces[start : start + _AT_ONCE]))
+    for start in range(0, len(pieces), _MAX_PIECES):
+        _write_all(file, list(pieces[start : start + _MAX_PIECES]))
     return temporary, file
 
 
 def _temporary(path: Path) -> Path:
-    """A writer's own name for what it is writing, whoever else writes the same file."""
+    """A temporary name that no other writer of the same file uses."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
@@ -95,8 +95,8 @@ def _close(file: int, temporary: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(opened)
+        os.fsync(file)
     finally:
-        os.close(opened)
+        os.close(file)

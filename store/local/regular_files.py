@@ -1,11 +1,11 @@
-"""Below its root, a store in a local folder consists of folders and regular files.
+"""Refuses links, FIFOs, sockets and devices in a store: below its root, a local store has folders and regular files.
 
-Stores come from strangers too. A symbolic link in one would lead what is read, written or deleted to another place, and
-a FIFO would make a reader wait for ever. Nothing here follows a link or opens a file. The root itself may be a link:
-that one the user has chosen.
+A store may come from an untrusted source. A symbolic link in it would redirect reads, writes and deletions to another
+place, and a FIFO would block a reader forever. Nothing here follows a link or opens a file. The root itself may be a
+link, which the user has chosen.
 
-Hard links are legal, since files are replaced by renaming, which leaves their other names alone. Only what tensorstore
-left of a write that was killed is written into as it is.
+Hard links are legal, since files are replaced by renaming, which does not change the other name's content. The
+exception is a temporary file that a killed tensorstore left: tensorstore writes into it.
 """
 
 import os
@@ -26,13 +26,13 @@ _KINDS: dict[str, Callable[[int], bool]] = {
 
 
 class IrregularError(AccessError):
-    """Something at `path` that is neither a folder nor a regular file of the store's own."""
+    """The error for a path that is neither a folder nor a regular file of the store."""
 
     def __init__(self, path: str, kind: str) -> None:
         link = kind.startswith(_LINK)
         super().__init__(
-            f"{path} is {kind}; below its root a store holds folders and regular files alone, so that nothing outside "
-            f"it is read, changed or deleted; {'put a copy of what it leads to in its place, or ' if link else ''}"
+            f"{path} is {kind}; below its root a store has only folders and regular files, so that nothing outside "
+            f"it is read, changed or deleted; {'replace it by a copy of its target, or ' if link else ''}"
             "remove it, then run the same command again",
             f"is {kind}",
         )
@@ -40,27 +40,30 @@ class IrregularError(AccessError):
 
 
 def require_regular(root: str, key: str) -> int | None:
-    """Refuse a key that is, or lies below, anything but folders and regular files; its size, None where it is missing.
+    """Refuse a key that is, or is below, something other than folders and regular files.
+
+    Returns:
+        its size in bytes; None where it is missing.
 
     Raises:
-        IrregularError: names what is in the way.
+        IrregularError: names the path.
     """
-    path, found = root, os.stat_result([0] * 10)
+    path, status = root, os.stat_result([0] * 10)
     for part in key.split("/"):
-        if part in ("", ".", ".."):  # which would lead out of the store
-            raise IrregularError(f"{root}/{key}", "no place within the store")
+        if part in ("", ".", ".."):  # they lead out of the store
+            raise IrregularError(f"{root}/{key}", "not a path within the store")
         path = f"{path}/{part}"
         try:
-            found = os.lstat(path)
+            status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if fault := _fault(path, found):
+        if fault := _fault(path, status):
             raise fault
-    return found.st_size
+    return status.st_size
 
 
 def walk(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Everything below a folder but folders. What is deleted meanwhile may be left out.
+    """Everything below a folder except folders; entries that are deleted in the meantime may be left out.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -73,7 +76,7 @@ def walk(folder: str) -> Iterator[os.DirEntry[str]]:
         except FileNotFoundError:
             continue
         except PermissionError:
-            if place == f"{folder}/lost+found":  # of a disk that is all the store's: nobody but root may list it
+            if place == f"{folder}/lost+found":  # at the root of a file system; only root may list it
                 continue
             raise
         for entry in entries:
@@ -84,24 +87,24 @@ def walk(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def total_bytes(folder: str) -> int:
-    """Of all files below a folder.
+    """The size of all files below a folder.
 
     Raises:
-        IrregularError: something there is neither folder nor regular file.
+        IrregularError: something there is neither a folder nor a regular file.
         OSError: a folder cannot be listed.
     """
     total = 0
     for entry in walk(folder):
         with suppress(FileNotFoundError):
-            found = entry.stat(follow_symlinks=False)
-            if fault := _fault(entry.path, found):
+            status = entry.stat(follow_symlinks=False)
+            if fault := _fault(entry.path, status):
                 raise fault
-            total += found.st_size
+            total += status.st_size
     return total
 
 
 def irregular(folder: str) -> Iterator[IrregularError]:
-    """A refusal for each thing below a folder that is neither folder nor regular file; errors as of `walk`."""
+    """An error for each path below a folder that is neither a folder nor a regular file; raises as `walk`."""
     for entry in walk(folder):
         if not entry.is_file(follow_symlinks=False) or entry.name.endswith(TEMPORARY):
             with suppress(FileNotFoundError):
@@ -109,12 +112,12 @@ def irregular(folder: str) -> Iterator[IrregularError]:
                     yield fault
 
 
-def _fault(path: str, found: os.stat_result) -> IrregularError | None:
-    """What is wrong with a file or folder."""
-    kind = next((name for name, is_one in _KINDS.items() if is_one(found.st_mode)), None)
+def _fault(path: str, status: os.stat_result) -> IrregularError | None:
+    """The error for a path; None for a regular file or a folder."""
+    kind = next((name for name, is_kind in _KINDS.items() if is_kind(status.st_mode)), None)
     if kind == _LINK:
         with suppress(OSError):
             kind += f" to {os.readlink(path)!r}"  # noqa: PTH115 (Path would drop a slash at the end)
-    elif kind is None and path.endswith(TEMPORARY) and stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+    elif kind is None and path.endswith(TEMPORARY) and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
         kind = "left from a write that was killed, and has a second name (a hard link), through which it would change"
     return IrregularError(path, kind) if kind else None

@@ -233,9 +233,9 @@ def test_a_missing_file_or_card_is_reported(saved: Path, tiny_backbone: TimmBack
     [
         ("{", "is no JSON: "),
         ("[]", "is no adaptor's card: "),
-        ("null", "is no adaptor's card: it is no JSON object"),
+        ("null", "is no adaptor's card: it is not a JSON object"),
         ("[[", "is no JSON: "),
-        ("{}", "is no adaptor's card: its content does not fit its checksum: it was damaged, or edited by hand; put "),
+        ("{}", "is no adaptor's card: its content does not match its checksum: it was damaged, or edited by hand; "),
         ("\xff", "is no JSON: "),
     ],
 )
@@ -318,7 +318,7 @@ def test_an_adaptor_may_be_renamed_and_its_weights_moved(tiny_backbone: TimmBack
     assert torch.equal(load_adaptor(path, device="cpu").probabilities(images), expected)
     card["classes"] = card["classes"][::-1]
     path.with_suffix(".json").write_text(json.dumps(card))
-    assert "does not fit its checksum: it was damaged, or edited by hand" in refuse(path)
+    assert "does not match its checksum: it was damaged, or edited by hand" in refuse(path)
 
 
 def test_nothing_reaches_the_backbone(saved: Path, tiny_backbone: TimmBackbone) -> None:

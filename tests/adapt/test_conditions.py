@@ -1,4 +1,4 @@
-"""Conditions tell all that decides an outcome apart, and nothing else; rows of one run directory keep them."""
+"""Conditions hold all settings that affect a result, except method, options and seed; rows keep them."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -8,7 +8,7 @@ import pytest
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.report.comparison import sections_of
+from adapt.report.comparison import comparisons_of
 from adapt.report.fingerprint import conditions_of
 from adapt.report.seed_averages import summarize
 from adapt.training.loop import Settings
@@ -28,12 +28,12 @@ def test_every_setting_but_the_seed_is_a_condition() -> None:
 
 
 @pytest.mark.parametrize("name", [*IDENTITY, "data"])
-def test_everything_that_decides_a_feature_is_a_condition(name: str) -> None:
+def test_everything_that_features_depend_on_is_a_condition(name: str) -> None:
     changed = conditions(identity=IDENTITY | {name: "another"})
     assert len([key for key, value in conditions().items() if changed[key] != value]) == 1
 
 
-def test_a_solved_method_knows_no_epochs() -> None:
+def test_a_solved_method_has_no_epochs() -> None:
     assert conditions("linear_probe", epochs=30, batch_size=8, optimizer="sgd") == conditions("linear_probe")
     assert conditions("linear_probe", balance_classes=True) != conditions("linear_probe")
 
@@ -42,7 +42,7 @@ def test_a_run_directory_keeps_settings_apart(tiny_config: MakeConfig) -> None:
     sc.run(tiny_config())
     sc.run(tiny_config("train.epochs=1"))
     rows = sc.run(tiny_config("methods=[linear_probe]", "train.class_weights=balanced"))
-    plain, balanced = sections_of(summarize(rows))
+    plain, balanced = comparisons_of(summarize(rows))
     assert [s.label for s in plain.summaries] == ["linear_probe", "losa epochs=2", "losa epochs=1"]
     assert [s.label for s in balanced.summaries] == ["linear_probe"]
     assert balanced.title.endswith(" · balance_classes=true")
@@ -54,5 +54,5 @@ def test_a_grown_dataset_has_a_table_of_its_own(tiny_config: MakeConfig) -> None
     (folder,) = config.data.root.glob("train/blue")  # type: ignore[union-attr]
     (folder / "more.png").write_bytes((folder / "0.png").read_bytes())
     before, after = summarize(sc.run(config))
-    assert before.judged_by["samples"] != after.judged_by["samples"]
-    assert len(sections_of([before, after])) == 2
+    assert before.protocol["samples"] != after.protocol["samples"]
+    assert len(comparisons_of([before, after])) == 2

@@ -1,4 +1,4 @@
-"""Any configuration and any command line: exit status 2 and a message, never a traceback, never a hang."""
+"""Any configuration and any command line ends in exit status 2 and a message, never in a traceback or a hang."""
 
 import sys
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sidecache as sc
-from adapt.config.pipeline import load_config
+from adapt.config.load_config import load_config
 from adapt.job.intrinsic_dimension import parse_dims
 from adapt.planning.planner import parse_bytes
 from store.errors import UserError
@@ -81,7 +81,7 @@ def test_a_bomb_is_refused(text: str, message: str, tmp_path: Path) -> None:
     assert message in refused(tmp_path, text)
 
 
-# What a text may hold
+# Texts
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_tag_makes_no_object(tag: str, tmp_path: Path) -> None:
     assert "could not determine a constructor for the tag" in refused(tmp_path, f"{MINIMAL}name: {tag}")
 
 
-def test_a_key_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+def test_control_characters_of_a_key_are_escaped(tmp_path: Path) -> None:
     message = refused(tmp_path, MINIMAL + '"a\\nb\\e[31m\\u202e": 1')
     assert message.startswith("a\\nb\\u001b[31m\\u202e: unknown key")
 
@@ -182,14 +182,14 @@ Command = Callable[..., str]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command that goes as far as its job, and no further; its message."""
+    """Run a command that stops before its job; returns its message."""
 
     def stop(*_: object, **__: object) -> None:
         raise UserError("the job would begin")
 
-    for place in ("sidecache.extract", "sidecache.run", "sidecache._extract_first"):
+    for place in ("sidecache.extract", "sidecache.run", "sidecache.steps.extract_first"):
         monkeypatch.setattr(place, stop)
-    monkeypatch.setattr("adapt.planning.planner.draw_up_plan", stop)
+    monkeypatch.setattr("adapt.planning.planner.make_plan", stop)
     write(tmp_path, MINIMAL)
 
     def attempt(name: str, *options: str) -> str:
@@ -207,7 +207,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return attempt
 
 
-WORDS = st.text(st.characters(exclude_characters="\0"), max_size=20)  # lone surrogates too, as from a name of bytes
+# lone surrogates too, as in a file name that is not UTF-8
+WORDS = st.text(st.characters(exclude_characters="\0"), max_size=20)
 
 
 @QUICK
@@ -223,7 +224,7 @@ def test_any_budget_is_bytes_or_refused(command: Command, text: str) -> None:
     try:
         assert parse_bytes(text) >= 0
     except UserError as error:
-        assert "is no number of bytes; legal are such as 20GB" in str(error)  # noqa: PT017
+        assert "is not a number of bytes; legal: such as 20GB" in str(error)  # noqa: PT017
     assert command("plan", f"--budget={text}")
 
 

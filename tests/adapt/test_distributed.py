@@ -1,4 +1,4 @@
-"""Two processes train what one trains."""
+"""Data-parallel training gives the result of one process, and `World` broadcasts JSON values."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.run_dir.files import write_text
-from adapt.training.distributed import World, _copy_progress, world
+from adapt.training.distributed import World, _copy_results, world
 
 ROOT = Path(__file__).parents[2]
 METHODS = "methods=[linear_probe, bitfit, {name: losa, rank: 4, token_rank: 2}]"
@@ -26,7 +26,7 @@ def adaptors(run_dir: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def test_two_processes_train_what_one_trains(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
-    # SGD: Adam would blow up rounding where a gradient is all but zero. 18 training samples, so parts of 3.
+    # SGD, since Adam amplifies rounding where a gradient is nearly zero. 18 training samples, so parts of 3.
     config = tiny_config(METHODS, "train.batch_size=6", "train.optimizer=sgd")
     alone = {row.method: row for row in sc.run(config)}
     two = config.model_copy(update={"run_dir": tmp_path / "two"})
@@ -55,12 +55,12 @@ def test_two_processes_train_what_one_trains(tiny_config: Callable[..., Config],
             torch.testing.assert_close(theirs[method][name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_another_process_copies_what_tells_the_progress_and_no_store(tmp_path: Path) -> None:
+def test_another_process_copies_results_and_searches_but_no_store(tmp_path: Path) -> None:
     run, copy = tmp_path / "run", tmp_path / "copy"
     for name in ("results.json", "search/s.json", "cache.zarr/train/c/0", ".run.lock"):
         write_text(run / name, "x")
     copy.mkdir()
-    _copy_progress(run, copy)
+    _copy_results(run, copy)
     assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} == {
         "results.json",
         "search/s.json",
@@ -70,13 +70,13 @@ def test_another_process_copies_what_tells_the_progress_and_no_store(tmp_path: P
 @pytest.mark.parametrize(
     "value", [None, "séparé\n", "\ud800", [], {"train": [0, 2**62, -1], "test": []}, ["streamed", "why"]]
 )
-def test_what_one_process_tells_reaches_the_others(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broadcast_value_reaches_the_others(value: object, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[torch.Tensor] = []
     monkeypatch.setattr(dist, "broadcast", lambda tensor, src: sent.append(tensor.clone()))
     assert World(0, 2).broadcast(value) == value
     arriving = iter(sent)
     monkeypatch.setattr(dist, "broadcast", lambda tensor, src: tensor.copy_(next(arriving)))
-    assert World(1, 2).broadcast("what it would say itself") == value
+    assert World(1, 2).broadcast("its own value") == value
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

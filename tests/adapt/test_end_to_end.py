@@ -1,4 +1,4 @@
-"""Training through the backbone: the same rows, head and results as from the cache; images augmented by the seed."""
+"""Training through the backbone: the same rows and head as from the store; images are augmented by the seed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,8 @@ from PIL import Image
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.features.image_batches import ImageBatches
-from adapt.job.feature_set import Inputs
-from adapt.job.training_job import adaptor_path
+from adapt.job.inputs import Inputs
+from adapt.job.trial_run import adaptor_path
 from extract.backbones.augmentation import Augment, random_box
 from extract.backbones.backbone import TappedBackbone, TimmBackbone
 from extract.sources.user_datasets import from_datasets
@@ -55,7 +55,7 @@ def test_an_end_to_end_adaptor_predicts_what_was_evaluated(tiny_config: MakeConf
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_adaptors_run_in_the_precision_of_their_training(tiny_config: MakeConfig, precision: str) -> None:
-    """Whatever that of the extraction."""
+    """With any precision of the extraction."""
     extracted = {"float32": "bfloat16", "bfloat16": "float32"}[precision]
     config = tiny_config(
         "methods=[layernorm, linear_probe]", f"train.precision={precision}", f"extract.precision={extracted}"
@@ -76,21 +76,28 @@ def test_the_search_tries_every_point_and_resumes_between_them(
 ) -> None:
     config = tiny_config("methods=[bitfit]", "sweep={lr: [0.001, 0.01], weight_decay: [0.0, 0.1]}")
     trained: list[float] = []
-    import adapt.training.search
+    import adapt.training.trials
 
-    fit = adapt.training.search.fit
+    fit = adapt.training.trials.fit
 
-    def counted(group: list[adapt.training.search.Candidate], *rest: object) -> float:
+    def counted(group: list[adapt.training.trials.Candidate], *rest: object, **more: object) -> float:
         trained.append(group[0].lr)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return fit(group, *rest)  # type: ignore[arg-type]
+        return fit(group, *rest, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("adapt.training.search.fit", counted)
+    monkeypatch.setattr("adapt.training.trials.fit", counted)
     with pytest.raises(KeyboardInterrupt):
         sc.run(config)
     sc.run(config)
-    assert trained == [0.001, 0.001, 0.01, 0.01, 0.01, trained[-1]]  # the third one twice; the last is the chosen one
+    assert trained == [
+        0.001,
+        0.001,
+        0.01,
+        0.01,
+        0.01,
+        trained[-1],
+    ]  # the interrupted third one twice; the last one is the chosen trial
 
 
 def test_a_rate_that_diverges_loses_the_search_of_an_end_to_end_method_too(tiny_config: MakeConfig) -> None:
@@ -142,7 +149,7 @@ def test_samples_that_are_no_longer_the_stores_are_named(
 
 
 def test_a_sample_that_got_another_label_is_named(tiny_config: MakeConfig) -> None:
-    """Its image and id are the store's."""
+    """Its image and its id are the stored ones."""
     images = [(Image.new("RGB", (32, 32), (60 * row, 0, 90)), row % 2) for row in range(5)]
     relabelled = [*images[:4], (images[4][0], 1)]
     config = tiny_config("methods=[bitfit]")

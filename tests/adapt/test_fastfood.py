@@ -14,7 +14,7 @@ from adapt.methods.in_backbone.merge import merge
 from adapt.methods.in_backbone.random_subspace import Subspace
 from adapt.methods.trained_parameters import adapter_state_dict, count_params, trainable
 from extract.backbones.backbone import TimmBackbone, load_backbone
-from extract.backbones.weights import build_empty
+from extract.backbones.timm_models import build_empty
 from extract.config import BackboneConfig
 from store.errors import UserError
 

@@ -19,9 +19,10 @@ from adapt.features.choice import choose_source
 from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.features.specs import spec_of_backbone, spec_of_store
-from adapt.job.feature_set import Inputs, needed_layers
-from adapt.job.training_job import adaptor_path
+from adapt.job.feature_set import needed_layers
+from adapt.job.inputs import Inputs
 from adapt.job.training_job import train as train_job
+from adapt.job.trial_run import adaptor_path
 from adapt.methods.readout import Readout
 from adapt.methods.registry import build_model
 from adapt.methods.trained_parameters import trainable

@@ -1,4 +1,4 @@
-"""The local intrinsic dimension: the smallest d that reaches 90% of full, from validation rows, each trained once."""
+"""The local intrinsic dimension is the smallest d with 90% of the score of full; every point is trained once."""
 
 import json
 import sys
@@ -12,20 +12,19 @@ import yaml
 
 import sidecache as sc
 from adapt.config.pipeline import Config, MethodConfig, Trial
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from adapt.job.intrinsic_dimension import (
     TARGETS_OF,
     Curve,
     Measurement,
     Point,
-    describe,
-    draw,
     entry_of,
     parse_dims,
     resolve_targets,
 )
+from adapt.job.intrinsic_figure import draw
 from adapt.job.training_job import measure_intrinsic_dimension
-from adapt.training.search import Trained, train_trials
+from adapt.training.trials import Trained, train_trials
 from extract.sources.open_source import SampleSplit
 from store.errors import JobError, UserError
 
@@ -43,16 +42,16 @@ def make_measurement(attention: Sequence[float], mlp: Sequence[float], full: flo
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What is trained for a measurement, in order."""
-    done: list[dict[str, Any]] = []
+    """The trials that are trained for a measurement, in order."""
+    found: list[dict[str, Any]] = []
 
-    def counted(method: MethodConfig, trials: Sequence[Trial], *rest: Any) -> Trained:
-        if len(rest) == 4 and rest[3].name.startswith("intrinsic"):  # the checkpoint; other trials are of the job
-            done.extend({"method": method.name, "lr": trial.lr, **trial.options.model_dump()} for trial in trials)
-        return train_trials(method, trials, *rest)
+    def counted(method: MethodConfig, trials: Sequence[Trial], *rest: Any, checkpoint: Path, **more: Any) -> Trained:
+        if checkpoint.name.startswith("intrinsic"):  # not a trial of the job itself
+            found.extend({"method": method.name, "lr": trial.lr, **trial.options.model_dump()} for trial in trials)
+        return train_trials(method, trials, *rest, checkpoint=checkpoint, **more)
 
-    monkeypatch.setattr("adapt.job.training_job.train_trials", counted)
-    return done
+    monkeypatch.setattr("adapt.job.trial_run.train_trials", counted)
+    return found
 
 
 def measure_tiny(config: Config, block: int | None = None, dims: Sequence[int] = DIMS) -> Measurement:
@@ -101,7 +100,7 @@ def test_the_higher_score_decides_where_no_dimension_is_the_lower(
 def test_a_module_that_never_reaches_the_goal_says_so() -> None:
     measurement = make_measurement([60, 72, 80], [50, 60, 71])
     assert measurement.intrinsic_dim(measurement.curves[1]) is None
-    assert describe(measurement, measurement.curves[1]) == "mlp: not reached up to d = 128 of 4,224 parameters"
+    assert measurement.describe(measurement.curves[1]) == "mlp: not reached up to d = 128 of 4,224 parameters"
     assert measurement.document()["curves"][1]["intrinsic_dim"] is None
 
 
@@ -212,7 +211,7 @@ def test_a_damaged_record_is_refused(tiny_config: MakeConfig) -> None:
     config = tiny_config()
     config.run_dir.mkdir()
     (config.run_dir / "intrinsic.json").write_text("{")
-    with pytest.raises(JobError, match=r"intrinsic\.json is damaged .*; delete it, and what it held is computed anew"):
+    with pytest.raises(JobError, match=r"intrinsic\.json is damaged .*; delete it, and its content is computed again"):
         measure_tiny(config)
 
 
@@ -222,21 +221,21 @@ def test_a_damaged_record_is_refused(tiny_config: MakeConfig) -> None:
 @pytest.mark.parametrize(("attention", "module"), [(80, "attention"), (10, "mlp")])
 def test_auto_takes_the_targets_of_the_easiest_module(tiny_config: MakeConfig, attention: float, module: str) -> None:
     config = tiny_config("methods=[{name: kronecker, sweep: {lr: [0.1, 0.2], targets: [auto, [q, v], [k]]}}]")
-    said: list[str] = []
+    logged: list[str] = []
     measurement = make_measurement(3 * [attention], [10, 20, 80])
-    method = resolve_targets(config.parsed_methods()[0], lambda: measurement, said.append)
+    method = resolve_targets(config.parsed_methods()[0], lambda: measurement, logged.append)
     targets = TARGETS_OF[module]  # type: ignore[index]
     expected = {(lr, chosen) for lr in (0.1, 0.2) for chosen in (targets, ("q", "v"), ("k",))}
     points = [(trial.lr, trial.options.targets) for trial in method.trials]  # type: ignore[attr-defined]
     assert set(points) == expected
     assert len(points) == len(expected)
-    assert said[0].startswith(f"kronecker: targets {', '.join(targets)} (block 5: attention: ")
+    assert logged[0].startswith(f"kronecker: targets {', '.join(targets)} (block 5: attention: ")
 
 
 def test_a_run_measures_once_and_trains_what_it_found(
     tiny_config: MakeConfig, trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapt.job.intrinsic_dimension.DIMS", (2, 4))
+    monkeypatch.setattr("adapt.job.intrinsic_record.DIMS", (2, 4))
     kronecker = "{name: kronecker, n: 4, targets: auto}"
     (row,) = sc.run(tiny_config("train.epochs=1", f"methods=[{kronecker}]"))
     assert len(trained) == 5

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tails import layout_of, make_tail
+from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,7 +47,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
 
 
 def make_spec(layout: TokenLayout) -> FeatureSpec:
-    return FeatureSpec(layers=LAYERS, depth=6, dim=DIM, layout=layout, pre_logits=make_tail(DIM, layout))
+    return FeatureSpec(layers=LAYERS, depth=6, dim=DIM, layout=layout, pre_logits=make_pre_logits(DIM, layout))
 
 
 def draw_tokens(spec: FeatureSpec, batch: int = 3) -> dict[int, Tensor]:

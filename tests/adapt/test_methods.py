@@ -7,7 +7,7 @@ import pytest
 import torch
 from end_to_end import CLASSES, EndToEnd, draw, load, move, tune
 from method_cases import CASES, DIM, LAYERS, TINY_DIM, TUNED_CASES, build, draw_tokens, losa_count, make_spec
-from tails import layout_of, make_tail
+from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec
@@ -15,7 +15,7 @@ from adapt.methods.from_features.losa import LoSA, LoSAOptions
 from adapt.methods.registry import METHODS
 from adapt.methods.trained_parameters import adapter_state_dict, count_params, trainable
 from extract.backbones.backbone import TimmBackbone
-from extract.backbones.pre_logits import NormOnly, Tail
+from extract.backbones.pre_logits import NormOnly, PreLogits
 from store.errors import UserError
 from store.layout import TokenLayout
 
@@ -170,7 +170,7 @@ def test_a_pool_without_its_tokens_is_refused() -> None:
         build("losa", {"pool": "mean"}, make_spec(prefix=1, grid=()))
 
 
-def spec_of(layout: TokenLayout, tail: Tail) -> FeatureSpec:
+def spec_of(layout: TokenLayout, tail: PreLogits) -> FeatureSpec:
     return FeatureSpec(layers=LAYERS, depth=6, dim=DIM, layout=layout, pre_logits=tail)
 
 
@@ -200,7 +200,7 @@ DISTILLED = TokenLayout(2, (2, 2), num_class_tokens=2)
 def test_the_backbones_pooling_is_refused_where_its_tokens_are_missing(
     backbone: TokenLayout, kwargs: dict[str, Any], layout: TokenLayout, legal: bool
 ) -> None:
-    spec = spec_of(layout, make_tail(DIM, backbone, **kwargs))
+    spec = spec_of(layout, make_pre_logits(DIM, backbone, **kwargs))
     if not legal:
         with pytest.raises(UserError, match=r"'backbone' is not available: .* not there .*; legal: [clsmean_, ]+$"):
             build("linear_probe", {"pool": "backbone"}, spec)
@@ -213,11 +213,11 @@ def test_the_backbones_pooling_is_refused_where_its_tokens_are_missing(
 @pytest.mark.parametrize(
     ("tail", "reason"),
     [
-        (make_tail(DIM, layout_of(1, (2, 2)), global_pool=""), r"does not pool its tokens \(global_pool ''\)"),
-        (Tail(NormOnly(nn.Identity(), DIM)), "has no pooling of its own"),
+        (make_pre_logits(DIM, layout_of(1, (2, 2)), global_pool=""), r"does not pool its tokens \(global_pool ''\)"),
+        (PreLogits(NormOnly(nn.Identity(), DIM)), "has no pooling of its own"),
     ],
 )
-def test_a_backbone_that_does_not_pool_says_so(tail: Tail, reason: str) -> None:
+def test_a_backbone_that_does_not_pool_says_so(tail: PreLogits, reason: str) -> None:
     spec = spec_of(layout_of(1, (2, 2)), tail)
     with pytest.raises(UserError, match=rf"pool 'backbone' is not available: .*{reason}; legal: cls, mean, cls_mean$"):
         build("linear_probe", {"pool": "backbone"}, spec)
@@ -225,7 +225,7 @@ def test_a_backbone_that_does_not_pool_says_so(tail: Tail, reason: str) -> None:
 
 def test_registers_are_no_class_tokens() -> None:
     layout = TokenLayout(4, (3, 4), num_class_tokens=0)
-    spec = spec_of(layout, make_tail(DIM, layout))
+    spec = spec_of(layout, make_pre_logits(DIM, layout))
     assert build("linear_probe", {}, spec).readout.mode == "mean"
     for pool in ("cls", "cls_mean"):
         with pytest.raises(UserError, match=rf"pool '{pool}' is not available.*num_class_tokens=0.*: mean, backbone$"):
@@ -237,7 +237,7 @@ def test_registers_are_no_class_tokens() -> None:
 def test_cls_is_the_mean_of_the_class_tokens_of_all_sets(sets: int, classes: int, registers: int) -> None:
     per_set = classes + registers
     layout = TokenLayout(sets * per_set, (sets, 2, 2), sets, num_class_tokens=sets * classes)
-    readout = build("linear_probe", {"pool": "cls"}, spec_of(layout, Tail(NormOnly(nn.Identity(), DIM))))
+    readout = build("linear_probe", {"pool": "cls"}, spec_of(layout, PreLogits(NormOnly(nn.Identity(), DIM))))
     tokens = torch.randn(3, layout.num_tokens, DIM).double()
     places = [number * per_set + k for number in range(sets) for k in range(classes)]
     expected = sum(tokens[:, place] for place in places) / len(places)

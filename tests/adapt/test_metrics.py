@@ -1,4 +1,4 @@
-"""adapt.training.metrics against scikit-learn, against brute force, and at the edges."""
+"""Metrics agree with scikit-learn and with brute force, and are right in edge cases."""
 
 import warnings
 
@@ -188,8 +188,8 @@ def test_nothing_to_evaluate_is_refused():
         evaluate(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
 
 
-def test_shapes_that_do_not_go_together_are_refused():
-    with pytest.raises(Exception, match=r"do not go together|[Tt]ype-check"):  # the latter where jaxtyping is at work
+def test_shapes_that_do_not_match_are_refused():
+    with pytest.raises(Exception, match=r"do not match|[Tt]ype-check"):  # the latter from jaxtyping's import hook
         evaluate(torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64))
 
 

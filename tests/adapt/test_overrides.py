@@ -1,4 +1,4 @@
-"""A value given with `-o` is taken whole or refused, never cut and never made something else without a word."""
+"""A value of `-o` is taken as it is or refused, never silently cut or converted."""
 
 import os.path
 from collections.abc import Callable
@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sidecache as sc
-from adapt.config.pipeline import Config, load_config
-from adapt.config.text_fields import Empty, empty_text
+from adapt.config.load_config import load_config
+from adapt.config.overrides import TextKind, text_kind
+from adapt.config.pipeline import Config
 from store.errors import UserError
 
 MINIMAL = {"backbone": {"name": "vit_tiny_patch16_224", "weights": "random"}}
-# What YAML makes something else of, or nothing at all.
+# Texts that YAML converts or refuses.
 TEXTS = [
     "runs/try #3", "#3", "a: b", "a:", "- a", "? a", "*x", "&x", "&x y", "!x", "!!int 3", "%x", "@x", "`x`", "a\tb",
     "a\nb", "a=b=c", "no", "on", "off", "y", "1e3", "0x10", "0o7", "010", "1_000", "1:30", "2024-01-01", "3.", ".inf",
@@ -78,7 +79,7 @@ def test_quotes_hold_any_text(text: str) -> None:
         ("train.grad_checkpointing=maybe", "train.grad_checkpointing: given 'maybe'"),
     ],
 )
-def test_what_would_be_cut_is_refused(override: str, message: str) -> None:
+def test_a_value_that_yaml_would_cut_is_refused(override: str, message: str) -> None:
     assert message in refusal(override)
 
 
@@ -109,19 +110,19 @@ def test_other_values_are_yaml_and_null_is_none(override: str, value: Any) -> No
 
 
 def test_keys_of_text_are_known_at_any_depth() -> None:
-    assert empty_text(Config, ["name"]) is Empty.TEXT
-    assert empty_text(Config, ["run_dir"]) is Empty.NULL
-    assert empty_text(Config, ["extract", "scheduler"]) is Empty.NULL
+    assert text_kind(Config, ["name"]) is TextKind.PLAIN
+    assert text_kind(Config, ["run_dir"]) is TextKind.NULLABLE
+    assert text_kind(Config, ["extract", "scheduler"]) is TextKind.NULLABLE
     for key in ("train.epochs", "methods", "data", "data.video.frames", "store.layers.every", "a", "name.a", "train.a"):
-        assert empty_text(Config, key.split(".")) is None
+        assert text_kind(Config, key.split(".")) is None
 
 
 @pytest.fixture
 def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
-    """Run `sidecache extract` with options, up to its job; the configuration of that."""
+    """Run `sidecache extract` with options, without its job; returns the configuration."""
     taken: list[Config] = []
     monkeypatch.setattr(sc, "extract", lambda config, **_: taken.append(config))
-    monkeypatch.setattr(sc, "_say_extraction", lambda *_: None)
+    monkeypatch.setattr("sidecache.steps.log_extraction", lambda *_: None)
     (tmp_path / "pipeline.yaml").write_text("backbone: {weights: random}")
 
     def run(*options: str) -> Config:
@@ -138,7 +139,7 @@ def test_a_scheduler_on_the_command_line_is_taken_whole(extract: Callable[..., C
 
 
 @pytest.mark.parametrize("given", ["", " ", "null", "a # b"])
-def test_what_is_no_scheduler_is_refused(
+def test_an_illegal_scheduler_is_refused(
     extract: Callable[..., Config], given: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as done:

@@ -1,4 +1,4 @@
-"""The plan before the work: exact bytes, figures that follow from what was measured, and nothing left behind."""
+"""The plan of a job: exact bytes, values that follow from the measured speeds, and no files left behind."""
 
 import json
 import os
@@ -14,25 +14,27 @@ import pytest
 import torch
 
 import sidecache as sc
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from adapt.job.extraction import extract
-from adapt.job.feature_set import Inputs
-from adapt.planning import calibration, planner
-from adapt.planning.calibration import Speeds, decode_seconds, forward_seconds
+from adapt.job.inputs import Inputs
+from adapt.planning import planner, speeds
+from adapt.planning.job_facts import JobFacts
 from adapt.planning.plan import Plan, print_plan
-from adapt.planning.planner import draw_up_plan, parse_bytes
+from adapt.planning.planner import make_plan, parse_bytes
 from adapt.planning.proposals import propose
-from adapt.planning.survey import Survey
+from adapt.planning.speeds import Speeds, decode_seconds, forward_seconds
 from benchmarks.made_up import encode
 from extract.backbones.backbone import empty_backbone, load_backbone
-from extract.backbones.shape import backbone_shape
+from extract.backbones.backbone_shape import backbone_shape
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.sources.open_source import open_source
 from store.address import store_url
 from store.arrays import STORED
 from store.errors import UserError
 from store.kvstore import KeyValueStore
-from store.writer import Listing, StoreWriter, create_store
+from store.listing import Listing
+from store.writer import StoreWriter, create_store
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
@@ -45,19 +47,26 @@ Build = Callable[..., Config]
 
 def known(config: Config, budget: int | None = None) -> Plan:
     """The plan without its measurements."""
-    return draw_up_plan(config, budget, calibrated=False)
+    return make_plan(config, budget, with_speeds=False)
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Put figures in place of the calibration: seconds a sample."""
-    figures = Speeds(2.0 * CORES, 10.0, 1.0, 3.0, {"resident": 4.0, "streamed": 5.0}, None)
-    return lambda **changes: monkeypatch.setattr(planner, "calibrate", lambda _: replace(figures, **changes))
+    """Replace the measurements by fixed seconds a sample."""
+    fixed = Speeds(
+        decode=2.0 * CORES,
+        forward=10.0,
+        encode=1.0,
+        write=3.0,
+        steps={"resident": 4.0, "streamed": 5.0},
+        end_to_end=None,
+    )
+    return lambda **changes: monkeypatch.setattr(planner, "measure_speeds", lambda _: replace(fixed, **changes))
 
 
 class TestBytes:
     @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-    def test_every_example_is_planned_where_its_data_are_not(
+    def test_every_example_is_planned_without_its_data(
         self, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         for name in (*FOLDERS, "VTAB_TASK"):
@@ -80,7 +89,7 @@ class TestBytes:
 
     @pytest.mark.parametrize("dtype", ["float32", "int8"])
     @pytest.mark.parametrize("tokens", ["all", "{pool: 2}"])
-    def test_they_are_those_of_the_store(self, tiny_config: Build, dtype: str, tokens: str) -> None:
+    def test_bytes_and_samples_are_those_of_the_store(self, tiny_config: Build, dtype: str, tokens: str) -> None:
         config = tiny_config(f"store.dtype={dtype}", f"store.tokens={tokens}")
         plan = known(config)
         store = extract(config, Inputs(config)).store
@@ -109,14 +118,14 @@ class TestBytes:
         assert pooled.bytes_per_sample == 56 * (1 + 8 * 4 * 4) * (1792 + 4)
 
 
-class TestStoreThatIsThere:
+class TestExistingStore:
     def test_shards_that_are_committed_are_not_counted_again(
         self, tiny_config: Build, measured: Callable[..., None]
     ) -> None:
         measured()
         config = tiny_config()
         commit_first_shard(config)
-        plan = draw_up_plan(config)
+        plan = make_plan(config)
         assert plan.samples_to_extract == 36 - 5
         assert plan.store_bytes == 36 * TINY_BYTES
         assert plan.extract_seconds == pytest.approx(31 * 13.0)
@@ -125,18 +134,18 @@ class TestStoreThatIsThere:
         measured()
         config = tiny_config()
         extract(config, Inputs(config))
-        plan = draw_up_plan(config)
+        plan = make_plan(config)
         assert (plan.samples_to_extract, plan.extract_seconds, plan.break_even_epochs) == (0, 0.0, 0.0)
         assert plan.recommendation.startswith("The store is complete: 235.0 kB")
 
-    def test_one_of_something_else_is_noted_and_not_counted(self, tiny_config: Build) -> None:
+    def test_one_made_from_something_else_is_noted_and_not_counted(self, tiny_config: Build) -> None:
         config = tiny_config()
         extract(config, Inputs(config))
         plan = known(tiny_config("store.dtype=int8"))
         assert plan.samples_to_extract == 36
         assert "was made from something else" in plan.notes[0]
 
-    def test_it_tells_the_samples_where_the_data_are_gone(self, tiny_config: Build) -> None:
+    def test_it_has_the_samples_if_the_data_are_gone(self, tiny_config: Build) -> None:
         config = tiny_config()
         extract(config, Inputs(config))
         plan = known(tiny_config("data.root=/nowhere"))
@@ -145,14 +154,14 @@ class TestStoreThatIsThere:
 
 
 def commit_first_shard(config: Config) -> None:
-    schema, folder = Survey(config).schema, KeyValueStore(store_url(config.store.path))
+    schema, kvstore = JobFacts(config).schema, KeyValueStore(store_url(config.store.path))
     listings = {
         split: Listing(tuple(map(str, range(n))), np.zeros(n, np.int64), np.zeros((n, 16), np.uint8))
         for split, n in (("train", TINY_TRAIN), ("test", TINY_TEST))
     }
-    create_store(folder, schema, listings, {}, {})
+    create_store(kvstore, schema, listings, {}, {})
     encoded = encode(np.zeros((5, 17, 32), np.float32), "float32")
-    StoreWriter(folder, schema).commit("train", 0, dict.fromkeys(schema.layers, encoded), np.full(5, STORED, np.uint8))
+    StoreWriter(kvstore, schema).commit("train", 0, dict.fromkeys(schema.layers, encoded), np.full(5, STORED, np.uint8))
 
 
 class TestSeconds:
@@ -160,7 +169,7 @@ class TestSeconds:
         self, tiny_config: Build, measured: Callable[..., None]
     ) -> None:
         measured()
-        plan = draw_up_plan(tiny_config("extract.device=cpu", "train.device=cpu"))
+        plan = make_plan(tiny_config("extract.device=cpu", "train.device=cpu"))
         assert plan.extract_seconds == pytest.approx(36 * (2 + 10 + 1))
         trained_on = TINY_TRAIN * 0.75
         expected = {"resident": 4 * trained_on, "streamed": 5 * trained_on, "online": (4 + 2 + 10) * trained_on}
@@ -170,30 +179,30 @@ class TestSeconds:
 
     def test_a_slow_disk_sets_the_pace(self, tiny_config: Build, measured: Callable[..., None]) -> None:
         measured(write=20.0)
-        assert draw_up_plan(tiny_config()).extract_seconds == pytest.approx(36 * 20)
+        assert make_plan(tiny_config()).extract_seconds == pytest.approx(36 * 20)
 
     def test_a_new_int8_store_looks_at_its_training_samples_first(
         self, tiny_config: Build, measured: Callable[..., None]
     ) -> None:
         measured()
-        assert draw_up_plan(tiny_config("store.dtype=int8")).extract_seconds == pytest.approx((36 + 24) * 13)
+        assert make_plan(tiny_config("store.dtype=int8")).extract_seconds == pytest.approx((36 + 24) * 13)
 
-    def test_where_online_training_is_no_slower_it_is_recommended(
+    def test_online_training_is_recommended_if_it_is_no_slower(
         self, tiny_config: Build, measured: Callable[..., None]
     ) -> None:
         measured(decode=0.0, forward=0.5)
-        plan = draw_up_plan(tiny_config("train.feature_source=streamed"))
+        plan = make_plan(tiny_config("train.feature_source=streamed"))
         assert plan.break_even_epochs is None
         assert "train online" in plan.recommendation
 
     def test_an_end_to_end_method_has_its_own_epoch(self, tiny_config: Build, measured: Callable[..., None]) -> None:
         measured(end_to_end=30.0)
-        plan = draw_up_plan(tiny_config("methods=[losa, lora]"))
+        plan = make_plan(tiny_config("methods=[losa, lora]"))
         assert plan.epoch_seconds["end_to_end"] == pytest.approx(18 * 32)
 
     def test_without_samples_there_are_rates(self, tiny_config: Build, measured: Callable[..., None]) -> None:
         measured(decode=None)
-        plan = draw_up_plan(tiny_config("data.root=/nowhere"))
+        plan = make_plan(tiny_config("data.root=/nowhere"))
         assert plan.extract_seconds is None
         assert plan.epoch_seconds == {"resident": None, "streamed": None, "online": None}
         assert plan.samples_per_second["online"] == pytest.approx(1 / 14)
@@ -211,7 +220,7 @@ class TestFeatureSource:
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
         plan = known(tiny_config("train.device=cpu"))
         assert plan.feature_source == expected
-        assert f"Training takes {expected} features ({sizes} of memory free)" in plan.recommendation
+        assert f"Training uses {expected} features ({sizes} of memory free)" in plan.recommendation
 
     def test_online_stores_nothing(self, tiny_config: Build) -> None:
         plan = known(tiny_config("train.feature_source=online"), budget=1)
@@ -253,25 +262,23 @@ class TestBudget:
         assert proposals
         assert not any("layers" in override for proposal in proposals for override in proposal.overrides)
 
-    def test_where_nothing_fits_online_training_remains(self, tiny_config: Build) -> None:
+    def test_if_nothing_fits_online_training_remains(self, tiny_config: Build) -> None:
         plan = known(tiny_config(), 1)
         assert plan.proposals == []
         assert "does not fit" in plan.recommendation
         assert "train.feature_source=online stores nothing" in plan.recommendation
 
-    def test_without_samples_it_is_told_how_many_it_holds(self, tiny_config: Build) -> None:
+    def test_without_samples_the_budget_is_given_in_samples(self, tiny_config: Build) -> None:
         plan = known(tiny_config("data.root=/nowhere"), 10 * TINY_BYTES)
         assert "65.3 kB hold 10." in plan.recommendation
 
     def test_videos_are_thinned_in_time_too(self) -> None:
         clips = {"source": "video_folder", "root": "/nowhere"}
         config = load_config({"data": clips, "backbone": {"name": "vit_tiny_patch16_224", "weights": "random"}})
-        job = Survey(config)
-        size, layout = lambda store: job.schema_of(store).bytes_per_sample, job.shape.layout
-        proposals = propose(config.store, size, layout, job.shape.depth, rows=1, n_bytes=10**6, works=job.works)
+        proposals = propose(JobFacts(config), rows=1, n_bytes=10**6)
         assert any("time: " in override for proposal in proposals for override in proposal.overrides)
 
-    def test_what_it_quotes_stands_in_the_documents(self, tiny_config: Build) -> None:
+    def test_quoted_losses_are_in_the_documents(self, tiny_config: Build) -> None:
         costs = " ".join(cost for p in known(tiny_config(), 36 * TINY_BYTES // 5).proposals for cost in p.costs)
         ablation, formats = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("ablation", "formats"))
         assert "0.63 to 1.11% (docs/formats.md)" in costs
@@ -287,13 +294,13 @@ class TestBudget:
         assert parse_bytes(text) == n_bytes
 
     @pytest.mark.parametrize("text", ["", "much", "20 apples", "-1GB"])
-    def test_a_budget_that_is_none_is_refused(self, text: str) -> None:
-        with pytest.raises(UserError, match=f"--budget '{text}' is no number of bytes; legal are such as 20GB"):
+    def test_an_illegal_budget_is_refused(self, text: str) -> None:
+        with pytest.raises(UserError, match=f"--budget '{text}' is not a number of bytes; legal: such as 20GB"):
             parse_bytes(text)
 
 
 class TestShape:
-    def test_it_is_that_of_the_loaded_backbone(self) -> None:
+    def test_it_is_the_shape_of_the_loaded_backbone(self) -> None:
         config = load_config(ROOT / "pipeline.yaml").backbone
         shape, loaded = backbone_shape(config), load_backbone(config)
         for field in ("name", "model_kwargs", "depth", "dim", "layout", "image_size"):
@@ -307,11 +314,11 @@ class TestShape:
         shape = backbone_shape(config, ClipConfig(frames=4))
         assert (shape.depth, shape.layout.grid, shape.image_size) == (2, (4, 4, 4), (4, 3, 64, 64))
 
-    def test_a_name_will_do_where_the_weights_are_not_here(self, tiny_config: Build) -> None:
+    def test_a_name_suffices_if_the_weights_are_missing(self, tiny_config: Build) -> None:
         plan = known(tiny_config("backbone.weights=/nowhere/weights.safetensors"))
         assert plan.bytes_per_sample == TINY_BYTES
         assert plan.notes == [
-            "backbone.weights '/nowhere/weights.safetensors' is not there: the job will not start without it"
+            "backbone.weights '/nowhere/weights.safetensors' does not exist: the job cannot start without it"
         ]
 
     def test_neither_name_nor_weights_is_the_users_mistake(self, tiny_config: Build) -> None:
@@ -319,15 +326,15 @@ class TestShape:
             known(tiny_config("backbone.weights=/nowhere", "backbone.name=null"))
 
 
-class TestCalibration:
+class TestSpeeds:
     @pytest.fixture(autouse=True)
     def _be_brief(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(calibration, "_SECONDS", 0.02)
+        monkeypatch.setattr(speeds, "_SECONDS", 0.02)
 
     def test_all_is_measured_and_nothing_left_behind(self, tiny_config: Build, tmp_path: Path) -> None:
         before = sorted(tmp_path.rglob("*"))
         state = torch.get_rng_state()
-        plan = draw_up_plan(tiny_config("methods=[linear_probe, losa, lora]"))
+        plan = make_plan(tiny_config("methods=[linear_probe, losa, lora]"))
         assert sorted(tmp_path.rglob("*")) == before
         assert plan.epoch_seconds.keys() == {"resident", "streamed", "online", "end_to_end"}
         assert all(seconds and seconds > 0 for seconds in plan.epoch_seconds.values())
@@ -337,10 +344,10 @@ class TestCalibration:
 
     @pytest.mark.parametrize("override", ["store.dtype=int8", "store.tokens=cls", "methods=[ladder]", "methods=[full]"])
     def test_every_kind_of_job_can_be_measured(self, tiny_config: Build, override: str) -> None:
-        assert draw_up_plan(tiny_config(override)).extract_seconds
+        assert make_plan(tiny_config(override)).extract_seconds
 
     def test_a_store_that_is_not_local_is_not_measured(self, tiny_config: Build) -> None:
-        plan = draw_up_plan(tiny_config("store.path=memory://plan/"))
+        plan = make_plan(tiny_config("store.path=memory://plan/"))
         assert plan.free_bytes is plan.epoch_seconds["streamed"] is None
         assert plan.extract_seconds
         assert plan.fits
@@ -355,9 +362,9 @@ class TestCalibration:
         shape = empty_backbone("vit_tiny_patch16_224", {"depth": 3}, frames=2)
         assert forward_seconds(shape, 2, ExtractConfig(device="cpu", batch_size=1)) > 0
 
-    def test_samples_that_cannot_be_decoded_are_passed_over(self, tiny_config: Build, image_folder: Path) -> None:
+    def test_samples_that_cannot_be_decoded_are_skipped(self, tiny_config: Build, image_folder: Path) -> None:
         config = tiny_config()
-        shape = Survey(config).shape
+        shape = JobFacts(config).shape
         images = sorted((image_folder / "train").rglob("*.png"))
         images[0].write_bytes(b"no image")
         assert decode_seconds(open_source(config.data).splits["train"], shape)
@@ -412,7 +419,7 @@ class TestCommand:
         assert "unknown" in out
         assert "does not exist" in " ".join(out.split())
         assert self.run(monkeypatch, path, "--budget", "lots") == 2
-        assert "--budget 'lots' is no number of bytes" in capsys.readouterr().err
+        assert "--budget 'lots' is not a number of bytes" in capsys.readouterr().err
 
     def test_the_table_lists_what_fits(self, tiny_config: Build, capsys: pytest.CaptureFixture[str]) -> None:
         print_plan(known(tiny_config(), 36 * TINY_BYTES // 3), "a.yaml")

@@ -1,7 +1,8 @@
-"""The terminal table and report.html: right figures, nothing unescaped, nothing loaded from elsewhere."""
+"""The terminal table and report.html: correct numbers, everything escaped, nothing loaded from elsewhere."""
 
 import math
 import re
+from typing import Annotated
 
 import pytest
 from hypothesis import given
@@ -10,15 +11,13 @@ from result_rows import Tags, make_row, terminal
 
 from adapt.report.chart import chart
 from adapt.report.chart_labels import Box, place_label
-from adapt.report.comparison import headline, sections_of
+from adapt.report.comparison import comparisons_of, headline
 from adapt.report.page import write_report
 from adapt.report.seed_averages import summarize
-from adapt.run_dir.results import Row
+from adapt.run_dir.results import COLUMNS, Column, Row, declared_columns
 from store.errors import UserError
 
 SCRIPT = "<script>alert(1)</script>"
-
-
 ROWS = [
     make_row("linear_probe", 0, top1=79.0, trainable_params=0),
     make_row("linear_probe", 1, top1=81.0, trainable_params=0),
@@ -50,10 +49,24 @@ def test_no_figure_is_cut_off_at_80_columns(width):
     assert max(map(len, text.splitlines())) <= width
 
 
-def test_table_leaves_out_what_nobody_measured():
+def test_columns_without_values_are_left_out():
     rows = [row.model_copy(update={"break_even_epochs": None}) for row in ROWS]
     assert "break" in terminal(ROWS)
     assert "break" not in terminal(rows)
+
+
+def test_a_new_column_is_one_field_of_a_row(tmp_path, monkeypatch):
+    class WiderRow(Row):
+        joules: Annotated[float | None, Column("energy", "J", "mean", brief=True)] = None
+
+    monkeypatch.setitem(COLUMNS, "joules", declared_columns(WiderRow)["joules"])
+    rows = [WiderRow(**row.model_dump(), joules=joules) for row, joules in zip(ROWS, (3, 5, 10, 21), strict=True)]
+    lines = terminal(rows).splitlines()
+    assert any(line.endswith("energy") for line in map(str.rstrip, lines))
+    assert [line.split()[-1] for line in lines if "±" in line][:2] == ["4", "15.5"]
+    text = page(tmp_path, rows)
+    assert '<th scope="col">energy\nJ</th>' in text
+    assert "<td>15.5</td>" in text
 
 
 def test_multi_label_is_compared_by_mean_average_precision():
@@ -72,9 +85,9 @@ def test_no_results_say_so():
 
 
 def test_headline_gives_points_and_ratio_of_errors():
-    (section,) = sections_of(summarize(ROWS))
+    (comparison,) = comparisons_of(summarize(ROWS))
     best = "digits: best on validation is losa, top-1 96.00 ± 1.41: "
-    assert headline(section) == best + "+16.00 points on the linear probe (80.00), 0.20 times its error."
+    assert headline(comparison) == best + "+16.00 points on the linear probe (80.00), 0.20 times its error."
 
 
 @pytest.mark.parametrize(
@@ -87,29 +100,29 @@ def test_headline_gives_points_and_ratio_of_errors():
     ],
 )
 def test_headline_without_a_comparison_says_why(rows, expected):
-    assert expected in headline(sections_of(summarize(rows))[0])
+    assert expected in headline(comparisons_of(summarize(rows))[0])
 
 
 def test_best_and_probe_are_chosen_by_validation_though_the_test_split_favours_others():
     scores = [("linear_probe", "cls", 60.0, 80.0), ("linear_probe", "mean", 90.0, 70.0)]
     scores += [("losa", "cls", 91.0, 78.0), ("losa", "mean", 70.0, 85.0)]
     rows = [make_row(m, options={"pool": pool}, val_score=val, top1=top1) for m, pool, val, top1 in scores]
-    (section,) = sections_of(summarize(rows))
-    assert "is losa pool=cls, top-1 78.00: +8.00 points on the linear probe (70.00)" in headline(section)
+    (comparison,) = comparisons_of(summarize(rows))
+    assert "is losa pool=cls, top-1 78.00: +8.00 points on the linear probe (70.00)" in headline(comparison)
 
 
 def test_a_method_that_is_worse_on_the_test_split_is_no_winner():
     rows = [make_row("linear_probe", val_score=80.0, top1=90.0), make_row("losa", val_score=85.0, top1=88.0)]
-    (section,) = sections_of(summarize(rows))
-    assert ": -2.00 points on the linear probe (90.00), 1.20 times its error." in headline(section)
+    (comparison,) = comparisons_of(summarize(rows))
+    assert ": -2.00 points on the linear probe (90.00), 1.20 times its error." in headline(comparison)
 
 
-def test_every_dataset_and_backbone_has_its_own_section():
+def test_every_dataset_and_backbone_has_its_own_comparison():
     rows = [make_row(dataset=d, backbone=b) for d in ("x", "y") for b in ("p", "q")]
-    assert len(sections_of(summarize(rows))) == 4
+    assert len(comparisons_of(summarize(rows))) == 4
 
 
-def test_what_was_judged_by_other_samples_is_no_rival(tmp_path):
+def test_results_on_other_samples_are_not_compared(tmp_path):
     rows = [
         make_row(method, trial_id=f"{method}-{samples}", top1=top1, conditions={"samples": samples, "epochs": 30})
         for method, samples, top1 in (
@@ -118,7 +131,7 @@ def test_what_was_judged_by_other_samples_is_no_rival(tmp_path):
             ("losa", "n3w", 60.0),
         )
     ]
-    old, new = sections_of(summarize(rows))
+    old, new = comparisons_of(summarize(rows))
     assert (old.title, new.title) == ("digits · vit_tiny · samples=0ld", "digits · vit_tiny · samples=n3w")
     assert [summary.label for summary in new.summaries] == ["linear_probe", "losa"]
     assert (
@@ -193,8 +206,8 @@ def test_names_are_drawn_as_they_are(tmp_path):
 
 
 def test_the_chart_shows_zero_parameters_and_a_label_for_every_group():
-    (section,) = sections_of(summarize(ROWS))
-    svg = chart(section)
+    (comparison,) = comparisons_of(summarize(ROWS))
+    svg = chart(comparison)
     for expected in (">0<", ">10,000<", ">100,000<", ">linear_probe<", ">losa<"):
         assert expected in svg
 
@@ -202,7 +215,7 @@ def test_the_chart_shows_zero_parameters_and_a_label_for_every_group():
 @pytest.mark.parametrize("params", [[0], [1], [5, 5], [1000], [0, 10**9], [1, 10**10]])
 def test_any_range_of_parameters_can_be_drawn(params):
     rows = [make_row(f"m{i}", trainable_params=p, top1=100.0) for i, p in enumerate(params)]
-    svg = chart(sections_of(summarize(rows))[0])
+    svg = chart(comparisons_of(summarize(rows))[0])
     assert all(f">m{i}<" in svg for i in range(len(params)))
     assert "nan" not in svg
 
@@ -226,7 +239,7 @@ def test_report_without_rows_says_what_to_do(tmp_path):
 def test_labels_stay_in_the_frame_and_apart(points):
     frame, taken = Box(0.0, 0.0, 640.0, 320.0), []
     for x, y, width in points:
-        place = place_label(x, y, width, frame, taken)
+        place = place_label((x, y), width, frame, taken)
         assert frame.contains(place)
         assert not any(place.overlaps(other) for other in taken)
         assert math.isclose(place.right - place.left, width)

@@ -1,4 +1,4 @@
-"""Rows are merged, never lost; damage is named; summaries are over seeds."""
+"""Rows are merged and never lost; damage is reported; summaries average over seeds."""
 
 import csv
 import json
@@ -119,7 +119,7 @@ def test_a_text_that_is_no_formula_is_itself_in_the_csv(tmp_path):
         assert [cells["dataset"] for cells in csv.DictReader(file)] == names
 
 
-def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+def test_a_crash_while_writing_leaves_the_old_file_and_no_temporary_ones(tmp_path, monkeypatch):
     write_results(tmp_path, [make_row("a")])
     files = sorted(tmp_path.iterdir())
 
@@ -145,9 +145,9 @@ def test_missing_results_say_to_run_first(tmp_path):
         (b"", "Expecting value"),
         (b"\xff\xfe", "utf-8"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"{}", "top level: it is no list of rows"),
-        (b"[3]", "row 0: it is no JSON object"),
-        (b'[{"trial_id": "a"}]', "row 0: its content does not fit its checksum"),
+        (b"{}", "top level: not a list of rows"),
+        (b"[3]", "row 0: it is not a JSON object"),
+        (b'[{"trial_id": "a"}]', "row 0: its content does not match its checksum"),
         (json.dumps([with_checksum({"trial_id": "a"})]).encode(), "0 -> method: Field required"),
     ],
 )
@@ -155,7 +155,7 @@ def test_damaged_results_are_refused_and_not_overwritten(tmp_path, content, reas
     path = tmp_path / "results.json"
     path.write_bytes(content)
     with pytest.raises(
-        UserError, match=rf"results\.json is damaged \(.*{reason}.*\): take damaged rows out, or move it"
+        UserError, match=rf"results\.json is damaged \(.*{reason}.*\): remove the damaged rows, or move the file"
     ):
         read_results(tmp_path)
     with pytest.raises(UserError, match="is damaged"):
@@ -163,10 +163,10 @@ def test_damaged_results_are_refused_and_not_overwritten(tmp_path, content, reas
     assert path.read_bytes() == content
 
 
-def test_a_trial_that_is_there_twice_is_named(tmp_path):
+def test_a_duplicate_trial_is_named(tmp_path):
     row = with_checksum(make_row("abc").model_dump())
     (tmp_path / "results.json").write_text(json.dumps([row, row]))
-    with pytest.raises(UserError, match="trial 'abc' is there twice"):
+    with pytest.raises(UserError, match="trial 'abc' appears twice"):
         read_results(tmp_path)
 
 
@@ -178,14 +178,14 @@ def test_a_row_holds_finite_numbers_only(value):
 
 def test_seeds_are_summarized_by_mean_and_sample_deviation():
     (summary,) = summarize([make_row(str(s), seed=s, top1=v) for s, v in enumerate([80.0, 82.0, 87.0])])
-    assert summary.top1 == Stat(83.0, statistics.stdev([80.0, 82.0, 87.0]))
+    assert summary.metrics["top1"] == Stat(83.0, statistics.stdev([80.0, 82.0, 87.0]))
     assert summary.seeds == (0, 1, 2)
-    assert summary.top5 is None
+    assert summary.metrics["top5"] is None
 
 
 def test_one_seed_has_no_deviation():
     (summary,) = summarize([make_row()])
-    assert summary.top1 == Stat(89.0, None)
+    assert summary.metrics["top1"] == Stat(89.0, None)
 
 
 @given(st.permutations(range(6)))
@@ -230,7 +230,7 @@ def test_a_seed_with_several_learning_rates_counts_once_by_its_validation_score(
         make_row("c", lr=0.001, val_score=None, top1=98.0),
     ]
     (summary,) = summarize(rows)
-    assert (summary.seeds, summary.top1) == ((0,), Stat(75.0, None))
+    assert (summary.seeds, summary.metrics["top1"]) == ((0,), Stat(75.0, None))
 
 
 def test_rows_of_other_conditions_are_not_averaged_and_say_what_differs():
@@ -239,7 +239,7 @@ def test_rows_of_other_conditions_are_not_averaged_and_say_what_differs():
         for epochs in (10, 30)
         for seed in (0, 1)
     ]
-    assert [(s.label, s.top1) for s in summarize(rows)] == [
+    assert [(s.label, s.metrics["top1"]) for s in summarize(rows)] == [
         ("losa epochs=10", Stat(10.0, 0.0)),
         ("losa epochs=30", Stat(30.0, 0.0)),
     ]
@@ -247,7 +247,7 @@ def test_rows_of_other_conditions_are_not_averaged_and_say_what_differs():
 
 def test_what_validation_chose_makes_no_group():
     rows = [make_row(str(lr), lr=lr, val_score=lr, conditions={"epochs": 10}) for lr in (0.1, 0.2)]
-    assert [s.val_score for s in summarize(rows)] == [Stat(0.2, None)]
+    assert [s.metrics["val_score"] for s in summarize(rows)] == [Stat(0.2, None)]
 
 
 def test_costs_are_averaged_and_memory_is_the_peak():
@@ -257,4 +257,5 @@ def test_costs_are_averaged_and_memory_is_the_peak():
         make_row("c", seed=2),
     ]
     (summary,) = summarize(rows)
-    assert (summary.seconds_per_epoch, summary.peak_memory_bytes, summary.store_bytes) == (2.0, 30, None)
+    costs = [summary.costs[name] for name in ("seconds_per_epoch", "peak_memory_bytes", "store_bytes")]
+    assert costs == [2.0, 30, None]

@@ -15,8 +15,8 @@ from adapt.config.pipeline import Config
 from adapt.features.cached import StreamedFeatures
 from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
-from adapt.job.feature_set import Inputs
-from adapt.job.training_job import adaptor_path
+from adapt.job.inputs import Inputs
+from adapt.job.trial_run import adaptor_path
 from adapt.methods.readout import Readout
 from adapt.predict import predict
 from benchmarks.made_up import encode
@@ -24,8 +24,9 @@ from extract.forward.encoding import rounding_error
 from extract.forward.frozen_forward import FrozenForward
 from store.arrays import STORED
 from store.dtypes import channel_rms
+from store.listing import Listing
 from store.schema import SplitInfo
-from store.writer import Listing, StoreWriter, create_store
+from store.writer import StoreWriter, create_store
 
 MakeConfig = Callable[..., Config]
 CPU = torch.device("cpu")
@@ -71,7 +72,7 @@ def write(path: Path, tokens: np.ndarray, dtype: str) -> StreamedFeatures:
     ids = tuple(f"{row}" for row in range(ROWS))
     listing = Listing(ids, np.arange(ROWS, dtype=np.int64) % 3, np.zeros((ROWS, 16), np.uint8))
     rms = channel_rms(np.mean(tokens.astype(np.float64) ** 2, axis=(0, 1)))
-    folder = small_store.url_folder(path)
+    folder = small_store.kvstore_at(path)
     create_store(folder, schema, {"train": listing}, {0: rms} if dtype == "int8" else {}, {})
     encoded = encode(tokens, schema.dtype, rms)
     StoreWriter(folder, schema).commit("train", 0, {0: encoded}, np.full(ROWS, STORED, np.uint8))

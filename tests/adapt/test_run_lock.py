@@ -1,4 +1,4 @@
-"""One job at a time in a run directory, whatever became of the one before."""
+"""One job at a time runs in a run directory; a killed job leaves no lock."""
 
 import errno
 import json
@@ -16,6 +16,7 @@ import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.run_dir.files import write_text
 from adapt.run_dir.lock import hold_run_dir
+from sidecache.steps import print_results, write_run_report
 from store.errors import JobError, Note, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ with hold_run_dir(Path(sys.argv[1])):
 
 @pytest.fixture
 def other_job(tmp_path: Path):
-    """A process that holds `tmp_path / "run"` until its input ends."""
+    """A process that holds the lock of `tmp_path / "run"` until its input ends."""
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -67,7 +68,7 @@ def test_the_command_ends_with_one_line_and_status_1(
     assert "Traceback" not in done.stderr
 
 
-def test_a_job_that_was_killed_keeps_nothing(other_job: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_killed_job_releases_the_lock(other_job: subprocess.Popen[str], tmp_path: Path) -> None:
     other_job.send_signal(signal.SIGKILL)
     other_job.wait()
     with hold_run_dir(tmp_path / "run"):
@@ -79,11 +80,11 @@ def test_readers_need_no_lock(tiny_config: Callable[..., Config]) -> None:
     config = tiny_config("methods=[linear_probe]", "train.epochs=1")
     sc.run(config)
     with hold_run_dir(config.run_dir):
-        sc._write_report(config.run_dir)
-        sc._print_results(config.run_dir)
+        write_run_report(config.run_dir)
+        print_results(config.run_dir)
 
 
-def test_two_jobs_of_a_process_are_two_and_an_error_gives_the_lock_back(tmp_path: Path) -> None:
+def test_two_jobs_of_a_process_exclude_each_other_and_an_error_releases_the_lock(tmp_path: Path) -> None:
     def fail() -> None:
         with hold_run_dir(tmp_path / "run"), hold_run_dir(tmp_path / "run"):
             pass
@@ -94,7 +95,7 @@ def test_two_jobs_of_a_process_are_two_and_an_error_gives_the_lock_back(tmp_path
         pass
 
 
-def test_what_killed_writers_left_goes_and_a_report_under_way_stays(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed_except_the_reports(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     for name in ("adaptors/a.safetensors", "search/s.json", "results.json", "report.html", "cache.zarr/zarr.json"):
         write_text(run_dir / f"{name}.0123.__lock", "half")
@@ -112,17 +113,15 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "kept"
 
 
-def test_a_file_system_without_locks_is_told_and_the_job_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_locks_is_noted_and_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fcntl = pytest.importorskip("fcntl")
 
     def refuse(*_: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    told = pytest.warns(Note, match="cannot be locked .No locks available.: see to it that no other job")
-    with told, hold_run_dir(tmp_path / "run"):
+    noted = pytest.warns(Note, match="cannot be locked .No locks available.: make sure that no other job")
+    with noted, hold_run_dir(tmp_path / "run"):
         pass
 
 

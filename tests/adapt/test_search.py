@@ -1,4 +1,4 @@
-"""Choosing on validation: what is kept, what is not computed twice, and grids that are too narrow."""
+"""The search: the best trial is chosen, scores are saved and not computed twice, and narrow grids are extended."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 import sidecache as sc
-from adapt.config.pipeline import Config, MethodConfig, Trial, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config, MethodConfig, Trial
 from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.training_job import settings_of
 from adapt.run_dir.files import read_json, write_json
 from adapt.training.candidate import Candidate
-from adapt.training.search import Material, Trained, beyond_the_edge, choose_trial, train_trials
+from adapt.training.search import beyond_the_edge, choose_trial
+from adapt.training.trials import Trained, TrainingData, train_trials
 from store.errors import JobError
 
 
@@ -26,7 +28,7 @@ def losa(**sweep: list[float]) -> MethodConfig:
 
 
 class Judge:
-    """Trains nothing: a trial is the better the nearer it is to a learning rate; to a rate of 0 all are too high."""
+    """Trains nothing: the score of a trial falls with the distance to the best learning rate; with 0, all diverge."""
 
     def __init__(self, best_lr: float) -> None:
         self.best_lr, self.passes = best_lr, []
@@ -80,7 +82,7 @@ def test_training_that_diverges_at_every_point_is_an_error_and_is_not_repeated(t
 def test_a_damaged_file_of_scores_is_one_clear_line(tmp_path: Path, content: str) -> None:
     file = tmp_path / "search.json"
     file.write_text(content)
-    with pytest.raises(JobError, match=r"search\.json is damaged \(.*\); delete it, and what it held is computed anew"):
+    with pytest.raises(JobError, match=r"search\.json is damaged \(.*\); delete it, and its content is computed again"):
         choose_trial(losa(lr=[0.1, 0.2]), Judge(1.0), file)
     assert file.read_text() == content
 
@@ -100,10 +102,10 @@ def test_the_speed_of_a_solved_probe_is_that_of_the_clock(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config("methods=[linear_probe]")
-    material = Material(PooledFeatures(StreamedFeatures(sc.extract(config).store, torch.device("cpu"))))
+    data = TrainingData(PooledFeatures(StreamedFeatures(sc.extract(config).store, torch.device("cpu"))))
     (method,) = config.parsed_methods()
     clock = iter([100.0, 107.0])
     monkeypatch.setattr("adapt.training.linear_solver.time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    trained = train_trials(method, method.trials[:1], material, settings_of(config, method, 0), 0.25)
+    trained = train_trials(method, method.trials[:1], data, settings_of(config, method, 0), 0.25)
     assert trained.seconds_per_epoch == pytest.approx(7.0 / trained.best.best_epoch)
     assert trained.samples_per_second == pytest.approx(18 / trained.seconds_per_epoch)

@@ -1,4 +1,4 @@
-"""Memory that runs out is one message and exit status 1, and what was committed before is kept."""
+"""Running out of memory ends in one message and exit status 1, and committed shards are kept."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ OTHERS = [
     RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     OSError(errno.ENOSPC, "No space left on device"),
     ImportError("No module named 'x'"),
-    ValueError("out of memory"),  # a message of ours may speak of it
+    ValueError("out of memory"),  # may be one of our messages
 ]
 
 
@@ -69,22 +69,22 @@ def test_a_shortage_is_one_line(
 @pytest.mark.parametrize(
     ("error", "expected"), [*((e, True) for e in SHORTAGES), *((e, False) for e in OTHERS)], ids=str
 )
-def test_shortages_are_told_from_other_errors(error: Exception, expected: bool) -> None:
+def test_shortages_are_distinguished_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_shortage(error) == expected
 
 
 @pytest.mark.parametrize("place", ["timm.create_model", "extract.backbones.weights.read_tensors"])
-def test_a_shortage_is_no_fault_of_the_weights(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shortage_is_not_reported_as_bad_weights(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "weights.safetensors"
     file.write_bytes(bytes(1 << 20))
     config = BackboneConfig(name="vit_tiny_patch16_224", weights=str(file), image_size=32, model_kwargs=TINY)
-    monkeypatch.setattr("extract.backbones.weights._require_room", lambda recipe: None)
+    monkeypatch.setattr("extract.backbones.weights.require_room", lambda *_: None)
     monkeypatch.setattr(place, raising(RuntimeError(ALLOCATION)))
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         load_backbone(config)
 
 
-def test_a_shortage_is_no_damage_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shortage_is_not_reported_as_a_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "checkpoint"
     torch.save({}, file)
     monkeypatch.setattr(torch, "load", raising(RuntimeError(ALLOCATION)))

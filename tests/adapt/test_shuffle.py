@@ -1,4 +1,4 @@
-"""The order of an epoch: every row once, the same for the same seed, and neighbors together where they should be."""
+"""Batches of an epoch: every row once, the same for the same seed; with blocks, neighbors share a window."""
 
 import numpy as np
 from hypothesis import given
@@ -43,7 +43,7 @@ def test_a_block_stays_in_one_window_but_for_those_at_its_edges() -> None:
 
 
 def test_blocks_are_cut_elsewhere_in_the_next_epoch() -> None:
-    """Neighbors meet in a window more often than others, but not the same ones each time."""
+    """Neighbors share a window more often than other rows, but not the same ones in every epoch."""
     together = set()
     for epoch in range(12):
         window = np.concatenate(epoch_batches(np.arange(400), 8, 0, epoch, 16)[:WINDOW])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tails import layout_of, make_tail
+from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +26,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4), dim: int = DIM) -> FeatureSpec:
     layout = layout_of(prefix, grid)
-    return FeatureSpec(layers=LAYERS, depth=6, dim=dim, layout=layout, pre_logits=make_tail(dim, layout))
+    return FeatureSpec(layers=LAYERS, depth=6, dim=dim, layout=layout, pre_logits=make_pre_logits(dim, layout))
 
 
 def build(method: str, spec: FeatureSpec, **options: Any) -> nn.Module:

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from adapt.training.candidate import Candidate
-from adapt.training.linear_solver import Pooled, readout_of, solve_heads
+from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
 from adapt.training.newton import LinearProblem
 from adapt.training.objective import Objective, make_objective
 from store.errors import JobError
@@ -37,8 +37,8 @@ def probes() -> list[Candidate]:
     return [Candidate(build("linear_probe", {"pool": "mean"}), None, decay) for decay in DECAYS]
 
 
-def pooled(labels: Tensor, features: Tensor) -> Pooled:
-    return Pooled(features, labels, features[:50], labels[:50])
+def pooled(labels: Tensor, features: Tensor) -> ProbeData:
+    return ProbeData(features, labels, features[:50], labels[:50])
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -68,7 +68,7 @@ def test_a_solution_does_not_depend_on_the_others_of_the_search() -> None:
 
 
 def excess_loss(features: Tensor, labels: Tensor, decay: float) -> float:
-    """How far our minimum lies above scikit-learn's most exact one, as a share of it."""
+    """Our loss above that of scikit-learn at its tightest tolerance, as a fraction of it."""
     candidate = Candidate(build("linear_probe", {"pool": "mean"}), None, decay)
     solve_heads([candidate], pooled(labels, features), Objective(multi_label=False), "solving")
     theirs = LogisticRegression(C=1 / (len(labels) * decay), tol=1e-10, max_iter=100_000)
@@ -84,7 +84,7 @@ def excess_loss(features: Tensor, labels: Tensor, decay: float) -> float:
 
 @pytest.mark.parametrize("decay", [30.0, 1.0, 0.02, 1e-4, 1e-5, 1e-6, 2e-8])
 def test_every_decay_is_solved_to_its_own_optimum(decay: float) -> None:
-    """Of separable classes too, whose loss goes on falling long after the gradient has become small."""
+    """Also for separable classes, whose loss keeps falling long after the gradient has become small."""
     features, labels = draw()
     assert excess_loss(features, labels, decay) < 1e-5
     features[torch.arange(len(labels)), labels] += 4.0
@@ -135,7 +135,7 @@ def test_without_weight_decay() -> None:
 
 
 def solve_one(features: Tensor, labels: Tensor, decay: float, multi_label: bool = False, balanced: bool = False) -> Any:
-    """The candidate, and what was warned of."""
+    """The candidate, and the warnings."""
     candidate = Candidate(build("linear_probe", {"pool": "mean"}), None, decay)
     objective = make_objective(labels, CLASSES, multi_label, balanced)
     with warnings.catch_warnings(record=True) as warned:
@@ -154,7 +154,7 @@ UNSOLVABLE = (
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("gap", [4.0, 20.0, 200.0, 2e4])
 def test_separable_classes_without_weight_decay_are_warned_of(gap: float, balanced: bool) -> None:
-    """However far apart: their loss falls for ever, and is zero in floating point before long."""
+    """At any distance of the classes: the loss falls forever, and soon is zero in floating point."""
     features, labels = draw()
     features[torch.arange(len(labels)), labels] += gap
     candidate, (warned,) = solve_one(features, labels, 0.0, balanced=balanced)
@@ -179,7 +179,7 @@ def test_rows_no_more_than_features_are_separable(rows: int) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 1e-4, 1.0])
 def test_training_rows_of_one_label_have_no_optimum(decay: float) -> None:
-    """Nor with weight decay, which does not reach the bias."""
+    """Also with weight decay, which does not apply to the bias."""
     features, labels = draw()
     candidate, (warned,) = solve_one(features, torch.full_like(labels, 2), decay)
     assert f"the linear probe of weight decay {decay:g} is not at its optimum" in warned
@@ -211,10 +211,10 @@ def test_multi_label_classes_without_a_positive_have_no_reason_to_warn_but_separ
 def test_without_weight_decay_it_warns_where_the_classes_are_separated_and_not_where_they_overlap(
     seed: int, multi: bool
 ) -> None:
-    """On integers, of which linear programming tells for certain.
+    """On integers, for which linear programming decides exactly whether classes are separable.
 
-    In between, where only rows on the boundary are not separated, the weights grow for ever too, but the loss nears
-    its infimum: with or without a warning.
+    If only rows on the boundary are not separated, the weights also grow forever, but the loss approaches its infimum;
+    a warning is then optional.
     """
     draw = np.random.default_rng(seed)
     x = torch.from_numpy(draw.integers(-2, 3, (int(draw.integers(3, 30)), 4))).float()
@@ -247,9 +247,9 @@ def test_the_expansion_has_the_derivatives_of_the_loss(multi_label: bool, weight
         torch.testing.assert_close(torch.diag(rows) - torch.outer(shared, rows), hessian[sample, :, sample])
 
 
-def test_a_limit_that_is_hit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_is_hit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = draw()
-    monkeypatch.setattr("adapt.training.newton._MOST_STEPS", 1)
+    monkeypatch.setattr("adapt.training.newton._MAX_STEPS", 1)
     with pytest.warns(UserWarning, match=r"weight decay 0\.001 is not at its optimum after [0-9]+ passes"):
         solve_heads(probes()[:1], pooled(labels, features), Objective(multi_label=False), "solving")
 

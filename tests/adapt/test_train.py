@@ -1,4 +1,4 @@
-"""The loop: what the seed decides, what validation decides, and that an interruption changes nothing."""
+"""The training loop: results depend on the seed alone, the best epoch is kept, and interrupted runs resume."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +17,9 @@ from torch import Tensor
 import adapt.training.checkpoint
 import adapt.training.loop
 from adapt.training.candidate import Candidate
-from adapt.training.checkpoint import Checkpoint, Done
+from adapt.training.checkpoint import Checkpoint, TrainingProgress
 from adapt.training.distributed import World
-from adapt.training.loop import Loop, Settings, evaluate_split, fit, predict_logits
+from adapt.training.loop import Loop, Settings, TrainingTask, evaluate_split, fit, predict_logits
 from adapt.training.objective import Objective, class_weights, make_objective
 from adapt.training.optimizer import make_optimizer, make_schedule
 from adapt.training.validation_split import draw_validation
@@ -30,7 +30,7 @@ PLAIN = Objective(multi_label=False)
 
 
 class MadeFeatures:
-    """Tokens whose class shows in one patch: a probe on the mean finds it hard, LoSA does not."""
+    """Tokens with the class in one patch: hard for a probe of the mean, easy for LoSA."""
 
     kind = "made"
     at_once, views = 32, 1
@@ -68,13 +68,14 @@ def candidate(lr: float = 0.01, method: str = "losa", **options: Any) -> Candida
     return Candidate(build(method, options), lr, 0.01)
 
 
-def rows_of(features: MadeFeatures) -> tuple[np.ndarray, np.ndarray]:
-    return draw_validation(features.labels("train"), 0.25, seed=0)
+def task_of(features: MadeFeatures, objective: Objective = PLAIN) -> TrainingTask:
+    rows, val_rows = draw_validation(features.labels("train"), 0.25, seed=0)
+    return TrainingTask(features=features, rows=rows, val_rows=val_rows, objective=objective)
 
 
 def test_training_learns() -> None:
     features, trained = MadeFeatures(), candidate()
-    fit([trained], features, *rows_of(features), Settings(epochs=15, batch_size=8, seed=0), PLAIN)
+    fit([trained], task_of(features), Settings(epochs=15, batch_size=8, seed=0))
     assert trained.score > 60  # chance is 20
     assert evaluate_split(trained.model, features, "train").top1 > 80
 
@@ -84,7 +85,7 @@ def test_one_seed_gives_the_same_bits_and_another_gives_others() -> None:
     models = []
     for seed in (1, 1, 2):
         trained = candidate(dropout=0.2)
-        fit([trained], features, *rows_of(features), Settings(epochs=2, batch_size=8, seed=seed), PLAIN)
+        fit([trained], task_of(features), Settings(epochs=2, batch_size=8, seed=seed))
         models.append(trained.model.state_dict())
     same, other = ([torch.equal(models[0][name], models[k][name]) for name in models[0]] for k in (1, 2))
     assert all(same)
@@ -94,24 +95,24 @@ def test_one_seed_gives_the_same_bits_and_another_gives_others() -> None:
 def test_candidates_in_one_pass_train_as_they_would_alone() -> None:
     features = MadeFeatures()
     together = [candidate(0.01), candidate(0.001), candidate(0.03)]
-    fit(together, features, *rows_of(features), SETTINGS, PLAIN)
+    fit(together, task_of(features), SETTINGS)
     for trained in together:
         alone = candidate(trained.lr)
-        fit([alone], features, *rows_of(features), SETTINGS, PLAIN)
+        fit([alone], task_of(features), SETTINGS)
         assert (alone.score, alone.loss, alone.best_epoch) == (trained.score, trained.loss, trained.best_epoch)
 
 
-def test_the_epoch_that_validation_likes_best_is_kept() -> None:
+def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
     features, trained = MadeFeatures(), candidate(lr=0.02)
-    rows, val_rows = rows_of(features)
-    fit([trained], features, rows, val_rows, Settings(epochs=8, batch_size=8, seed=0), PLAIN)
-    logits = predict_logits([trained.model], features, "train", val_rows)[0]
-    accuracy = 100 * (logits.argmax(1) == features.labels("train")[torch.from_numpy(val_rows)]).float().mean()
+    task = task_of(features)
+    fit([trained], task, Settings(epochs=8, batch_size=8, seed=0))
+    logits = predict_logits([trained.model], features, "train", task.val_rows)[0]
+    accuracy = 100 * (logits.argmax(1) == features.labels("train")[torch.from_numpy(task.val_rows)]).float().mean()
     assert float(accuracy) == pytest.approx(trained.score)
 
 
 def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where that is long gone."""
+    """Also if later epochs were worse."""
     features, trained, states, scores = MadeFeatures(), candidate(), [], iter([1.0, 3.0, 2.0, 0.0])
     judge = Objective.judge
 
@@ -120,7 +121,7 @@ def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyP
         return next(scores), judge(*args)[1]
 
     monkeypatch.setattr(Objective, "judge", judged)
-    fit([trained], features, *rows_of(features), SETTINGS, PLAIN)
+    fit([trained], task_of(features), SETTINGS)
     left = trained.trained_state()
     assert trained.best_epoch == 2
     assert all(torch.equal(left[name], states[1][name]) for name in left)
@@ -128,7 +129,7 @@ def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyP
 
 
 class OneOfTwo(World):
-    """A process of two that train together, as far as it is by itself."""
+    """One of two processes, without communication."""
 
     def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         pass
@@ -138,7 +139,7 @@ class OneOfTwo(World):
 def test_a_process_among_others_draws_its_own_dropout_and_the_same_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    """The state that is kept is that of the process that leads, its generators included."""
+    """The checkpoint is written by rank 0, with the generators of that process."""
     features, file = MadeFeatures(), tmp_path / "state.pt"
     ends = []
     for stops in (False, True, False):
@@ -150,7 +151,7 @@ def test_a_process_among_others_draws_its_own_dropout_and_the_same_after_an_inte
                 patch.setattr(adapt.training.checkpoint, "_SHARE_OF_TIME", 1e9)
                 patch.setattr(Loop, "validate", stop_at(Loop.validate, 2))
             with contextlib.suppress(KeyboardInterrupt):
-                fit([trained], features, *rows_of(features), SETTINGS, PLAIN, file if ends else None)
+                fit([trained], task_of(features), SETTINGS, file if ends else None)
         if stops:
             torch.save({**torch.load(file), "rng": [torch.Generator().manual_seed(9).get_state()]}, file)
         ends.append(trained.model.state_dict())
@@ -159,15 +160,15 @@ def test_a_process_among_others_draws_its_own_dropout_and_the_same_after_an_inte
     other = candidate(dropout=0.2)
     monkeypatch.setattr(adapt.training.loop, "world", lambda: OneOfTwo(1 - rank, 2))
     monkeypatch.setattr(OneOfTwo, "shard", lambda self, parts: list(parts[rank::2]))  # the same samples
-    fit([other], features, *rows_of(features), SETTINGS, PLAIN)
+    fit([other], task_of(features), SETTINGS)
     assert not all(torch.equal(whole[name], values) for name, values in other.model.state_dict().items())
 
 
 def stop_at(validate: Callable[..., None], epoch: int) -> Callable[..., None]:
-    def stopped(loop: Loop, rows: np.ndarray, done: int) -> None:
-        if done == epoch:
+    def stopped(loop: Loop, rows: np.ndarray, current: int) -> None:
+        if current == epoch:
             raise KeyboardInterrupt
-        validate(loop, rows, done)
+        validate(loop, rows, current)
 
     return stopped
 
@@ -180,22 +181,22 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     features, file = MadeFeatures(), tmp_path / "state.pt"
     settings = replace(SETTINGS, shuffle_block=shuffle_block)
     whole, resumed = candidate(dropout=0.2), candidate(dropout=0.2)
-    fit([whole], features, *rows_of(features), settings, PLAIN)
+    fit([whole], task_of(features), settings)
     save = Checkpoint.save
 
-    def save_then_stop(checkpoint: Checkpoint, done: Done) -> None:
-        save(checkpoint, done)
-        if (done.epochs, done.steps) == stop_after:
+    def save_then_stop(checkpoint: Checkpoint, progress: TrainingProgress) -> None:
+        save(checkpoint, progress)
+        if (progress.epochs, progress.steps) == stop_after:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(adapt.training.checkpoint, "_SHARE_OF_TIME", 1e9)
     monkeypatch.setattr(Checkpoint, "save", save_then_stop)
     with pytest.raises(KeyboardInterrupt):
-        fit([candidate(dropout=0.2)], features, *rows_of(features), settings, PLAIN, file)
+        fit([candidate(dropout=0.2)], task_of(features), settings, file)
     monkeypatch.setattr(Checkpoint, "save", save)
     assert file.exists()
-    fit([resumed], features, *rows_of(features), settings, PLAIN, file)
+    fit([resumed], task_of(features), settings, file)
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (resumed.score, resumed.best_epoch) == (whole.score, whole.best_epoch)
@@ -204,30 +205,30 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
-    kept = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
-    kept.save(Done(1))
+    checkpoint = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
+    checkpoint.save(TrainingProgress(1))
     fresh = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
     (tmp_path / "full").symlink_to("/dev/full")
     monkeypatch.setattr("store.local.durable_files._temporary", lambda path: tmp_path / "full")
     with pytest.raises(JobError, match=r"the checkpoint .*state\.pt cannot be written \(No space left on device\)"):
-        fresh.save(Done(2))
-    assert fresh.load() == Done(1)
+        fresh.save(TrainingProgress(2))
+    assert fresh.load() == TrainingProgress(1)
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch then fails twice: at the write, and as it ends the file."""
+    """torch then raises two errors: at the write, and when it closes the archive."""
     monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(
         adapt.training.checkpoint, "_generators", lambda _: [mock.Mock(get_state=lambda: torch.zeros(10**6))]
     )
-    kept, limits = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu")), getrlimit(RLIMIT_FSIZE)
+    checkpoint, limits = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu")), getrlimit(RLIMIT_FSIZE)
     setrlimit(RLIMIT_FSIZE, (2**20, limits[1]))
     try:
         with pytest.raises(JobError, match=r"the checkpoint .*state\.pt cannot be written \(File too large\)"):
-            kept.save(Done(1))
+            checkpoint.save(TrainingProgress(1))
     finally:
         setrlimit(RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
@@ -236,21 +237,21 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_named(
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"no checkpoint")
     features = MadeFeatures()
-    with pytest.raises(JobError, match=r"the checkpoint .*state\.pt is damaged; delete it to start anew"):
-        fit([candidate()], features, *rows_of(features), SETTINGS, PLAIN, tmp_path / "state.pt")
+    with pytest.raises(JobError, match=r"the checkpoint .*state\.pt is damaged; delete it to start again"):
+        fit([candidate()], task_of(features), SETTINGS, tmp_path / "state.pt")
 
 
 def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch compares no CRC-32 of a record when it reads."""
+    """torch itself does not verify the CRC-32 of a record when it reads."""
     monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
     file, draw = tmp_path / "state.pt", np.random.default_rng(0)
 
     def checkpoint() -> tuple[Checkpoint, Loop]:
-        loop = Loop([candidate()], MadeFeatures(), SETTINGS, PLAIN, 20)
-        return Checkpoint(file, loop.members, torch.device("cpu")), loop
+        loop = Loop([candidate()], task_of(MadeFeatures()), SETTINGS)
+        return Checkpoint(file, loop.states, torch.device("cpu")), loop
 
-    kept, saved = checkpoint()
-    kept.save(Done(1))
+    written, saved = checkpoint()
+    written.save(TrainingProgress(1))
     content, refused = file.read_bytes(), 0
     for place in draw.integers(0, 8 * len(content), 100):
         flipped = bytearray(content)
@@ -262,13 +263,13 @@ def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path, monkeypatc
         except JobError:
             refused += 1
             continue
-        assert done == Done(1)
-        for (ours, *_), (theirs, *_) in zip(loop.members, saved.members, strict=True):
+        assert done == TrainingProgress(1)
+        for (ours, *_), (theirs, *_) in zip(loop.states, saved.states, strict=True):
             for name, values in theirs.trained_state().items():
                 assert torch.equal(ours.trained_state()[name], values)
     assert refused > 50
     file.write_bytes(content)
-    other = Checkpoint(file.rename(tmp_path / "other.pt"), saved.members, torch.device("cpu"))
+    other = Checkpoint(file.rename(tmp_path / "other.pt"), saved.states, torch.device("cpu"))
     with pytest.raises(JobError, match=r"the checkpoint .*other\.pt is damaged"):
         other.load()
 
@@ -276,11 +277,11 @@ def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path, monkeypatc
 def test_a_rate_that_diverges_loses_and_alone_ends_early() -> None:
     features = MadeFeatures()
     wild, tame = candidate(1e30), candidate(0.01)
-    fit([wild, tame], features, *rows_of(features), SETTINGS, PLAIN)
+    fit([wild, tame], task_of(features), SETTINGS)
     assert tame.rank > wild.rank
     alone, epochs = candidate(1e30), []
     features.for_epoch = lambda _, epoch: epochs.append(epoch) or features  # type: ignore[method-assign, func-returns-value]
-    fit([alone], features, *rows_of(features), SETTINGS, PLAIN)
+    fit([alone], task_of(features), SETTINGS)
     assert (alone.score, epochs) == (-np.inf, [0])
 
 
@@ -291,9 +292,9 @@ def test_every_kind_of_task_trains(optimizer: str, multi_label: bool, balanced: 
     features = MadeFeatures(multi_label=multi_label)
     trained = candidate(lr=0.01 if optimizer == "adamw" else 0.1)
     settings = Settings(epochs=25, batch_size=8, seed=0, optimizer=optimizer, balance_classes=balanced)
-    rows, val_rows = rows_of(features)
-    objective = make_objective(features.labels("train")[torch.from_numpy(rows)], 5, multi_label, balanced)
-    fit([trained], features, rows, val_rows, settings, objective)
+    labels = features.labels("train")[torch.from_numpy(task_of(features).rows)]
+    task = task_of(features, make_objective(labels, 5, multi_label, balanced))
+    fit([trained], task, settings)
     metrics = evaluate_split(trained.model, features, "train")
     assert (metrics.mean_average_precision if multi_label else metrics.top1) > 50  # chance is 20
 
@@ -302,13 +303,13 @@ def test_every_kind_of_task_trains(optimizer: str, multi_label: bool, balanced: 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(multi_label: bool, balanced: bool) -> None:
     features = MadeFeatures(multi_label=multi_label)
-    rows, val_rows = rows_of(features)
-    objective = make_objective(features.labels("train")[torch.from_numpy(rows)], 5, multi_label, balanced)
+    labels = features.labels("train")[torch.from_numpy(task_of(features).rows)]
+    task = task_of(features, make_objective(labels, 5, multi_label, balanced))
     states = []
     for at_once in (32, 3):
         features.at_once, trained = at_once, candidate()
         settings = Settings(epochs=2, batch_size=8, seed=0, optimizer="sgd", balance_classes=balanced)
-        fit([trained], features, rows, val_rows, settings, objective)
+        fit([trained], task, settings)
         states.append(trained.model.state_dict())
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6)
@@ -336,16 +337,16 @@ def test_every_step_is_taken_at_the_rate_of_the_schedule(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         torch.optim.AdamW, "step", lambda it, *args: rates.append(it.param_groups[0]["lr"]) or step(it, *args)
     )
-    rows, val_rows = rows_of(features)
-    fit([trained], features, rows, val_rows, SETTINGS, PLAIN)
+    task = task_of(features)
+    fit([trained], task, SETTINGS)
     factor = make_schedule(len(rates), SETTINGS.warmup)
-    assert len(rates) == SETTINGS.epochs * -(-len(rows) // SETTINGS.batch_size)
+    assert len(rates) == SETTINGS.epochs * -(-len(task.rows) // SETTINGS.batch_size)
     assert rates == pytest.approx([0.01 * factor(number) for number in range(len(rates))])
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_weight_decay_spares_vectors(name: str) -> None:
-    """Decoupled or not, a step without a gradient shrinks the weights, and biases stay as they were."""
+    """With AdamW and SGD, a step without gradient shrinks matrices, and leaves biases unchanged."""
     model = build("losa", {"rank": 4, "token_rank": 2})
     with torch.no_grad():
         for tensor in model.parameters():
@@ -371,7 +372,7 @@ def test_evaluation_is_without_dropout() -> None:
 
 def test_the_views_of_a_sample_are_judged_by_their_mean_logits() -> None:
     features, trained = MadeFeatures(), candidate()
-    fit([trained], features, *rows_of(features), SETTINGS, PLAIN)
+    fit([trained], task_of(features), SETTINGS)
     features._labels = features._labels.repeat_interleave(3)[:60]
     features.views = 3
     (logits,) = predict_logits([trained.model], features, "train", np.arange(60))
@@ -383,7 +384,7 @@ def test_the_views_of_a_sample_are_judged_by_their_mean_logits() -> None:
 
 def test_without_warm_up_the_first_step_is_whole() -> None:
     assert [make_schedule(4, 0.0)(step) for step in (0, 2, 4)] == pytest.approx([1.0, 0.5, 0.0])
-    assert make_schedule(4, 0.1)(0) == 0.5  # a share of less than a step is one step
+    assert make_schedule(4, 0.1)(0) == 0.5  # a fraction of a step is rounded up to one step
 
 
 def test_validation_keeps_every_class_in_its_share_and_comes_from_the_seed() -> None:

@@ -1,4 +1,4 @@
-"""What `${VARIABLE}` came to serves the job and is written nowhere; what is written serves as a configuration again."""
+"""The value of a `${VARIABLE}` is used by the job and never written; written files hold the variable and load again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,9 @@ from tiny_vit import TINY
 
 import sidecache as sc
 from adapt.adaptor import _expanded
-from adapt.config.pipeline import Config, load_config
-from adapt.config.variables import Text, expand
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
+from adapt.config.variables import ExpandedText, expand
 from adapt.job.extraction import at_store
 from adapt.run_dir.config_file import read_config, write_config
 from extract.backbones.backbone import TimmBackbone
@@ -26,8 +27,8 @@ def document(**changes: Any) -> dict[str, Any]:
     return {"backbone": {"name": "vit_tiny_patch16_224", "weights": "random"}} | changes
 
 
-def kept(config: Config, tmp_path: Path) -> tuple[str, Config]:
-    """What a job writes, and what it is read as."""
+def write_and_read(config: Config, tmp_path: Path) -> tuple[str, Config]:
+    """The text that a job writes, and the configuration that it is read as."""
     config = config.model_copy(update={"run_dir": tmp_path / "kept"})
     (tmp_path / "kept").mkdir(exist_ok=True)
     write_config(config)
@@ -48,7 +49,7 @@ def kept(config: Config, tmp_path: Path) -> tuple[str, Config]:
     ],
 )
 @pytest.mark.parametrize("key", ["store.path", "data.root", "backbone.weights"])
-def test_a_path_is_kept_as_written_and_leads_to_the_same_place(
+def test_a_path_is_kept_as_written_and_resolves_to_the_same_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, value: str, key: str
 ) -> None:
     monkeypatch.setenv("TOKEN", SECRET)
@@ -64,7 +65,7 @@ def test_a_path_is_kept_as_written_and_leads_to_the_same_place(
         for place, path in places.items():
             value = value.replace(place, str(path))
         assert config.store.path == value
-    text, again = kept(config, tmp_path)
+    text, again = write_and_read(config, tmp_path)
     assert SECRET not in text
     assert "${TOKEN}" in text
     assert getattr(getattr(again, section), name) == getattr(getattr(config, section), name)
@@ -76,7 +77,7 @@ def test_every_text_of_a_configuration_is_kept_as_written(tmp_path: Path, monkey
     monkeypatch.setenv("POOL", "mean")
     methods = ["linear_probe", {"name": "losa", "pool": "${POOL}"}]
     source = document(name="of ${TOKEN}", methods=methods, sweep={"pool": ["cls", "${POOL}"]}, run_dir="${TOKEN}")
-    text, again = kept(load_config(source), tmp_path)
+    text, again = write_and_read(load_config(source), tmp_path)
     assert SECRET not in text
     written = yaml.safe_load(text)
     assert written["methods"][1]["pool"] == "${POOL}"
@@ -97,13 +98,13 @@ def test_every_text_of_a_configuration_is_kept_as_written(tmp_path: Path, monkey
 def test_a_store_beside_the_first_is_written_without_the_value(
     written: str, value: str, now: str, rewritten: str
 ) -> None:
-    assert Text(("store", "path"), written, value).rewrite(now) == rewritten
+    assert ExpandedText(("store", "path"), written, value).restore(now) == rewritten
 
 
-def test_a_store_beside_is_where_the_kept_configuration_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kept_configuration_has_the_path_of_a_store_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", SECRET)
     config = load_config(document(store={"path": "/x/${TOKEN}/c.zarr"}))
-    text, again = kept(at_store(config, f"/x/{SECRET}/c-2.zarr"), tmp_path)
+    text, again = write_and_read(at_store(config, f"/x/{SECRET}/c-2.zarr"), tmp_path)
     assert SECRET not in text
     assert again.store.path == f"/x/{SECRET}/c-2.zarr"
 
@@ -144,9 +145,9 @@ def test_no_variable_of_a_card_is_sent_to_a_hub(monkeypatch: pytest.MonkeyPatch)
     assert _expanded(local).weights == f"/x/{SECRET}"
 
 
-def test_a_text_that_a_variable_came_to_is_not_expanded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_a_variable_is_not_expanded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "${OTHER}")
     assert expand({"a": ["${TOKEN}", 3]}) == {"a": ["${OTHER}", 3]}
-    text, again = kept(load_config(document(name="${TOKEN}")), tmp_path)
+    text, again = write_and_read(load_config(document(name="${TOKEN}")), tmp_path)
     assert "name: ${TOKEN}" in text
     assert again.name == "${OTHER}"

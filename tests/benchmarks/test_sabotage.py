@@ -1,4 +1,4 @@
-"""The sabotages of benchmarks/ apply to the source as it is; a run of them tells which are noticed."""
+"""The sabotages of benchmarks/ apply to the source, and a run reports which ones the tests notice."""
 
 from dataclasses import replace
 
@@ -26,8 +26,8 @@ def test_names_are_not_given_twice() -> None:
 
 
 def test_a_sabotage_that_no_longer_applies_is_an_error() -> None:
-    gone = replace(SABOTAGES[0], old="a text that stands nowhere")
-    with pytest.raises(UserError, match=r"found 0 times in adapt/search\.py, not once: 'a text that stands nowhere'"):
+    gone = replace(SABOTAGES[0], old="no such text")
+    with pytest.raises(UserError, match=r"found 0 times in adapt/training/trials\.py, not once: 'no such text'"):
         sabotaged(gone)
 
 
@@ -35,13 +35,13 @@ def test_a_sabotage_that_no_longer_applies_is_an_error() -> None:
 @pytest.mark.parametrize("name", ["rows never shuffled", "best seed instead of the mean"])
 def test_a_sabotage_is_noticed(name: str) -> None:
     outcome = run(BY_NAME[name], BY_NAME[name].tests)
-    assert outcome.killer
-    assert outcome.killer.startswith(BY_NAME[name].tests[0].removeprefix("tests/").partition("::")[0])
+    assert outcome.failed_test
+    assert outcome.failed_test.startswith(BY_NAME[name].tests[0].removeprefix("tests/").partition("::")[0])
 
 
 @pytest.mark.slow
 def test_a_sabotage_that_no_test_notices_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Here one that changes nothing but the text."""
+    """One that changes only the text."""
     harmless = replace(BY_NAME["rows never shuffled"], new="in_groups(draw.permutation(rows),  batch_size)")
     assert report([harmless], at_once=2) == 1
     assert "SURVIVES" in capsys.readouterr().out

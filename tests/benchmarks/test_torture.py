@@ -19,8 +19,8 @@ run._commit = commit
 OTHER_BYTES = """
 from benchmarks import torture
 
-compare = torture.Patient._compare
-torture.Patient._compare = lambda patient, found: compare(patient, {**found, "zarr.json": b"", "stray": b""})
+compare = torture.Scenario._compare
+torture.Scenario._compare = lambda scenario, found: compare(scenario, {**found, "zarr.json": b"", "stray": b""})
 """
 ONE_PROCESS = ("--worker-kills", "0", "--growth-kills", "0")
 

@@ -1,5 +1,6 @@
-"""Backbones: token layouts, what the taps give, the tail, and modules of the user's own."""
+"""Backbones: token layouts, tokens by layer, the pre-logits features, and users' own modules."""
 
+import doctest
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from tiny_vit import TINY
 from torch import Tensor, nn
 
 import sidecache as sc
+from extract.backbones import tapped_backbone
 from extract.backbones.backbone import TappedBackbone, TimmBackbone, digests, empty_backbone, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
 from extract.forward.frozen_forward import FrozenForward
@@ -143,7 +145,7 @@ def test_blocks_after_the_last_layer_are_not_run(family: TimmBackbone) -> None:
 
 
 @torch.no_grad()
-def test_the_tail_reads_out_as_timm_does(family: TimmBackbone) -> None:
+def test_the_tail_pools_as_timm_does(family: TimmBackbone) -> None:
     pixels = pixels_for(family)
     features = family.module.forward_features(pixels)
     expected = family.module.forward_head(features, pre_logits=True)
@@ -209,6 +211,17 @@ def own_config(tmp_path: Path) -> sc.Config:
     )
 
 
+def test_the_example_in_the_documentation_runs() -> None:
+    results = doctest.testmod(tapped_backbone)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_an_unknown_option_of_the_layout_is_refused() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'prefix'"):
+        tapped(prefix=1)
+
+
 def test_a_users_module_and_datasets_work_end_to_end(own_config: sc.Config) -> None:
     source = sc.from_datasets({"train": stripes(24), "test": stripes(8)}, classes=["rows", "columns"])
     extraction = sc.extract(own_config, source, tapped())
@@ -231,7 +244,7 @@ def test_a_users_module_and_datasets_work_end_to_end(own_config: sc.Config) -> N
     assert [row.top1 for row in sc.run(online, source, tapped())] == [row.top1 for row in rows]
 
 
-def test_a_users_module_is_known_again(own_config: sc.Config) -> None:
+def test_the_weights_of_a_users_module_identify_it(own_config: sc.Config) -> None:
     source = sc.from_datasets({"train": stripes(24), "test": stripes(8)}, classes=["rows", "columns"])
     scaled = [tapped(transform=lambda sample: 2 * sample) for _ in range(2)]
     assert scaled[0].preprocessing == scaled[1].preprocessing
@@ -290,14 +303,14 @@ TRANSFORMS: dict[str, Any] = {
 }
 
 
-def test_transforms_of_whatever_kind_are_told_apart_and_known_again() -> None:
-    first, again = ([digests(tapped(transform=t))["preprocessing_digest"] for t in TRANSFORMS.values()] for _ in "ab")
-    assert first == again
+def test_transforms_of_any_kind_have_their_own_stable_digest() -> None:
+    first, second = ([digests(tapped(transform=t))["preprocessing_digest"] for t in TRANSFORMS.values()] for _ in "ab")
+    assert first == second
     assert len(set(first)) == len(TRANSFORMS)
 
 
 @pytest.mark.parametrize("one", [tap, tap_in_float32])
-def test_the_digest_of_a_tap_bears_rounding_and_no_more(one: Any) -> None:
+def test_the_digest_of_a_tap_tolerates_rounding_only(one: Any) -> None:
     def rounded(net: nn.Module, images: Tensor) -> Mapping[int, Tensor]:
         return {layer: values * (1 + 1e-7) for layer, values in one(net, images).items()}
 
@@ -362,7 +375,7 @@ def test_prefix_tokens_of_unknown_meaning_are_refused(layout: dict[str, int], me
 
 
 def test_registers_of_a_users_module_are_no_class_tokens() -> None:
-    """What is pooled by default, and what `cls` takes where there is a class token before the registers."""
+    """Neither by default, nor by `cls` if there is a class token before the registers."""
     registers, both = tapped(num_prefix_tokens=2, num_class_tokens=0), tapped(num_prefix_tokens=2, num_class_tokens=1)
     tokens = torch.randn(3, 8, 8)
     assert torch.equal(pooled(registers, "auto", tokens), tokens[:, 2:].mean(dim=1))
@@ -468,9 +481,9 @@ def test_an_unknown_method_or_backbone_is_refused(tiny_backbone: TimmBackbone) -
 
 def test_the_same_backbone_has_the_same_digests() -> None:
     config = BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY)
-    first, again = digests(load_backbone(config)), digests(load_backbone(config))
+    first, second = digests(load_backbone(config)), digests(load_backbone(config))
     bigger = digests(load_backbone(config.model_copy(update={"image_size": 40})))
-    assert first == again
+    assert first == second
     assert first["preprocessing_digest"] != bigger["preprocessing_digest"]
 
 

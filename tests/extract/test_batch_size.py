@@ -1,15 +1,15 @@
-"""The batch that is chosen is the largest of which two fit at a time."""
+"""The chosen batch is the largest of which two fit into memory at a time."""
 
 import pytest
 import torch
 
 from extract.forward.batch_size import choose_batch_size
 
-GPU = torch.device("meta")  # any device that is no CPU; `run` alone says what fits
+GPU = torch.device("meta")  # any device but the CPU; `run` decides what fits
 
 
 class Memory:
-    """Room for so many images, those of results that are held counted in."""
+    """Memory for `room` images, including those of results that are still referenced."""
 
     def __init__(self, room: int) -> None:
         self._room, self._held, self.tried = room, 0, list[int]()
@@ -44,13 +44,13 @@ def test_a_gpu_takes_the_largest_that_fits_twice(room: int, frames: int, size: i
 
 
 @pytest.mark.parametrize(("samples", "size"), [(1, 1), (2, 2), (3, 4), (64, 64), (65, 128), (512, 512), (513, 512)])
-def test_a_gpu_is_asked_for_no_more_than_there_is_to_do(samples: int, size: int) -> None:
+def test_no_larger_batch_is_tried_than_there_are_samples(samples: int, size: int) -> None:
     memory = Memory(5000)
     assert choose_batch_size(GPU, memory.run, samples) == size
     assert set(memory.tried) <= {size}
 
 
-def test_another_error_is_not_taken_for_want_of_memory() -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     def run(size: int) -> None:
         raise RuntimeError("no kernel for this device")
 

@@ -1,4 +1,4 @@
-"""Many workers: the store is that of one, byte for byte, whatever happens to them."""
+"""With many workers the store is byte for byte that of one process, even if workers fail."""
 
 import shutil
 import subprocess
@@ -17,17 +17,18 @@ from trapped_source import Trap, lay_traps
 
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
-from extract.job import cluster_worker as worker
+from extract.job.cluster_worker import _device
 from extract.job.extraction import Extraction, extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import ImageSource, open_source
 from store.config import StoreConfig
 from store.errors import JobError, UserError
 from store.verify import verify_store
 
-RECIPE = BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY)
+BACKBONE_CONFIG = BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY)
 pytestmark = [
     pytest.mark.slow,
-    # dask's own: sockets of processes that were killed, loops that close while a worker restarts
+    # by dask: sockets of killed processes, event loops that close while a worker restarts
     pytest.mark.filterwarnings("default"),
 ]
 
@@ -35,7 +36,15 @@ pytestmark = [
 def extract(source: ImageSource, data: DataConfig, store: Path, dtype: str = "int8", **config: Any) -> Extraction:
     stored = StoreConfig(path=str(store), shard_samples=2, dtype=dtype)  # type: ignore[arg-type]
     options = ExtractConfig(device="cpu", batch_size=1, **config)
-    return extract_tokens(source, load_backbone(RECIPE), data, stored, options, RECIPE)
+    job = ExtractionJob(
+        source=source,
+        backbone=load_backbone(BACKBONE_CONFIG),
+        data=data,
+        store=stored,
+        extract=options,
+        backbone_config=BACKBONE_CONFIG,
+    )
+    return extract_tokens(job)
 
 
 @pytest.fixture
@@ -45,14 +54,14 @@ def data(image_folder: Path) -> DataConfig:
 
 @pytest.fixture
 def serial(data: DataConfig, tmp_path: Path) -> dict[str, bytes]:
-    """What one process makes of the images: 12 shards of training samples and 6 of test samples."""
+    """The store of one process: 12 shards of training samples and 6 of test samples."""
     extract(open_source(data), data, tmp_path / "serial.zarr")
     return contents(tmp_path / "serial.zarr")
 
 
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
-    """The address of a cluster of two workers that was there before."""
+    """The address of a running cluster of two workers."""
     with LocalCluster(n_workers=2, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
         yield cluster.scheduler_address
 
@@ -71,7 +80,7 @@ def test_workers_that_are_slow_to_start_again_are_waited_for(
     data: DataConfig, serial: dict[str, bytes], tmp_path: Path
 ) -> None:
     source = lay_traps(open_source(data), {1: Trap("die", 1, tmp_path / "a"), 3: Trap("die", 1, tmp_path / "b")})
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": "100 ms"}):  # of dask's own accord it is 15 s
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "100 ms"}):  # dask's default is 15 s
         assert extract(source, data, tmp_path / "c.zarr", workers=2).retries == 2
     assert contents(tmp_path / "c.zarr") == serial
 
@@ -91,7 +100,7 @@ def test_a_shard_that_ends_every_worker_ends_the_job_and_the_rest_is_kept(
     data: DataConfig, serial: dict[str, bytes], tmp_path: Path
 ) -> None:
     deadly = lay_traps(open_source(data), {6: Trap("die", 99, tmp_path / "deaths")})
-    with pytest.raises(JobError, match=r"shard 3 of train was begun 4 times"):
+    with pytest.raises(JobError, match=r"shard 3 of train was started 4 times"):
         extract(deadly, data, tmp_path / "c.zarr", workers=2)
     assert len(list((tmp_path / "deaths").iterdir())) == 4
     done = extract(open_source(data), data, tmp_path / "c.zarr")
@@ -99,7 +108,7 @@ def test_a_shard_that_ends_every_worker_ends_the_job_and_the_rest_is_kept(
     assert contents(tmp_path / "c.zarr") == serial
 
 
-def test_a_scheduler_that_is_there_already_serves_several_jobs(
+def test_a_running_scheduler_serves_several_jobs(
     data: DataConfig, serial: dict[str, bytes], tmp_path: Path, scheduler: str
 ) -> None:
     for name in ("a.zarr", "b.zarr"):
@@ -107,7 +116,7 @@ def test_a_scheduler_that_is_there_already_serves_several_jobs(
         assert contents(tmp_path / name) == serial
 
 
-def test_a_fault_that_passes_is_tried_again_and_counted(
+def test_a_temporary_fault_is_retried_and_counted(
     data: DataConfig, serial: dict[str, bytes], tmp_path: Path, scheduler: str
 ) -> None:
     source = lay_traps(open_source(data), {3: Trap("fail", 2, tmp_path / "faults")})
@@ -137,7 +146,7 @@ def test_a_sample_that_cannot_be_decoded_is_an_error_at_once_or_skipped(
 def test_workers_that_see_other_files_are_refused(
     data: DataConfig, tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a cluster whose machines have different disks: the files change after they were listed."""
+    """As on a cluster whose machines have different disks: a file changes after it was listed."""
     from extract.job import cluster
 
     connect = cluster._connect
@@ -149,16 +158,17 @@ def test_workers_that_see_other_files_are_refused(
         return connect(config)
 
     monkeypatch.setattr(cluster, "_connect", change_first)
-    with pytest.raises(JobError, match=r"sample 'train/red/0\.png' of train is not on this worker what it was"):
+    with pytest.raises(JobError, match=r"sample 'train/red/0\.png' of train differs on this worker from the one that"):
         extract(open_source(data), data, tmp_path / "c.zarr", scheduler=scheduler)
 
 
-def test_a_user_s_own_backbone_travels_to_the_workers(
+def test_a_users_own_backbone_is_sent_to_the_workers(
     data: DataConfig, serial: dict[str, bytes], tmp_path: Path, scheduler: str, tiny_backbone: TimmBackbone
 ) -> None:
     stored = StoreConfig(path=str(tmp_path / "c.zarr"), shard_samples=2, dtype="int8")
     options = ExtractConfig(device="cpu", batch_size=1, scheduler=scheduler)
-    extract_tokens(open_source(data), tiny_backbone, data, stored, options)
+    source = open_source(data)
+    extract_tokens(ExtractionJob(source=source, backbone=tiny_backbone, data=data, store=stored, extract=options))
     assert contents(tmp_path / "c.zarr") == serial
 
 
@@ -176,7 +186,7 @@ def test_a_scheduler_with_tls_is_reached_with_the_files_of_dask_s_configuration(
     data: DataConfig, serial: dict[str, bytes], tmp_path: Path
 ) -> None:
     if not shutil.which("openssl"):
-        pytest.skip("openssl is not here: it makes the certificate")
+        pytest.skip("needs openssl to make a certificate")
     certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-out", certificate]
     subprocess.run([*make, "-keyout", key], check=True, capture_output=True)
@@ -223,6 +233,6 @@ def test_workers_that_see_several_gpus_share_them_by_their_numbers(
     name: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert worker._device("auto", name) == device
-    assert worker._device("cuda:2", name) == "cuda:2"
-    assert worker._device("cpu", name) == "cpu"
+    assert _device("auto", name) == device
+    assert _device("cuda:2", name) == "cuda:2"
+    assert _device("cpu", name) == "cpu"

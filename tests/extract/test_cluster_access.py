@@ -1,4 +1,4 @@
-"""The workers of a job obey the job alone: nobody else on the machine runs code in them."""
+"""Only the job itself can run code in its workers; no other user of the machine can."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ from store.errors import Note
 
 pytestmark = pytest.mark.slow
 HERE = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-REFUSED = (OSError, TimeoutError)  # what distributed makes of a connection that is closed on it
+REFUSED = (OSError, TimeoutError)  # what distributed raises if a connection is closed
 _SECONDS = 1.0
 
 
@@ -36,13 +36,13 @@ def listening() -> set[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder for temporary files while the cluster of `ports` starts and runs."""
+    """The folder for temporary files of the cluster of `ports`."""
     return tmp_path_factory.mktemp("scratch")
 
 
 @pytest.fixture(scope="module")
 def ports(scratch: Path) -> Iterator[list[int]]:
-    """Where a job of two workers listens, while it runs."""
+    """The ports of a running job with two workers."""
     before = listening()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(scratch))
@@ -53,8 +53,8 @@ def ports(scratch: Path) -> Iterator[list[int]]:
             yield sorted(port for _, port in opened)
 
 
-def order_to_touch(file: Path, address: str, security: Security | None = None) -> None:
-    """Send a scheduler, nanny or worker the message on which dask runs a function."""
+def send_touch(file: Path, address: str, security: Security | None = None) -> None:
+    """Send a scheduler, nanny or worker the message by which dask runs a function."""
 
     async def send() -> None:
         arguments = (security or Security()).get_connection_args("client")
@@ -64,11 +64,11 @@ def order_to_touch(file: Path, address: str, security: Security | None = None) -
     asyncio.run(asyncio.wait_for(send(), 5 * _SECONDS))
 
 
-def test_whoever_reaches_workers_without_certificates_runs_code_in_them(tmp_path: Path) -> None:
-    """What the other tests hold to be refused does harm where it is not."""
+def test_code_runs_in_workers_without_certificates(tmp_path: Path) -> None:
+    """The message that the other tests expect to be refused does work without certificates."""
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", **HERE) as cluster:
         [worker] = cluster.workers.values()
-        order_to_touch(tmp_path / "harm", worker.address)
+        send_touch(tmp_path / "harm", worker.address)
     assert (tmp_path / "harm").exists()
 
 
@@ -78,7 +78,7 @@ def test_no_port_of_a_job_runs_what_a_stranger_sends(ports: list[int], tmp_path:
     assert len(ports) >= 5  # a scheduler, two nannies, two workers
     for port in ports:
         with pytest.raises(REFUSED):
-            order_to_touch(tmp_path / "harm", f"{protocol}://127.0.0.1:{port}", security)
+            send_touch(tmp_path / "harm", f"{protocol}://127.0.0.1:{port}", security)
         with pytest.raises(REFUSED):
             Client(f"{protocol}://127.0.0.1:{port}", security=security, timeout=_SECONDS)
     assert not (tmp_path / "harm").exists()
@@ -93,7 +93,7 @@ def test_every_port_of_a_job_asks_for_a_certificate(ports: list[int]) -> None:
             pytest.raises(ssl.SSLError, match=r"(?i)certificate.required|handshake.failure"),
             context.wrap_socket(connection) as secured,
         ):
-            secured.recv(1)  # TLS 1.3 says so after the client's part of the handshake
+            secured.recv(1)  # TLS 1.3 reports it after the client's part of the handshake
 
 
 def test_every_port_of_a_job_closes_a_connection_that_speaks_no_tls(ports: list[int]) -> None:
@@ -101,7 +101,7 @@ def test_every_port_of_a_job_closes_a_connection_that_speaks_no_tls(ports: list[
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection, suppress(ConnectionError):
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + bytes(64))
             answer = connection.recv(1 << 16)
-            assert not answer.startswith(b"HTTP"), "pages and metrics of dask"
+            assert not answer.startswith(b"HTTP"), "web pages and metrics of dask"
             assert connection.recv(1 << 16) == b""
 
 

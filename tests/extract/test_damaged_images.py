@@ -1,4 +1,4 @@
-"""An image that is cut or damaged is refused where its format can tell; docs/reliability.md lists where it cannot."""
+"""Truncated and damaged images are refused if their format allows it; docs/reliability.md lists where it does not."""
 
 import io
 import os
@@ -37,7 +37,7 @@ def pillow(encoded: bytes) -> np.ndarray:
 
 
 def hole(encoded: bytes, share: float, n_bytes: int = 64) -> bytes:
-    """With zeros in place of some bytes, as where a part of a download is missing."""
+    """Replace some bytes by zeros, as in a download with a missing part."""
     start = int(len(encoded) * share)
     assert encoded[start : start + n_bytes] != bytes(n_bytes)
     return encoded[:start] + bytes(n_bytes) + encoded[start + n_bytes :]
@@ -99,7 +99,7 @@ def test_a_cut_image_is_refused(name: str, share: float) -> None:
 def test_a_jpeg_that_was_cut_and_closed_again_is_refused(name: str, share: float) -> None:
     start = JPEGS[name].index(b"\xff\xda") + 14
     cut = start + int((len(JPEGS[name]) - start) * share)
-    with pytest.raises(DecodeError, match="its JPEG data are damaged or cut"):
+    with pytest.raises(DecodeError, match="its JPEG data are damaged or truncated"):
         decode(JPEGS[name][:cut] + b"\xff\xd9")
 
 
@@ -120,9 +120,9 @@ def test_a_hole_is_refused_by_a_format_with_checksums(name: str, share: float) -
 
 def test_the_chunk_of_a_png_that_is_damaged_is_named() -> None:
     encoded = OTHERS["PNG"]
-    with pytest.raises(DecodeError, match=r"its IDAT chunk at byte \d+ differs from its checksum"):
+    with pytest.raises(DecodeError, match=r"its IDAT chunk at byte \d+ does not match its checksum"):
         decode(hole(encoded, 0.5))
-    with pytest.raises(DecodeError, match="it is cut: a PNG ends with an IEND chunk"):
+    with pytest.raises(DecodeError, match="it is truncated: a PNG ends with an IEND chunk"):
         decode(encoded[:-12])
     text = encoded[:-12] + b"\0\0\0\4tEXtabcd" + bytes(4) + encoded[-12:]
     with pytest.raises(DecodeError, match="its tEXt chunk at byte"):
@@ -148,7 +148,7 @@ def test_most_holes_in_a_jpeg_leave_it_with_too_few_or_too_many_data() -> None:
 def test_a_jpeg_with_data_left_over_is_refused_but_padding_is_not() -> None:
     encoded = JPEGS["baseline"]
     assert np.array_equal(decode(encoded[:-2] + bytes(12) + encoded[-2:]), decode(encoded))
-    with pytest.raises(DecodeError, match=r"damaged or cut \(.* extraneous bytes before marker 0xd9"):
+    with pytest.raises(DecodeError, match=r"damaged or truncated \(.* extraneous bytes before marker 0xd9"):
         decode(encoded[:-2] + bytes(100) + encoded[-2:])
 
 
@@ -157,7 +157,7 @@ def test_an_unknown_jfif_revision_hides_no_damage() -> None:
     assert encoded[6:12] == b"JFIF\0\1"
     strange = encoded[:11] + b"\0" + encoded[12:]
     assert np.array_equal(decode(strange), decode(encoded))
-    with pytest.raises(DecodeError, match="damaged or cut"):
+    with pytest.raises(DecodeError, match="damaged or truncated"):
         decode(strange[: len(strange) // 2] + b"\xff\xd9")
 
 

@@ -1,4 +1,4 @@
-"""Whatever a file holds, an upright RGB image comes out, or one DecodeError."""
+"""Decoding any bytes gives an upright RGB image or raises DecodeError."""
 
 import io
 import pickle
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
-from extract.images.decode import ENDINGS, DecodeError, decode_rgb, to_rgb
+from extract.images.decode import EXTENSIONS, DecodeError, decode_rgb, to_rgb
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -30,7 +30,7 @@ def decode(encoded: bytes) -> np.ndarray:
 
 
 def gradient(height: int = 24, width: int = 40) -> Image.Image:
-    """Smooth and different in every corner, so that JPEG keeps it and a wrong turn shows."""
+    """Smooth, so that JPEG keeps it, and different in every corner, so that a wrong rotation is noticed."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([x * 6, y * 10, (x + y) * 3], axis=-1).astype(np.uint8))
 
@@ -116,7 +116,7 @@ def test_32_bit_gray_beyond_16_bits_is_refused(value: int) -> None:
 
 def test_floating_point_pixels_are_refused() -> None:
     encoded = encode(Image.fromarray(np.ones((2, 2), dtype=np.float32)), "TIFF")
-    with pytest.raises(DecodeError, match="floating-point numbers, which have no fixed white; save it with 8 or 16"):
+    with pytest.raises(DecodeError, match="floating-point numbers without a fixed white value; save it with 8 or 16"):
         decode(encoded)
 
 
@@ -129,7 +129,7 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
 
 
 def test_zero_bytes_are_an_error() -> None:
-    with pytest.raises(DecodeError, match=r"sample 'a/b.png' cannot be decoded: it holds no bytes.*on_error: skip"):
+    with pytest.raises(DecodeError, match=r"sample 'a/b.png' cannot be decoded: it is empty.*on_error: skip"):
         decode(b"")
 
 
@@ -199,5 +199,5 @@ def test_a_decode_error_survives_pickling_as_from_a_worker() -> None:
 
 
 def test_the_usual_endings_are_known() -> None:
-    assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"} <= ENDINGS
-    assert not {".eps", ".pdf", ".txt", ".mp4"} & ENDINGS
+    assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"} <= EXTENSIONS
+    assert not {".eps", ".pdf", ".txt", ".mp4"} & EXTENSIONS

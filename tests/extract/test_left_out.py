@@ -1,4 +1,4 @@
-"""Whatever lies in a source and is not taken is counted and named, and no class is taken for another in silence."""
+"""Files of a source that are ignored are counted and named, and class names that look alike are reported."""
 
 import io
 import tarfile
@@ -34,7 +34,7 @@ def classes_of(*classes: str) -> list[str]:
 
 
 def open_with_notes(source: str, root: Path, **options: Any) -> tuple[ImageSource, list[str]]:
-    """The source and its notes, without the place that each begins with."""
+    """The source and its warnings, without the place at their beginning."""
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         opened = open_source(DataConfig(source=source, root=root, **options))
@@ -55,7 +55,7 @@ def test_files_of_other_endings_in_a_class_are_counted_and_named(tmp_path: Path)
     source, notes = open_with_notes("folder", root)
     assert size(source) == 8
     assert notes == [
-        "8 files are left out, as their endings are not those of images: 2 with .heic ('b/IMG_1.HEIC'), "
+        "ignored 8 files (extensions other than those of images): 2 with .heic ('b/IMG_1.HEIC'), "
         "1 with .json ('b/1.json'), 1 with .txt ('b/1.txt'), 1 with .xml ('b/1.xml'), 1 with .dng ('b/IMG_3.dng'), ..."
     ]
 
@@ -83,7 +83,7 @@ def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
     root = write(tmp_path, *paths, "1.png", "train/2.png", "test/3.png", "train/README.md")
     source, notes = open_with_notes("folder", root)
     assert size(source) == 16
-    assert notes == ["3 files are left out, as they lie beside the class folders: 3 with .png ('1.png')"]
+    assert notes == ["ignored 3 files (in no class folder): 3 with .png ('1.png')"]
 
 
 @pytest.mark.parametrize("names", [("seg_train", "seg_test", "seg_pred"), ("train_images", "val_images", "extra")])
@@ -101,15 +101,13 @@ def test_classes_that_are_called_a_little_like_splits_are_classes(tmp_path: Path
 @pytest.mark.parametrize("above", ["train/train", "train/images", "data", "data/train"])
 def test_one_folder_too_many_is_named(above: str, tmp_path: Path) -> None:
     root = write(tmp_path, *(f"{above}/{path}" for path in classes_of("sea", "street")))
-    with pytest.raises(
-        UserError, match=r"holds nothing but the folder '\w+', and that the folders .*: move these up into"
-    ):
+    with pytest.raises(UserError, match=r"holds only the folder '\w+', which holds the folders .*: move these up into"):
         open_with_notes("folder", root)
 
 
 def test_a_class_without_images_says_what_it_holds(tmp_path: Path) -> None:
     root = write(tmp_path, *classes_of("a", "b"), "c/IMG_1.HEIC", "c/IMG_2.HEIC")
-    with pytest.raises(UserError, match=r"c holds no images; fill it or remove it .* but files: 2 with \.heic"):
+    with pytest.raises(UserError, match=r"c holds no images; fill it or remove it .* Its files: 2 with \.heic"):
         open_with_notes("folder", root)
 
 
@@ -117,8 +115,8 @@ def test_of_three_splits_the_note_says_which_is_what(tmp_path: Path) -> None:
     paths = [f"{split}/{path}" for split in ("train", "valid", "testing") for path in classes_of("a", "b")]
     _, notes = open_with_notes("folder", write(tmp_path, *paths))
     (note,) = notes
-    assert "testing is neither trained on nor tested; train is trained on, valid is the test set" in note
-    assert "data.test_split names another" in note
+    assert "testing is used neither for training nor for testing; training uses train, testing uses valid" in note
+    assert "set data.test_split for another" in note
 
 
 # Tars
@@ -152,9 +150,9 @@ def test_members_of_a_tar_that_are_no_samples_are_counted(tmp_path: Path) -> Non
     source, notes = open_with_notes("tars", write_tar(tmp_path / "x.tar", members))
     assert size(source) == 4
     (note,) = notes
-    assert note.startswith("4 files are left out, as no image and label have their name up to its first dot: ")
-    for told in ("1 with .png ('photo.v2.png')", "1 with no ending ('README')", "1 with .heic ('b.heic')"):
-        assert told in note
+    assert note.startswith("ignored 4 files (no image and label with this name up to its first dot): ")
+    for count in ("1 with .png ('photo.v2.png')", "1 with no extension ('README')", "1 with .heic ('b.heic')"):
+        assert count in note
 
 
 @pytest.mark.parametrize(
@@ -174,7 +172,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def write_labels(images: Path, kind: str, labels: list[Any]) -> Path:
-    """A list of as many images as labels, each label three times."""
+    """Write a table with three images for each label."""
     rows = [(f"{k}.png", label) for k, label in enumerate(label for label in labels for _ in range(3))]
     path = images / f"l.{kind}"
     if kind == "csv":
@@ -212,7 +210,7 @@ def test_classes_that_look_alike_stay_apart_with_a_note(kind: str, labels: list[
     source, notes = open_with_notes(kind, write_labels(images, kind, [*labels, "other"]))
     assert set(source.classes) == {*labels, "other"}
     (note,) = notes
-    assert "has classes whose names are alike but for case, spaces, Unicode form or the way a number is written" in note
+    assert "has classes whose names differ only in case, spaces, Unicode form or the way a number is written" in note
     assert all(ascii(label) in note for label in labels)
     assert note.isascii()
 

@@ -1,4 +1,4 @@
-"""A disk that goes away or fills up in mid-job: one clear error, nothing in its place, and the same command goes on."""
+"""If a disk is unmounted or fills up during a job: one clear error, nothing in its place, and the command resumes."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ from small_store import contents
 from extract.backbones.backbone import TimmBackbone
 from extract.config import DataConfig, ExtractConfig
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store.config import StoreConfig
 from store.errors import JobError
@@ -20,7 +21,7 @@ from store.writer import StoreWriter
 
 
 class Disk:
-    """What is mounted at `place`, which is empty without it: a folder that outlives it, or what is asked for."""
+    """A disk that can be mounted at `place` and lost: a bind mount that keeps its content, or another mount."""
 
     def __init__(self, folder: Path) -> None:
         self.place, self._content = folder / "disk", folder / "content"
@@ -34,7 +35,7 @@ class Disk:
             pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
 
     def lose(self) -> None:
-        """Whoever has files open keeps them, and nobody opens another one."""
+        """Unmount it lazily: open files stay usable, no other can be opened."""
         subprocess.run(["umount", "--lazy", self.place], check=True)
 
     def close(self) -> None:
@@ -52,7 +53,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def extract(images: Path, store: Path, backbone: TimmBackbone) -> int:
     data = DataConfig(source="folder", root=images)
     stored = StoreConfig(path=str(store), dtype="int8", shard_samples=5)
-    return extract_tokens(open_source(data), backbone, data, stored, ExtractConfig(device="cpu")).shards_written
+    config = ExtractConfig(device="cpu")
+    job = ExtractionJob(source=open_source(data), backbone=backbone, data=data, store=stored, extract=config)
+    return extract_tokens(job).shards_written
 
 
 def act_before(owner: type, name: str, k: int, act: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
@@ -88,27 +91,27 @@ def test_a_disk_that_is_lost_ends_the_job_and_nothing_is_written_in_its_place(
     with pytest.MonkeyPatch.context() as patch:
         act_before(owner, name, k, disk.lose, patch)
         with pytest.raises(
-            JobError, match=r"disk/c\.zarr/ is gone, or lies on another disk.* Mount it again, then"
+            JobError, match=r"disk/c\.zarr/ is gone, or on another disk.* Mount it again, then"
         ) as error:
             extract(image_folder, store, tiny_backbone)
     assert "\n" not in str(error.value)
     assert list(disk.place.iterdir()) == []
     disk.mount()
-    kept = len(list(store.glob("*/status/c/*")))
+    committed = len(list(store.glob("*/status/c/*")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("store.lock._process_lives", lambda owner: False)  # the job's process has ended by now
-        assert extract(image_folder, store, tiny_backbone) == total - kept
+        patch.setattr("store.lock._is_alive", lambda owner: False)  # the job's process has ended by now
+        assert extract(image_folder, store, tiny_backbone) == total - committed
     assert contents(store) == contents(tmp_path / "whole.zarr")
 
 
 def test_a_store_that_is_the_disk_itself_is_not_begun_anew_below_it(
     image_folder: Path, disk: Disk, tiny_backbone: TimmBackbone
 ) -> None:
-    """The folder is there without its disk, and empty: only the disk tells."""
+    """Without its disk the folder still exists, empty; only the device number differs."""
     disk.mount("-t", "tmpfs", "tmpfs")
     with pytest.MonkeyPatch.context() as patch:
         act_before(KeyValueStore, "write_bytes", 20, disk.lose, patch)
-        with pytest.raises(JobError, match=r"disk/ is gone, or lies on another disk than it did: was that unmounted\?"):
+        with pytest.raises(JobError, match=r"disk/ is gone, or on another disk than before: was that unmounted\?"):
             extract(image_folder, disk.place, tiny_backbone)
     assert list(disk.place.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""A script whose main module is not guarded gets a message instead of processes that run it again and again."""
+"""A script without `if __name__ == "__main__":` gets a message instead of processes that run it again and again."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ def test_a_script_that_calls_outside_the_guard_is_named(call: str, tmp_path: Pat
     [
         ('if __name__ == "__main__":\n    require_main_guard()\n    print("done")', ()),
         ('import sys\nif __name__ != "__main__":\n    sys.exit()\nrequire_main_guard()\nprint("done")', ()),
-        ("", ("-c", PROBE + "require_main_guard()\nprint('done')")),  # a process cannot import that
+        ("", ("-c", PROBE + "require_main_guard()\nprint('done')")),  # which a process cannot import
     ],
 )
 def test_a_script_that_is_not_run_again_goes_on(script: str, options: tuple[str, ...], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""All of timm's models: each gives its blocks' tokens and its own read-out, or is refused by its name."""
+"""Each of timm's models gives the tokens of its blocks and its own pre-logits features, or is refused by its name."""
 
 import json
 import re
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 import sidecache as sc
 from adapt.config.pipeline import Config
 from extract.backbones.backbone import TimmBackbone, empty_backbone, load_backbone
-from extract.backbones.pre_logits import tail_from_arrays
-from extract.backbones.shape import backbone_shape
+from extract.backbones.backbone_shape import backbone_shape
+from extract.backbones.pre_logits import pre_logits_from_arrays
 from extract.config import BackboneConfig, ClipConfig
 from store.errors import UserError
 
-# What the smallest model of an architecture is built with; the first that an architecture takes counts.
+# Arguments for the smallest model of an architecture; the first that it accepts are used.
 TINY: list[dict[str, Any]] = [
     {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 112},
     {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 112},  # heads at least 32 wide
@@ -35,16 +35,16 @@ TINY: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def _leave_meta_tensors_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half the time of building a model on the meta device goes into drawing values that it does not have."""
+    """Skip drawing values for meta tensors, which takes half the time of building a model there."""
     draw = weight_init._trunc_normal_
     monkeypatch.setattr(weight_init, "_trunc_normal_", lambda t, *args: t if t.is_meta else draw(t, *args))
 
 
 def smallest(name: str) -> dict[str, Any]:
-    """The first of TINY that timm takes for an architecture.
+    """The first of TINY that timm accepts for an architecture.
 
     Raises:
-        UserError: the model is refused, or takes none of them.
+        UserError: the model is refused, or accepts none of them.
     """
     for kwargs in TINY[:-1]:
         with suppress(UserError):
@@ -56,7 +56,7 @@ def smallest(name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def open_disturbed(name: str, kwargs: dict[str, Any]) -> TimmBackbone:
-    """On the CPU, no norm or scale at its initial value."""
+    """A model on the CPU, with no norm or scale at its initial value."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0, **kwargs).eval().requires_grad_(False)
     for tensor in model.parameters():
@@ -65,8 +65,8 @@ def open_disturbed(name: str, kwargs: dict[str, Any]) -> TimmBackbone:
 
 
 @torch.no_grad()
-def require_own_tokens_and_read_out(backbone: TimmBackbone) -> None:
-    """To the last bit: from the loaded model, and from what a store keeps of it."""
+def require_own_tokens_and_pre_logits(backbone: TimmBackbone) -> None:
+    """Bit by bit: from the loaded model, and rebuilt from the tensors in a store."""
     model: Any = backbone.module
     outputs: dict[int, Tensor] = {}
     hooks = [
@@ -81,14 +81,14 @@ def require_own_tokens_and_read_out(backbone: TimmBackbone) -> None:
     assert list(tokens) == list(outputs)
     assert [layer for layer in tokens if not torch.equal(tokens[layer], outputs[layer])] == []
     assert tokens[0].shape == (2, backbone.layout.num_tokens, backbone.dim)
-    require_own_read_out(backbone, tokens[backbone.depth - 1], features)
+    require_own_pre_logits(backbone, tokens[backbone.depth - 1], features)
 
 
-def require_own_read_out(backbone: TimmBackbone, last: Tensor, features: Tensor) -> None:
-    """Of the last block's tokens, of which timm makes `features`."""
+def require_own_pre_logits(backbone: TimmBackbone, last: Tensor, features: Tensor) -> None:
+    """Compare with timm, which computes `features` from the last block's tokens."""
     tail = backbone.tail
     assert tail is not None
-    stored = tail_from_arrays(backbone.name, json.loads(json.dumps(backbone.model_kwargs)), tail.arrays())
+    stored = pre_logits_from_arrays(backbone.name, json.loads(json.dumps(backbone.model_kwargs)), tail.arrays())
     try:
         expected = backbone.module.forward_head(features, pre_logits=True)  # type: ignore[operator]
     except NotImplementedError:  # an encoder
@@ -103,7 +103,7 @@ def require_own_read_out(backbone: TimmBackbone, last: Tensor, features: Tensor)
 
 @torch.no_grad()
 def require_meaning_of_prefix(backbone: TimmBackbone) -> None:
-    """Class tokens come first, then registers: a parameter that is not a number shows where it goes."""
+    """Class tokens come first, then registers: a NaN parameter shows where each is."""
     model: Any = backbone.module
     given: list[Tensor] = []
     hook = model.blocks[0].register_forward_pre_hook(lambda _, args: given.append(args[0]))
@@ -111,10 +111,10 @@ def require_meaning_of_prefix(backbone: TimmBackbone) -> None:
     for name in ("cls_token", "dist_token", "reg_token"):
         places[name] = []
         if (parameter := getattr(model, name, None)) is not None:
-            kept = parameter.clone()
+            original = parameter.clone()
             parameter.fill_(torch.nan)
             model.forward_features(torch.zeros(1, *backbone.image_size))
-            parameter.copy_(kept)
+            parameter.copy_(original)
             places[name] = given[-1].isnan().any(dim=2)[0].nonzero().flatten().tolist()
     hook.remove()
     classes = places["cls_token"] + places["dist_token"]
@@ -123,7 +123,7 @@ def require_meaning_of_prefix(backbone: TimmBackbone) -> None:
 
 
 def kind_of(backbone: TimmBackbone) -> tuple[Any, ...]:
-    """What of a model decides its tokens and its read-out: models of one kind need only one test."""
+    """What a model's tokens and pre-logits features depend on; one test per kind is enough."""
     model: Any = backbone.module
     parts = (model, model.blocks[0], *(getattr(model, part, None) for part in ("norm", "attn_pool", "fc_norm", "rope")))
     registers = backbone.layout.num_prefix_tokens - backbone.layout.num_class_tokens
@@ -131,7 +131,7 @@ def kind_of(backbone: TimmBackbone) -> tuple[Any, ...]:
     return (*(type(part).__name__ for part in parts), *pooling, backbone.layout.num_class_tokens, registers > 0)
 
 
-# One name of every kind (see `kind_of`), the smallest; the sweep below finds those that are missing.
+# The smallest model of every kind (see `kind_of`); the sweep below finds missing ones.
 KINDS = [
     "aimv2_3b_patch14_224",
     "beit_base_patch16_224",
@@ -175,18 +175,18 @@ KINDS = [
     "vit_so400m_patch16_radio_v4",
     "vitamin_small_224",
 ]
-LARGE_KINDS = ["deepseek_vit_412m_enc"]  # which cannot be built small
+LARGE_KINDS = ["deepseek_vit_412m_enc"]  # cannot be built small
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_kind_of_model_gives_its_own_tokens_and_read_out(name: str) -> None:
+def test_each_kind_of_model_gives_its_own_tokens_and_pre_logits(name: str) -> None:
     backbone = open_disturbed(name, smallest(name))
-    require_own_tokens_and_read_out(backbone)
+    require_own_tokens_and_pre_logits(backbone)
     require_meaning_of_prefix(backbone)
 
 
 def refusal_of(name: str) -> str:
-    """Empty where a model is accepted at its own size; any exception but UserError is a failure."""
+    """The message for a model at its own size, empty if it is accepted; any exception but UserError fails the test."""
     try:
         empty_backbone(name, {})
     except UserError as error:
@@ -195,8 +195,8 @@ def refusal_of(name: str) -> str:
 
 
 @pytest.mark.slow
-def test_all_of_timms_models_give_their_own_tokens_and_read_out_or_are_refused() -> None:
-    """Each is built on the meta device at its own size, and those that are accepted on the CPU as small as they go."""
+def test_all_of_timms_models_give_their_own_tokens_and_pre_logits_or_are_refused() -> None:
+    """Each is built on the meta device at its own size; those that are accepted, on the CPU as small as possible."""
     accepted, names, kinds = 0, timm.list_models(), set[tuple[Any, ...]]()
     known = {kind_of(empty_backbone(name, smallest(name))) for name in KINDS + LARGE_KINDS}
     for name in names:
@@ -204,7 +204,7 @@ def test_all_of_timms_models_give_their_own_tokens_and_read_out_or_are_refused()
             assert f"backbone.name '{name}' is no plain vision transformer" in refusal
             continue
         backbone = open_disturbed(name, smallest(name))
-        require_own_tokens_and_read_out(backbone)
+        require_own_tokens_and_pre_logits(backbone)
         require_meaning_of_prefix(backbone)
         accepted, kinds = accepted + 1, kinds | {kind_of(backbone)}
     print(f"{accepted} of {len(names)} names are plain vision transformers, of {len(kinds)} kinds")
@@ -212,7 +212,7 @@ def test_all_of_timms_models_give_their_own_tokens_and_read_out_or_are_refused()
     assert accepted >= 250
 
 
-# Every option of a read-out that timm has
+# Every pooling option of timm
 
 OPTIONS: dict[str, dict[str, list[Any]]] = {
     "vit_tiny_patch16_224": {
@@ -255,17 +255,17 @@ COMBINATIONS = [(name, chosen) for name in OPTIONS for chosen in options_of(name
 
 def require_reproduced(name: str, chosen: dict[str, Any]) -> None:
     backbone = open_disturbed(name, {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 32, **chosen})
-    require_own_tokens_and_read_out(backbone)
+    require_own_tokens_and_pre_logits(backbone)
     require_meaning_of_prefix(backbone)
 
 
 @pytest.mark.parametrize(("name", "chosen"), COMBINATIONS[::13])
-def test_options_of_a_read_out_are_reproduced(name: str, chosen: dict[str, Any]) -> None:
+def test_pooling_options_are_reproduced(name: str, chosen: dict[str, Any]) -> None:
     require_reproduced(name, chosen)
 
 
 @pytest.mark.slow
-def test_every_option_of_a_read_out_is_reproduced() -> None:
+def test_every_pooling_option_is_reproduced() -> None:
     for name, chosen in COMBINATIONS:
         require_reproduced(name, chosen)
 
@@ -332,7 +332,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("kind", ARGUMENTS)
 @pytest.mark.parametrize("clips", [None, ClipConfig(frames=2)])
 def test_arguments_that_leave_no_plain_vision_transformer_are_refused(kind: str, clips: ClipConfig | None) -> None:
-    """By all who ask: the plan, and the job before it reads weights."""
+    """By the plan, and by the job before it reads weights."""
     name, kwargs, reason = ARGUMENTS[kind]
     config = BackboneConfig(name=name, weights="pretrained", model_kwargs=kwargs | {"depth": 2})
     for ask in (backbone_shape, load_backbone):
@@ -342,7 +342,7 @@ def test_arguments_that_leave_no_plain_vision_transformer_are_refused(kind: str,
 
 def test_sizes_that_change_with_the_image_are_no_obstacle() -> None:
     backbone = open_disturbed("vit_base_patch16_224", TINY[0] | {"dynamic_img_size": True})
-    require_own_tokens_and_read_out(backbone)
+    require_own_tokens_and_pre_logits(backbone)
     assert empty_backbone(backbone.name, backbone.model_kwargs).layout == backbone.layout
 
 
@@ -371,7 +371,7 @@ def test_every_command_refuses_in_one_line_before_a_sample_is_read(
 
 
 class Odd(nn.Module):
-    """A vision transformer in all its attributes, with one thing in the way."""
+    """A vision transformer by its attributes, with one deviation."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -411,7 +411,7 @@ class Odd(nn.Module):
         ("", ""),
     ],
 )
-def test_whatever_is_in_the_way_is_named(way: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_deviation_is_named(way: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("extract.backbones.plain_vit_check.build_empty", lambda name, kwargs: Odd(way).to("meta"))
     if not reason:
         assert empty_backbone("odd", {}).layout.num_tokens == 50

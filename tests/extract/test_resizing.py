@@ -1,4 +1,4 @@
-"""A thin image is refused by name before it is resized: memory stays bounded, whatever the sides of an image are."""
+"""A thin image is refused by name before it is resized, so that the memory of a resize is bounded."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_rows_that_are_resized_before_the_columns_count_too() -> None:
     squash, draw = build_transform(CONFIGS["squash"]), np.random.default_rng(0)
     assert squash(Image.new("RGB", (600_000, 1))).shape == (3, 224, 224)
     for transform in (squash, lambda image: Augment({**CONFIGS["center"], "interpolation": "bicubic"})(image, draw)):
-        with pytest.raises(ResizeError, match=r"its 1 x 600000 pixels become \d+,\d+,000 while it is resized"):
+        with pytest.raises(ResizeError, match=r"its 1 x 600000 pixels become \d+,\d+,000 during the resize"):
             transform(Image.new("RGB", (1, 600_000)))
 
 

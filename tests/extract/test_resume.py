@@ -1,4 +1,4 @@
-"""An extraction that is killed at any moment resumes: only what is missing is done again, and no byte differs."""
+"""An extraction that is killed at any moment resumes: only missing shards are extracted, and no byte differs."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from small_store import contents
 from extract.backbones.backbone import TimmBackbone
 from extract.config import DataConfig, ExtractConfig
 from extract.job.extraction import Extraction, extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store import writer
 from store.address import store_url
@@ -48,7 +49,7 @@ def test_a_killed_extraction_resumes_to_the_same_bytes(image_folder: Path, tmp_p
     for trial in found["trials"]:
         store = Path(trial["store"])
         killed = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[trial["stop"]]
-        assert trial["status"] in (killed, 0), trial  # 0: it had just come to its end
+        assert trial["status"] in (killed, 0), trial  # 0: it had just ended
         assert trial["resumed"] == 0, (trial, found["said"])
         assert trial["written"] == found["total"] - trial["committed"], trial
         assert contents(store) == whole, trial
@@ -80,15 +81,18 @@ def extract(
 ) -> Extraction:
     data = DataConfig(source="folder", root=images, on_error=on_error)  # type: ignore[arg-type]
     config = StoreConfig(path=str(store), shard_samples=shard_samples, **{"dtype": "int8", **stored})
-    return extract_tokens(open_source(data), backbone, data, config, ExtractConfig(device="cpu"))
+    on_cpu = ExtractConfig(device="cpu")
+    return extract_tokens(
+        ExtractionJob(source=open_source(data), backbone=backbone, data=data, store=config, extract=on_cpu)
+    )
 
 
 def test_a_finished_store_is_left_alone(image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone) -> None:
     first = extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
     before = contents(tmp_path / "c.zarr")
-    again = extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
+    second = extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
     assert (first.shards_written, first.samples_written) == (5 + 3, 36)
-    assert (again.shards_written, again.samples_written) == (0, 0)
+    assert (second.shards_written, second.samples_written) == (0, 0)
     assert contents(tmp_path / "c.zarr") == before
 
 

@@ -1,5 +1,6 @@
-"""Every source gives the same kind of splits, and every fault in a listing is one clear message."""
+"""Every source gives the same kind of splits, and every fault in a listing has a clear message."""
 
+import doctest
 import functools
 import io
 import json
@@ -25,8 +26,10 @@ from torchvision import datasets
 
 from extract.config import DataConfig
 from extract.images.decode import DecodeError
-from extract.sources.open_source import ImageSource, draw_test, open_source, order_classes
-from extract.sources.samples import Encoded, Sample
+from extract.sources import user_datasets
+from extract.sources.open_source import ImageSource, open_source, order_classes
+from extract.sources.samples import FileBytes, Sample
+from extract.sources.splits import draw_test
 from store.errors import JobError, Note, UserError
 
 DATA = os.environ.get("SIDECACHE_DATA")
@@ -39,7 +42,7 @@ def png(value: int = 0) -> bytes:
 
 
 def write_images(root: Path, *names: str) -> Path:
-    """One file a name, each with pixels of its own."""
+    """Write a file for each name, each with different pixels."""
     for value, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(value))
@@ -110,6 +113,12 @@ def test_a_source_gives_a_train_and_a_test_split_of_rgb_images(make: Any, tmp_pa
         assert len(split.digest(0)) == 16
 
 
+def test_the_example_of_from_datasets_runs() -> None:
+    results = doctest.testmod(user_datasets)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_second_opening_gives_the_same(make: Any, tmp_path: Path) -> None:
     kind, root = make(tmp_path)
@@ -164,7 +173,7 @@ def test_a_file_that_went_away_is_a_failure_and_no_damaged_sample(tmp_path: Path
 
 @pytest.mark.parametrize("source", ["folder", "csv", "parquet", "tars", "torchvision:CIFAR10"])
 def test_a_missing_root_is_refused(source: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"source {source} needs data\.root"):
+    with pytest.raises(UserError, match=rf"source {source} requires data\.root"):
         open_at(source, None)
     with pytest.raises(UserError, match=r"data\.root .*/nowhere does not exist"):
         open_at(source, tmp_path / "nowhere")
@@ -173,13 +182,13 @@ def test_a_missing_root_is_refused(source: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["folder", "torchvision:CIFAR10"])
 def test_a_file_for_a_folder_is_refused(source: str, tmp_path: Path) -> None:
     (tmp_path / "f").touch()
-    with pytest.raises(UserError, match=r"f is a file; source .* wants a folder"):
+    with pytest.raises(UserError, match=r"f is a file; source .* requires a folder"):
         open_at(source, tmp_path / "f")
 
 
 @pytest.mark.parametrize("source", ["csv", "parquet"])
 def test_a_folder_for_a_list_is_refused(source: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder; source .* wants the list itself, a file"):
+    with pytest.raises(UserError, match=r"is a folder; source .* requires the path of the table file"):
         open_at(source, tmp_path)
 
 
@@ -199,7 +208,11 @@ def test_a_folder_for_a_list_is_refused(source: str, tmp_path: Path) -> None:
 def test_the_test_set_is_the_one_named_or_test_or_val(splits: Any, wanted: Any, chosen: str, tmp_path: Path) -> None:
     root = write_images(tmp_path, *(f"{s}/{c}/1.png" for s in splits for c in "ab"))
     unused = set(splits) - {"train", chosen}
-    with pytest.warns(Note, match=f": {unused.pop()} is neither trained on nor tested") if unused else nullcontext():
+    with (
+        pytest.warns(Note, match=f": {unused.pop()} is used neither for training nor for testing")
+        if unused
+        else nullcontext()
+    ):
         source = open_at("folder", root, test_split=wanted)
     assert ids(source) == {
         "train": ["train/a/1.png", "train/b/1.png"],
@@ -211,7 +224,7 @@ def test_the_test_set_is_the_one_named_or_test_or_val(splits: Any, wanted: Any, 
     ("splits", "wanted", "message"),
     [
         (("train", "test"), "exam", r"test_split is 'exam', but the splits of source folder at .* are test, train"),
-        (("train", "test"), "train", r"test_split is 'train', .* name one beside train"),
+        (("train", "test"), "train", r"test_split is 'train', .* name one other than train"),
         (("test", "val"), None, r"has the splits test, val but no 'train'; rename"),
         (("Training", "Testing"), None, r"has the splits Testing, Training but no 'train'; rename"),
         (("train", "extra"), None, r"are extra, train, none named test, val.*set data\.test_split"),
@@ -241,7 +254,7 @@ def test_a_drawn_test_set_that_is_empty_is_refused(tmp_path: Path) -> None:
 
 
 def samples_of(labels: dict[str, tuple[str, ...]]) -> list[Sample]:
-    return [Sample(name, several, Encoded(b"")) for name, several in labels.items()]
+    return [Sample(name, several, FileBytes(b"")) for name, several in labels.items()]
 
 
 names = st.text("abcdef0123456789/", min_size=1, max_size=8)
@@ -315,8 +328,8 @@ def test_folders_are_read_deep_and_in_order_without_hidden_and_other_files(tmp_p
     with pytest.warns(Note) as notes:
         source = open_at("folder", root, test_fraction=0.5)
     assert [str(note.message).partition(": ")[2] for note in notes] == [
-        "1 file is left out, as their endings are not those of images: 1 with .txt ('a/notes.txt')",
-        "1 file is left out, as they lie beside the class folders: 1 with .png ('loose.png')",
+        "ignored 1 file (extensions other than those of images): 1 with .txt ('a/notes.txt')",
+        "ignored 1 file (in no class folder): 1 with .png ('loose.png')",
     ]
     assert sorted(i for split in ids(source).values() for i in split) == [
         "a/10.png",
@@ -341,9 +354,9 @@ def test_class_folders_with_subfolders_alike_are_no_splits(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), r"holds no class folders; it wants <root>/train/<class>"),
+        ((), r"holds no class folders; legal: <root>/train/<class>"),
         (("1.png",), "holds no class folders"),
-        (("a/1.png", "b/notes.txt"), r"/b holds no images; fill it or remove it \(.*\), but files: 1 with \.txt"),
+        (("a/1.png", "b/notes.txt"), r"/b holds no images; fill it or remove it \(.*\)\. Its files: 1 with \.txt"),
         (("a/1.png", "a/2.png", "a/3.png"), r"has only one class, 'a'.*at least two"),
         (("train/a/1.png", "train/b/1.png", "test/c/1.png"), r"has classes that train lacks: c; known are a, b"),
         (("train/a/1.png", "train/b/1.png", "test/1.png"), r"test holds no class folders"),
@@ -441,23 +454,23 @@ def test_several_labels_become_a_matrix(kind: str, images: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ((), r"l\.csv is empty; it wants path, then label or labels"),
+        ((), r"l\.csv is empty; legal: path, then label or labels"),
         (("path,label",), r"l\.csv lists no samples"),
-        (("file,label", "0.png,a"), r"columns of .*l\.csv are file, label; it wants path"),
-        (("path", "0.png"), r"columns of .* are path; it wants path, then label or labels"),
+        (("file,label", "0.png,a"), r"columns of .*l\.csv are file, label; legal: path"),
+        (("path", "0.png"), r"columns of .* are path; legal: path, then label or labels"),
         (("path,label,labels", "0.png,a,a"), r"both label and labels; keep one"),
         (("path,label,label", "0.png,a,a"), r"one occurs twice"),
-        (("path,label", "0.png,a", "1.png"), r"line 3 has 1 cells where the header has 2 \(path, label\)"),
+        (("path,label", "0.png,a", "1.png"), r"line 3 has 1 cells, but the header has 2 \(path, label\)"),
         (("path,label", "0.png,a", "1.png,a,b"), r"line 3 has 3 cells"),
         (("path,label", "0.png,a", "", "99.png,a"), r"line 4: the file '99\.png' does not exist in .*set"),
-        (("path,label", ",a"), r"line 2: path is ''; it wants a file"),
+        (("path,label", ",a"), r"line 2: path is ''; legal: a file"),
         (("path,label", "0.png,"), r"line 2: the label is empty"),
         (("path,label", "0.png,-1"), r"line 2: the label is -1; integer labels start at 0"),
         (("path,labels", "0.png,a|"), r"line 2: the label is empty"),
         (("path,labels", "0.png,"), r"line 2: the label is empty"),
-        (("path,label,split", "0.png,a,"), r"line 2: split is ''; it wants a name"),
+        (("path,label,split", "0.png,a,"), r"line 2: split is ''; legal: a name"),
         (("path,label,split", "0.png,a,test"), r"has the splits test but no 'train'"),
-        (("path,label", "0.png,a", "./0.png,b"), r"line 3 names '0\.png', as .*line 2 does already"),
+        (("path,label", "0.png,a", "./0.png,b"), r"line 3 names '0\.png', as does .*line 2"),
         (("path,label", "0.png,a", "1.png,a"), r"only one class, 'a'"),
         (("path,label,split", "0.png,a,train", "1.png,b,train", "2.png,c,test"), r"classes that train lacks: c"),
         (("path,label", '"0.png,a'), r"line 2 is not valid CSV: unexpected end of data"),
@@ -483,7 +496,7 @@ def test_a_path_out_of_the_lists_folder_is_refused(way: str, images: Path) -> No
     (images / "link.png").symlink_to(secret)
     (images / "linked").symlink_to(images.parent)
     path = write_list(images / "l.csv", "path,label", f"{secret if way == 'ABSOLUTE' else way},a")
-    with pytest.raises(UserError, match=r"line 2: the path '.*' leads out of the list's folder"):
+    with pytest.raises(UserError, match=r"line 2: the path '.*' leads out of the table's folder"):
         open_at("csv", path)
 
 
@@ -499,13 +512,13 @@ def test_an_absolute_path_and_dots_within_the_folder_are_fine(images: Path) -> N
     [
         (
             {"path": ["0.png", "1.png"], "label": ["a", None]},
-            r"row 2: the label is None; a label is text or an integer",
+            r"row 2: the label is None; legal: text or an integer",
         ),
         ({"path": ["0.png", "1.png"], "label": [0.0, 1.0]}, r"row 1: the label is 0\.0"),
         ({"path": ["0.png", "1.png"], "label": [0, -3]}, r"row 2: the label is -3; integer labels start at 0"),
         ({"path": ["0.png", None], "label": [0, 1]}, r"row 2: path is None"),
-        ({"path": ["0.png", "1.png"], "labels": [["a"], []]}, r"row 2: labels is \[\]; it wants one or more"),
-        ({"path": ["0.png", "1.png"]}, r"it wants path, then label or labels"),
+        ({"path": ["0.png", "1.png"], "labels": [["a"], []]}, r"row 2: labels is \[\]; legal: one or more"),
+        ({"path": ["0.png", "1.png"]}, r"legal: path, then label or labels"),
     ],
 )
 def test_a_faulty_parquet_is_refused_by_row(columns: Any, message: str, images: Path) -> None:
@@ -592,7 +605,7 @@ def test_members_are_grouped_up_to_the_first_dot_and_read_at_their_offset(tmp_pa
     train = write_tar(tmp_path / "train-0.tar", members)
     write_tar(tmp_path / "test-0.tar", pair("t", 11))
     with pytest.warns(
-        Note, match=r"2 files are left out, .*: 1 with no ending \('README'\), 1 with \.json \('info\.json'\)"
+        Note, match=r"ignored 2 files \(.*\): 1 with no extension \('README'\), 1 with \.json \('info\.json'\)"
     ):
         split = open_at("tars", tmp_path).splits["train"]
     assert list(split.ids) == [f"d.x/{i}" for i in range(12)]
@@ -613,16 +626,16 @@ def link(kind: bytes) -> tarfile.TarInfo:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({}, r"hold no samples: a sample is an image such as 000\.jpg"),
+        ({}, r"hold no samples; legal: an image such as 000\.jpg"),
         ({"a.png": png()}, r"the sample 'a' of .* has no label; .*use source folder"),
         ({"a.cls": b"0"}, r"the sample 'a' of .* has 0 images \(cls\)"),
         ({"a.png": png(), "a.jpg": png(), "a.cls": b"0"}, r"has 2 images \(png, jpg, cls\)"),
         ({"a.png": png(), "a.cls": b" "}, r"the sample 'a' of .*: the label is empty"),
         ({"a.png": png(), "a.cls": b"-1"}, r"the label is -1; integer labels start at 0"),
-        ({"a.png": png(), "a.json": b"{"}, r"the sample 'a' of .* has no label that can be read in its \.json"),
+        ({"a.png": png(), "a.json": b"{"}, r"the sample 'a' of .* has no readable label in its \.json"),
         ({"a.png": png(), "a.json": b"{}"}, r"KeyError\('label'\)"),
         ({"a.png": png(), "a.json": b"[1]"}, "TypeError"),
-        ({"a.png": png(), "a.json": b'{"label": true}'}, r"the label is True; a label is text or an integer"),
+        ({"a.png": png(), "a.json": b'{"label": true}'}, r"the label is True; legal: text or an integer"),
         ({"/a.png": png()}, r"holds '/a\.png', which leads out of the archive"),
         ({"b/../../a.png": png()}, r"holds 'b/\.\./\.\./a\.png', which leads out"),
         ({"a.png": link(tarfile.SYMTYPE)}, r"holds 'a\.png', a link, device or sparse file"),
@@ -649,7 +662,7 @@ def test_a_compressed_tar_is_refused(mode: str, ending: str, tmp_path: Path) -> 
 def test_a_tar_cut_short_anywhere_is_refused(cut: int, tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", FOUR)
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(UserError, match=r"cut short|cannot be read as a tar"):
+    with pytest.raises(UserError, match=r"truncated|cannot be read as a tar"):
         open_at("tars", path)
 
 
@@ -657,10 +670,10 @@ def test_a_damaged_header_or_a_second_archive_does_not_hide_samples(tmp_path: Pa
     path = write_tar(tmp_path / "x.tar", FOUR)
     whole = path.read_bytes()
     path.write_bytes(whole[:2048] + b"\x07" * 300 + whole[2348:])
-    with pytest.raises(UserError, match="is damaged, or goes on behind its end, at byte 2048"):
+    with pytest.raises(UserError, match="is damaged or continues after its end mark at byte 2048"):
         open_at("tars", path)
     path.write_bytes(whole + whole)
-    with pytest.raises(UserError, match="goes on behind its end"):
+    with pytest.raises(UserError, match="continues after its end mark"):
         open_at("tars", path)
 
 
@@ -671,7 +684,7 @@ def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
 
 
 def test_folders_of_tars_are_sound_or_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no tars; it wants train-000000\.tar"):
+    with pytest.raises(UserError, match=r"holds no tars; legal: train-000000\.tar"):
         open_at("tars", tmp_path)
     write_tar(tmp_path / "a/0.tar", FOUR)
     with pytest.raises(UserError, match="has the splits a but no 'train'"):
@@ -686,7 +699,7 @@ def test_a_key_in_two_shards_of_a_split_is_refused_but_not_in_two_splits(tmp_pat
     write_tar(tmp_path / "test-0.tar", FOUR)
     assert ids(open_at("tars", tmp_path)) == {"train": ["0", "1", "2", "3"], "test": ["0", "1", "2", "3"]}
     write_tar(tmp_path / "train-1.tar", FOUR)
-    with pytest.raises(UserError, match=r"the sample '0' of .*train-1\.tar is in another shard"):
+    with pytest.raises(UserError, match=r"the sample '0' of .*train-1\.tar is also in another shard"):
         open_at("tars", tmp_path)
 
 
@@ -713,7 +726,7 @@ def test_a_torchvision_set_with_train_is_read(name: str, tmp_path: Path, monkeyp
     pixels = write_cifar10(tmp_path, monkeypatch)
     source = open_at(f"torchvision:{name}", tmp_path)
     assert source.name == "cifar10"
-    assert source.classes == tuple(f"c{9 - k}" for k in range(10))  # in the set's own order
+    assert source.classes == tuple(f"c{9 - k}" for k in range(10))  # in the order of the data set
     assert [len(source.splits[s]) for s in ("train", "test")] == [20, 10]
     assert source.splits["train"].ids[3] == "cifar10/train/0000003"
     assert source.splits["test"].labels.tolist() == list(range(10))
@@ -722,13 +735,13 @@ def test_a_torchvision_set_with_train_is_read(name: str, tmp_path: Path, monkeyp
     digest = blake2b(b"RGB 32 32 " + expected.tobytes(), digest_size=16).digest()
     assert source.splits["test"].digest(4) == digest
     with pytest.raises(
-        UserError, match=r"test_split is 'val', which is no test split of torchvision\.datasets\.CIFAR10"
+        UserError, match=r"test_split is 'val', which is not a test split of torchvision\.datasets\.CIFAR10"
     ):
         open_at("torchvision:CIFAR10", tmp_path, test_split="val")
 
 
 def write_dtd(root: Path) -> Path:
-    """A DTD of 2 classes; split by an argument, loader and all as torchvision has it."""
+    """Write a DTD of 2 classes, a data set that has an argument for the split and takes a loader."""
     write_images(root / "dtd/dtd/images", *(f"{c}/{i}.jpg" for c in ("x", "y") for i in range(3)))
     (root / "dtd/dtd/labels").mkdir()
     for i, split in enumerate(("train", "val", "test")):
@@ -765,11 +778,11 @@ def test_a_torchvision_set_without_splits_is_drawn_from() -> None:
     ("name", "message"),
     [
         ("CIFAR11", r"no data set 'CIFAR11'; did you mean CIFAR10 or CIFAR100"),
-        ("qqqqqq", r"no data set 'qqqqqq'; Legal are the classes"),
+        ("qqqqqq", r"no data set 'qqqqqq'; legal: the classes"),
         ("CIFAR10", r"download it with: python -c .*CIFAR10\(root='.*', train=True, download=True\)"),
         ("flowers102", r"Flowers102\(root='.*', split='train', download=True\)"),
         ("ImageNet", r"ImageNet cannot be read from .* put its files there as torchvision's documentation"),
-        ("CocoDetection", r"wants annFile, which data: cannot give"),
+        ("CocoDetection", r"requires annFile, which data: has no keys for"),
         ("VOCDetection", r"VOCDetection cannot be read from"),
     ],
 )
@@ -779,14 +792,14 @@ def test_a_torchvision_set_that_cannot_be_had_is_refused(name: str, message: str
 
 
 def put_targets(targets: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """CIFAR-10 with other targets, two by two."""
+    """Replace CIFAR-10's targets by `targets`, repeated."""
     build = datasets.CIFAR10.__init__
 
     def build_with_other_targets(self: Any, *args: Any, train: bool = True, **kwargs: Any) -> None:
         build(self, *args, train=train, **kwargs)
         self.targets = targets * (len(self.data) // 2)
 
-    # Wrapped, because the source goes by the signature.
+    # functools.wraps keeps the signature, which the source inspects
     monkeypatch.setattr(datasets.CIFAR10, "__init__", functools.wraps(build)(build_with_other_targets))
 
 
@@ -805,7 +818,7 @@ def test_torchvision_targets_of_zeros_and_ones_are_several_labels(
     [
         (["a caption", "another"], "has no class labels; use one for classification"),
         ([None, None], "has no class labels"),
-        ([-1, 0], "has the label -1: unlabelled"),
+        ([-1, 0], "has the label -1: unlabeled"),
     ],
 )
 def test_torchvision_targets_that_are_no_classes_are_refused(

@@ -1,4 +1,4 @@
-"""Video backbones: an image model on every frame, ViViT, what is read out of them and what is kept of their tokens."""
+"""Tests video backbones (an image model on every frame, and ViViT), their readout and the reduction of their tokens."""
 
 import json
 import math
@@ -31,7 +31,7 @@ from extract.backbones.backbone import (
     reduce_tokens,
 )
 from extract.backbones.frame_by_frame import FrameBackbone
-from extract.backbones.pre_logits import tail_from_arrays
+from extract.backbones.pre_logits import pre_logits_from_arrays
 from extract.backbones.vivit import VivitBackbone
 from extract.backbones.vivit_preprocessing import build_vivit_transform, vivit_data_config
 from extract.config import BackboneConfig, ClipConfig
@@ -83,7 +83,7 @@ def clips_for(backbone: ModelBackbone, count: int = 2) -> Tensor:
 
 
 def disturb(module: torch.nn.Module) -> None:
-    """So that no tensor is at its initial value."""
+    """Move every tensor away from its initial value."""
     torch.manual_seed(1)
     with torch.no_grad():
         for tensor in module.parameters():
@@ -114,7 +114,7 @@ def framed(request: pytest.FixtureRequest) -> FrameBackbone:
 
 
 def blocks_of(model: Any, images: Tensor) -> list[Tensor]:
-    """What every block of a timm model gives."""
+    """The output of every block of a timm model."""
     outputs: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda *call: outputs.append(call[2])) for block in model.blocks]
     model.forward_features(images)
@@ -154,7 +154,7 @@ def test_the_read_out_is_the_mean_of_the_frames_read_outs(framed: FrameBackbone)
     last = framed.tokens(clips, [2])[2]
     assert framed.tail is not None
     torch.testing.assert_close(framed.tail.pool(framed.tail.normalize(last)), expected, rtol=1e-5, atol=1e-5)
-    stored = tail_from_arrays(framed.name, framed.model_kwargs, framed.tail.arrays(), prefix_sets=FRAMES)
+    stored = pre_logits_from_arrays(framed.name, framed.model_kwargs, framed.tail.arrays(), prefix_sets=FRAMES)
     torch.testing.assert_close(stored.pool(stored.normalize(last)), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -165,7 +165,7 @@ def test_reduced_tokens_of_frames_are_still_read_out(how: Tokens) -> None:
     tokens = backbone.tokens(clips_for(backbone), [2])[2]
     layout = reduced_layout(backbone.layout, how)
     assert backbone.tail is not None
-    tail = tail_from_arrays(backbone.name, backbone.model_kwargs, backbone.tail.arrays(), layout.prefix_sets)
+    tail = pre_logits_from_arrays(backbone.name, backbone.model_kwargs, backbone.tail.arrays(), layout.prefix_sets)
     normalized = tail.normalize(reduce_tokens(tokens, backbone.layout, how))
     per_set = layout.num_prefix_tokens // layout.prefix_sets
     firsts = [normalized[:, number * per_set] for number in range(layout.prefix_sets)]
@@ -252,7 +252,7 @@ def test_vivits_read_out_is_what_its_classifier_reads(vivit: VivitBackbone) -> N
     last = vivit.tokens(clips, [2])[2]
     assert vivit.tail is not None
     assert torch.equal(vivit.tail.pool(vivit.tail.normalize(last)), expected)
-    stored = tail_from_arrays(vivit.name, vivit.model_kwargs, vivit.tail.arrays())
+    stored = pre_logits_from_arrays(vivit.name, vivit.model_kwargs, vivit.tail.arrays())
     assert torch.equal(stored.pool(stored.normalize(last)), expected)
 
 
@@ -355,7 +355,7 @@ class Checkpoint:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A classifier as transformers saves it, and the digest of its backbone."""
+    """A classifier in the format of transformers, and the digest of its backbone."""
     torch.manual_seed(0)
     model = transformers.VivitForVideoClassification(transformers.VivitConfig(**VIVIT, num_labels=5))
     disturb(model)
@@ -380,7 +380,7 @@ def with_module_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_checkpoint_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of google's checkpoints, whichever transformers saved under."""
+    """The names in google's checkpoints, for any version of transformers that saved them."""
     result = renamed(with_module_names(state), {new: old for old, new in RENAMED.items()})
     assert "vivit.encoder.layer.0.attention.attention.query.weight" in result
     return result
@@ -552,9 +552,9 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def assert_same_pixels(card: dict[str, Any], picture: Image.Image) -> None:
-    """Both resize to 8-bit pixels with pillow and then scale these: they differ by the rounding of float32 alone.
+    """Compare with transformers: both resize 8-bit pixels with Pillow, so only float32 rounding may differ.
 
-    A pixel that one of them rounded to another 8-bit value would differ by a whole step, which is at least 1/255.
+    A pixel rounded to another 8-bit value would differ by a whole step, which is at least 1/255.
     """
     processor = transformers.VivitImageProcessor(**card)
     expected = torch.from_numpy(np.asarray(processor(picture)["pixel_values"][0][0]))
@@ -636,7 +636,7 @@ def sets_of(prefix_sets: int, per_set: int, grid: tuple[int, ...]) -> TokenLayou
 
 
 def by_hand(tokens: np.ndarray, layout: TokenLayout, how: Pool) -> list[np.ndarray]:
-    """The pooled tokens of one sample, one after the other."""
+    """The pooled tokens of one sample, computed with loops."""
     (frames, height, width), prefix = layout.grid, layout.num_prefix_tokens
     per_set = prefix // layout.prefix_sets
     kept = list(tokens[:prefix])

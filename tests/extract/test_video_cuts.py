@@ -1,4 +1,4 @@
-"""A file that was cut short is refused, but for the cuts that its container cannot tell: those are listed here."""
+"""A truncated file is refused, except for cuts that cannot be noticed in its container, which are listed here."""
 
 import struct
 from fractions import Fraction
@@ -9,7 +9,7 @@ import av
 import pytest
 from video_files import RATE, drawn, write_video
 
-from extract.video.clips import Sampling
+from extract.video.clip_sampling import Sampling
 from extract.video.containers import BadVideoError
 from extract.video.decoding import read_frames
 
@@ -42,7 +42,7 @@ def write(name: str, folder: Path) -> bytes:
 
 
 def is_accepted(path: Path, content: bytes) -> bool:
-    """Whether a clip of one frame, which is all that is decoded, can be read."""
+    """Whether a clip of one frame can be read; nothing else is decoded."""
     path.write_bytes(content)
     try:
         read_frames(str(path), Sampling(1, None, 1), None, None)
@@ -77,7 +77,7 @@ def test_a_file_that_tells_its_end_is_refused_wherever_it_is_cut(name: str, tmp_
 
 
 def borders(content: bytes, mark: bytes, before: int = 0) -> list[int]:
-    """Where the parts begin that are marked so, but for the first: a cut there leaves whole parts alone."""
+    """Where the parts with this mark begin, except the first: a cut there leaves only complete parts."""
     places = [k - before for k in range(len(content)) if content.startswith(mark, k)]
     return places[1:]
 
@@ -93,7 +93,7 @@ def borders(content: bytes, mark: bytes, before: int = 0) -> list[int]:
     ],
 )
 def test_a_cut_between_two_parts_cannot_be_known(name: str, mark: bytes, before: int, tmp_path: Path) -> None:
-    """docs/video.md lists these containers: nothing in the file tells that more was to come."""
+    """docs/video.md lists these containers: nothing in the file shows that a part is missing."""
     content = write(name, tmp_path)
     cuts = borders(content, mark, before)
     assert len(cuts) > 2
@@ -101,11 +101,11 @@ def test_a_cut_between_two_parts_cannot_be_known(name: str, mark: bytes, before:
     assert [cut for cut in late if not is_accepted(tmp_path / name, content[:cut])] == []
 
 
-# --- what is whole though it does not tell its length
+# --- complete files without a length
 
 
 class Pipe:
-    """A file that can only be written in order, as a pipe or a socket."""
+    """A file that can only be written in order, like a pipe or a socket."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -146,7 +146,7 @@ def write_piped(container: str, path: Path) -> bytes:
 
 @pytest.mark.parametrize(("container", "mark"), [("avi", b"00dc"), ("asf", b"\x82\0\0")])
 def test_cuts_of_avi_and_asf_written_to_a_pipe_cannot_be_known(container: str, mark: bytes, tmp_path: Path) -> None:
-    """These do not tell their length, nor does AVI then have an index: cuts between chunks or packets go unnoticed."""
+    """They have no length, and AVI then has no index: cuts between chunks or packets go unnoticed."""
     path = tmp_path / "v"
     content = write_piped(container, path)
     late = [cut for cut in borders(content, mark) if cut > len(content) // 2]

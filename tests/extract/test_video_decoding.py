@@ -1,4 +1,4 @@
-"""A view shows exactly the frames that its arithmetic names, or the video is refused; and nothing ever hangs."""
+"""A view shows exactly the frames of its timestamps, or the video is refused; and no video hangs a job."""
 
 import os
 import random
@@ -28,31 +28,31 @@ from video_files import RATE, all_frames, copy_packets, drawn, spoiled, write_en
 
 from extract.config import ClipConfig
 from extract.images.decode import DecodeError
-from extract.sources.videos import Decoded, Video, VideoService
+from extract.sources.videos import DecodedVideo, Video, VideoDecoder
 from extract.video import decoding
 from extract.video import timeline as timelines
-from extract.video.clips import Sampling, crop_boxes, frame_at
+from extract.video.clip_sampling import Sampling, crop_boxes, frame_at
 from extract.video.containers import BadVideoError
 from extract.video.decoding import read_frames
 from store.errors import JobError
 
-EVERY = 40  # frames of the files here: taking as many, spread evenly, gives each once
+EVERY = 40  # frames of the files here: a clip of as many frames, spread evenly, shows each once
 
 
 def taken(path: Path, frames: int = EVERY, stride: int | None = None, clips: int = 1, **part: Any) -> list[list[Any]]:
-    """Clip by clip the frames as arrays, decoded in this process."""
+    """The frames of each clip as arrays, decoded in this process."""
     images, shown = read_frames(str(path), Sampling(frames, stride, clips), **{"start": None, "end": None, **part})
     return [[images[k] for k in clip] for clip in shown]
 
 
 def numbers(path: Path, reference: list[np.ndarray], **options: Any) -> list[list[int]]:
-    """Which of the reference's frames the clips show."""
+    """For each clip, the indices of its frames in the reference."""
     known = {frame.tobytes(): number for number, frame in enumerate(reference)}
     assert len(known) == len(reference)
     return [[known[frame.tobytes()] for frame in clip] for clip in taken(path, **options)]
 
 
-# --- moments and crops
+# --- timestamps and crops
 
 
 seconds = st.fractions(0, 100, max_denominator=1000)
@@ -62,7 +62,7 @@ seconds = st.fractions(0, 100, max_denominator=1000)
 def test_spread_moments_lie_in_the_middles_of_equal_parts(
     frames: int, clips: int, start: Fraction, length: Any
 ) -> None:
-    moments = Sampling(frames, None, clips).moments(start, start + length, Fraction(25))
+    moments = Sampling(frames, None, clips).timestamps(start, start + length, Fraction(25))
     for k, clip in enumerate(moments):
         for j, moment in enumerate(clip):
             assert moment == start + length * (j + Fraction(2 * k + 1, 2 * clips)) / frames
@@ -75,7 +75,7 @@ def test_dense_clips_keep_their_stride_and_fill_the_video(frames: int, stride: i
     rate = Fraction(30000, 1001)
     clip_frames = [
         [int(moment * rate) for moment in clip]
-        for clip in Sampling(frames, stride, clips).moments(Fraction(0), count / rate, rate)
+        for clip in Sampling(frames, stride, clips).timestamps(Fraction(0), count / rate, rate)
     ]
     for clip in clip_frames:
         assert [b - a for a, b in pairwise(clip)] == [stride] * (frames - 1)
@@ -115,7 +115,7 @@ CODECS = {
     "matroska.mkv": {"g": "10"},
     "vp9.webm": {"codec": "libvpx-vp9"},
     "vp8.webm": {"codec": "libvpx"},
-    "b_frames.avi": {},  # whose packets have the wrong times
+    "b_frames.avi": {},  # its packets have wrong times
     "xvid.avi": {"codec": "mpeg4", "b_frames": 2},
     "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p"},
     "stream.ts": {"g": "10"},
@@ -145,7 +145,7 @@ def test_a_program_stream_without_a_time_for_every_packet_is_decoded_by_count(tm
 
 
 def pack_b_frames(packets: list[bytes]) -> list[bytes]:
-    """As DivX wrote them in AVI: each B frame with the frame before it, then a picture of which nothing is coded."""
+    """Pack them as DivX did in AVI: each B frame with the previous frame, then a picture that is not coded."""
     start = b"\0\0\1\xb6"
     kinds = [data[data.index(start) + 4] >> 6 for data in packets]  # 2 is a B frame
     at = packets[0].index(start)
@@ -219,7 +219,7 @@ def test_frames_that_an_edit_list_cuts_off_are_not_counted(tmp_path: Path) -> No
 
 
 def hide_vp8(path: Path, hidden: set[int]) -> Path:
-    """A copy whose frames of these numbers are references alone."""
+    """A copy in which the frames of these numbers are only references, never shown."""
     change = {True: lambda data: bytes([data[0] & ~0x10]) + data[1:], False: lambda data: data}
     return copy_packets(path, path.with_stem("hidden"), lambda place, data: change[place in hidden](data))
 
@@ -262,7 +262,7 @@ def test_any_size_and_depth_becomes_8_bit_rgb_of_the_coded_size(name: str, optio
         assert np.abs(frame.mean((0, 1)) - original.to_ndarray(format=colors).mean((0, 1))).max() < 12
 
 
-# --- refusal of what is no video, or a damaged one
+# --- files that are no videos, or damaged ones
 
 
 def write_audio(path: Path) -> None:
@@ -275,13 +275,13 @@ def write_audio(path: Path) -> None:
 
 
 NO_VIDEOS = {
-    "nothing": (lambda path: path.touch(), "it holds no bytes"),
-    "text": (lambda path: path.write_text("no video\n" * 100), "no video in a known format"),
-    "playlist": (lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"), "no video in a known format"),
-    "concat": (lambda path: path.write_text("ffconcat version 1.0\nfile a.mp4\n"), "no video in a known format"),
-    "image": (lambda path: Image.new("RGB", (8, 8)).save(path, "PNG"), "no video in a known format"),
-    "gif": (lambda path: Image.new("RGB", (8, 8)).save(path, "GIF"), "no video in a known format"),
-    "audio": (write_audio, "it holds no video"),
+    "nothing": (lambda path: path.touch(), "it is empty"),
+    "text": (lambda path: path.write_text("no video\n" * 100), "not a video in a known format"),
+    "playlist": (lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"), "not a video in a known format"),
+    "concat": (lambda path: path.write_text("ffconcat version 1.0\nfile a.mp4\n"), "not a video in a known format"),
+    "image": (lambda path: Image.new("RGB", (8, 8)).save(path, "PNG"), "not a video in a known format"),
+    "gif": (lambda path: Image.new("RGB", (8, 8)).save(path, "GIF"), "not a video in a known format"),
+    "audio": (write_audio, "it holds no video stream"),
 }
 
 
@@ -300,7 +300,7 @@ def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) ->
     flags = {"first.mp4": "faststart", "fragments.mp4": "frag_keyframe+empty_moov"}.get(name)
     path = write_video(tmp_path / name, g="10", file_options={"movflags": flags} if flags else None)
     content = path.read_bytes()
-    cut = int(len(content) * share) // 188 * 188 + 100  # within a packet: a stream of whole ones says no length
+    cut = int(len(content) * share) // 188 * 188 + 100  # within a packet, where a cut is noticed
     path.write_bytes(content[:cut])
     with pytest.raises(BadVideoError, match=r"truncated|damaged"):
         taken(path, frames=1)  # which needs a frame of the first part alone
@@ -336,7 +336,7 @@ def test_a_frame_that_the_decoder_leaves_out_is_not_replaced_by_another(tmp_path
 
 @pytest.mark.parametrize(("n_bytes", "least"), [(1, 0.5), (4, 0.9), (16, 1.0), (64, 1.0)])
 def test_changed_bytes_are_refused_or_harmless(n_bytes: int, least: float, tmp_path: Path) -> None:
-    """A single byte cannot always be told from other valid data; `least` is the share that must be."""
+    """A changed byte may give other valid data; `least` is the share of changes that must be refused or harmless."""
     path = write_video(tmp_path / "v.mp4", size=(128, 96), g="20")
     content, healthy = path.read_bytes(), all_frames(path)
     draw, safe, trials = random.Random(n_bytes), 0, 60
@@ -370,25 +370,25 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def service() -> Iterator[VideoService]:
-    made = VideoService()
+def service() -> Iterator[VideoDecoder]:
+    made = VideoDecoder()
     yield made
-    made.workers.close()
+    made.pool.close()
 
 
 def video(path: Path, **clips: Any) -> Video:
     return Video(str(path), ClipConfig(**clips))
 
 
-def processes(service: VideoService) -> list[psutil.Process]:
-    return [psutil.Process(worker._process.pid) for worker in service.workers._all if worker._process is not None]
+def processes(service: VideoDecoder) -> list[psutil.Process]:
+    return [psutil.Process(worker._process.pid) for worker in service.pool._workers if worker._process is not None]
 
 
 def test_views_are_squares_of_the_clips_frames_and_share_one_decoding(tmp_path: Path, monkeypatch: Any) -> None:
     path = write_video(tmp_path / "v.mp4", size=(64, 32))
     requests = []
-    ask = VideoService._decode
-    monkeypatch.setattr(VideoService, "_decode", lambda *args: requests.append(args[2]) or ask(*args))
+    ask = VideoDecoder._decode
+    monkeypatch.setattr(VideoDecoder, "_decode", lambda *args: requests.append(args[2]) or ask(*args))
     views = [replace(video(path, frames=4, clips=2, crops=3), view=view) for view in range(6)]
     with ThreadPoolExecutor(6) as pool:
         clips = list(pool.map(lambda view: view.decode(f"a/v.mp4#{view.view}"), views))
@@ -418,54 +418,54 @@ def test_a_file_that_went_away_is_a_failure_and_no_damaged_sample(tmp_path: Path
         video(tmp_path / "v.mp4").decode("v.mp4")
 
 
-def test_only_the_last_few_videos_are_kept(tmp_path: Path, service: VideoService) -> None:
+def test_only_the_last_few_videos_are_kept(tmp_path: Path, service: VideoDecoder) -> None:
     for number in range(12):
         path = write_video(tmp_path / f"{number}.mp4", 2)
-        service.decoded(video(path, frames=1), "v")
+        service.decode(video(path, frames=1), "v")
     assert len(service._recent) == 4
 
 
 def test_a_video_in_decoding_is_not_forgotten_for_those_that_come_after_it(
-    service: VideoService, monkeypatch: pytest.MonkeyPatch
+    service: VideoDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, started, go_on = video(Path("slow.mp4")), threading.Event(), threading.Event()
     asked: list[Video] = []
 
-    def decode(service: VideoService, video: Video, name: str) -> Decoded:
+    def decode(service: VideoDecoder, video: Video, name: str) -> DecodedVideo:
         asked.append(video)
         if video == slow:
             started.set()
             go_on.wait(10)
-        return Decoded(np.zeros((1, 1, 1, 3), np.uint8), [[0]])
+        return DecodedVideo(np.zeros((1, 1, 1, 3), np.uint8), [[0]])
 
-    monkeypatch.setattr(VideoService, "_decode", decode)
+    monkeypatch.setattr(VideoDecoder, "_decode", decode)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(service.decoded, slow, "slow")
+        first = pool.submit(service.decode, slow, "slow")
         started.wait(10)
         for number in range(6):
-            service.decoded(video(Path(f"{number}.mp4")), "v")
-        second = pool.submit(service.decoded, slow, "slow")
+            service.decode(video(Path(f"{number}.mp4")), "v")
+        second = pool.submit(service.decode, slow, "slow")
         go_on.set()
         assert first.result() is second.result()
     assert asked.count(slow) == 1
 
 
 def test_an_endless_video_ends_at_its_time_limit_and_others_go_on(
-    endless: Path, tmp_path: Path, service: VideoService
+    endless: Path, tmp_path: Path, service: VideoDecoder
 ) -> None:
     healthy = write_video(tmp_path / "v.mp4")
     with ThreadPoolExecutor(2) as pool:
-        slow = pool.submit(service.decoded, video(endless, time_limit=0.5), "endless")
-        quick = [pool.submit(service.decoded, video(healthy, frames=k), "v") for k in (1, 2, 3)]
+        slow = pool.submit(service.decode, video(endless, time_limit=0.5), "endless")
+        quick = [pool.submit(service.decode, video(healthy, frames=k), "v") for k in (1, 2, 3)]
         assert [len(future.result().frames) for future in quick] == [1, 2, 3]
         with pytest.raises(DecodeError, match=r"sample 'endless' cannot be decoded: it took longer than 0\.5 s"):
             slow.result()
-    assert len(service.decoded(video(healthy, frames=4), "v").frames) == 4
+    assert len(service.decode(video(healthy, frames=4), "v").frames) == 4
 
 
 @contextmanager
-def killing(service: VideoService, number: int, times: int) -> Iterator[None]:
-    """Send a signal to the worker that is decoding, once it has been for a moment, so many times."""
+def killing(service: VideoDecoder, number: int, times: int) -> Iterator[None]:
+    """Send a signal to `times` workers, each after it has decoded for a moment."""
 
     def kill() -> None:
         killed = set[int]()
@@ -485,37 +485,39 @@ def killing(service: VideoService, number: int, times: int) -> Iterator[None]:
         thread.join()
 
 
-def test_a_worker_that_is_killed_by_chance_is_replaced(endless: Path, service: VideoService) -> None:
+def test_a_worker_that_is_killed_by_chance_is_replaced(endless: Path, service: VideoDecoder) -> None:
     with killing(service, signal.SIGKILL, times=1):
-        assert len(service.decoded(video(endless, frames=4, time_limit=600), "v").frames) == 4
+        assert len(service.decode(video(endless, frames=4, time_limit=600), "v").frames) == 4
 
 
 def test_a_video_that_kills_its_workers_is_damaged_and_others_go_on(
-    endless: Path, tmp_path: Path, service: VideoService
+    endless: Path, tmp_path: Path, service: VideoDecoder
 ) -> None:
-    message = r"sample 'v' cannot be decoded: the process that decoded it died \(SIGKILL\), perhaps for want of memory"
+    message = (
+        r"sample 'v' cannot be decoded: the process that decoded it died \(SIGKILL\), perhaps because memory ran out"
+    )
     with killing(service, signal.SIGKILL, times=2), pytest.raises(DecodeError, match=message):
-        service.decoded(video(endless, time_limit=600), "v")
-    assert len(service.decoded(video(write_video(tmp_path / "v.mp4"), frames=3), "v").frames) == 3
+        service.decode(video(endless, time_limit=600), "v")
+    assert len(service.decode(video(write_video(tmp_path / "v.mp4"), frames=3), "v").frames) == 3
 
 
-def test_an_interrupted_worker_is_no_damaged_sample(endless: Path, service: VideoService) -> None:
+def test_an_interrupted_worker_is_no_damaged_sample(endless: Path, service: VideoDecoder) -> None:
     with (
         killing(service, signal.SIGINT, times=1),
         pytest.raises(JobError, match="the decoding of videos was interrupted"),
     ):
-        service.decoded(video(endless, time_limit=600), "endless")
+        service.decode(video(endless, time_limit=600), "endless")
 
 
-def test_workers_are_replaced_after_many_answers(tmp_path: Path, service: VideoService, monkeypatch: Any) -> None:
-    monkeypatch.setattr("extract.video.process_pool._ANSWERS", 2)
+def test_workers_are_replaced_after_many_answers(tmp_path: Path, service: VideoDecoder, monkeypatch: Any) -> None:
+    monkeypatch.setattr("extract.video.process_pool._MAX_ANSWERS", 2)
     path = write_video(tmp_path / "v.mp4", 2)
     used = []
     for frames in range(1, 6):
-        service.decoded(video(path, frames=frames), "v")
+        service.decode(video(path, frames=frames), "v")
         used += [process.pid for process in processes(service)]
     assert len(set(used)) == 3
-    assert len(used) == 5  # one at a time: the old one is gone
+    assert len(used) == 5  # one at a time: the replaced worker is gone
 
 
 SCRIPT = """\

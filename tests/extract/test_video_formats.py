@@ -1,7 +1,7 @@
-"""In every container and codec that PyAV can write, a moment shows the frame that was on the screen then.
+"""In every container and codec that PyAV can write, a timestamp shows the frame that a player would show then.
 
-Each frame bears its number, and the times are those that were written: what a clip shows is compared with them, with a
-plain decoding from start to end, and with decord. Packets that show nothing new are told from damage.
+Each frame shows its number. The frames of a clip are compared with the times that were written, with a plain decoding
+from start to end, and with decord. Packets without a new frame are distinguished from damage.
 """
 
 from bisect import bisect_right
@@ -14,7 +14,7 @@ import av
 import pytest
 from video_files import RATE, all_frames, copy_packets, number_of, numbered, write_video
 
-from extract.video.clips import Sampling
+from extract.video.clip_sampling import Sampling
 from extract.video.containers import BadVideoError
 from extract.video.decoding import read_frames
 
@@ -36,7 +36,7 @@ VP9: dict[str, Any] = {"codec": "libvpx-vp9", "auto-alt-ref": "1", "lag-in-frame
 AV1: dict[str, Any] = {"codec": "libsvtav1", "preset": "8", "svtav1-params": "lp=1"}
 MPEG4: dict[str, Any] = {"codec": "mpeg4", "b_frames": 2}
 MPEG2: dict[str, Any] = {"codec": "mpeg2video", "b_frames": 2}
-MPEG2_P: dict[str, Any] = {"codec": "mpeg2video", "b_frames": 0}  # whose decoder delays frames all the same
+MPEG2_P: dict[str, Any] = {"codec": "mpeg2video", "b_frames": 0}  # the decoder delays frames nevertheless
 MJPEG: dict[str, Any] = {"codec": "mjpeg", "pixels": "yuvj420p"}
 WMV: dict[str, Any] = {"codec": "wmv2"}
 
@@ -67,7 +67,7 @@ FORMATS: dict[str, tuple[dict[str, Any], str]] = {
     "DosBox": ({"codec": "zmbv", "pixels": "bgr0"}, "avi"),
 }
 CASES = [(codec, ending) for codec, (_, endings) in FORMATS.items() for ending in endings.split()]
-OF_DECORD = [  # it miscounts frames of other codecs and containers, plain decoding does not
+OF_DECORD = [  # in other codecs and containers decord miscounts frames
     (codec, ending)
     for codec, ending in CASES
     if codec in ("H.264", "HEVC", "VP8", "VP9") and ending in ("mp4", "mov", "mkv", "webm")
@@ -113,11 +113,11 @@ def test_frames_of_unequal_length_are_shown_by_time_whatever_the_first_time_is(
     assert shown(path, 60, end=Fraction(60, RATE)) == wanted
 
 
-# --- times that are not those of the frames
+# --- packets with wrong times
 
 
 def in_decoding_order(source: Path, target: Path) -> Path:
-    """A copy whose packets have times in the order in which they are decoded, as of AVI remuxed to MP4."""
+    """A copy whose packets have decoding times, as in AVI remuxed to MP4."""
     with av.open(str(source)) as given, av.open(str(target), "w") as made:
         stream = made.add_stream_from_template(given.streams.video[0])
         for place, packet in enumerate(p for p in given.demux(video=0) if p.size):
@@ -138,7 +138,7 @@ def test_frames_with_times_of_decoding_are_shown_in_their_own_order(
     path = in_decoding_order(source, tmp_path / f"v.{ending}")
     assert [number_of(frame) for frame in all_frames(path)] == list(range(COUNT))
     assert shown(path) == list(range(COUNT))
-    for number in range(COUNT):  # each alone, so that little is decoded in which times could be seen to run backwards
+    for number in range(COUNT):  # each alone, so that few frames are decoded in which times may run backwards
         assert shown(path, 1, start=Fraction(number, RATE), end=Fraction(number + 1, RATE)) == [number]
     assert shown(path, 4, stride=3) == [15, 18, 21, 24]
 
@@ -148,7 +148,7 @@ def test_few_more_frames_are_decoded_where_they_are_delayed_but_in_order(
 ) -> None:
     path = write_video(tmp_path / "v.ts", 90, draw=numbered, g="30", sc_threshold="1000000000", **MPEG2_P)
     decoded = []
-    monkeypatch.setattr("extract.video.decoding._sound", lambda frame: decoded.append(frame) or frame)
+    monkeypatch.setattr("extract.video.decoding._require_sound", lambda frame: decoded.append(frame) or frame)
     for part, count in (({}, 30), ({"start": Fraction(31, RATE), "end": Fraction(32, RATE)}, 2 + 16)):
         decoded.clear()
         shown(path, 1, **part)
@@ -178,21 +178,21 @@ def test_a_live_recording_needs_no_length(name: str, codec: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("ending", "message"), [("h264", "no video in a known format"), ("mpg", "its frames have no times")]
+    ("ending", "message"), [("h264", "not a video in a known format"), ("mpg", "its frames have no times")]
 )
 def test_h264_without_times_is_refused(ending: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(BadVideoError, match=message):
         shown(write_video(tmp_path / f"v.{ending}", COUNT, draw=numbered))
 
 
-# --- packets that show nothing new
+# --- packets without a new frame
 
 
 START = b"\0\0\1\xb6"  # of a picture of MPEG-4
 
 
 def not_coded(number: int) -> bytes:
-    """A picture of which nothing is coded, as XviD writes it for a frame that repeats the one before."""
+    """A picture that is not coded, as XviD writes it for a frame that repeats the previous one."""
     bits = f"01 0 1 {number % RATE:05b} 1 0 01111".replace(" ", "")
     return START + int(bits, 2).to_bytes(2, "big") + b"\x7f"
 
@@ -202,7 +202,7 @@ SHOWN = [max(k for k in range(COUNT) if k <= place and k not in REPEATS) for pla
 
 
 def repeating(folder: Path, ending: str, change: Callable[[int, bytes], bytes]) -> Path:
-    """A copy of MPEG-4 whose packets of the numbers REPEATS are changed; those after them still refer to them."""
+    """A copy of MPEG-4 with changed packets at the indices REPEATS; later packets still refer to them."""
     pictures = lambda count, *size: (frame for k, frame in enumerate(numbered(count, *size)))  # noqa: E731
     source = write_video(folder / f"source.{ending}", COUNT, draw=pictures, codec="mpeg4", b_frames=0, g="1")
     return copy_packets(
@@ -230,7 +230,7 @@ def test_empty_packets_of_theora_show_the_frame_before_for_longer() -> None:
 
 
 def test_dropped_frames_of_avi_show_the_one_before_for_longer(tmp_path: Path) -> None:
-    """Which are chunks without data."""
+    """A dropped frame is a chunk without data."""
     path = repeating(tmp_path, "avi", lambda place, data: b"" if place < 39 else data)
     assert shown(path) == [*SHOWN[:39], 39]
 
@@ -259,7 +259,7 @@ def test_a_cut_picture_is_none_that_is_not_coded(ending: str, cut: int, tmp_path
 @pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
 def test_a_picture_whose_bit_says_not_coded_but_that_has_data_is_damaged(ending: str, tmp_path: Path) -> None:
     def change(place: int, data: bytes) -> bytes:
-        at = data.index(START) + 5  # kind, second, marker and time take ten bits
+        at = data.index(START) + 5  # after type, second, marker and time, which take ten bits
         return data[:at] + bytes([data[at] & ~0x20]) + data[at + 1 :] if place == 10 else data
 
     with pytest.raises(BadVideoError, match=r"gave no frame|the decoder gave 39"):

@@ -1,4 +1,4 @@
-"""A store of videos knows its decoder by what it makes of a fixed clip, so that only another decoding is refused."""
+"""A store of videos has a digest of a fixed clip's decoded frames, so that a decoder with other pixels is refused."""
 
 import subprocess
 import sys
@@ -11,9 +11,10 @@ from tiny_vit import TINY
 from video_files import write_video
 
 import sidecache as sc
-from adapt.config.pipeline import Config, load_config
-from extract.job.cluster_worker import _decoder, _require_same
-from extract.sources.videos import Decoder, decoder
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
+from extract.job.cluster_worker import _decoder_digest, _require_same
+from extract.sources.videos import DecoderInfo, decoder_info
 from extract.video import decoder_digest as probe
 from store.errors import JobError, OtherStoreError
 
@@ -47,7 +48,7 @@ def job(tmp_path: Path) -> Config:
 
 
 def replace_decoder(monkeypatch: pytest.MonkeyPatch, digest: str) -> None:
-    monkeypatch.setattr("extract.job.wanted_schema.decoder", lambda: Decoder(digest, {"av": "99.0.1"}))
+    monkeypatch.setattr("extract.job.store_schema.decoder_info", lambda: DecoderInfo(digest, {"av": "99.0.1"}))
 
 
 def test_the_probe_is_decoded_in_full_and_every_codec_of_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,19 +72,19 @@ def test_the_probe_is_decoded_in_full_and_every_codec_of_it_counts(monkeypatch: 
 def test_every_process_has_the_same_digest() -> None:
     code = "from extract.video.decoder_digest import decoder_digest; print(decoder_digest())"
     digest = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert digest == decoder().digest == probe.decoder_digest()
+    assert digest == decoder_info().digest == probe.decoder_digest()
 
 
 def test_a_store_of_videos_names_its_decoder(job: Config) -> None:
     schema = sc.extract(job).store.schema
-    assert schema.provenance.decoder_digest == decoder().digest
+    assert schema.provenance.decoder_digest == decoder_info().digest
     assert schema.libraries["av"] == av.__version__
     assert schema.libraries["libavcodec"] == ".".join(map(str, av.library_versions["libavcodec"]))
 
 
 def test_another_version_that_decodes_alike_goes_on_with_a_store(job: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sc.extract(job).store.schema
-    replace_decoder(monkeypatch, decoder().digest)
+    replace_decoder(monkeypatch, decoder_info().digest)
     assert sc.extract(job).shards_written == 0
     root = Path(job.data.root or "")
     write_video(root / "train" / "a" / "3.mp4", 6)
@@ -102,22 +103,22 @@ def test_a_decoder_with_other_pixels_is_refused_by_name(job: Config, monkeypatch
 
 def test_training_from_a_store_needs_no_decoder(job: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     sc.extract(job)
-    monkeypatch.setattr("extract.sources.videos.VideoService.probe", lambda service: pytest.fail("it was asked for"))
-    decoder.cache_clear()
+    monkeypatch.setattr("extract.sources.videos.VideoDecoder.info", lambda service: pytest.fail("it was asked for"))
+    decoder_info.cache_clear()
     assert len(sc.train(job)) == 1
 
 
 def test_a_worker_with_another_decoder_is_refused(job: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     schema = sc.extract(job).store.schema
-    _require_same(schema, _decoder(schema))
-    monkeypatch.setattr("extract.job.cluster_worker.decoder", lambda: Decoder("0" * 32, {}))
+    _require_same(schema, _decoder_digest(schema))
+    monkeypatch.setattr("extract.job.cluster_worker.decoder_info", lambda: DecoderInfo("0" * 32, {}))
     with pytest.raises(JobError, match=r"this worker's decoder_digest is 0{32}, the job's is"):
-        _require_same(schema, _decoder(schema))
+        _require_same(schema, _decoder_digest(schema))
 
 
 def test_a_decoder_that_does_not_work_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extract.sources.videos._PROBE_SECONDS", 0.0)
-    decoder.cache_clear()
-    with pytest.raises(JobError, match=r"the decoder of videos does not work: .*reinstall PyAV"):
-        decoder()
-    decoder.cache_clear()
+    monkeypatch.setattr("extract.sources.videos._INFO_SECONDS", 0.0)
+    decoder_info.cache_clear()
+    with pytest.raises(JobError, match=r"the video decoder does not work: .*reinstall PyAV"):
+        decoder_info()
+    decoder_info.cache_clear()

@@ -1,8 +1,9 @@
-"""Sources of videos are those of images, with views for rows, parts for samples, and names for the label's column."""
+"""Video sources work as image sources do, with rows for views, parts of files, and a choice of the label column."""
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
 from extract.images.decode import DecodeError
 from extract.job.extraction import extract_tokens
-from extract.sources.open_source import ImageSource, draw_test, open_source
-from extract.sources.samples import Encoded, Sample
-from extract.video.containers import ENDINGS
+from extract.job.extraction_job import ExtractionJob
+from extract.sources.open_source import ImageSource, open_source
+from extract.sources.samples import FileBytes, Sample
+from extract.sources.splits import draw_test
+from extract.video.containers import EXTENSIONS
 from store.config import StoreConfig
 from store.errors import JobError, Note, UserError
 
@@ -43,7 +46,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def put(tmp_path: Path, clip: bytes) -> Callable[..., Path]:
-    """Write files that each hold the clip."""
+    """Write files that are all copies of the clip."""
 
     def write(*names: str) -> Path:
         for name in names:
@@ -66,7 +69,7 @@ def write_list(path: Path, *lines: str) -> Path:
 
 
 def test_a_folder_of_videos_gives_two_splits_of_clips(put: Any) -> None:
-    with pytest.warns(Note, match=r"endings are not those of videos: 1 with \.txt \('train/a/notes\.txt'\)"):
+    with pytest.warns(Note, match=r"extensions other than those of videos\): 1 with \.txt \('train/a/notes\.txt'\)"):
         source = open_at("video_folder", put(*FOLDERS, "train/a/deep/3.WEBM", "train/a/notes.txt"))
     assert source.classes == ("a", "b")
     assert (source.views, not source.multi_label) == (1, True)
@@ -87,11 +90,13 @@ def test_folders_without_splits_are_drawn_from(put: Any) -> None:
 def test_a_folder_of_images_is_no_folder_of_videos(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "a/1.gif")
-    with pytest.raises(UserError, match=r"the class folder .*/a holds no videos; .*\(endings: \.3gp \.avi .*\.wmv\)"):
+    with pytest.raises(
+        UserError, match=r"the class folder .*/a holds no videos; .*\(extensions: \.3gp \.avi .*\.wmv\)"
+    ):
         open_at("video_folder", tmp_path)
-    with pytest.raises(UserError, match=r"wants <root>/train/<class>/<videos>"):
+    with pytest.raises(UserError, match=r"legal: <root>/train/<class>/<videos>"):
         open_at("video_folder", tmp_path / "a")
-    assert ".gif" not in ENDINGS
+    assert ".gif" not in EXTENSIONS
 
 
 def test_a_pipe_among_the_videos_is_refused(put: Any) -> None:
@@ -185,7 +190,7 @@ def test_views_of_a_part_are_numbered_after_it(put: Any) -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ("a.mp4,x,2,c", r"line 2: start is 'x'; it wants seconds from 0 on, such as 12\.5, or nothing"),
+        ("a.mp4,x,2,c", r"line 2: start is 'x'; legal: seconds from 0 on, such as 12\.5, or an empty cell"),
         ("a.mp4,-1,2,c", "start is '-1'"),
         ("a.mp4,0,inf,c", "end is 'inf'"),
         ("a.mp4,nan,,c", "start is 'nan'"),
@@ -202,7 +207,7 @@ def test_lines_that_name_no_part_of_a_video_are_refused(cells: str, message: str
 
 def test_the_same_part_twice_is_refused(put: Any) -> None:
     path = write_list(put("a.mp4") / "l.csv", "path,start,end,label", "a.mp4,1,2,c", "a.mp4,1.0,2.00,d")
-    with pytest.raises(UserError, match=r"line 3 names 'a\.mp4#1-2', as .*line 2 does already"):
+    with pytest.raises(UserError, match=r"line 3 names 'a\.mp4#1-2', as does .*line 2"):
         open_at("video_csv", path)
 
 
@@ -217,10 +222,10 @@ def test_the_label_may_stand_in_a_column_of_another_name(tmp_path: Path) -> None
         opened = open_at(source, tmp_path / f"l.{source}", label_column="class")
         assert opened.classes == ("x", "y")
         with pytest.raises(
-            UserError, match=r"wants path, then species or labels .*data\.label_column names the column"
+            UserError, match=r"legal: path, then species or labels .*data\.label_column names the column"
         ):
             open_at(source, tmp_path / f"l.{source}", label_column="species")
-        with pytest.raises(UserError, match=r"data\.label_column is 'split', which has a meaning of its own"):
+        with pytest.raises(UserError, match=r"data\.label_column is 'split', which has another meaning"):
             open_at(source, tmp_path / f"l.{source}", label_column="split")
 
 
@@ -268,7 +273,9 @@ def test_all_views_of_a_damaged_video_are_skipped_and_reported(
         BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY), clips
     )
     config = ExtractConfig(precision="float32", device="cpu")
-    store = extract_tokens(open_source(data), backbone, data, StoreConfig(path=path), config).store
+    stored = StoreConfig(path=path)
+    job = ExtractionJob(source=open_source(data), backbone=backbone, data=data, store=stored, extract=config)
+    store = extract_tokens(job).store
     assert store.schema.views == 2
     assert sorted(store.skipped("train")) == ["train/b/1.mp4#0", "train/b/1.mp4#1"]
     (reason,) = set(store.skipped("train").values())
@@ -276,7 +283,7 @@ def test_all_views_of_a_damaged_video_are_skipped_and_reported(
     assert store.skipped("test") == {}
     failing = data.model_copy(update={"on_error": "fail"})
     with pytest.raises(UserError, match=r"sample 'train/b/1\.mp4' cannot be decoded"):
-        extract_tokens(open_source(failing), backbone, failing, StoreConfig(path=str(root / "d.zarr")), config)
+        extract_tokens(replace(job, data=failing, store=StoreConfig(path=str(root / "d.zarr"))))
 
 
 def test_real_videos_are_listed_alike_by_folder_and_by_list(real_data: Path) -> None:
@@ -292,7 +299,7 @@ def test_real_videos_are_listed_alike_by_folder_and_by_list(real_data: Path) -> 
 
 def test_parts_of_a_file_are_drawn_together() -> None:
     samples = [
-        Sample(f"{file}#{part}", ("a",), Encoded(b""), part_of=str(file)) for file in range(10) for part in range(3)
+        Sample(f"{file}#{part}", ("a",), FileBytes(b""), part_of=str(file)) for file in range(10) for part in range(3)
     ]
     chosen = draw_test(samples, 0.4, multi_label=False)
     assert len(chosen) == 12

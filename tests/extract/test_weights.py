@@ -1,4 +1,4 @@
-"""Weights: every file format gives the same model, and what is no checkpoint of it is refused."""
+"""Every format of weights gives the same model, and checkpoints of other models are refused."""
 
 import argparse
 import copy
@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from tiny_vit import TINY
 from torch import nn
 
-from extract.backbones import weights
+from extract.backbones import model_spec
+from extract.backbones.backbone import load_backbone
 from extract.backbones.checkpoint_layouts import require_fit
-from extract.backbones.weights import load_model, weights_digest
+from extract.backbones.weights import weights_digest
 from extract.config import BackboneConfig
 from store.errors import JobError, Note, UserError
 
@@ -33,7 +34,7 @@ def config(path: Path | str, **changes: Any) -> BackboneConfig:
 
 
 def load(path: Path | str, **changes: Any) -> nn.Module:
-    return load_model(config(path, **changes))[2]
+    return load_backbone(config(path, **changes)).module
 
 
 def refuse(path: Path | str, **changes: Any) -> str:
@@ -100,7 +101,7 @@ def to_jax(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def save(model: nn.Module, path: Path) -> Path:
-    """In the format that the ending and the stem name."""
+    """Save in the format that suffix and stem stand for."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if path.suffix == ".safetensors":
         save_file(state, path)
@@ -140,15 +141,15 @@ def test_every_format_gives_the_same_weights_without_the_classifier(
 
 def test_a_hub_folder_names_its_own_architecture(tmp_path: Path, trained: nn.Module, expected: str) -> None:
     folder = save_hub_folder(trained, tmp_path / "hub", pretrained_cfg={"mean": [0.1, 0.2, 0.3]})
-    name, kwargs, model = load_model(BackboneConfig(weights=str(folder)))
-    assert (name, kwargs) == (NAME, KWARGS)
-    assert weights_digest(model) == expected
-    assert model.pretrained_cfg["mean"] == [0.1, 0.2, 0.3]
+    backbone = load_backbone(BackboneConfig(weights=str(folder)))
+    assert (backbone.name, backbone.model_kwargs) == (NAME, KWARGS)
+    assert weights_digest(backbone.module) == expected
+    assert backbone.module.pretrained_cfg["mean"] == [0.1, 0.2, 0.3]
 
 
 def test_what_timm_saves_for_the_hub_loads(tmp_path: Path, trained: nn.Module, expected: str) -> None:
     timm.models.save_for_hf(trained, tmp_path / "hub", model_args=KWARGS, safe_serialization=True)
-    assert weights_digest(load_model(BackboneConfig(weights=str(tmp_path / "hub")))[2]) == expected
+    assert weights_digest(load_backbone(BackboneConfig(weights=str(tmp_path / "hub"))).module) == expected
 
 
 def test_one_changed_value_changes_the_digest(tmp_path: Path, trained: nn.Module, expected: str) -> None:
@@ -259,7 +260,7 @@ def test_arguments_that_would_go_round_the_weights_are_refused(key: str) -> None
 
 
 @pytest.mark.parametrize("kwargs", [{"nope": 1}, {"embed_dim": 30, "num_heads": 4}, {"patch_size": 0}, {"depth": "x"}])
-def test_arguments_that_timm_refuses_are_told(kwargs: dict[str, Any]) -> None:
+def test_arguments_that_timm_refuses_are_named(kwargs: dict[str, Any]) -> None:
     assert f"timm cannot build 'vit_tiny_patch16_224' with model_kwargs {kwargs}"[:-1] in refuse(
         "random", model_kwargs=kwargs, image_size=None
     )
@@ -278,11 +279,11 @@ def test_a_model_without_pretrained_weights_names_those_that_have() -> None:
 def test_a_hub_out_of_reach_is_a_job_error_with_the_alternatives(given: str, tmp_path: Path) -> None:
     name = NAME if given == "pretrained" else None
     with pytest.raises(JobError, match=r"could not be fetched from the model hub \(.*give backbone.weights a local"):
-        load_model(BackboneConfig(name=name, weights=given, model_kwargs={"cache_dir": str(tmp_path)}))
+        load_backbone(BackboneConfig(name=name, weights=given, model_kwargs={"cache_dir": str(tmp_path)}))
 
 
 def test_wrong_arguments_are_not_blamed_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "load_model_config_from_hf", lambda _: ({}, NAME, {"num_classes": 3}))
+    monkeypatch.setattr(model_spec, "load_model_config_from_hf", lambda _: ({}, NAME, {"num_classes": 3}))
     assert "timm cannot build" in refuse("hf-hub:a/b", model_kwargs={"nope": 1}, image_size=None)
     assert "leave the name out" in refuse("hf-hub:a/b", name="vit_small_patch16_224")
 
@@ -381,7 +382,7 @@ def test_quantized_weights_are_refused(tmp_path: Path, trained: nn.Module, dtype
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         (torch.nan, "holds a value of nan"),
         (-torch.inf, "holds a value of inf"),
@@ -390,35 +391,35 @@ def test_quantized_weights_are_refused(tmp_path: Path, trained: nn.Module, dtype
 )
 @pytest.mark.parametrize("file", ["a.safetensors", "plain.pth", "a.npz"])
 def test_values_that_no_weight_has_are_refused(
-    tmp_path: Path, trained: nn.Module, file: str, value: float, told: str
+    tmp_path: Path, trained: nn.Module, file: str, value: float, message: str
 ) -> None:
     damaged = copy.deepcopy(trained)
     with torch.no_grad():
         damaged.blocks[1].mlp.fc1.bias[3] = value
-    message = refuse(save(damaged, tmp_path / file))
-    assert told in message or (value is torch.nan and "does not set ['blocks.1.mlp.fc1.bias']" in message)
+    refusal = refuse(save(damaged, tmp_path / file))
+    assert message in refusal or (value is torch.nan and "does not set ['blocks.1.mlp.fc1.bias']" in refusal)
 
 
 @pytest.mark.parametrize("change", [torch.zeros_like, lambda tensor: (100 * tensor).round()])
 @pytest.mark.parametrize("file", ["a.safetensors", "plain.pth", "a.npz"])
-def test_matrices_of_whole_numbers_are_refused(
+def test_matrices_of_integers_are_refused(
     tmp_path: Path, trained: nn.Module, file: str, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     damaged = copy.deepcopy(trained)
     damaged.blocks[1].mlp.fc1.weight.data = change(damaged.blocks[1].mlp.fc1.weight.data)
-    told = "blocks.1.mlp.fc1.weight holds whole numbers only: it is quantized, damaged, or was never trained"
-    assert told in refuse(save(damaged, tmp_path / file))
+    message = "blocks.1.mlp.fc1.weight holds integers only: it is quantized, damaged, or was never trained"
+    assert message in refuse(save(damaged, tmp_path / file))
 
 
-def test_floats_in_place_of_whole_numbers_are_refused() -> None:
+def test_floats_in_place_of_integers_are_refused() -> None:
     model = nn.Module()
     model.register_buffer("index", torch.arange(4))
     require_fit({"index": torch.arange(4)}, model)
-    with pytest.raises(ValueError, match=r"^index holds torch\.float32, the model whole numbers$"):
+    with pytest.raises(ValueError, match=r"^index holds torch\.float32, in the model it holds integers$"):
         require_fit({"index": torch.arange(4.0)}, model)
 
 
-def test_shapes_that_differ_are_told(tmp_path: Path, trained: nn.Module) -> None:
+def test_shapes_that_differ_are_named(tmp_path: Path, trained: nn.Module) -> None:
     message = refuse(save(trained, tmp_path / "a.safetensors"), model_kwargs={**TINY, "mlp_ratio": 2.0})
     assert "9 tensors have another shape: blocks.0.mlp.fc1." in message
 
@@ -426,7 +427,7 @@ def test_shapes_that_differ_are_told(tmp_path: Path, trained: nn.Module) -> None
 # The preprocessing of a file
 
 
-def test_a_file_under_a_name_without_tag_is_told_its_preprocessing(tmp_path: Path) -> None:
+def test_the_preprocessing_for_a_name_without_tag_is_noted(tmp_path: Path) -> None:
     name, kwargs = "vit_small_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2}
     torch.manual_seed(0)
     path = tmp_path / "a.safetensors"
@@ -435,6 +436,6 @@ def test_a_file_under_a_name_without_tag_is_told_its_preprocessing(tmp_path: Pat
     with pytest.warns(
         Note, match=rf"as for timm's {name}\.augreg_in21k_ft_in1k: mean \(0\.5, .* Tags .*: augreg.*dino"
     ):
-        load_model(untagged)
+        load_backbone(untagged)
     tagged = BackboneConfig(name=f"{name}.dino", weights=str(path), model_kwargs=kwargs)
-    assert load_model(tagged)[2].pretrained_cfg["mean"] == (0.485, 0.456, 0.406)
+    assert load_backbone(tagged).module.pretrained_cfg["mean"] == (0.485, 0.456, 0.406)

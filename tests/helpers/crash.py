@@ -1,6 +1,6 @@
-"""Steps in before each write of a job: to look at what it has written so far, or to kill it there.
+"""Calls a function before each write of a job, to inspect the store there or to simulate a kill.
 
-A job that is killed goes on in this process: that write and all that follow never happen.
+A simulated kill is an exception in this process: that write and all that follow do not happen.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,40 +14,41 @@ from store.kvstore import KeyValueStore
 
 
 class KilledError(BaseException):
-    """Nothing that the code under test may catch."""
+    """A simulated kill, which the code under test does not catch."""
 
 
-class Death:
-    """Counts writes and deletions, and after `at` of them lets no more happen."""
+class WriteCounter:
+    """Counts writes and deletions, and raises KilledError after `limit` of them."""
 
-    def __init__(self, at: float) -> None:
-        self.at, self.writes = at, 0
+    def __init__(self, limit: float) -> None:
+        self.limit, self.writes = limit, 0
 
     def step(self) -> None:
-        if self.writes >= self.at:
+        """Count a write."""
+        if self.writes >= self.limit:
             raise KilledError
         self.writes += 1
 
 
 @contextmanager
-def killed_at(at: float) -> Iterator[Death]:
-    """In the block, only so many writes happen."""
-    death = Death(at)
-    with before_each_write(death.step):
-        yield death
+def killed_at(limit: float) -> Iterator[WriteCounter]:
+    """Let only that many writes happen in the block."""
+    counter = WriteCounter(limit)
+    with before_each_write(counter.step):
+        yield counter
 
 
 @contextmanager
 def before_each_write(step: Callable[[], None]) -> Iterator[None]:
-    """In the block, call `step` before each write and deletion. Those to the lock do not count: nobody dies with it."""
+    """Call `step` before each write and deletion in the block, except those of the lock."""
 
     def stepped(call: Callable[..., Any]) -> Callable[..., Any]:
         def write(*given: Any, **named: Any) -> Any:
             step()
-            done = call(*given, **named)
-            if done is not None:
-                done.result()  # nothing is under way at the next step
-            return done
+            future = call(*given, **named)
+            if future is not None:
+                future.result()  # no write is in progress at the next step
+            return future
 
         return write
 

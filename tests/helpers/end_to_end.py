@@ -14,8 +14,7 @@ from adapt.features.specs import spec_of_backbone
 from adapt.methods.in_backbone.merge import merge, unmerge
 from adapt.methods.registry import METHODS, build_model
 from adapt.methods.trained_parameters import adapter_state_dict, trainable
-from extract.backbones.timm_vit import TimmBackbone
-from extract.backbones.weights import load_model
+from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig
 from store.errors import UserError
 
@@ -29,7 +28,7 @@ def load(name: str, **kwargs: Any) -> TimmBackbone:
     size = None if "img_size" in kwargs else 32
     torch.manual_seed(0)
     config = BackboneConfig(name=name, weights="random", image_size=size, model_kwargs=TINY | kwargs)
-    backbone = TimmBackbone(*load_model(config), size)
+    backbone = load_backbone(config)
     with torch.no_grad():
         for tensor in backbone.module.blocks.parameters():
             tensor.add_(0.1 * torch.randn_like(tensor))

@@ -1,6 +1,6 @@
-"""Kills a job at a given point of its course, which is that of the same job when nobody interrupted it.
+"""Kills a job at a given position in the timeline of the same job when it ran uninterrupted.
 
-The course is kept by shards, not by the clock alone: a job that is slower today, or resumed, is hit where it was to be.
+Positions are measured in shards and the time within one, so that a slower or resumed job is killed at the right place.
 """
 
 import os
@@ -19,16 +19,16 @@ from write_trace import COMMIT, DATA, METADATA, NOTHING, Note, Trace
 
 WRITING = (DATA, COMMIT, METADATA)
 JOB, WORKER = "job", "worker"
-_STUCK_SECONDS, _POLL_SECONDS, _REST_SECONDS = 900.0, 0.0002, 0.005
+_STUCK_SECONDS, _POLL_SECONDS, _WAIT_SECONDS = 900.0, 0.0002, 0.005
 
 
 class StuckError(Exception):
-    """A job that goes on for ever, or leaves workers that do."""
+    """A job, or one of its workers, does not end."""
 
 
 @dataclass(frozen=True)
-class Aim:
-    """Whom to kill, and when: at a position between the first write and the last, or at the next write of a kind."""
+class Target:
+    """The process to kill, and when: at a position between first and last write, or at the next write of a phase."""
 
     position: float
     phase: str | None = None
@@ -36,12 +36,12 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Death:
-    """What was being written, and where the job was.
+class Kill:
+    """A kill: what was being written, by which process, and at which position of the job.
 
     Attributes:
-        orphan_seconds: how long its workers outlived it; those that were still starting end when they have started.
-        late_seconds: how long after it they still began to write.
+        orphan_seconds: how long the workers outlived their job; starting ones end after their start.
+        late_seconds: how long after the kill they still began to write.
     """
 
     phase: str
@@ -51,8 +51,8 @@ class Death:
     late_seconds: float = 0.0
 
 
-class Course:
-    """When each shard was begun, from the first write to the store until the last one."""
+class Timeline:
+    """The time at which each shard was begun, from the first write to the store to the last."""
 
     def __init__(self, trace: Trace) -> None:
         notes = [note for note in trace.notes if note.is_of_store]
@@ -65,19 +65,19 @@ class Course:
         self.typical = {phase: statistics.median(_lengths(trace.notes, phase)) for phase in WRITING}
 
     def at(self, position: float) -> tuple[int, float]:
-        """How many shards have been begun, and the seconds since the last of them."""
+        """How many shards have been begun at a position, and the seconds since the last of them."""
         moment = self._starts[0] + position * self._seconds
         begun = bisect_right(self._starts, moment) - 1
         return begun, moment - self._starts[begun]
 
     def begun(self, trace: Trace) -> int:
-        """How many shards another run has come to; -1 before its first write."""
+        """How many shards another run has begun; -1 before its first write."""
         if trace.shard:
             return self._number[trace.shard.place]
         return -1 if trace.begun is None else 0
 
     def position(self, trace: Trace, moment: float) -> float:
-        """Where another run was."""
+        """The position of another run at a moment."""
         begun = self.begun(trace)
         since = trace.shard.seconds if trace.shard else trace.begun or moment
         end = self._starts[begun + 1] if begun < self.n_shards else self._starts[0] + self._seconds
@@ -85,7 +85,7 @@ class Course:
 
 
 def _lengths(notes: Sequence[Note], phase: str) -> list[float]:
-    """Of the stretches in which a thread was writing this and nothing within it."""
+    """The durations of a phase, without those of phases within it."""
     threads: dict[int, list[Note]] = {}
     for note in notes:
         threads.setdefault(note.thread, []).append(note)
@@ -93,65 +93,65 @@ def _lengths(notes: Sequence[Note], phase: str) -> list[float]:
     return [after.seconds - note.seconds for note, after in pairs if note.phase == phase]
 
 
-def strike(run: Run, trace: Trace, course: Course, aim: Aim, draw: random.Random) -> Death | None:
-    """Kill a run as aimed; None where it ended before."""
-    begun, seconds = course.at(aim.position)
-    if aim.phase:
-        seconds = draw.uniform(0, course.typical[aim.phase])
+def kill_at(target: Target, run: Run, trace: Trace, timeline: Timeline, draw: random.Random) -> Kill | None:
+    """Kill a run at a target; None if it ended before."""
+    begun, seconds = timeline.at(target.position)
+    if target.phase:
+        seconds = draw.uniform(0, timeline.typical[target.phase])
     started = time.monotonic()
     while not run.has_ended():
         trace.update()
-        victim = _victim(run, trace, aim)
-        if victim and course.begun(trace) >= begun and aim.phase in (None, trace.phase(victim)):
+        victim = _victim(run, trace, target)
+        if victim and timeline.begun(trace) >= begun and target.phase in (None, trace.phase(victim)):
             time.sleep(seconds)
-            return _kill(run, victim, trace, course, aim)
+            return _kill(victim, run, trace, timeline=timeline, target=target)
         if time.monotonic() - started > _STUCK_SECONDS:
             os.kill(run.process, signal.SIGKILL)
-            raise StuckError(f"process {run.process} does not come to {aim}; it noted {trace.notes[-5:]}")
+            raise StuckError(f"process {run.process} does not reach {target}; it wrote {trace.notes[-5:]}")
         time.sleep(_POLL_SECONDS)
     return None
 
 
-def _victim(run: Run, trace: Trace, aim: Aim) -> int | None:
-    if aim.victim == JOB:
+def _victim(run: Run, trace: Trace, target: Target) -> int | None:
+    if target.victim == JOB:
         return run.process
     return trace.shard.process if trace.shard else None
 
 
-def _kill(run: Run, victim: int, trace: Trace, course: Course, aim: Aim) -> Death | None:
+def _kill(victim: int, run: Run, trace: Trace, timeline: Timeline, target: Target) -> Kill | None:
     moment, workers = time.monotonic(), list[psutil.Process]()
     try:
-        target = psutil.Process(victim)
-        if aim.victim == JOB:
-            target.suspend()  # at this instant; to look for its workers takes milliseconds
-            workers = target.children(recursive=True)
-        target.kill()
+        process = psutil.Process(victim)
+        if target.victim == JOB:
+            process.suspend()  # now; listing its workers takes milliseconds
+            workers = process.children(recursive=True)
+        process.kill()
     except psutil.NoSuchProcess:  # a worker, whose job has just ended
         return None
-    wait_for_end([target])
-    if aim.victim == JOB:
+    wait_for_end([process])
+    if target.victim == JOB:
         end = os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
-        if end is None or end.si_status != signal.SIGKILL:  # it had come to its end by itself
+        if end is None or end.si_status != signal.SIGKILL:  # it had ended before
             return None
         wait_for_end(workers)
     ended = time.monotonic()
     trace.update()
-    death = Death(trace.phase(victim), aim.victim, course.position(trace, moment))
-    if aim.victim == WORKER or not workers:
-        return death
+    kill = Kill(trace.phase(victim), target.victim, timeline.position(trace, moment))
+    if target.victim == WORKER or not workers:
+        return kill
     late = max((note.seconds for note in trace.notes if note.phase != NOTHING), default=moment) - moment
-    return replace(death, orphan_seconds=ended - moment, late_seconds=max(0.0, late))
+    return replace(kill, orphan_seconds=ended - moment, late_seconds=max(0.0, late))
 
 
 def wait_for_end(processes: Sequence[psutil.Process]) -> None:
-    """Wait until processes have ended, zombies included, and end those that stand still."""
+    """Wait until processes have ended (zombies count), and kill those that do not."""
     started = time.monotonic()
     while living := [process for process in processes if _lives(process)]:
         if time.monotonic() - started > _STUCK_SECONDS:
             for process in living:
                 process.kill()
-            raise StuckError(f"{living} should have ended, and have not for {_STUCK_SECONDS:.0f} s")
-        time.sleep(_REST_SECONDS)
+            raise StuckError(f"{living} should have ended, but have not for {_STUCK_SECONDS:.0f} s")
+        time.sleep(_WAIT_SECONDS)
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -1,4 +1,4 @@
-"""A limit on the memory that a block of code may take."""
+"""Limits the memory that a block of code may allocate."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def little_memory(mebibytes: int = 256) -> Iterator[None]:
-    """A MemoryError for what would take more than that; where there is no /proc, nothing."""
+    """Make allocations beyond a limit fail in the block; does nothing where there is no /proc."""
     if sys.platform != "linux":
         yield
         return

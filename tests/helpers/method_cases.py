@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from end_to_end import CLASSES
-from tails import layout_of, make_tail
+from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec
@@ -16,7 +16,7 @@ DIM, LAYERS = 16, (1, 3, 4)
 def make_spec(prefix: int = 1, grid: tuple[int, ...] = (3, 4)) -> FeatureSpec:
     """Three layers of a backbone of six, with a final norm that is not the identity."""
     layout = layout_of(prefix, grid)
-    return FeatureSpec(layers=LAYERS, depth=6, dim=DIM, layout=layout, pre_logits=make_tail(DIM, layout))
+    return FeatureSpec(layers=LAYERS, depth=6, dim=DIM, layout=layout, pre_logits=make_pre_logits(DIM, layout))
 
 
 def draw_tokens(spec: FeatureSpec, batch: int = 4) -> dict[int, Tensor]:

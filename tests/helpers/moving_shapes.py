@@ -1,7 +1,6 @@
-"""Videos whose class is the direction of a movement, and so in nothing but the order of their frames.
+"""Makes videos whose class is the direction of a movement, so that classes differ only in the order of frames.
 
-Every clip of one class is, frame for frame, a clip of the opposite class backwards: no frame, and no set of frames,
-tells the two apart.
+Every clip of one class is a clip of the opposite class played backwards: no frame and no set of frames separates them.
 """
 
 import math
@@ -11,13 +10,13 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-OPPOSITES = {"right": "left", "clockwise": "counter"}  # what is drawn, and what it is called backwards
+OPPOSITES = {"right": "left", "clockwise": "counter"}  # class -> class of the same clip played backwards
 FRAMES, SIDE = 8, 64
 Frames = list[Image.Image]
 
 
 def draw_clip(motion: str, draw: np.random.Generator) -> Frames:
-    """A bright disc that leaves at the right and comes in again at the left, or goes round a circle clockwise."""
+    """A bright disc that leaves at the right and enters at the left again, or moves clockwise on a circle."""
     color, background = draw.integers(200, 256, 3), draw.integers(0, 40, 3)
     start, speed, radius = draw.uniform(0, 1), draw.uniform(0.1, 0.15), draw.uniform(9, 11)
     height, orbit = draw.uniform(0.25, 0.75) * SIDE, draw.uniform(14, 20)
@@ -32,13 +31,13 @@ def draw_clip(motion: str, draw: np.random.Generator) -> Frames:
 
 def _disc(x: float, y: float, radius: float, color: tuple[int, ...], background: tuple[int, ...]) -> Image.Image:
     image = Image.new("RGB", (SIDE, SIDE), background)
-    for center in (x - SIDE, x, x + SIDE):  # what leaves on one side is seen on the other
+    for center in (x - SIDE, x, x + SIDE):  # a part that leaves on one side enters on the other
         ImageDraw.Draw(image).ellipse((center - radius, y - radius, center + radius, y + radius), fill=color)
     return image
 
 
 def write_clip(path: Path, frames: Frames) -> None:
-    """An H.264 file that loses no more than yuv420p does: traces of the frames before would tell their order."""
+    """Write H.264 with no loss but that of yuv420p: artifacts of previous frames would reveal the order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES, options={"qp": "0", "threads": "1"})
@@ -49,7 +48,13 @@ def write_clip(path: Path, frames: Frames) -> None:
 
 
 def write_videos(root: Path, train: int, test: int) -> Path:
-    """root/<split>/<class>/<number>.mp4, `train` and `test` of every class; the same number is the same frames."""
+    """Write root/<split>/<class>/<number>.mp4; opposite classes have the same frames under the same number.
+
+    Args:
+        root: the folder.
+        train: number of training videos of every class.
+        test: number of test videos of every class.
+    """
     draw = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for number in range(count):

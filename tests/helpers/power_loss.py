@@ -1,8 +1,8 @@
-"""What a loss of power may do to a store: whatever nobody vouches for is gone, cut off, or zeros.
+"""Simulates a loss of power: files of a store that are not committed are deleted, truncated or zeroed.
 
-A write is durable under its name when it returns (test_power_loss.py watches it). So a mark vouches for its shard, the
-root group for what was written before it, the group of a growth for what was staged, and the lock for itself. Nothing
-vouches for a shard without a mark, or for what lies under a temporary name.
+A write is durable under its name when it returns (test_power_loss.py checks that). So a shard with a mark is durable,
+and so are files written before the root group, files staged in a committed redo log, and the lock. A shard without a
+mark and temporary files are not.
 """
 
 import json
@@ -18,7 +18,7 @@ _CHECKSUM_BYTES = 4
 
 
 def lose_power(store: Path, draw: random.Random) -> list[str]:
-    """Truncate, fill with zeros or delete the files of a store that are not committed; their names."""
+    """Delete, truncate or zero the files of a store that are not committed; returns their names."""
     names = [str(file.relative_to(store)) for file in sorted(store.rglob("*")) if file.is_file()]
     doomed = [name for name in names if not _is_durable(store, name)]
     for name in doomed:

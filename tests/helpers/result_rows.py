@@ -5,12 +5,13 @@ from html.parser import HTMLParser
 
 from rich.console import Console
 
-from adapt.report.page import print_table
 from adapt.report.seed_averages import summarize
+from adapt.report.table import print_table
 from adapt.run_dir.results import Row
 
 
 def make_row(method: str = "losa", seed: int = 0, **changes) -> Row:
+    """A result row with plausible values."""
     fields = {
         "trial_id": f"{method}-{seed}",
         "method": method,
@@ -40,13 +41,14 @@ def make_row(method: str = "losa", seed: int = 0, **changes) -> Row:
 
 
 def terminal(rows: list[Row], width: int = 100) -> str:
+    """The tables as they are printed in a terminal of this width."""
     console = Console(file=io.StringIO(), width=width)
     print_table(summarize(rows), console)
     return console.file.getvalue()
 
 
 class Tags(HTMLParser):
-    """Every start tag with its attributes; complains about tags that do not close."""
+    """Collects the start tags of an HTML page with their attributes, and checks that all tags are closed."""
 
     VOID = ("meta", "br", "input", "link", "img")
 
@@ -59,15 +61,19 @@ class Tags(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
+        """See `HTMLParser`."""
         self.found.append((tag, dict(attrs)))
         if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
+        """See `HTMLParser`."""
         self.found.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
+        """See `HTMLParser`."""
         assert self.open.pop() == tag
 
     def named(self, name: str) -> list[dict[str, str | None]]:
+        """The attributes of each tag of this name."""
         return [attributes for tag, attributes in self.found if tag == name]

@@ -1,9 +1,9 @@
-"""A small extraction in a forked process, which can be killed and run again.
+"""Runs a small extraction in a forked process, which can be killed and run again.
 
-A process that has imported everything, but used no store, forks for every run: an import takes far longer than the
-extraction. benchmarks/torture.py builds on this; test_resume.py starts `python resume_worker.py IMAGES STORES DTYPE
-[MORE]`, which kills some runs at some moment, resumes them, and prints one JSON list; with MORE, a folder of further
-images, the runs let a store grow that holds one layer of the others.
+A process that has imported everything, but has not used a store, forks for every run, since imports take far longer
+than the extraction. benchmarks/torture.py uses this module. test_resume.py starts
+`python resume_worker.py IMAGES STORES DTYPE [MORE]`, which kills some runs, resumes them, and prints a JSON document.
+With MORE, a folder of further images, the runs grow a store that has one layer of the first images.
 """
 
 import json
@@ -24,6 +24,7 @@ from write_trace import FILE, trace_writes
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.job.extraction import extract_tokens
+from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store.address import store_url
 from store.config import Layers, StoreConfig
@@ -41,17 +42,17 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Run:
-    """A forked run: its process, and the pipe on which it says what it wrote."""
+    """A forked run: its process, and the pipe to which it writes the number of shards."""
 
     process: int
     pipe: int
 
     def has_ended(self) -> bool:
-        """It stays a zombie until `finish`."""
+        """Whether the process has ended; it stays a zombie until `finish`."""
         return os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def finish(self) -> tuple[int, int]:
-        """Exit status (negative: killed by that signal), and shards written if it came to an end."""
+        """Exit status (negative: killed by that signal), and shards written (-1 if it was killed)."""
         with os.fdopen(self.pipe) as pipe:
             written = pipe.read()
         return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1]), int(written or -1)
@@ -59,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """An extraction of images into shards of two."""
+    """An extraction of images to shards of two."""
 
     images: Path
     dtype: str
@@ -68,15 +69,18 @@ class Job:
     workers: int = 1
 
     def extract(self, store: Path) -> int:
-        """The number of shards that one run wrote."""
+        """Run the job in this process; returns the number of shards written."""
         data = DataConfig(source="folder", root=self.images)
         stored = StoreConfig(path=str(store), dtype=self.dtype, shard_samples=2, layers=self.layers)  # type: ignore[arg-type]
         config = ExtractConfig(batch_size=1, device="cpu", workers=self.workers)
         source = open_source(data, read_known(KeyValueStore(store_url(store))))
-        return extract_tokens(source, self.backbone, data, stored, config, RECIPE).shards_written
+        job = ExtractionJob(
+            source=source, backbone=self.backbone, data=data, store=stored, extract=config, backbone_config=RECIPE
+        )
+        return extract_tokens(job).shards_written
 
     def start(self, store: Path, trace: Path | None = None) -> Run:
-        """Fork; all processes of the job note their writes in `trace`."""
+        """Fork a run; all its processes trace their writes to `trace`."""
         read_end, write_end = os.pipe()
         process = os.fork()
         if process == 0:
@@ -109,10 +113,12 @@ def load_tiny() -> TimmBackbone:
 
 
 def committed(store: Path) -> int:
+    """The number of files of marks."""
     return sum(1 for mark in store.glob("*/status/c/*") if mark.suffix != ".__lock")
 
 
 def trial(job: Job, store: Path, stop: int, seconds: float) -> dict[str, object]:
+    """Stop a run by a signal after some seconds, resume it, and describe both."""
     copy_base(store)
     run = job.start(store)
     time.sleep(seconds)
@@ -126,12 +132,13 @@ def trial(job: Job, store: Path, stop: int, seconds: float) -> dict[str, object]
 
 
 def copy_base(store: Path) -> None:
-    """What a run lets grow, if anything."""
+    """Copy the store that a run grows, if there is one."""
     if (base := store.with_name("base.zarr")).exists():
         shutil.copytree(base, store)
 
 
 def main() -> None:
+    """Run the trials and print them."""
     images, stores, dtype = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     job = Job(images, dtype, load_tiny())
     for more in sys.argv[4:]:

@@ -1,7 +1,7 @@
-"""An S3 server over real HTTP on this machine: moto, behind a gate that counts requests and spoils some of them.
+"""Runs an S3 server over HTTP on this machine: moto, behind a gate that counts requests and injects faults.
 
-Which ones is decided by what is asked for and how often it was asked before, never by time or order: the same job meets
-the same faults, however its requests overlap.
+Faults depend on the request and on how often it was made before, not on time or order, so that the same job meets the
+same faults however its requests overlap.
 """
 
 import hashlib
@@ -19,8 +19,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 BUCKET = "bucket"
-# Before it is done, or done with the answer lost: a server error, or a connection that breaks. Or an answer that comes
-# late, or breaks off in the middle.
+# A server error or a broken connection, before the request is executed or after it; a late or a truncated response.
 Fault = Literal["error", "drop", "error after", "drop after", "slow", "cut"]
 FAULTS: tuple[Fault, ...] = ("error", "drop", "error after", "drop after", "slow", "cut")
 Refusal = tuple[str, str]  # "403 Forbidden" and S3's own code for it
@@ -28,7 +27,7 @@ Refusal = tuple[str, str]  # "403 Forbidden" and S3's own code for it
 
 @dataclass(frozen=True)
 class Request:
-    """One request; `attempt` numbers those for the same thing, from 0."""
+    """One request; `attempt` numbers equal requests from 0."""
 
     method: str
     key: str  # below the bucket
@@ -39,7 +38,7 @@ class Request:
 
 @dataclass
 class Server:
-    """`spoil` names the fault of a request; `refuse` answers it in moto's place."""
+    """The server; `spoil` chooses the fault of a request, `refuse` an error response instead of moto's."""
 
     url: str = ""
     spoil: Callable[[Request], Fault | None] = lambda _: None
@@ -48,18 +47,19 @@ class Server:
 
     def __post_init__(self) -> None:
         self.requests: list[Request] = []
-        self.spoilt = 0
+        self.n_faults = 0
         self._asked: Counter[Request] = Counter()
         self._mutex = Lock()
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def client(self) -> Any:
+        """A client of boto3."""
         return boto3.client(
             "s3", endpoint_url=self.url, region_name="us-east-1", aws_access_key_id="k", aws_secret_access_key="s"
         )
 
     def contents(self, prefix: str) -> dict[str, bytes]:
-        """Every object below a prefix but the log, by its key behind the prefix; read by another client than ours."""
+        """Every object below a prefix except the log, by its key after the prefix; read by boto3."""
         client, found = self.client(), {}
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/"):
             for item in page.get("Contents", ()):
@@ -69,15 +69,17 @@ class Server:
         return found
 
     def count(self, method: str, containing: str = "") -> int:
+        """The number of requests of a method for keys with a text."""
         return sum(request.method == method and containing in request.key for request in self.requests)
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer a WSGI request."""
         request = self._note(environ)
         if refusal := self.refuse(request):
             _drain(environ)
             return _answer(start, *refusal)
         fault = self.spoil(request)
-        self.spoilt += fault is not None
+        self.n_faults += fault is not None
         if fault in ("error", "drop"):
             _drain(environ)
             return self._fail(fault, environ, start)
@@ -110,17 +112,17 @@ class Server:
 
 
 class _Quiet(WSGIRequestHandler):
-    """Keeps connections open, as S3 does; says nothing."""
+    """Keeps connections open, as S3 does; logs nothing."""
 
     protocol_version = "HTTP/1.1"
 
     def log(self, *_: Any) -> None:
-        pass
+        """Log nothing."""
 
 
 @contextmanager
 def serve() -> Iterator[Server]:
-    """A server with one empty bucket."""
+    """Run a server with one empty bucket."""
     server = Server()
     running = make_server("127.0.0.1", 0, server, threaded=True, request_handler=_Quiet)
     running.daemon_threads = True
@@ -134,7 +136,9 @@ def serve() -> Iterator[Server]:
         yield server
     finally:
         server.spoil = server.refuse = lambda _: None
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):  # moto's memory is the process'
+        for page in client.get_paginator("list_objects_v2").paginate(
+            Bucket=BUCKET
+        ):  # moto keeps it for the process's lifetime
             for item in page.get("Contents", ()):
                 client.delete_object(Bucket=BUCKET, Key=item["Key"])
         client.delete_bucket(Bucket=BUCKET)
@@ -147,7 +151,7 @@ def serve() -> Iterator[Server]:
 def now_and_then(
     seed: int, faults: tuple[Fault, ...] = FAULTS, share: float = 0.2
 ) -> Callable[[Request], Fault | None]:
-    """Spoils a share of the requests, the same ones for the same seed."""
+    """Choose faults for a share of the requests, the same ones for the same seed."""
 
     def spoil(request: Request) -> Fault | None:
         digest = hashlib.blake2b(f"{seed} {request}".encode(), digest_size=8).digest()
@@ -157,7 +161,7 @@ def now_and_then(
 
 
 def _drain(environ: dict[str, Any]) -> None:
-    """Take what was sent, so that the connection can go on."""
+    """Read the request's body, so that the connection can be used again."""
     environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
 
 

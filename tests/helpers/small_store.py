@@ -1,4 +1,4 @@
-"""A store of known values, small enough to damage byte by byte; what the tests of the store build on."""
+"""Makes stores of known values, small enough to be damaged byte by byte."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -11,9 +11,10 @@ from store.address import store_url
 from store.arrays import SKIPPED, STORED, open_schema, read_rms
 from store.dtypes import Encoded, decode_numpy
 from store.kvstore import KeyValueStore
+from store.listing import Listing
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
-from store.writer import Listing, StoreWriter, create_store
+from store.writer import StoreWriter, create_store
 
 SIZES = {"train": 5, "test": 2}
 LAYERS, TOKENS, DIM, SHARD = (0, 2), 5, 4, 2
@@ -22,6 +23,7 @@ TAIL = {"norm.weight": np.linspace(0, 1, DIM, dtype=np.float32), "pool.q": np.on
 
 
 def provenance(**changes: Any) -> Provenance:
+    """A provenance with some fields changed."""
     fields: dict[str, Any] = {
         "backbone": "vit_small",
         "model_kwargs": {"depth": 3},
@@ -39,6 +41,7 @@ def provenance(**changes: Any) -> Provenance:
 
 
 def schema(dtype: str = "float32", compressor: str | None = None, multi_label: bool = False, **changes: Any) -> Schema:
+    """A schema of two small splits, with some fields changed."""
     fields: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "dataset": "drawn",
@@ -60,6 +63,7 @@ def schema(dtype: str = "float32", compressor: str | None = None, multi_label: b
 
 
 def listing(split: str, multi_label: bool = False) -> Listing:
+    """Ids, labels and digests of a split."""
     n = SIZES[split]
     labels = (np.arange(3 * n).reshape(n, 3) % 2).astype(np.uint8) if multi_label else np.arange(n, dtype=np.int64) % 3
     digests = np.arange(16 * n, dtype=np.uint8).reshape(n, 16)
@@ -67,36 +71,38 @@ def listing(split: str, multi_label: bool = False) -> Listing:
 
 
 def values(split: str, layer: int) -> np.ndarray:
-    """(samples, tokens, dim) float32: no zeros, one massive channel."""
+    """Tokens (samples, tokens, dim) float32 of a split: no zeros, one massive channel."""
     draw = np.random.default_rng([layer, len(split)])
     drawn = draw.normal(2, 1, (SIZES[split], TOKENS, DIM)) * RMS[layer]
     return drawn.astype(np.float32)
 
 
 def expected(split: str, layer: int, dtype: str) -> np.ndarray:
-    """What a store of that dtype gives back."""
+    """The tokens that a store of that dtype returns."""
     return decode_numpy(encode(values(split, layer), dtype, RMS[layer]), dtype, RMS[layer])
 
 
-def url_folder(path: Path | str) -> KeyValueStore:
+def kvstore_at(path: Path | str) -> KeyValueStore:
+    """The keys of the store at a path or URL."""
     return KeyValueStore(store_url(path))
 
 
 def create(path: Path | str, wanted: Schema) -> StoreWriter:
-    """Create the store where it is not there yet, as the extraction job does."""
-    folder = url_folder(path)
-    if open_schema(folder) is None:
+    """Create the store unless it exists, as the extraction job does."""
+    kvstore = kvstore_at(path)
+    if open_schema(kvstore) is None:
         listings = {split: listing(split, wanted.multi_label) for split in SIZES}
-        create_store(folder, wanted, listings, RMS if wanted.dtype == "int8" else {}, TAIL)
-    return StoreWriter(folder, wanted)
+        create_store(kvstore, wanted, listings, RMS if wanted.dtype == "int8" else {}, TAIL)
+    return StoreWriter(kvstore, wanted)
 
 
 def commit(
     path: Path | str, writer: StoreWriter, wanted: Schema, split: str, shard: int, skip: Collection[int]
 ) -> None:
+    """Commit one shard; `skip` are its rows that cannot be decoded."""
     rows = wanted.shards(split).rows(shard)
     part = slice(rows.start, rows.stop)
-    rms = read_rms(url_folder(path), wanted)
+    rms = read_rms(kvstore_at(path), wanted)
     tokens: dict[int, Encoded] = {}
     for layer in wanted.layers:
         encoded = encode(values(split, layer)[part], wanted.dtype, rms.get(layer))
@@ -111,7 +117,7 @@ def commit(
 
 
 def complete(path: Path | str, wanted: Schema, skip: Collection[int] = ()) -> Store:
-    """Create, or resume, and commit whatever is missing; `skip` are rows of train that cannot be decoded."""
+    """Create or resume a store, and commit its missing shards; `skip` are rows of train that cannot be decoded."""
     writer = create(path, wanted)
     for split in wanted.splits:
         for shard in writer.missing_shards(split):
@@ -120,6 +126,6 @@ def complete(path: Path | str, wanted: Schema, skip: Collection[int] = ()) -> St
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Every file but the log, by its path."""
+    """The content of every file except the log, by path."""
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
     return {str(f.relative_to(path)): f.read_bytes() for f in files if "_log" not in f.relative_to(path).parts}

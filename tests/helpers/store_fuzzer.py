@@ -1,4 +1,4 @@
-"""Damages small stores at random and reads every value of them."""
+"""Damages small stores at random, and reads every value of them."""
 
 import json
 import pickle
@@ -24,8 +24,6 @@ Contents = dict[str, bytes]
 
 
 Changes = dict[str, bytes | None]
-
-
 STORES: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "float16, zstd": {"dtype": "float16", "compressor": "zstd"},
@@ -33,26 +31,14 @@ STORES: dict[str, dict[str, Any]] = {
     "int8": {"dtype": "int8"},
     "int8, gzip": {"dtype": "int8", "compressor": "gzip"},
 }
-
-
-SKIPPED = 1  # the row of train that cannot be decoded
-
-
-ROWS = {"train": (0, 2, 3, 4), "test": (0, 1, 2, 3, 4)}  # that can
+SKIPPED = 1  # the row of train that is skipped
+ROWS = {"train": (0, 2, 3, 4), "test": (0, 1, 2, 3, 4)}  # that can be read
 
 
 LOG, REASONS = "the log", "why samples were skipped"
-
-
 FOUND = ("harmless", "reported", "refused", "exchanged shards, found by verify")
-
-
 WRONG = "WRONG READ"
-
-
 _OF_SHARD = re.compile(r"(train|test)/((layer|scale)_\d+|status|shard_digest)/c/.*")
-
-
 STRANGE = (
     -1,
     0,
@@ -73,24 +59,24 @@ STRANGE = (
     [[]],
     {"a": 1},
 )
-
-
 DEEP = b'{"attributes":' + b"[" * 100_000
 
 
 def one_file(contents: Contents, draw: np.random.Generator) -> str:
+    """The name of a random file."""
     return sorted(contents)[draw.integers(len(contents))]
 
 
 def two_files(contents: Contents, draw: np.random.Generator) -> tuple[str, str]:
-    """Mostly two of equal length: these are the ones that checksums alone do not tell apart."""
+    """Two files, mostly of equal length, since checksums alone do not distinguish these."""
     first = one_file(contents, draw)
-    alike = [name for name in sorted(contents) if name != first and len(contents[name]) == len(contents[first])]
-    others = alike if alike and draw.random() < 0.8 else sorted(set(contents) - {first})
+    same_length = [name for name in sorted(contents) if name != first and len(contents[name]) == len(contents[first])]
+    others = same_length if same_length and draw.random() < 0.8 else sorted(set(contents) - {first})
     return first, others[draw.integers(len(others))]
 
 
 def flip(contents: Contents, draw: np.random.Generator, bits: int = 1) -> Changes:
+    """Flip bits of a file."""
     name = one_file(contents, draw)
     content = bytearray(contents[name])
     for place in draw.integers(0, len(content), bits):
@@ -99,20 +85,24 @@ def flip(contents: Contents, draw: np.random.Generator, bits: int = 1) -> Change
 
 
 def flip_many(contents: Contents, draw: np.random.Generator) -> Changes:
+    """Flip 2 to 19 bits of a file."""
     return flip(contents, draw, int(draw.integers(2, 20)))
 
 
 def truncate(contents: Contents, draw: np.random.Generator) -> Changes:
+    """Cut a file."""
     name = one_file(contents, draw)
     return {name: contents[name][: draw.integers(len(contents[name]))]}
 
 
 def grow(contents: Contents, draw: np.random.Generator) -> Changes:
+    """Add bytes before or after a file's content."""
     name, more = one_file(contents, draw), draw.bytes(int(draw.integers(1, 100)))
     return {name: more + contents[name] if draw.random() < 0.3 else contents[name] + more}
 
 
 def zero(contents: Contents, draw: np.random.Generator) -> Changes:
+    """Zero a file, or its end."""
     name = one_file(contents, draw)
     n_bytes = len(contents[name])
     start = int(draw.integers(n_bytes)) if draw.random() < 0.5 else 0
@@ -120,26 +110,30 @@ def zero(contents: Contents, draw: np.random.Generator) -> Changes:
 
 
 def delete(contents: Contents, draw: np.random.Generator) -> Changes:
+    """Delete a file."""
     return {one_file(contents, draw): None}
 
 
 def garbage(contents: Contents, draw: np.random.Generator) -> Changes:
+    """Replace a file by random bytes or deeply nested JSON."""
     n_bytes = int(draw.integers(200))
     return {one_file(contents, draw): DEEP if draw.random() < 0.1 else draw.bytes(n_bytes)}
 
 
 def swap(contents: Contents, draw: np.random.Generator) -> Changes:
+    """Exchange two files."""
     first, second = two_files(contents, draw)
     return {first: contents[second], second: contents[first]}
 
 
 def copy(contents: Contents, draw: np.random.Generator) -> Changes:
+    """Replace a file by another one."""
     first, second = two_files(contents, draw)
     return {first: contents[second]}
 
 
 def replace(document: Any, draw: np.random.Generator) -> None:
-    """Change one value somewhere in a document, or leave it out."""
+    """Change or remove one value somewhere in a document."""
     while True:
         keys: list[Any] = list(document) if isinstance(document, dict) else list(range(len(document)))
         key = keys[draw.integers(len(keys))]
@@ -154,6 +148,7 @@ def replace(document: Any, draw: np.random.Generator) -> None:
 
 
 def edit(contents: Contents, draw: np.random.Generator) -> Changes:
+    """Change a value of a document."""
     name = one_file({name: content for name, content in contents.items() if name.endswith(".json")}, draw)
     document = json.loads(contents[name])
     replace(document, draw)
@@ -161,7 +156,7 @@ def edit(contents: Contents, draw: np.random.Generator) -> Changes:
 
 
 def edit_and_sign(contents: Contents, draw: np.random.Generator) -> Changes:
-    """An array's metadata, changed by somebody who knows how to checksum them: nothing may be believed at all."""
+    """Change an array's metadata, with a checksum that fits."""
     arrays = {name: content for name, content in contents.items() if json_array(name, content)}
     name = one_file(arrays, draw)
     document = json.loads(contents[name])
@@ -172,6 +167,7 @@ def edit_and_sign(contents: Contents, draw: np.random.Generator) -> Changes:
 
 
 def json_array(name: str, content: bytes) -> bool:
+    """Whether a file is the zarr.json of an array."""
     return name.endswith(".json") and b'"node_type": "array"' in content
 
 
@@ -192,7 +188,7 @@ KINDS: dict[str, Callable[[Contents, np.random.Generator], Changes]] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one mutation; `outcome` is one of FOUND, or a fault of ours, which `detail` explains."""
+    """The outcome of one mutation: one of FOUND, or a defect of the program, which `detail` explains."""
 
     number: int
     store: str
@@ -203,11 +199,11 @@ class Result:
 
 
 class Subject:
-    """A store to damage, and what it reads as while it is whole."""
+    """A store to damage, and the answers to all questions while it is intact."""
 
     def __init__(self, path: Path, multi_label: bool = False, **options: Any) -> None:
         self.path = path
-        with mock.patch.dict(small_store.SIZES, test=5):  # of equal size, the splits can be mistaken for one another
+        with mock.patch.dict(small_store.SIZES, test=5):  # splits of equal size have files of equal length
             wanted = small_store.schema(multi_label=multi_label, **options)
             small_store.complete(path, wanted, skip=[SKIPPED])
         files = (file for file in sorted(path.rglob("*")) if file.is_file())
@@ -215,6 +211,7 @@ class Subject:
         self.truth = {name: ask() for name, ask in questions(open_store(path)).items()}
 
     def apply(self, changes: Changes) -> None:
+        """Write or delete files."""
         for name, content in changes.items():
             file = self.path / name
             if content is None:
@@ -223,13 +220,13 @@ class Subject:
                 file.write_bytes(content)
 
     def judge(self, changes: Changes) -> tuple[str, str]:
-        """Outcome and detail of some changes, which are undone again."""
+        """Outcome and detail of some changes, which are then undone."""
         exchanged = all(_OF_SHARD.fullmatch(name) and self._is_whole_shard(new) for name, new in changes.items())
         self.apply(changes)
         try:
             wrong, refused = self._read()
             sound = self._sound()
-        except Exception:  # the very thing that is looked for
+        except Exception:  # a crash is an outcome
             return "crash", traceback.format_exc()
         finally:
             self.apply({name: self.contents[name] for name in changes})
@@ -243,7 +240,7 @@ class Subject:
         return any(content == whole for name, whole in self.contents.items() if _OF_SHARD.fullmatch(name))
 
     def _read(self) -> tuple[list[str], list[str]]:
-        """What is read as something else than it was, and what is refused."""
+        """The questions with a wrong answer, and those that are refused."""
         wrong, refused = list[str](), list[str]()
         try:
             asked = questions(open_store(self.path))
@@ -267,9 +264,9 @@ class Subject:
 
 
 def questions(store: Store) -> dict[str, Callable[[], Any]]:
-    """All that a store can be asked, by name; of tokens the parts that a reader can get wrong each by itself.
+    """Everything that can be read from a store, by name; tokens as slices, in random order, and sample by sample.
 
-    Single samples are asked for by id: while marks are missing, and with them what is skipped, rows number others.
+    Samples are read by id, since rows change their numbers where marks are missing.
     """
     alone, shuffled = pickle.loads(pickle.dumps((store, store)))
     asked: dict[str, Callable[[], Any]] = {
@@ -292,13 +289,15 @@ def questions(store: Store) -> dict[str, Callable[[], Any]]:
 
 
 def samples(store: Store, split: str) -> tuple[Any, ...]:
+    """Number, ids, labels, digests and skipped ids of a split."""
     if store.missing_shards(split):
-        store.require_complete()  # which refuses, as whoever wants a whole split has it do
+        store.require_complete()  # raises
     listing, skipped = store.listing(split), list(store.skipped(split))
     return store.num_samples(split), listing.ids, listing.labels, listing.digests, skipped
 
 
 def ids_of(split: str) -> list[str]:
+    """The ids of the samples that can be read."""
     ids = [f"{split}/ünïcode {row}.png" for row in range(5)]
     return [ids[row] for row in ROWS[split]]
 
@@ -310,7 +309,7 @@ def rows_by_id(store: Store, split: str) -> dict[str, tuple[int, Any]]:
 
 
 def tokens(store: Store, split: str, row_of: Callable[[], dict[str, tuple[int, Any]]], name: str, layer: int) -> Any:
-    """Label and tokens of a sample; None where it is not there."""
+    """Label and tokens of a sample; None if it is missing."""
     if name not in row_of():
         return None
     row, label = row_of()[name]
@@ -318,17 +317,17 @@ def tokens(store: Store, split: str, row_of: Callable[[], dict[str, tuple[int, A
 
 
 def is_lost(name: str, answer: Any) -> bool:
-    """Whether nothing is told of times and reasons, which may happen: no value depends on them."""
+    """Whether the log or the reasons are missing, which is legal: no value depends on them."""
     return (name == LOG and answer == {}) or (name == REASONS and not any(answer.values()))
 
 
 def make_subjects(folder: Path) -> dict[str, Subject]:
-    """A store of every format."""
+    """Make a store of every format."""
     return {name: Subject(folder / f"{k}.zarr", **options) for k, (name, options) in enumerate(STORES.items())}
 
 
 def mutations(subjects: Mapping[str, Subject], count: int, seed: int = 0) -> Iterator[Result]:
-    """Damage stores, one mutation after the other; each depends on seed and number alone."""
+    """Damage stores, one mutation after the other; each depends only on seed and number."""
     for number in range(count):
         draw = np.random.default_rng([seed, number])
         name, kind = sorted(subjects)[draw.integers(len(subjects))], sorted(KINDS)[draw.integers(len(KINDS))]
@@ -338,9 +337,9 @@ def mutations(subjects: Mapping[str, Subject], count: int, seed: int = 0) -> Ite
 
 
 def flips(subject: Subject, step: int = 1) -> Iterator[tuple[str, int, str]]:
-    """One bit flipped in every `step`-th byte of a store: the file, the byte, and what came of it, as of `Result`.
+    """Flip one bit in every `step`-th byte of a store; yields the file, the byte and the outcome.
 
-    A byte that neither reading nor `verify` misses is harmless only where it is white space of JSON.
+    A flip that neither reading nor `verify` reports is harmless only if the JSON document stays the same.
     """
     draw = np.random.default_rng(0)
     for name, content in subject.contents.items():
@@ -354,6 +353,7 @@ def flips(subject: Subject, step: int = 1) -> Iterator[tuple[str, int, str]]:
 
 
 def same(answer: Any, truth: Any) -> bool:
+    """Whether an answer is the right one."""
     try:
         np.testing.assert_equal(answer, truth)
     except AssertionError:
@@ -362,6 +362,7 @@ def same(answer: Any, truth: Any) -> bool:
 
 
 def same_document(first: bytes, second: bytes) -> bool:
+    """Whether two files are equal JSON."""
     try:
         return bool(json.loads(first) == json.loads(second))
     except ValueError:

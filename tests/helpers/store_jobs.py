@@ -1,4 +1,4 @@
-"""All commands that work on a store, on one that is small, with a victim beside it that none of them may touch."""
+"""Runs all commands on a small store, next to files (the victim) that no command may touch."""
 
 import shutil
 import stat
@@ -11,9 +11,10 @@ from PIL import Image
 from tiny_vit import TINY
 
 import sidecache as sc
-from adapt.config.pipeline import Config, load_config
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from adapt.job.extraction import repair
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from extract.backbones.backbone import TimmBackbone
 from extract.sources.open_source import open_source
 from store.errors import JobError
@@ -26,6 +27,7 @@ FORMATS = {"plain": ["store.dtype=int8"], "compressed": ["store.dtype=float16", 
 
 
 def draw_images(folder: Path, names: str, split: str) -> None:
+    """Draw noise, in two classes; `names` are one letter each."""
     for k, name in enumerate(names):
         (folder / split / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng([k, len(split)]).integers(0, 255, (32, 32, 3), np.uint8)
@@ -33,7 +35,7 @@ def draw_images(folder: Path, names: str, split: str) -> None:
 
 
 class Jobs:
-    """All that is run on a store, which holds two of three layers."""
+    """The commands, on a store with two of three layers."""
 
     def __init__(self, folder: Path, backbone: TimmBackbone, form: str) -> None:
         self.folder, self._backbone, self._form = folder, backbone, form
@@ -60,35 +62,43 @@ class Jobs:
         sc.extract(self._config(images, layers, store), self.sources[images], self._backbone)
 
     def make(self, store: Path) -> None:
+        """Extract to another store."""
         self._extract(store=store)
 
     def inspect(self) -> None:
+        """Describe the store."""
         describe_store(open_store(self.store))
 
     def verify(self) -> None:
-        """Lists what is wrong, and goes on; here an error like the others."""
+        """Verify the store; raises JobError if it has faults."""
         report = verify_store(self.store)
         if report.faults:
             raise JobError("\n".join(report.faults))
 
     def repair(self) -> None:
+        """Extract the first shard of each split again."""
         inputs = Inputs(self._config(), self.sources["images"], self._backbone)
         repair(self._config(), inputs, {"train": [0], "test": [0]})
 
     def extract(self) -> None:
+        """Extract to the store, which is complete."""
         self._extract()
 
     def grow_samples(self) -> None:
+        """Add samples."""
         self._extract("more")
 
     def grow_layers(self) -> None:
+        """Add a layer."""
         self._extract(layers="all")
 
     def train(self) -> None:
+        """Train from the store."""
         sc.train(self._config(), self.sources["images"], self._backbone)
 
     @property
     def all(self) -> dict[str, Callable[[], None]]:
+        """Every command by name: first those that read the store."""
         reading = {"inspect": self.inspect, "verify": self.verify, "train": self.train}
         writing = {"repair": self.repair, "extract": self.extract}
         growing = {"grow_layers": self.grow_layers, "grow_samples": self.grow_samples}
@@ -96,7 +106,7 @@ class Jobs:
 
 
 def renew(jobs: Jobs) -> None:
-    """A copy of the whole store that lies beside, and a victim."""
+    """Replace the store by a copy of `whole.zarr`, and write the victim's files."""
     if jobs.store.is_symlink():
         jobs.store.unlink()
     for name in ("cache.zarr", "victim", "run"):
@@ -110,7 +120,7 @@ def renew(jobs: Jobs) -> None:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """All of a folder: what, when last changed and what is in it."""
+    """Mode, times and content of everything in a folder, by path."""
     found: dict[str, Any] = {}
     for path in [folder, *folder.rglob("*")]:
         stats = path.lstat()

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def torture(*arguments: str, planted: str = "") -> tuple[int, str]:
-    """Exit status and output of the benchmark, with a fault planted in it."""
+    """Exit status and output of the benchmark; `planted` is code that runs first and plants a fault."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.torture", *arguments]
     if planted:
         command[1:3] = ["-c", f"{planted}\nimport sys\nfrom benchmarks import torture\nsys.exit(torture.main())"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
-    return done.returncode, done.stderr + done.stdout
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
+    return ended.returncode, ended.stderr + ended.stdout

@@ -1,4 +1,4 @@
-"""Samples that are traps for whoever decodes them: it dies, stands still, or fails. Workers import this module."""
+"""Wraps a source with traps: samples that kill or stop the worker that decodes them, or fail."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ from store.errors import JobError
 
 @dataclass(frozen=True)
 class Trap:
-    """`act` strikes workers as often as there are `times`; `counter` is a folder that counts.
+    """Performs `act` (die, stop or fail) in workers, `times` times; the folder `counter` has a file for each time.
 
-    The process that laid it is spared: it decodes samples too, to calibrate int8.
+    The process that made it is spared, because it decodes samples too, to calibrate int8.
     """
 
     act: str
@@ -24,9 +24,10 @@ class Trap:
     spared: int = field(default_factory=os.getpid)
 
     def spring(self) -> None:
-        struck = len(list(self.counter.iterdir()))
-        if os.getpid() != self.spared and struck < self.times:
-            (self.counter / str(struck)).touch()
+        """Perform the act, unless it was performed often enough or this process is spared."""
+        n_sprung = len(list(self.counter.iterdir()))
+        if os.getpid() != self.spared and n_sprung < self.times:
+            (self.counter / str(n_sprung)).touch()
             getattr(self, f"_{self.act}")()
 
     def _die(self) -> None:
@@ -41,15 +42,19 @@ class Trap:
 
 @dataclass(frozen=True)
 class TrappedSplit:
+    """An ImageSplit with traps at some rows."""
+
     split: ImageSplit
     traps: Mapping[int, Trap]
 
     @property
     def ids(self) -> Any:
+        """See ImageSplit."""
         return self.split.ids
 
     @property
     def labels(self) -> Any:
+        """See ImageSplit."""
         return self.split.labels
 
     def __len__(self) -> int:
@@ -61,6 +66,7 @@ class TrappedSplit:
         return self.split[row]
 
     def digest(self, row: int) -> bytes:
+        """See ImageSplit."""
         return self.split.digest(row)
 
 

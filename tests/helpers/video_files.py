@@ -1,4 +1,4 @@
-"""Real video files, made with PyAV's encoders, whose frames all differ; and ways to spoil them."""
+"""Makes video files with PyAV's encoders, in which all frames differ, and damages them."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ RATE = 25
 
 
 def drawn(count: int, width: int = 64, height: int = 48) -> Iterator[av.VideoFrame]:
-    """Frames with texture, a bar that moves and a shade that changes; every frame is another."""
+    """Frames with texture, a moving bar and a changing shade; no two frames are the same."""
     noise = np.random.default_rng(0).integers(0, 60, (height, width, 3))
     for number in range(count):
         pixels = noise + np.array([number * 3 % 150, 40, 150 - number * 3 % 150])
@@ -22,7 +22,7 @@ def drawn(count: int, width: int = 64, height: int = 48) -> Iterator[av.VideoFra
 
 
 def numbered(count: int, width: int = 64, height: int = 48) -> Iterator[av.VideoFrame]:
-    """Frames that bear their number below 256 as eight black or white fields, which survive any codec."""
+    """Frames that show their number, below 256, as eight black or white fields, which survive any codec."""
     for number in range(count):
         bits = np.array([(number >> bit & 1) * 255 for bit in range(8)], np.uint8).reshape(2, 4)
         fields = bits.repeat(height // 2, axis=0).repeat(width // 4, axis=1)
@@ -30,7 +30,7 @@ def numbered(count: int, width: int = 64, height: int = 48) -> Iterator[av.Video
 
 
 def number_of(image: np.ndarray) -> int:
-    """Which of the frames of `numbered` an image is: (height, width, 3)."""
+    """The number that a frame of `numbered` shows; `image` is (height, width, 3)."""
     height, width = image.shape[0] // 2, image.shape[1] // 4
     fields = image.mean(axis=2).reshape(2, height, 4, width)[:, height // 4 : -height // 4, :, width // 4 : -width // 4]
     return sum(int(level > 127) << bit for bit, level in enumerate(fields.mean(axis=(1, 3)).ravel()))
@@ -50,7 +50,7 @@ def write_video(
     draw: Callable[[int, int, int], Iterator[av.VideoFrame]] = drawn,
     **options: str,
 ) -> Path:
-    """A file in the container of its ending; `ticks` are the frames' times in units of 1 / `rate` seconds."""
+    """Write a file in the container of its extension; `ticks` are the frames' times in units of 1 / `rate` seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"threads": "1", **options}
     with av.open(str(path), "w", options=file_options or {}) as container:
@@ -67,43 +67,43 @@ def write_video(
 
 
 def copy_packets(source: Path, target: Path, change: Callable[[int, bytes], bytes | None], times: int = 1) -> Path:
-    """The same packets, `times` over, in another file; `change` gives each one's bytes, None to leave it out."""
-    with av.open(str(source)) as given, av.open(str(target), "w") as made:
-        stream = made.add_stream_from_template(given.streams.video[0])
-        packets = [packet for packet in given.demux(video=0) if packet.size]
+    """Copy the packets to another file, `times` times; `change` returns the bytes of each, None to drop it."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        packets = [packet for packet in reader.demux(video=0) if packet.size]
         length = sum(packet.duration for packet in packets)
         for turn in range(times):
-            for place, packet in enumerate(packets):
-                if (data := change(place, bytes(packet))) is not None:
+            for index, packet in enumerate(packets):
+                if (data := change(index, bytes(packet))) is not None:
                     copy = av.Packet(data)
                     copy.stream, copy.time_base, copy.is_keyframe = stream, packet.time_base, packet.is_keyframe
                     copy.pts, copy.duration = packet.pts + turn * length, packet.duration
                     copy.dts = None if packet.dts is None else packet.dts + turn * length
-                    made.mux(copy)
+                    writer.mux(copy)
     return target
 
 
 def write_endless(path: Path, small: Path) -> Path:
-    """A healthy file of 200,000 tiny frames: longer to decode than any time limit here, and soon written."""
+    """A healthy file of 200,000 tiny frames: quick to write, but decoding it exceeds every time limit in the tests."""
     write_video(small, 500, size=(16, 16), b_frames=0, preset="ultrafast", tune="zerolatency")
-    return copy_packets(small, path, lambda place, data: data, times=400)
+    return copy_packets(small, path, lambda index, data: data, times=400)
 
 
 def all_frames(path: Path) -> list[np.ndarray]:
-    """Every frame as plain PyAV gives it, from the first to the last: (height, width, 3)."""
+    """All frames, as PyAV decodes them from the first to the last: (height, width, 3) each."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def media_bytes(content: bytes) -> tuple[int, int]:
-    """Where the data of an MP4 file begin and end."""
+    """Start and end of the data of an MP4 file."""
     start = content.index(b"mdat") + 4
     return start, start - 8 + int.from_bytes(content[start - 8 : start - 4], "big")
 
 
 def spoiled(content: bytes, n_bytes: int, draw: random.Random) -> bytes:
-    """The file with that many of its data's bytes changed."""
+    """The content of an MP4 file with `n_bytes` random bytes of its data changed."""
     damaged, (start, end) = bytearray(content), media_bytes(content)
-    for place in draw.sample(range(start, end), n_bytes):
-        damaged[place] ^= draw.randrange(1, 256)
+    for offset in draw.sample(range(start, end), n_bytes):
+        damaged[offset] ^= draw.randrange(1, 256)
     return bytes(damaged)

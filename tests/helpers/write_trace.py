@@ -1,8 +1,8 @@
-"""Notes in a file what the processes of a job are writing, so that whoever kills one knows what was under way.
+"""Traces to a file what the processes of a job are writing, so that a test knows what it interrupts.
 
 A line is `seconds process thread phase place`, on a clock that all processes share. A write within another one, such as
-that of the lock before a shard's, goes by its own name until it is done. Workers of dask trace themselves where this
-module is their preload: it imports nothing but what the job itself does.
+the lock's before a shard's, has its own lines. Workers of dask trace themselves if this module is their preload; it
+imports only what the job imports.
 """
 
 import os
@@ -22,6 +22,8 @@ _LOCK_PLACE = f"{LOCK}/zarr.json"
 
 
 class Note(NamedTuple):
+    """One line of the trace."""
+
     seconds: float
     process: int
     thread: int
@@ -30,12 +32,12 @@ class Note(NamedTuple):
 
     @property
     def is_of_store(self) -> bool:
-        """Whether this is the start of a write, and of more than the lock."""
+        """Whether a write starts here that is not the lock's."""
         return self.phase != NOTHING and self.place != _LOCK_PLACE
 
 
 def trace_writes(path: Path) -> None:
-    """From now on, note what this process writes."""
+    """From now on, trace the writes of this process."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     thread = threading.local()
 
@@ -47,25 +49,25 @@ def trace_writes(path: Path) -> None:
         call = getattr(owner, name)
 
         def noted(self: Any, *given: Any, **named: Any) -> Any:
-            around = getattr(thread, "within", (NOTHING, "-"))
-            thread.within = phase, place_of(self, *given)
-            note(*thread.within)
+            outer = getattr(thread, "current", (NOTHING, "-"))
+            thread.current = phase, place_of(self, *given)
+            note(*thread.current)
             try:
                 return call(self, *given, **named)
             finally:
-                thread.within = around
-                note(*around)
+                thread.current = outer
+                note(*outer)
 
         setattr(owner, name, noted)
 
     def shard(writer: Any, split: str, number: int, *given: Any) -> str:
-        return f"{writer._marks}{split}/{number}"
+        return f"{writer._marks.value}{split}/{number}"
 
     wrap(StoreWriter, "write", DATA, shard)
     wrap(StoreWriter, "mark", COMMIT, shard)
     for name in ("write_bytes", "write_if"):
-        wrap(KeyValueStore, name, METADATA, lambda folder, key, *given: str(key))
-    wrap(KeyValueStore, "_remove", METADATA, lambda folder, keys: "deletion")
+        wrap(KeyValueStore, name, METADATA, lambda kvstore, key, *given: str(key))
+    wrap(KeyValueStore, "_remove", METADATA, lambda kvstore, keys: "deletion")
 
 
 def dask_setup(worker: object) -> None:
@@ -74,11 +76,11 @@ def dask_setup(worker: object) -> None:
 
 
 class Trace:
-    """What has been noted so far.
+    """The lines of a trace so far.
 
     Attributes:
-        shard: whose data were begun last.
-        begun: when the first write to more than the lock began.
+        shard: the shard whose data were begun last.
+        begun: the time of the first write that is not the lock's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,7 +92,7 @@ class Trace:
         self._rest = b""
 
     def update(self) -> None:
-        """Read on."""
+        """Read new lines."""
         *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
         for line in lines:
             seconds, process, thread, phase, place = line.decode().split(" ")
@@ -102,6 +104,6 @@ class Trace:
             self.notes.append(note)
 
     def phase(self, process: int) -> str:
-        """What a process is writing, or was when it died; a shard before what its other threads may write."""
+        """What a process is writing, or was when it died; a shard rather than what its other threads write."""
         last = {note.thread: note.phase for note in self.notes if note.process == process}
         return next((phase for phase in (COMMIT, DATA, METADATA) if phase in last.values()), NOTHING)

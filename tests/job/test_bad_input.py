@@ -1,4 +1,4 @@
-"""Bad input through the command itself: the exit status, one clear message, and nothing half-written."""
+"""Bad input to a command gives the right exit status, one clear message, and leaves no half-written files."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def nothing_was_written(folder: Path) -> bool:
 
 
 def nothing_counts(folder: Path) -> bool:
-    """A store may have been begun, but no shard of it is committed, and there are no results."""
+    """A store may exist, but none of its shards is committed, and there are no results."""
     store = sc.open_store(folder / "cache.zarr")
     missing = {split: len(store.missing_shards(split)) for split in store.splits}
     return missing == {"train": 5, "test": 3} and not (folder / "run" / "results.json").exists()
@@ -111,7 +111,7 @@ def test_one_class_only(attempt: Attempt, image_folder: Path, tmp_path: Path) ->
             shutil.rmtree(image_folder / split / name)
     status, err = attempt()
     assert status == 2
-    assert "has only one class, 'blue'; training a classifier wants at least two" in err
+    assert "has only one class, 'blue'; a classifier requires at least two" in err
     assert nothing_was_written(tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_a_validation_share_that_leaves_no_sample(attempt: Attempt, tmp_path: Pa
 
 
 def weights_with(backbone: TimmBackbone, path: Path, *values: float) -> Path:
-    """Weights of which one bias of the first blocks has other values."""
+    """Weights with other values in one bias of the first blocks."""
     state = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
     for block, value in enumerate(values):
         state[f"blocks.{block}.mlp.fc2.bias"][7] = value
@@ -165,7 +165,7 @@ def test_a_feature_that_is_not_finite(
 ) -> None:
     monkeypatch.setattr(
         "extract.backbones.weights.require_fit", lambda state, model: None
-    )  # which refuses such weights
+    )  # else such weights are refused
     weights_with(tiny_backbone, tmp_path / "nan.safetensors", 0.0, float("nan"))
     for dtype in ("float32", "int8"):
         status, err = attempt("backbone.weights=nan.safetensors", f"store.dtype={dtype}", f"store.path={dtype}.zarr")
@@ -177,7 +177,9 @@ def test_a_feature_that_is_not_finite(
 
 
 def test_an_overflow_of_float16(attempt: Attempt, tiny_backbone: TimmBackbone, tmp_path: Path) -> None:
-    weights_with(tiny_backbone, tmp_path / "huge.safetensors", 6e4, 6e4)  # each fits, and their sum does not
+    weights_with(
+        tiny_backbone, tmp_path / "huge.safetensors", 6e4, 6e4
+    )  # each is a legal float16, but their sum is not
     status, err = attempt("backbone.weights=huge.safetensors", "store.dtype=float16")
     assert status == 1
     assert "layer 1, token 0, channel 7: the value 1" in err
@@ -232,7 +234,7 @@ def test_a_layer_that_is_not_stored(attempt: Attempt, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-# A store of something else
+# A store made from something else
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_an_image_that_was_replaced_by_another_of_the_same_size(
     assert "cache.zarr/ holds:\n  train: 1 ('train/red/5.bmp') changed\n" in err
 
 
-# Places
+# Paths
 
 
 def test_a_run_dir_below_a_file(attempt: Attempt, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: exit statuses, messages of one line, clean output, and predictions that equal the evaluation."""
+"""The command line has documented exit statuses, messages of one line, and clean output for scripts."""
 
 import json
 import re
@@ -55,7 +55,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pipeline.yaml whose job has run, and its images."""
+    """A folder with images and a pipeline.yaml whose job has run."""
     folder = tmp_path_factory.mktemp("job")
     draw = np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 4)):
@@ -112,7 +112,7 @@ def test_no_arguments_print_the_help(command: Command) -> None:
         (["predict", "a.safetensors"], "Missing argument"),
     ],
 )
-def test_a_wrong_command_line_is_told_by_the_parser(command: Command, arguments: list[str], message: str) -> None:
+def test_a_wrong_command_line_is_an_error_of_the_parser(command: Command, arguments: list[str], message: str) -> None:
     status, out, err = command(*arguments)
     assert (status, out) == (2, "")
     assert message in err
@@ -255,21 +255,24 @@ def test_json_of_predict_is_one_document(command: Command, job: Path) -> None:
     assert out == 2 * f"{image}\t{document['class']}\t{document['probability']:.4f}\n"
 
 
-@pytest.mark.parametrize("start", [["sidecache.py"], ["-m", "sidecache"]])
-def test_the_module_is_a_command_too(start: list[str]) -> None:
-    done = subprocess.run([sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+def test_the_package_is_a_command_too() -> None:
+    command = [sys.executable, "-m", "sidecache", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Usage:" in done.stdout
     assert not done.stderr
 
 
 def test_help_and_import_wait_for_no_torch() -> None:
-    code = "import sys, sidecache; sidecache.app(['--help'], standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, sidecache.command_line as line; line.app(['--help'], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 def test_a_reader_that_stops_early_causes_no_traceback(job: Path) -> None:
-    command = f"{sys.executable} {ROOT / 'sidecache.py'} inspect {job / 'cache.zarr'} --json | head -c 0"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    command = f"{sys.executable} -m sidecache inspect {job / 'cache.zarr'} --json | head -c 0"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("", "")
 
 
@@ -280,7 +283,7 @@ def test_the_configuration_that_a_run_keeps_repeats_it(job: Path) -> None:
 # Inspect and report
 
 
-def test_an_incomplete_store_is_told(command: Command, job: Path) -> None:
+def test_an_incomplete_store_is_reported(command: Command, job: Path) -> None:
     status_file = next((job / "cache.zarr" / "train" / "status").glob("c/*"))
     assert command("extract", job / "pipeline.yaml", "-o", "store.path=part.zarr")[0] == 0
     (job / "part.zarr" / status_file.relative_to(job / "cache.zarr")).unlink()
@@ -294,7 +297,7 @@ def test_an_incomplete_store_is_told(command: Command, job: Path) -> None:
     assert "lacks 1 of 5 shards of train; finish it with `sidecache extract`" in err
 
 
-def test_damaged_shards_are_listed_and_extracted_anew(command: Command, job: Path) -> None:
+def test_damaged_shards_are_listed_and_extracted_again(command: Command, job: Path) -> None:
     store = job / "cache.zarr"
     before = contents(store)
     file = store / "train" / "layer_01" / "c" / "2" / "0" / "0"
@@ -314,7 +317,7 @@ def test_damaged_shards_are_listed_and_extracted_anew(command: Command, job: Pat
     damaged = contents(store)
     for other in ("store.dtype=int8", f"data.root={job / 'gone'}", f"data.root={job / 'images/train'}"):
         assert command("verify", store, "--repair", job / "pipeline.yaml", "-o", other)[0] == 2
-        assert contents(store) == damaged  # nothing is given up by a job that cannot repair it
+        assert contents(store) == damaged  # a job that cannot repair the store changes nothing
     status, out, err = command("verify", store, "--repair", job / "pipeline.yaml")
     assert status == 0
     assert "sound; complete" in out
@@ -332,7 +335,7 @@ def test_a_second_job_on_a_store_is_refused(command: Command, job: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["inspect", "train"])
-def test_a_store_that_is_not_there_is_told(command: Command, job: Path, name: str) -> None:
+def test_a_store_that_does_not_exist_is_reported(command: Command, job: Path, name: str) -> None:
     arguments = [job / "none.zarr"] if name == "inspect" else [job / "pipeline.yaml", "-o", "store.path=none.zarr"]
     status, out, err = command(name, *arguments)
     assert (status, out) == (1, "")
@@ -341,15 +344,15 @@ def test_a_store_that_is_not_there_is_told(command: Command, job: Path, name: st
     assert not (job / "none.zarr").exists()
 
 
-def test_a_folder_that_is_no_store_is_told(command: Command, job: Path) -> None:
+def test_a_folder_that_is_no_store_is_reported(command: Command, job: Path) -> None:
     (job / "zarr").mkdir()
     (job / "zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
     status, _, err = command("inspect", job / "zarr")
     assert status == 2
-    assert "holds something that is no token store" in err
+    assert "is not a token store" in err
 
 
-def test_a_run_without_results_is_told(command: Command, job: Path, tmp_path: Path) -> None:
+def test_a_run_without_results_is_reported(command: Command, job: Path, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none", job / "pipeline.yaml"):
         assert command("report", folder) == (
             2,
@@ -394,7 +397,7 @@ def test_a_file_that_cannot_be_predicted_is_named(command: Command, job: Path, t
         assert err.count("\n") == 1
 
 
-def test_an_adaptor_that_is_not_there_is_told(command: Command, job: Path) -> None:
+def test_an_adaptor_that_does_not_exist_is_reported(command: Command, job: Path) -> None:
     for path in (job / "none.safetensors", job, Path()):
         status, out, err = command("predict", path, job / "images/test/red/0.png")
         assert (status, out) == (2, "")
@@ -404,7 +407,7 @@ def test_an_adaptor_that_is_not_there_is_told(command: Command, job: Path) -> No
         )
 
 
-def test_a_device_that_is_not_there_is_told(command: Command, job: Path) -> None:
+def test_a_device_that_does_not_exist_is_reported(command: Command, job: Path) -> None:
     adaptor = next((job / "run" / "adaptors").glob("losa*.safetensors"))
     status, _, err = command("predict", adaptor, job / "images/test/red/0.png", "--device", "abacus")
     assert status == 2
@@ -431,7 +434,7 @@ def test_a_store_is_not_made_among_other_files(command: Command, own_job: Path) 
     for path in ("images", "images/train", "."):
         status, _, err = command("extract", own_job / "pipeline.yaml", "-o", f"store.path={own_job / path}")
         assert status == 2
-        assert "holds no store, but other files" in err
+        assert "is not a store, but has other files" in err
     assert contents(own_job) == before
     (own_job / "empty").mkdir()
     assert command("extract", own_job / "pipeline.yaml", "-o", f"store.path={own_job / 'empty'}")[0] == 0
@@ -449,7 +452,7 @@ def test_a_split_that_none_of_whose_samples_can_be_decoded_is_told(command: Comm
         path.write_bytes(b"no image")
     status, _, err = command("run", own_job / "pipeline.yaml", "-o", "data.on_error=skip")
     assert status == 1
-    assert "holds no sample of test: none of them could be decoded" in err
+    assert "has no sample of test: none of them could be decoded" in err
 
 
 def test_a_split_that_is_not_used_is_told(command: Command, own_job: Path) -> None:
@@ -459,7 +462,7 @@ def test_a_split_that_is_not_used_is_told(command: Command, own_job: Path) -> No
         status, _, err = command("extract", own_job / "pipeline.yaml")
     assert status == 0
     assert "note: source folder at" in err
-    assert "val is neither trained on nor tested" in err
+    assert "val is used neither for training nor for testing" in err
 
 
 def test_the_version_is_printed(command: Command) -> None:

@@ -1,4 +1,4 @@
-"""What the documents show runs as it stands."""
+"""Examples in the documentation run, and its tables are those of the result files."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapt.config.pipeline import load_config
+from adapt.config.load_config import load_config
 from adapt.methods.registry import METHODS
 from benchmarks.tables import TABLES
 
@@ -23,7 +23,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
-def test_examples_parse_wherever_the_data_lie(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_parse_with_data_in_any_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECACHE_DATA", "/data")
     monkeypatch.setenv("CIFAR10_FOLDER", "/data/cifar10")
     methods = load_config(path).parsed_methods()
@@ -36,7 +36,7 @@ def test_examples_parse_wherever_the_data_lie(path: Path, monkeypatch: pytest.Mo
 def test_tables_of_all_methods_give_each_the_same_budget(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECACHE_DATA", "/data")
     methods = load_config(path).parsed_methods()
-    assert {method.name for method in methods} == set(METHODS) - {"intrinsic"}  # a measurement, not a rival
+    assert {method.name for method in methods} == set(METHODS) - {"intrinsic"}  # used for measurements only
     assert {len(method.trials) for method in methods} == {15}
     assert len({(method.epochs, method.batch_size) for method in methods}) == 1
 

@@ -1,4 +1,4 @@
-"""A store grows by samples and layers: what was there stays, and a kill at any write costs nothing but time."""
+"""A store grows by samples and layers: stored values are unchanged, and a kill at any write loses no data."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -17,13 +17,15 @@ from tiny_vit import TINY
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.job.feature_set import Inputs
-from adapt.planning.survey import Survey
+from adapt.job.inputs import Inputs
+from adapt.planning.job_facts import JobFacts
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, ClipConfig, DataConfig, ExtractConfig
 from extract.job.extraction import Extraction, extract_tokens
-from extract.sources.open_source import ImageSource, draw_test, open_source
-from extract.sources.samples import Encoded, Sample
+from extract.job.extraction_job import ExtractionJob
+from extract.sources.open_source import ImageSource, open_source
+from extract.sources.samples import FileBytes, Sample
+from extract.sources.splits import draw_test
 from extract.sources.store_order import in_store_order
 from store.address import store_url
 from store.config import Layers, StoreConfig
@@ -40,7 +42,7 @@ NEVER = float("inf")
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """10 training and 4 test images of two classes: of shards of 4, the last of train is part-filled, none of test."""
+    """10 training and 4 test images of two classes; in shards of 4, the last one of train is not full."""
     add(tmp_path / "images", "train", "bcdef")
     add(tmp_path / "images", "test", "bc")
     return tmp_path / "images"
@@ -48,7 +50,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is synced: what is killed here is no machine."""
+    """Skip syncs to disk: processes are killed here, not machines."""
     context = ts.Context({"file_io_sync": False})
     monkeypatch.setattr("store.kvstore._context", lambda: context)
 
@@ -68,7 +70,7 @@ def data_of(images: Path, **options: Any) -> DataConfig:
 def extract(
     images: Path, store: Path, backbone: TimmBackbone, dtype: str = "float16", layers: Layers = "all", **options: Any
 ) -> Extraction:
-    """As the command does: a source that knows the store."""
+    """Open the source as the command does, with the samples of the store."""
     data = data_of(images, **options)
     source = open_source(data, read_known(KeyValueStore(store_url(store))))
     return extract_source(source, data, store, backbone, dtype, layers)
@@ -84,18 +86,18 @@ def extract_source(
     config: ExtractConfig = ExtractConfig(device="cpu", batch_size=3),  # noqa: B008 (it is frozen)
 ) -> Extraction:
     stored = StoreConfig(path=str(store), shard_samples=SHARD, dtype=dtype, layers=layers)  # type: ignore[arg-type]
-    return extract_tokens(source, backbone, data, stored, config)
+    return extract_tokens(ExtractionJob(source=source, backbone=backbone, data=data, store=stored, extract=config))
 
 
 def assert_sound(store: Path) -> None:
     report = verify_store(store)
     assert (report.ok, report.complete, report.notes) == (True, True, []), report.document()
     assert [file.name for file in (store / "_log").iterdir()] == ["zarr.json"]
-    zarr.open_group(store, mode="r").tree()  # warns of whatever is no node
+    zarr.open_group(store, mode="r").tree()  # warns of anything that is no node
 
 
 def full_shards(store: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of the files that no growth by samples may touch."""
+    """Content and modification time of the files that growth by samples must not touch."""
     rows = {split: open_store(store).schema.splits[split].num_samples for split in ("train", "test")}
     files = {
         file: int(file.relative_to(store).parts[3])
@@ -249,7 +251,7 @@ def test_a_store_is_whole_and_trainable_while_layers_are_added(
     report = verify_store(tmp_path / "c.zarr")
     assert (report.ok, report.complete) == (True, True)
     (note,) = report.notes
-    assert "files are of layers that are being added; they are no part of the store yet" in note
+    assert "files are of layers that are being added; they are not part of the store yet" in note
 
 
 def test_layers_given_up_half_way_leave_nothing(images: Path, tmp_path: Path, tiny_backbone: TimmBackbone) -> None:
@@ -290,7 +292,7 @@ def test_a_job_that_is_killed_as_it_gives_up_layers_leaves_them_to_be_extracted_
 def test_a_kill_at_any_write_of_growth_costs_no_byte(
     tmp_path: Path, tiny_backbone: TimmBackbone, what: str, shard_samples: int, every: int, monkeypatch: Any
 ) -> None:
-    """With 50 samples a shard, growth takes back every mark there is."""
+    """With 50 samples a shard, growth clears every mark."""
     monkeypatch.setitem(globals(), "SHARD", shard_samples)
     images, base, store = tmp_path / "images", tmp_path / "base.zarr", tmp_path / "c.zarr"
     add(images, "train", "bcd")
@@ -320,7 +322,7 @@ def test_a_kill_at_any_write_of_growth_costs_no_byte(
 
 
 def reads_or_refuses(store: Path, before: dict[int, np.ndarray]) -> bool:
-    """Whether opening a store that was killed is refused; else the rows of its full shards are what they were."""
+    """Whether a store is refused after a kill; if not, the rows of its full shards must be unchanged."""
     if (store / "_log/next/zarr.json").exists() and KeyValueStore(store_url(store)).read_group("_log/next"):
         for read in (open_store, verify_store):
             with pytest.raises(
@@ -337,7 +339,7 @@ def reads_or_refuses(store: Path, before: dict[int, np.ndarray]) -> bool:
 def test_a_growth_that_was_decided_is_finished_without_its_samples(
     images: Path, tmp_path: Path, tiny_backbone: TimmBackbone
 ) -> None:
-    """The redo log is all that it needs: the source may have grown further, and a drawn test set is not drawn anew."""
+    """It needs the redo log only: the source may have grown again, and a drawn test split is not drawn again."""
     extract(images, tmp_path / "c.zarr", tiny_backbone)
     add(images, "train", "a")
     with killed_at(14), pytest.raises(KilledError):
@@ -366,7 +368,7 @@ def test_workers_let_a_store_grow_to_the_same_bytes(images: Path, tmp_path: Path
 
 
 def test_stores_in_memory_grow_too(images: Path, tiny_backbone: TimmBackbone) -> None:
-    """As on an object store: there are keys, no folders, and no renaming."""
+    """A store with keys only, as an object store: no folders, no renaming."""
     place: Any = "memory://growing/c.zarr"
     extract(images, place, tiny_backbone, "int8", [1])
     add(images, "train", "a")
@@ -477,9 +479,9 @@ def test_samples_of_a_drawn_split_keep_their_side_and_new_ones_keep_the_fraction
 
 
 def test_parts_of_a_known_file_go_to_its_side() -> None:
-    parts = [Sample(f"{file}#{k}", ("a",), Encoded(b""), part_of=str(file)) for file in range(6) for k in range(3)]
+    parts = [Sample(f"{file}#{k}", ("a",), FileBytes(b""), part_of=str(file)) for file in range(6) for k in range(3)]
     sides = {"0#0": "test", "1#1": "train"}
-    chosen = draw_test(parts, 0.5, multi_label=False, sides=sides)
+    chosen = draw_test(parts, 0.5, multi_label=False, stored_splits=sides)
     assert {f"0#{k}" for k in range(3)} <= chosen
     assert not {f"1#{k}" for k in range(3)} & chosen
     assert len(chosen) == 9
@@ -557,9 +559,9 @@ def test_a_new_store_lies_beside_one_whose_samples_changed(
 def test_the_plan_counts_what_growth_extracts(config: Callable[..., Config], images: Path) -> None:
     job = config()
     sc.extract(job)
-    assert Survey(job).rows_to_extract == 0
+    assert JobFacts(job).rows_to_extract == 0
     add(images, "train", "a")
-    assert Survey(job).rows_to_extract == sc.extract(job).samples_written == 4
+    assert JobFacts(job).rows_to_extract == sc.extract(job).samples_written == 4
 
 
 def test_the_command_shows_what_changed_and_names_the_way_out(

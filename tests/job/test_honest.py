@@ -1,7 +1,7 @@
-"""Honest numbers: what is chosen, trained, standardized and weighted by training and validation rows alone.
+"""Results are honest: trials are chosen, trained, standardized and weighted by training and validation rows only.
 
-The test split is read once a chosen model, after all else; whatever decides an outcome makes a trial, and a search, of
-its own.
+The test split is read once for each chosen model, at the end; every setting that determines a result is part of the id
+of trial and search.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-import adapt.job.training_job
-import adapt.training.search
+import adapt.job.trial_run
+import adapt.training.trials
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.image_batches import ImageBatches
 from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
-from adapt.job.feature_set import Inputs
+from adapt.job.inputs import Inputs
 from adapt.job.training_job import measure_intrinsic_dimension, settings_of
 from adapt.methods.registry import METHODS
 from adapt.training.objective import class_weights
-from adapt.training.search import Material, train_trials
+from adapt.training.trials import TrainingData, train_trials
 from adapt.training.validation_split import draw_validation
 from extract.sources.open_source import SampleSplit
 from store.errors import JobError
@@ -54,14 +54,14 @@ def entries(needs: str) -> list[dict[str, Any]]:
 
 
 class Spy:
-    """Sees every read of the test split: tokens, pooled tokens, images and labels; and when models are evaluated."""
+    """Records every read of the test split (tokens, pooled tokens, images, labels) and every evaluation of a model."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.too_early: list[str] = []
-        self.evaluated: list[list[int]] = []  # for every evaluation the rows of which values were read
+        self.evaluated: list[list[int]] = []  # for every evaluation, the rows that were read
         self._now: list[int] | None = None
-        evaluate = adapt.job.training_job.evaluate_split
-        monkeypatch.setattr(adapt.job.training_job, "evaluate_split", lambda *args: self._evaluate(evaluate, *args))
+        evaluate = adapt.job.trial_run.evaluate_split
+        monkeypatch.setattr(adapt.job.trial_run, "evaluate_split", lambda *args: self._evaluate(evaluate, *args))
         for features in (StreamedFeatures, ResidentFeatures, OnlineFeatures, ImageBatches):
             self._watch(monkeypatch, features, "labels", lambda _, split: split)
             self._watch(monkeypatch, features, "batches", lambda _, split, *rest, **more: split)
@@ -117,7 +117,7 @@ def test_the_test_split_is_read_once_a_chosen_model_and_never_before(
     """Over all methods, each with a search and two seeds."""
     methods = entries(needs)
     config = tiny_config(f"methods={methods}", f"train.feature_source={source}", "train.epochs=1", "train.seeds=[0, 1]")
-    sc.extract(config)  # which reads all splits, and no label decides anything of it
+    sc.extract(config)  # reads all splits, but its result depends on no label
     spy = Spy(monkeypatch)
     rows = sc.train(config)
     assert spy.too_early == []
@@ -130,7 +130,7 @@ def test_the_spy_sees_every_way_to_the_test_split(tiny_config: MakeConfig, monke
     store, inputs = sc.extract(config).store, Inputs(config)
     spy = Spy(monkeypatch)
     streamed = StreamedFeatures(store, torch.device("cpu"))
-    for look in (
+    for read in (
         lambda: streamed.labels("test"),
         lambda: next(ResidentFeatures(streamed, [2]).batches("test", [np.arange(2)], [2])),
         lambda: store.read("test", [0]),
@@ -138,7 +138,7 @@ def test_the_spy_sees_every_way_to_the_test_split(tiny_config: MakeConfig, monke
         lambda: inputs.source.splits["test"][0],
     ):
         spy.too_early.clear()
-        look()
+        read()
         assert spy.too_early
 
 
@@ -154,21 +154,22 @@ def test_measuring_the_intrinsic_dimension_reads_no_test_row(
 
 @contextmanager
 def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """Whatever is handed to the two ways of training: rows to train on and to validate on, labels and weights."""
+    """Record the arguments of `fit` and `solve_heads`: rows to train and validate on, labels and class weights."""
     seen: list[dict[str, Any]] = []
-    fit, solve = adapt.training.search.fit, adapt.training.search.solve_heads
+    fit, solve = adapt.training.trials.fit, adapt.training.trials.solve_heads
 
-    def fit_seen(group: Any, inputs: Any, rows: Any, val_rows: Any, settings: Any, objective: Any, *rest: Any) -> Any:
-        seen.append({"seed": settings.seed, "rows": rows, "val_rows": val_rows, "weights": objective.weights})
-        return fit(group, inputs, rows, val_rows, settings, objective, *rest)
+    def fit_seen(group: Any, task: Any, settings: Any, **more: Any) -> Any:
+        weights = task.objective.weights
+        seen.append({"seed": settings.seed, "rows": task.rows, "val_rows": task.val_rows, "weights": weights})
+        return fit(group, task, settings, **more)
 
     def solve_seen(candidates: Any, data: Any, objective: Any, describe: str) -> float:
         seen.append({"data": data, "weights": objective.weights, "mode": candidates[0].model.readout.mode})
         return solve(candidates, data, objective, describe)
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapt.training.search, "fit", fit_seen)
-        patch.setattr(adapt.training.search, "solve_heads", solve_seen)
+        patch.setattr(adapt.training.trials, "fit", fit_seen)
+        patch.setattr(adapt.training.trials, "solve_heads", solve_seen)
         yield seen
 
 
@@ -181,7 +182,7 @@ def test_search_and_training_of_a_seed_have_that_seeds_validation_rows(
     store = sc.extract(config).store
     with watching(monkeypatch) as seen:
         sc.train(config)
-    assert [each["seed"] for each in seen] == [3, 3, 4]  # the search with the first one
+    assert [each["seed"] for each in seen] == [3, 3, 4]  # the search uses the first seed
     for each in seen:
         rows, val_rows = draw_validation(torch.from_numpy(store.labels("train")), 0.25, each["seed"])
         assert np.array_equal(each["rows"], rows)
@@ -202,7 +203,7 @@ def test_a_probe_is_solved_on_training_rows_and_chosen_by_validation_rows(
     assert {each["mode"] for each in seen} == {"cls", "mean"}
     for each in seen:
         (trial,) = (t for t in config.parsed_methods()[0].trials[:2] if t.options.pool == each["mode"])  # type: ignore[attr-defined]
-        readout = Material(PooledFeatures(features)).new_model("linear_probe", trial, 0).readout
+        readout = TrainingData(PooledFeatures(features)).new_model("linear_probe", trial, 0).readout
         values = PooledFeatures(features).whole("train", 2, readout)  # type: ignore[arg-type]
         assert torch.equal(each["data"].features, values[rows])
         assert torch.equal(each["data"].labels, labels[rows])
@@ -216,7 +217,7 @@ def test_the_views_of_a_sample_are_on_one_side(tiny_config: MakeConfig, monkeypa
     features.views = 4
     (entry,) = config.parsed_methods()
     with watching(monkeypatch) as seen:
-        train_trials(entry, entry.trials, Material(PooledFeatures(features)), settings_of(config, entry, 0), 0.5)
+        train_trials(entry, entry.trials, TrainingData(PooledFeatures(features)), settings_of(config, entry, 0), 0.5)
     samples, val_samples = ({int(row) // 4 for row in seen[0][name]} for name in ("rows", "val_rows"))
     assert samples | val_samples == set(range(6))
     assert not samples & val_samples
@@ -227,7 +228,7 @@ def test_features_are_standardised_by_the_training_rows_alone(tiny_config: MakeC
     config = tiny_config("train.epochs=1")
     pooled = PooledFeatures(StreamedFeatures(sc.extract(config).store, torch.device("cpu")))
     (entry,) = (entry for entry in config.parsed_methods() if entry.name == method)
-    material, settings = Material(pooled), settings_of(config, entry, 7)
+    material, settings = TrainingData(pooled), settings_of(config, entry, 7)
     (candidate,) = train_trials(entry, entry.trials, material, settings, 0.25).candidates
     readout: Any = candidate.model.readout
     values = pooled.whole("train", 2, readout)
@@ -243,7 +244,7 @@ def test_classes_are_weighted_by_the_training_rows_alone(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     config = tiny_config("train.epochs=1", "train.class_weights=balanced")
-    for number in (5, 6, 7):  # five blue images, of which one is for validation: no longer the share of the others
+    for number in (5, 6, 7):  # leaves five blue images, so that a split for validation changes the fractions
         (config.data.root / "train" / "blue" / f"{number}.png").unlink()  # type: ignore[operator]
     labels = torch.from_numpy(sc.extract(config).store.labels("train"))
     rows, _ = draw_validation(labels, 0.25, 0)
@@ -278,10 +279,10 @@ DECISIVE = {
 
 
 @pytest.mark.parametrize("method", SWEPT)
-def test_whatever_decides_an_outcome_makes_a_search_and_a_trial_of_its_own(
+def test_every_setting_that_determines_a_result_gives_another_search_and_trial(
     tiny_config: MakeConfig, method: str
 ) -> None:
-    """Else a row would stand for another job, or its learning rate would be the choice of another."""
+    """Otherwise a row of another job would be reused, or the learning rate that another job has chosen."""
     base = ["train.epochs=1", f"methods=[{SWEPT[method]}]"]
     config = tiny_config(*base)
     sc.extract(config)
@@ -298,7 +299,7 @@ def test_whatever_decides_an_outcome_makes_a_search_and_a_trial_of_its_own(
 def test_a_row_is_never_without_its_adaptor(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    """Whichever of the two a kill prevents, the next run trains again and leaves both."""
+    """If a kill prevents either of the two, the next run trains again and writes both."""
     config = tiny_config("methods=[linear_probe]")
 
     def die(*_: Any) -> None:
@@ -306,19 +307,19 @@ def test_a_row_is_never_without_its_adaptor(
 
     sc.extract(config)
     with monkeypatch.context() as patch:
-        patch.setattr(adapt.job.training_job, fails, die)
+        patch.setattr(adapt.job.trial_run, fails, die)
         with pytest.raises(JobError, match="killed"):
             sc.train(config)
     results = config.run_dir / "results.json"
     assert not results.exists()
     (row,) = sc.train(config)
-    assert adapt.job.training_job.adaptor_path(config.run_dir, row).exists()
+    assert adapt.job.trial_run.adaptor_path(config.run_dir, row).exists()
 
 
 def test_a_row_whose_adaptor_is_gone_is_trained_again(tiny_config: MakeConfig) -> None:
     config = tiny_config("methods=[linear_probe]")
     (row,) = sc.run(config)
-    path = adapt.job.training_job.adaptor_path(config.run_dir, row)
+    path = adapt.job.trial_run.adaptor_path(config.run_dir, row)
     path.unlink()
     (again,) = sc.train(config)
     assert path.exists()

@@ -1,4 +1,4 @@
-"""Files made to do harm: each is one clear error, runs no code, and takes neither much memory nor much time."""
+"""Malicious files give one clear error, run no code, and take little memory and time."""
 
 import ast
 import io
@@ -33,8 +33,7 @@ from torch import nn
 from adapt.adaptor import Card, card_document, load_adaptor
 from adapt.report.page import write_report
 from extract.backbones.backbone import TimmBackbone, digests, empty_backbone, load_backbone
-from extract.backbones.module_limit import limited_modules
-from extract.backbones.weights import load_model
+from extract.backbones.module_count_limit import limit_module_count
 from extract.config import BackboneConfig, ClipConfig, DataConfig
 from extract.images.decode import DecodeError, decode_rgb
 from extract.sources.open_source import ImageSource, open_source
@@ -59,16 +58,13 @@ def refused(action: Callable[[], object]) -> str:
 # No objects from files
 
 
-SOURCES = [
-    ROOT / "sidecache.py",
-    *(file for name in ("adapt", "extract", "store") for file in (ROOT / name).rglob("*.py")),
-]
+SOURCES = [file for name in ("adapt", "extract", "sidecache", "store") for file in (ROOT / name).rglob("*.py")]
 RUNS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 UNSAFE = {"yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all", "eval", "exec"}
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, str], list[str]]]:
-    """(name as it is written, keyword arguments, the others)."""
+    """(name in the source, keyword arguments, positional arguments)."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             named = {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
@@ -90,14 +86,14 @@ def test_no_file_of_the_package_unpickles(file: Path) -> None:
         if name == "np.load":
             assert named.get("allow_pickle", "False") == "False"
         if name == "yaml.load":
-            assert values[1:] == ["_Loader"], "the safe loader of adapt.config.yaml_text"
+            assert values[1:] == ["Loader"], "the safe loader of adapt.config.yaml_text"
 
 
 # Tars
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """A tar header of any size, be it negative or beyond 8 GiB."""
+    """A tar header with any size, also negative or beyond 8 GiB."""
     info = tarfile.TarInfo(name)
     info.type = kind
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -113,7 +109,7 @@ def member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 def record(key: str, value: str) -> bytes:
-    """Of a pax header."""
+    """A record of a pax header."""
     rest = f" {key}={value}\n"
     length = len(rest) + 1
     while len(f"{length}{rest}") != length:
@@ -147,18 +143,18 @@ def list_tar(folder: Path, content: bytes) -> ImageSource:
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
-        (header("pax", 2**40, tarfile.XHDTYPE), "a header of 1099511627776 bytes, where 65,536 are legal"),
-        (header("long", 2**60, tarfile.GNUTYPE_LONGNAME), "where 65,536 are legal"),
-        (header("pax", -2048, tarfile.XHDTYPE), "a header of -2048 bytes"),
-        (member("pax", bytes(1 << 20), tarfile.XHDTYPE), "where 65,536 are legal"),
-        (header("a.png", 2**50), "cut short|cannot be read as a tar"),
+        (header("pax", 2**40, tarfile.XHDTYPE), "a header has 1099511627776 bytes; legal: at most 65,536"),
+        (header("long", 2**60, tarfile.GNUTYPE_LONGNAME), "legal: at most 65,536"),
+        (header("pax", -2048, tarfile.XHDTYPE), "a header has -2048 bytes"),
+        (member("pax", bytes(1 << 20), tarfile.XHDTYPE), "legal: at most 65,536"),
+        (header("a.png", 2**50), "truncated|cannot be read as a tar"),
         (header("a.png", -1024), "begins before the one in front of it ends|cannot be read as a tar"),
         (pax(record("size", "-1024")) + header("a.png", 0), "begins before|cannot be read as a tar"),
         (pax(b"9" * 60_000 + b" a=b\n"), "a number of 64 digits or more"),
         (pax(b"99999999999999999999 a=b\n"), "cannot be read as a tar"),
         (pax(record("GNU.sparse.map", "a,b")) + member("a.png", b"abc"), "cannot be read as a tar"),
         (pax(record("GNU.sparse.size", "x")) + member("a.png", b"abc"), "cannot be read as a tar"),
-        (pax(record("a", "b")) * 3000 + member("a.png", b"abc"), "recursion|cut short|cannot be read as a tar"),
+        (pax(record("a", "b")) * 3000 + member("a.png", b"abc"), "recursion|truncated|cannot be read as a tar"),
         (member("L", b"a\0", tarfile.GNUTYPE_LONGNAME) * 3000, "recursion|cannot be read as a tar"),
         (pax(record("path", "../../a.png")) + member("a.png", png()), r"'\.\./\.\./a\.png', which leads out"),
         (pax(record("path", "/etc/a.png")) + member("a.png", png()), "'/etc/a.png', which leads out of the archive"),
@@ -166,8 +162,8 @@ def list_tar(folder: Path, content: bytes) -> ImageSource:
         (member("x.png", b"", tarfile.BLKTYPE), "a link, device or sparse file"),
         (pair("a", bytes(2 << 20)), r"has a \.cls of 2,097,152 bytes; legal: at most 1,048,576"),
         (pair("a", b"x" * 2000), "the label has 2,000 characters; legal: at most 1,000"),
-        (pair("a", b"[" * 100_000, "json"), "no label that can be read"),
-        (pair("a", b'{"label":' + b"9" * 9000 + b"}", "json"), "no label that can be read"),
+        (pair("a", b"[" * 100_000, "json"), "no readable label"),
+        (pair("a", b'{"label":' + b"9" * 9000 + b"}", "json"), "no readable label"),
     ],
 )  # fmt: skip
 def test_a_hostile_member_ends_the_listing(attack: bytes, message: str, tmp_path: Path) -> None:
@@ -177,10 +173,10 @@ def test_a_hostile_member_ends_the_listing(attack: bytes, message: str, tmp_path
 def test_pax_records_for_all_members_are_not_kept_for_each(tmp_path: Path) -> None:
     for_all = pax(*(record(f"k{i}", "v") for i in range(900)), kind=tarfile.XGLTYPE)
     many = b"".join(header(f"x{i}", 0) for i in range(3000))  # with 900 records each: 100 MB
-    with little_memory(32), pytest.warns(Note, match="3,000 files are left out"):
+    with little_memory(32), pytest.warns(Note, match="ignored 3,000 files"):
         assert len(list_tar(tmp_path, for_all + many + FOUR + END).splits["train"]) == 2
     two = pax(*(record(f"k{i}", "v") for i in range(1100)), kind=tarfile.XGLTYPE)
-    assert "1100 pax records, where 1,000 are legal" in refused(lambda: list_tar(tmp_path, two + FOUR + END))
+    assert "1100 pax records; legal: at most 1,000" in refused(lambda: list_tar(tmp_path, two + FOUR + END))
 
 
 def test_a_bomb_of_an_archive_is_never_unpacked(tmp_path: Path) -> None:
@@ -201,7 +197,7 @@ def test_a_damaged_tar_is_read_or_refused(tmp_path_factory: pytest.TempPathFacto
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, 8)) * 512 + data.draw(st.integers(0, 511))
         content[at] = data.draw(st.sampled_from([0, 32, 48, 55, 57, 120, 128, 255]))
-    for start in range(0, len(content) - 512, 512):  # the checksum holds, or tarfile would look no further
+    for start in range(0, len(content) - 512, 512):  # with a valid checksum, else tarfile stops there
         if data.draw(st.booleans()):
             content[start + 148 : start + 156] = b" " * 8
             content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
@@ -215,7 +211,7 @@ def test_a_damaged_tar_is_read_or_refused(tmp_path_factory: pytest.TempPathFacto
 
 
 def tiff(width_of_tile: int) -> bytes:
-    """16 x 16 pixels in one tile of that side, which unpacks to zeros."""
+    """A TIFF of 16 x 16 pixels in one tile of the given size, which unpacks to zeros."""
     packed = zlib.compress(bytes(1 << 20), 9)
     tags = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1)]
     tags += [(322, width_of_tile), (323, width_of_tile), (324, 1000), (325, len(packed))]
@@ -254,7 +250,7 @@ def progressive(n_scans: int) -> bytes:
         (b"P6\n" + b"9" * 100_000, "cannot be decoded"),
         (b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 2**31 - 1, -1, 1, 24, 0, 0, 0, 0, 0, 0),
          "the limit against decompression bombs"),
-        (progressive(200), "scans, where 100 are legal"),
+        (progressive(200), "scans; legal: at most 100"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch ran) (w) file\n", "not an image in a known"),
         (b"\xd7\xcd\xc6\x9a" + bytes(40), "not an image in a known"),
     ],
@@ -275,7 +271,7 @@ def test_what_is_only_unusual_is_decoded() -> None:
 
 def test_a_file_beyond_a_gibibyte_is_no_image(tmp_path: Path) -> None:
     with (tmp_path / "x.png").open("wb") as file:
-        file.truncate(40 << 30)  # takes no room on the disk
+        file.truncate(40 << 30)  # a sparse file
     with little_memory(), pytest.raises(DecodeError, match="it has 42,949,672,960 bytes, more than 1 GiB"):
         FileSlice(str(tmp_path / "x.png")).decode("x")
 
@@ -290,11 +286,11 @@ def test_a_file_beyond_a_gibibyte_is_no_image(tmp_path: Path) -> None:
         ("a/" * 1000, "does not exist in"),
         ("a" * 5000, "path has 5,000 characters; legal: at most 4,096"),
         ("loop/0.png", "does not exist in"),
-        ("a\0b" + "x" * 100_000, "it wants a file"),
+        ("a\0b" + "x" * 100_000, "legal: a file"),
         ("x" * 200_000, "field larger than field limit"),
         ("fifo.png", "does not exist in"),
-        ("/dev/zero", "leads out of the list's folder"),
-        ("..", "leads out of the list's folder"),
+        ("/dev/zero", "leads out of the table's folder"),
+        ("..", "leads out of the table's folder"),
         (".", "does not exist in"),
     ],
 )
@@ -304,10 +300,10 @@ def test_a_hostile_path_is_refused_by_line(path: str, message: str, tmp_path: Pa
     (tmp_path / "l.csv").write_text(f"path,label\n{path},a\n")
     with little_memory(), pytest.raises(UserError) as error:
         open_source(DataConfig(source="csv", root=tmp_path / "l.csv"))
-    told = str(error.value)
-    assert len(told) < 5000
-    assert "line 2" in told
-    assert message in told
+    text = str(error.value)
+    assert len(text) < 5000
+    assert "line 2" in text
+    assert message in text
 
 
 def test_a_parquet_file_of_a_billion_rows_ends_at_the_first_fault(tmp_path: Path) -> None:
@@ -329,7 +325,7 @@ def test_a_label_of_another_kind_is_refused_in_few_words(label: Any, tmp_path: P
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -345,7 +341,7 @@ def state() -> dict[str, torch.Tensor]:
 
 def load(path: Path, **kwargs: Any) -> nn.Module:
     config = BackboneConfig(name=NAME, weights=str(path), image_size=32, model_kwargs={**TINY, **kwargs})
-    return load_model(config)[2]
+    return load_backbone(config).module
 
 
 def rewrite(path: Path, compression: int, edit: Callable[[str, bytes], bytes] = lambda _, content: content) -> None:
@@ -449,15 +445,15 @@ def test_a_model_is_not_built_that_the_file_cannot_fill_or_memory_hold(state: An
 def test_a_model_without_end_is_not_built_whoever_names_it(
     adaptor: Callable[..., str], state: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kwargs = {"depth": 16_384, "embed_dim": 8, "num_heads": 1}  # few values, and a minute of modules
+    kwargs = {"depth": 16_384, "embed_dim": 8, "num_heads": 1}  # few parameters, but a minute to build the modules
     assert "it has more than 5,000 modules; give a smaller depth" in refused(lambda: load(Path("random"), **kwargs))
-    monkeypatch.setattr("extract.backbones.module_limit._MOST_MODULES", 300)
+    monkeypatch.setattr("extract.backbones.module_count_limit._MAX_MODULES", 300)
     message, backbone = "it has more than 300 modules; give a smaller depth", {"name": NAME, "weights": "random"}
     assert message in refused(lambda: empty_backbone(NAME, kwargs))
     assert message in adaptor(backbone={**backbone, "model_kwargs": kwargs}, given=None)
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": kwargs}))
-    assert message in refused(lambda: load_model(BackboneConfig(weights=str(tmp_path))))
+    assert message in refused(lambda: load_backbone(BackboneConfig(weights=str(tmp_path))))
 
 
 @pytest.mark.parametrize(
@@ -471,13 +467,13 @@ def test_no_vivit_is_built_that_memory_cannot_hold(
     kwargs: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
-    monkeypatch.setattr("extract.backbones.module_limit._MOST_MODULES", 300)
+    monkeypatch.setattr("extract.backbones.module_count_limit._MAX_MODULES", 300)
     config = BackboneConfig(name="vivit", weights="random", model_kwargs=kwargs)
     assert message in refused(lambda: load_backbone(config, ClipConfig(frames=32)))
 
 
 def test_the_limit_of_modules_ends_with_its_model_and_is_each_threads_own() -> None:
-    with limited_modules():
+    with limit_module_count():
         for _ in range(3):
             nn.Sequential(*(nn.Identity() for _ in range(1_000)))
         in_a_thread = Thread(target=lambda: nn.Sequential(*(nn.Identity() for _ in range(6_000))))
@@ -508,7 +504,7 @@ def test_the_limit_of_modules_ends_with_its_model_and_is_each_threads_own() -> N
 def test_a_hostile_hub_folder_is_refused(card: Any, message: str, state: Any, tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(card if isinstance(card, str) else json.dumps(card))
-    assert message in refused(lambda: load_model(BackboneConfig(weights=str(tmp_path))))
+    assert message in refused(lambda: load_backbone(BackboneConfig(weights=str(tmp_path))))
 
 
 # Adaptors
@@ -516,7 +512,7 @@ def test_a_hostile_hub_folder_is_refused(card: Any, message: str, state: Any, tm
 
 @pytest.fixture
 def adaptor(tiny_backbone: TimmBackbone, tmp_path: Path) -> Callable[..., str]:
-    """Write an adaptor with changes to its card, load it, and give back the refusal."""
+    """Write an adaptor with changes to its card, load it, and return the error message."""
 
     def attempt(
         tensors: dict[str, torch.Tensor] | None = None,
@@ -611,7 +607,7 @@ NASTY = st.text(PIECES, min_size=1, max_size=12) | st.sampled_from(MARKUP)
 
 
 def structure(folder: Path, text: Callable[[str], str], given: dict[str, str]) -> list[tuple[str, list[str]]]:
-    """Elements and the names of their attributes, of a report with these texts in every place."""
+    """Elements and attribute names of a report that has these texts in every place."""
     names = {field: text(given[field]) for field in ("dataset", "backbone", "feature_source", "trial_id")}
     rows = [
         make_row(text(given["method"]), seed, **names | {"trial_id": str(seed)}, options={text(given["option"]): seed})

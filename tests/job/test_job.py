@@ -1,13 +1,20 @@
-"""The whole job, through the Python names that users rely on."""
+"""The whole job, through the public Python functions."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.job.feature_set import Inputs, open_origin
+from adapt.job.feature_set import open_features
+from adapt.job.inputs import Inputs
+from extract.backbones import backbone
+from extract.sources import open_source
 from store.address import store_url
 from store.arrays import LOG
 from store.kvstore import KeyValueStore
@@ -20,9 +27,9 @@ def test_a_second_run_extracts_and_trains_nothing(tiny_config: MakeConfig, capsy
     first = sc.run(config)
     capsys.readouterr()
     assert sc.run(config) == first
-    said = capsys.readouterr().err
-    assert "nothing to extract" in said
-    assert said.count("done before") == 2
+    logged = capsys.readouterr().err
+    assert "nothing to extract" in logged
+    assert logged.count("finished before") == 2
 
 
 def test_a_run_leaves_results_report_adaptors_and_configuration(tiny_config: MakeConfig) -> None:
@@ -30,8 +37,8 @@ def test_a_run_leaves_results_report_adaptors_and_configuration(tiny_config: Mak
     sc.run(config)
     left = {path.name for path in config.run_dir.iterdir()}
     assert {"results.json", "results.csv", "report.html", "config.yaml", "adaptors"} <= left
-    kept = sorted(path.suffix for path in (config.run_dir / "adaptors").iterdir())
-    assert kept == [".json", ".json", ".safetensors", ".safetensors"]
+    suffixes = sorted(path.suffix for path in (config.run_dir / "adaptors").iterdir())
+    assert suffixes == [".json", ".json", ".safetensors", ".safetensors"]
     assert not list((config.run_dir / "checkpoints").iterdir())
 
 
@@ -40,8 +47,8 @@ def test_points_beyond_the_edge_of_a_grid_are_counted(
 ) -> None:
     config = tiny_config("methods=[linear_probe]", "sweep={weight_decay: [1.0, 10.0, 100.0]}")
     sc.run(config)
-    (kept,) = (config.run_dir / "search").iterdir()
-    n_tried = len(json.loads(kept.read_text())["points"])
+    (scores,) = (config.run_dir / "search").iterdir()
+    n_tried = len(json.loads(scores.read_text())["points"])
     assert n_tried > 3
     assert f"among {n_tried} on validation" in capsys.readouterr().err
 
@@ -50,12 +57,36 @@ def test_samples_that_went_forward_again_for_added_layers_count_again(tiny_confi
     config = tiny_config("methods=[linear_probe]")
     sc.extract(tiny_config("store.layers={last: 1}"))
     sc.extract(config)
-    assert open_origin(config, Inputs(config), print).costs.forward_samples == 2 * (24 + 12)
+    assert open_features(config, Inputs(config), print).costs.forward_samples == 2 * (24 + 12)
     folder = KeyValueStore(store_url(config.store.path))
     log = folder.read_group(LOG) or {}
-    del log["forward_samples"]  # as stores are that were made before it was counted
+    del log["forward_samples"]  # as in stores that older versions wrote
     folder.write_group(LOG, log)
-    assert open_origin(config, Inputs(config), print).costs.forward_samples == 24 + 12
+    assert open_features(config, Inputs(config), print).costs.forward_samples == 24 + 12
+
+
+@pytest.mark.parametrize("command", ["run", "intrinsic"])
+def test_a_command_lists_the_samples_and_loads_the_weights_once(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Also if an end-to-end method trains on the images after their extraction."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            calls[name] += 1
+            return function(*args)
+
+        return call
+
+    list_folder, load_model = open_source.LISTERS["folder"], backbone.load_model
+    monkeypatch.setitem(open_source.LISTERS, "folder", counted("listings", list_folder))
+    monkeypatch.setattr(backbone, "load_model", counted("loads", load_model))
+    config = tiny_config("methods=[linear_probe, bitfit]", "train.epochs=1")
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    monkeypatch.setattr("sys.argv", ["sidecache", command, str(tmp_path / "pipeline.yaml")])
+    sc.main()
+    assert calls == {"listings": 1, "loads": 1}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])

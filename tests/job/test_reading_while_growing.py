@@ -1,4 +1,4 @@
-"""Whoever has a store open while it grows reads what it was opened with: the same rows, at every instant of growth."""
+"""A reader of a growing store sees the rows that the store had when it was opened, at every moment of the growth."""
 
 import json
 import pickle
@@ -20,15 +20,16 @@ from torch.utils.data import DataLoader
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.job import feature_set as origin
-from adapt.job.feature_set import Inputs, open_origin
+from adapt.job import feature_set
+from adapt.job.feature_set import open_features
+from adapt.job.inputs import Inputs
 from adapt.run_dir.results import Row
 from adapt.training import checkpoint
 from adapt.training.distributed import World
 from store import arrays
-from store.arrays import require_store
+from store.arrays import MarkPlace, require_store
 from store.errors import JobError
-from store.growing.added_layers import MARKS_OF_ADDED, begin_layers, finish_layers
+from store.growing.added_layers import begin_layers, finish_layers
 from store.growing.growth import grow, read_known
 from store.kvstore import KeyValueStore
 from store.lock import hold
@@ -37,8 +38,8 @@ from store.schema import Schema, SplitInfo
 from store.writer import StoreWriter
 
 SHARD = 4
-SMALL, LARGE = {"train": 6, "test": 2}, {"train": 13, "test": 3}  # the last shards are part-filled, then longer ones
-SKIP = (1, 4)  # rows of train that cannot be decoded, in a full shard and in the part-filled one
+SMALL, LARGE = {"train": 6, "test": 2}, {"train": 13, "test": 3}  # the last shards are not full, and grow
+SKIP = (1, 4)  # undecodable rows of train, in a full shard and in the last one
 RMS = {**small_store.RMS, 1: np.array([2, 0.5, 1, 7], np.float32)}
 FORMATS: list[tuple[str, dict[str, Any]]] = [
     ("disk", {"dtype": "float32"}),
@@ -50,7 +51,7 @@ FORMATS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.fixture
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is synced: no machine dies here."""
+    """Skip syncs to disk: no machine fails here."""
     context = ts.Context({"file_io_sync": False})
     monkeypatch.setattr("store.kvstore._context", lambda: context)
 
@@ -69,7 +70,7 @@ def make(path: Path | str, **options: Any) -> Schema:
 
 
 def add_samples(path: Path | str, skip: Collection[int] = SKIP) -> None:
-    folder = small_store.url_folder(path)
+    folder = small_store.kvstore_at(path)
     stored = require_store(folder)
     with sizes(LARGE), hold(folder) as lock:
         samples = stored.provenance.model_copy(update={"samples": dict.fromkeys(LARGE, "grown")})
@@ -80,13 +81,13 @@ def add_samples(path: Path | str, skip: Collection[int] = SKIP) -> None:
 
 
 def add_layer(path: Path | str) -> None:
-    folder = small_store.url_folder(path)
+    folder = small_store.kvstore_at(path)
     stored = require_store(folder)
     now = {split: info.num_samples for split, info in stored.splits.items()}
     with sizes(now), hold(folder) as lock:
         added = stored.model_copy(update={"layers": (1,)})
         begin_layers(folder, stored, added, {1: RMS[1]} if added.dtype == "int8" else {}, lock)
-        writer = StoreWriter(folder, added, lock, MARKS_OF_ADDED)
+        writer = StoreWriter(folder, added, lock, MarkPlace.ADDED_LAYERS)
         for split in added.splits:
             for shard in added.shards(split):
                 small_store.commit(path, writer, added, split, shard, SKIP if split == "train" else ())
@@ -99,7 +100,7 @@ def add_both(path: Path | str) -> None:
 
 
 def observed(store: Store) -> dict[str, Any]:
-    """All that can be asked of a store but its log; rows as they lie, and in another order."""
+    """Everything that a store returns, without its log; rows in stored order and in another one."""
     found: dict[str, Any] = {"schema": store.schema, "tail": store.tail_arrays(), "rms": store.rms}
     store.require_complete()
     for split in store.splits:
@@ -122,7 +123,7 @@ def observed(store: Store) -> dict[str, Any]:
 def test_a_store_that_is_open_is_read_at_every_instant_of_growth(
     tmp_path: Path, place: str, options: dict[str, Any]
 ) -> None:
-    """By a reader that had read it all before, by ones that open their arrays at that instant, and by copies."""
+    """For a reader that has read everything before, for readers that open their arrays then, and for copies."""
     path = str(tmp_path / "c.zarr") if place == "disk" else f"memory://{tmp_path.name}/c.zarr"
     make(path, **options)
     early, truth = open_store(path), observed(open_store(path))
@@ -173,7 +174,7 @@ def test_a_sample_that_growth_cannot_decode_again_is_an_error_not_zeros(
 ) -> None:
     path = tmp_path / "c.zarr"
     make(path, **options)
-    store, lost = open_store(path), 5 - len(SKIP)  # row 5, in the part-filled shard
+    store, lost = open_store(path), 5 - len(SKIP)  # row 5, in the last shard
     truth, refusals = store.read("train", range(4)), list[str]()
 
     def look() -> None:
@@ -232,7 +233,7 @@ def test_a_store_that_grows_as_it_is_opened_is_opened_whole(tmp_path: Path, monk
 def test_what_a_job_knows_of_a_store_that_grows_meanwhile_fits_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    """Growth comes whole, or stops half-way, at each of the files that are read."""
+    """Growth is finished, or stops half-way, as each file is read."""
     path, calls, read = tmp_path / "c.zarr", 0, KeyValueStore.read_bytes
     make(path, dtype="float32")
 
@@ -245,7 +246,7 @@ def test_what_a_job_knows_of_a_store_that_grows_meanwhile_fits_together(
         return read(folder, key)
 
     monkeypatch.setattr(KeyValueStore, "read_bytes", meanwhile)
-    known = read_known(small_store.url_folder(path))
+    known = read_known(small_store.kvstore_at(path))
     assert known is not None
     assert {split: len(ids) for split, ids in known.ids.items()} in (SMALL, LARGE)
     for split, info in known.schema.splits.items():
@@ -262,7 +263,7 @@ def test_another_store_in_its_place_is_refused(tmp_path: Path, n_train: int) -> 
         other = small_store.provenance(dtype="float32", weights_digest="another")
         small_store.complete(path, small_store.schema(shard_samples=SHARD, provenance=other))
     for store, read in zip(stores, (Store.labels, Store.sample_ids, lambda s, split: s.read(split, [0])), strict=True):
-        with pytest.raises(JobError, match=r"c\.zarr/ is not the store any more that was opened; open it again"):
+        with pytest.raises(JobError, match=r"c\.zarr/ was replaced by another store; open it again"):
             read(store, "train")
 
 
@@ -283,9 +284,9 @@ def add_images(config: Config, names: str) -> None:
 
 
 def results(rows: list[Row]) -> list[dict[str, Any]]:
-    """What a run tells, without what was measured of time, memory and disk."""
-    kept = ("trial_id", "method", "seed", "best_epoch", "val_score", "top1", "conditions")
-    return [{name: getattr(row, name) for name in kept} for row in rows]
+    """The rows of a run, without measured time, memory and disk space."""
+    compared = ("trial_id", "method", "seed", "best_epoch", "val_score", "top1", "conditions")
+    return [{name: getattr(row, name) for name in compared} for row in rows]
 
 
 def adaptors(run_dir: Path) -> dict[str, bytes]:
@@ -296,7 +297,7 @@ def adaptors(run_dir: Path) -> dict[str, bytes]:
 def test_training_goes_on_while_samples_and_layers_are_added(
     tiny_config: Callable[..., Config], tmp_path: Path, dtype: str
 ) -> None:
-    """Each write of the job that adds them waits for training to read another batch."""
+    """Every write of the growing job waits until training reads another batch."""
     job = ("train.feature_source=streamed", f"store.dtype={dtype}", METHODS, "train.epochs=8", "train.batch_size=3")
     before = tiny_config(*job, "store.layers=[0, 2]", f"run_dir={tmp_path / 'before'}")
     sc.extract(before)
@@ -347,7 +348,7 @@ def test_training_goes_on_while_samples_and_layers_are_added(
 def test_training_that_is_resumed_on_a_store_that_has_grown_begins_anew(
     tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_SAVE_EVERY_SECONDS", 0)  # at each step
+    monkeypatch.setattr(checkpoint, "_SAVE_EVERY_SECONDS", 0)  # after every step
     monkeypatch.setattr(checkpoint, "_SHARE_OF_TIME", float("inf"))
     job = ("train.feature_source=streamed", METHODS)
     config, once = tiny_config(*job), tiny_config(*job, f"run_dir={tmp_path / 'once'}")
@@ -382,7 +383,7 @@ def test_all_processes_that_train_together_have_the_store_of_the_one_that_leads(
         def broadcast(self, value: Any) -> Any:
             return json.loads(led) if value is None else value
 
-    monkeypatch.setattr(origin, "world", lambda: Follower(1, 2))
-    store = open_origin(config, Inputs(config), lambda _: None).store
+    monkeypatch.setattr(feature_set, "world", lambda: Follower(1, 2))
+    store = open_features(config, Inputs(config), lambda _: None).store
     assert store is not None
     assert store.num_samples("train") == 24

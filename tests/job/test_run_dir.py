@@ -1,4 +1,4 @@
-"""A damaged run directory: the same answers as before, or one error that names the file; never others, no traceback."""
+"""A damaged run directory gives the same values as before or one error that names the file, never other values."""
 
 import json
 import os
@@ -15,18 +15,20 @@ from tiny_vit import TINY
 
 import sidecache as sc
 from adapt.adaptor import load_adaptor
-from adapt.config.pipeline import Config, load_config
-from adapt.job.feature_set import Inputs
-from adapt.job.intrinsic_dimension import Record
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
+from adapt.job.inputs import Inputs
+from adapt.job.intrinsic_record import IntrinsicRecord
 from adapt.job.training_job import measure_intrinsic_dimension
 from adapt.run_dir.config_file import read_config
 from adapt.run_dir.files import with_checksum
 from adapt.run_dir.results import read_results
 from adapt.training.search import read_points
 from extract.backbones.backbone import TimmBackbone
+from sidecache.steps import write_run_report
 from store.errors import JobError, UserError
 
-FLIPS = 60  # bits, in each file
+FLIPS = 60  # flipped bits per file
 IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
 KINDS = ["results.json", "search", "intrinsic.json", "config.yaml", "card", "tensors"]
 Reader = Callable[[Path], Any]
@@ -34,7 +36,7 @@ Reader = Callable[[Path], Any]
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A finished job with a search and an intrinsic dimension."""
+    """A finished job with a search and a measurement of the intrinsic dimension."""
     folder, draw = tmp_path_factory.mktemp("job"), np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 2)):
         for k, name in enumerate(("blue", "green")):
@@ -75,13 +77,13 @@ def file_of(kind: str, run_dir: Path) -> Path:
 
 
 def reader_of(kind: str, backbone: TimmBackbone) -> Reader:
-    """What the program takes from a file: by name, so that entries of it may be missing and are computed again."""
+    """What the program reads from a file, by name: entries may be missing, and are then computed again."""
 
     def results(file: Path) -> Any:
         return {row.trial_id: row for row in read_results(file.parent)}
 
     def intrinsic(file: Path) -> Any:
-        document = Record(file.parent, [])._document
+        document = IntrinsicRecord(file.parent, [])._document
         return {"features": document.features, "measured": document.measurement, **document.scores}
 
     def adaptor(file: Path) -> Any:
@@ -94,7 +96,7 @@ def reader_of(kind: str, backbone: TimmBackbone) -> Reader:
 
 
 def require_same_or_refused(file: Path, read: Reader, before: dict[Any, Any], content: bytes) -> bool:
-    """Whether the file with this content was refused; other answers than before fail."""
+    """Whether the file with this content is refused; fails if it gives other values than before."""
     file.write_bytes(content)
     refusal = ""
     try:
@@ -124,7 +126,7 @@ def test_no_flipped_bit_gives_another_answer(own_copy: Path, tiny_backbone: Timm
 
 
 def wrong_files(content: bytes) -> Iterator[bytes]:
-    """What may lie there instead of what was written."""
+    """Contents that may replace what was written."""
     yield from (b"", content[: len(content) // 2], content[:-2], bytes(len(content)), b"\xff\xfe" + content)
     yield from (b"[" * 100_000, b'{"a":' * 50_000, b"null", b"{}", b"3", b'"text"', b"NaN", b"1e999", b"[null]")
     for name in ("points", "scores", "measurement", "search", "backbone", "classes", "checksum", "trial_id"):
@@ -135,10 +137,10 @@ def wrong_files(content: bytes) -> Iterator[bytes]:
 
 
 def edited(content: bytes) -> Iterator[bytes]:
-    """A document with one value changed, or with a key given twice; the checksum stays."""
+    """A document with one value changed, or with a key twice; the checksum is unchanged."""
     try:
         document = json.loads(content)
-    except ValueError:  # it is not JSON that lies there
+    except ValueError:  # the file is not JSON
         return
     fields = document[0] if isinstance(document, list) else document
     for name, old in fields.items():
@@ -151,7 +153,7 @@ def edited(content: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_the_programs_own_is_a_message(own_copy: Path, tiny_backbone: TimmBackbone, kind: str) -> None:
+def test_a_file_of_another_origin_is_an_error(own_copy: Path, tiny_backbone: TimmBackbone, kind: str) -> None:
     file, read = file_of(kind, own_copy), reader_of(kind, tiny_backbone)
     before, content = read(file), file.read_bytes()
     for wrong in wrong_files(content):
@@ -161,24 +163,22 @@ def test_what_is_not_the_programs_own_is_a_message(own_copy: Path, tiny_backbone
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pipe_or_a_huge_file_is_refused_and_not_waited_for(
-    own_copy: Path, tiny_backbone: TimmBackbone, kind: str
-) -> None:
+def test_a_pipe_or_a_huge_file_is_refused_at_once(own_copy: Path, tiny_backbone: TimmBackbone, kind: str) -> None:
     file, read = file_of(kind, own_copy), reader_of(kind, tiny_backbone)
     if kind != "tensors":
-        os.truncate(file, 1 << 40)  # without taking room
+        os.truncate(file, 1 << 40)  # a sparse file
         with pytest.raises((UserError, JobError), match=rf"{file.name}.* larger than "):
             read(file)
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(
-        (UserError, JobError), match=rf"{file.name}.* no regular file|there is no adaptor .*{file.name}"
+        (UserError, JobError), match=rf"{file.name}.* not a regular file|there is no adaptor .*{file.name}"
     ):
         read(file)
 
 
 def flip_last(file: Path) -> bytes:
-    """Change the content of a file, as damage does."""
+    """Flip a bit of a file."""
     content = bytearray(file.read_bytes())
     content[len(content) * 3 // 4] ^= 4
     file.write_bytes(content)
@@ -186,7 +186,7 @@ def flip_last(file: Path) -> bytes:
 
 
 def train_again(config: Config) -> Any:
-    shutil.rmtree(config.run_dir / "adaptors")  # so that all of it is to be trained once more
+    shutil.rmtree(config.run_dir / "adaptors")  # so that everything is trained again
     return sc.train(config)
 
 
@@ -194,7 +194,7 @@ COMMANDS: dict[str, Callable[[Config], Any]] = {
     "results.json": sc.train,
     "search": train_again,
     "intrinsic.json": measure,
-    "config.yaml": lambda config: sc._write_report(config.run_dir),
+    "config.yaml": lambda config: write_run_report(config.run_dir),
     "card": lambda config: sc.load_adaptor(file_of("tensors", config.run_dir)),
     "tensors": lambda config: sc.load_adaptor(file_of("tensors", config.run_dir)),
 }
@@ -217,7 +217,7 @@ def test_a_row_that_is_taken_out_by_hand_is_trained_again(job: Config, own_copy:
     assert (after.trial_id, after.top1) == (before.trial_id, before.top1)
 
 
-def test_the_scores_of_another_search_are_not_taken_for_ones_own(own_copy: Path) -> None:
+def test_the_scores_of_another_search_are_refused(own_copy: Path) -> None:
     file = file_of("search", own_copy)
     other = file.rename(file.with_name("losa-another.json"))
     with pytest.raises(

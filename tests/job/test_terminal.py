@@ -1,4 +1,4 @@
-"""What commands print can be read on every terminal, and no name steers it."""
+"""Output of the commands is readable on every terminal, and names cannot inject control sequences."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from adapt.create import print_methods
 from store.console.progress import progress
 from store.console.terminal import Terminal
 from store.console.visible import one_line, visible
-from store.verify import Damage, Report, print_report
+from store.verify_report import Damage, Report, print_report
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("é\x1b[2J", "[b]\u202e:smile:", "a\nfault: b\tc")
@@ -40,7 +40,7 @@ Command = Callable[..., Printed]
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pipeline.yaml whose job has run on classes that are hard to print, and with a damaged store."""
+    """A folder with a damaged store and a pipeline.yaml whose job has run on classes that are hard to print."""
     folder = tmp_path_factory.mktemp("job")
     draw = np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 2)):
@@ -64,7 +64,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command in this process, as if on a terminal of an encoding."""
+    """Run a command in this process, as on a terminal with an encoding."""
 
     def run(*arguments: object, encoding: str = "utf-8") -> Printed:
         streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2)]  # strict
@@ -127,7 +127,7 @@ def test_every_command_prints_text(job: Path, command: Command, name: str, encod
     shown = printed.out + printed.err
     assert shown == visible(shown)
     assert "Traceback" not in shown
-    assert not [line for line in shown.splitlines() if line.startswith("fault: b")], "a name began a line of its own"
+    assert not [line for line in shown.splitlines() if line.startswith("fault: b")], "a name started a new line"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -169,7 +169,7 @@ def test_brackets_and_colons_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_report_has_a_line_for_every_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     report = Report(HOSTILE, faults=[HOSTILE], notes=[HOSTILE])
-    report.damaged.append(Damage(HOSTILE, None, 1, (0, 3), HOSTILE, HOSTILE))
+    report.damaged.append(Damage(split=HOSTILE, layer=None, shard=1, rows=(0, 3), file=HOSTILE, reason=HOSTILE))
     lines = printed_by(monkeypatch, lambda: print_report(report)).splitlines()
     assert [line.partition(" ")[0] for line in lines[:-1]] == ["damaged:", "fault:", "note:"]
     assert all(WRITTEN_OUT in line for line in lines)

@@ -1,4 +1,4 @@
-"""The whole way from video files to test accuracy, where only the order of the frames tells the classes apart."""
+"""The whole job on videos whose classes differ only in the order of the frames."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ Job = tuple[sc.Store, dict[str, Row]]
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The store, and what became of every method."""
+    """The store, and the row of every method."""
     folder = tmp_path_factory.mktemp("time")
     losa = {"name": "losa", "rank": 16, "lr": 0.01, "batch_size": 32, "epochs": 20}
     document = {
@@ -50,7 +50,7 @@ def test_a_video_and_its_opposite_are_stored_as_the_same_frames_in_reverse(job: 
 
 
 def frames_of(tokens: np.ndarray, which: slice) -> np.ndarray:
-    """Some of the tokens as (videos, frames, numbers)."""
+    """Some of the tokens, as (videos, frames, values)."""
     return tokens[:, which].astype(np.float32).reshape(len(tokens), FRAMES, -1)
 
 
@@ -60,5 +60,5 @@ def test_mixing_over_time_tells_a_direction_from_its_opposite(job: Job) -> None:
 
 @pytest.mark.parametrize("method", ["linear probe", "LoSA without temporal mixing"])
 def test_without_it_no_method_can(job: Job, method: str) -> None:
-    """A movement and its opposite get the same logits, but for rounding: of two answers at most one is right."""
+    """A movement and its reverse have the same logits up to rounding, so at most one of the two is classified right."""
     assert job[1][method].top1 <= 60

@@ -1,4 +1,4 @@
-"""The command line on hostile stores, watched by the system: every file that it changes is the job's own."""
+"""System call traces of the commands on malicious stores: they change no files but those of the job."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_store import url_folder
+from small_store import kvstore_at
 from store_jobs import FORMATS, Jobs, renew, state
 from tiny_vit import TINY
 
@@ -48,7 +48,7 @@ for command in ("inspect", "verify", "repair", "extract", "train", "run", "layer
 
 
 def changed(log: Path, cwd: Path) -> set[Path]:
-    """Where the traced process changed, or made, files and folders; links on the way are followed."""
+    """Paths that the traced process created or changed, with links resolved."""
     found = set()
     for line in log.read_text(errors="replace").splitlines():
         call = CALL.match(line)
@@ -61,7 +61,7 @@ def changed(log: Path, cwd: Path) -> set[Path]:
 
 
 def trace(log: Path, cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with all that it may write of its own accord in a folder of its own."""
+    """Run Python with a separate folder for all caches and temporary files that it may write."""
     home = str(cwd / "home")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL", "TORCH"))}
     env |= {"HOME": home, "TMPDIR": home, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
@@ -91,7 +91,7 @@ def test_a_write_through_a_link_is_seen(can_trace: None, tmp_path: Path) -> None
 
 
 def make_hostile_stores(jobs: Jobs) -> list[str]:
-    """Links at some places, whose name each store has; and names in the log that lead elsewhere."""
+    """Stores with symbolic links in some places, and with names in the log that point elsewhere."""
     stores = []
     links = ("zarr.json", "_log", "_log/next", "train/layer_00/c", "train/status", "zarr.json.__lock")
     for place in links:
@@ -109,7 +109,7 @@ def make_hostile_stores(jobs: Jobs) -> list[str]:
         jobs.store.rename(jobs.folder / stores[-1])
     for place in ("_log/added", "_log/next"):
         renew(jobs)
-        folder = url_folder(jobs.store)
+        folder = kvstore_at(jobs.store)
         schema = open_schema(folder)
         assert schema is not None
         for name in ("../../../traced", str(jobs.folder / "traced")):
@@ -128,7 +128,7 @@ def test_no_command_changes_a_file_that_is_not_the_jobs_own(
     jobs = Jobs(tmp_path, tiny_backbone, "plain")
     jobs.make(tmp_path / "whole.zarr")
     stores = make_hostile_stores(jobs)
-    renew(jobs)  # one that is sound: there, all commands have something to do
+    renew(jobs)  # an undamaged one, on which every command has something to do
     jobs.store.rename(tmp_path / "sound.zarr")
     document = {
         "run_dir": "run",

@@ -1,4 +1,4 @@
-"""The whole job on clips: an image ViT frame by frame, and ViViT; several views a video; damaged videos."""
+"""The whole job on videos, with an image ViT on every frame and with ViViT; several views; damaged videos."""
 
 import random
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from video_files import spoiled, write_endless, write_video
 
 import sidecache as sc
 from adapt.adaptor import load_adaptor
-from adapt.config.pipeline import Config, load_config
-from adapt.job.feature_set import Inputs
+from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
+from adapt.job.inputs import Inputs
 from adapt.predict import predict
 from adapt.run_dir.results import Row
 from extract.forward.frozen_forward import preprocess
@@ -49,7 +50,7 @@ METHODS = ["linear_probe", "attentive_probe", {"name": "losa", "rank": 4, "token
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    """Two classes of another frame size and codec setting: 6 training videos each, and 3 for the test."""
+    """Two classes with different frame sizes and codec settings: 6 training and 3 test videos each."""
     root = tmp_path / "videos"
     for split, count in (("train", 6), ("test", 3)):
         for number in range(count):
@@ -123,7 +124,9 @@ def test_stored_and_online_tokens_are_vivits_hidden_states(config: Callable[...,
         online = backbone.tokens(pixels, store.layers)
     for layer, stored in store.read("test", range(len(clips))).items():
         assert torch.equal(online[layer], hidden[layer + 1])
-        np.testing.assert_allclose(stored, hidden[layer + 1].numpy(), rtol=1e-5, atol=1e-6)  # other batches, other sums
+        np.testing.assert_allclose(
+            stored, hidden[layer + 1].numpy(), rtol=1e-5, atol=1e-6
+        )  # other batch sizes round differently
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -131,7 +134,7 @@ def test_cached_and_online_training_of_clips_give_the_same_weights(
     config: Callable[..., Config], kind: str, tmp_path: Path
 ) -> None:
     losa = [{"name": "losa", "rank": 4, "token_rank": 2, "time_rank": 2}]
-    extract = {"batch_size": 8}  # that of training: equal batches have equal bits
+    extract = {"batch_size": 8}  # that of training: equal batch sizes give equal bits
     cached = config(kind, methods=losa, extract=extract)
     online = config(kind, methods=losa, extract=extract, train={"feature_source": "online"}).model_copy(
         update={"run_dir": tmp_path / "online"}
@@ -149,14 +152,14 @@ def test_training_refuses_a_store_of_other_frames(config: Callable[..., Config],
     sampled = {"frames": FRAMES, "clips": 1, "crops": 3}
     kind, probe = "frame by frame", ["linear_probe"]
     sc.extract(config(kind, data={"video": sampled}))
-    sampled["time_limit"] = 9.0  # of which the frames do not depend
+    sampled["time_limit"] = 9.0  # does not change the frames
     assert len(sc.train(config(kind, data={"video": sampled}, methods=probe))) == 1
     with pytest.raises(UserError, match=r"data\.video, how frames are drawn: stored"):
         sc.train(config(kind, data={"video": sampled | drawn}, methods=probe))
 
 
 def test_damaged_videos_end_no_job_and_are_named(config: Callable[..., Config], videos: Path, tmp_path: Path) -> None:
-    """A corrupt, a truncated, an endless and an empty file: the rest is stored as it is without them."""
+    """A corrupt, a truncated, an endless and an empty file: the other videos are stored as without them."""
     job = config(
         "frame by frame", data={"on_error": "skip", "video": {"frames": FRAMES, "clips": 2, "time_limit": 1.0}}
     )
@@ -177,10 +180,10 @@ def test_damaged_videos_end_no_job_and_are_named(config: Callable[..., Config], 
         f"train/wide/x-{what}.mp4" for what in ("corrupt", "cut", "empty", "endless")
     ]
     assert len(reasons) == 4 * 2, "every view of them"
-    said = " ".join(reasons.values())
+    text = " ".join(reasons.values())
     assert [
-        word for word in ("damaged", "moov atom not found", "no bytes", "longer than 1 s") if word not in said
-    ] == [], said
+        word for word in ("damaged", "moov atom not found", "it is empty", "longer than 1 s") if word not in text
+    ] == [], text
     after = _stored(store)
     assert before.keys() == after.keys()
     for sample, values in before.items():

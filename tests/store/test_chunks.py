@@ -1,4 +1,4 @@
-"""Local files read directly: the same values, every checksum checked before use, and every change of a file noticed."""
+"""Local files read directly: the same values, every checksum compared before use, every change of a file detected."""
 
 import gc
 import os
@@ -14,10 +14,10 @@ import small_store
 from small_store import LAYERS, SIZES, expected
 
 from benchmarks.made_up import StoreShape, write_store
-from store import layer_reader as layer
+from store import layer_reader
 from store.config import Compressor, Dtype
 from store.errors import JobError
-from store.layer_reader import Layer
+from store.layer_reader import LayerReader
 from store.local import chunks
 from store.local import open_files as files
 from store.local.buffers import Buffers
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of all that a checksum is computed of."""
+    """The lengths of all contents of which a checksum is computed."""
     lengths: list[int] = []
     computed = google_crc32c.value
 
@@ -50,15 +50,15 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def by_tensorstore(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The rows that were asked of tensorstore."""
+    """The rows that were read through tensorstore."""
     asked: list[np.ndarray] = []
-    through = Layer._through_tensorstore
+    through = LayerReader._read_tensorstore
 
-    def noted(self: Layer, rows: np.ndarray) -> object:
+    def noted(self: LayerReader, rows: np.ndarray) -> object:
         asked.append(rows)
         return through(self, rows)
 
-    monkeypatch.setattr(Layer, "_through_tensorstore", noted)
+    monkeypatch.setattr(LayerReader, "_read_tensorstore", noted)
     return asked
 
 
@@ -103,7 +103,7 @@ def rows_of_numbers(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pieces of memory every read filled."""
+    """How many buffers every read filled."""
     pieces: list[int] = []
     read = os.preadv
 
@@ -124,10 +124,10 @@ ONE_AFTER_THE_OTHER = (
 
 
 @pytest.mark.parametrize("rows", ONE_AFTER_THE_OTHER)
-def test_neighbours_are_read_at_once_and_right(
+def test_neighbors_are_read_at_once_and_right(
     rows_of_numbers: Store, rows: list[int], by_tensorstore: list[np.ndarray]
 ) -> None:
-    everything = rows_of_numbers._layer("train", 0)._through_tensorstore(np.arange(450)).result()
+    everything = rows_of_numbers._layer_reader("train", 0)._read_tensorstore(np.arange(450)).result()
     by_tensorstore.clear()
     for _ in range(2):  # before and after their checksums are known to be right
         read = rows_of_numbers.fetch("train", rows).result()[0]
@@ -142,7 +142,7 @@ def test_a_read_takes_no_more_pieces_than_the_system_allows(rows_of_numbers: Sto
     assert max(calls) <= os.sysconf("SC_IOV_MAX")
     calls.clear()
     rows_of_numbers.fetch("train", list(range(400))).result()
-    assert len(calls) == -(-400 // chunks._LONGEST_RUN)  # the scales are kept
+    assert len(calls) == -(-400 // chunks._MAX_SPAN)  # the scales are kept
 
 
 def test_scales_are_read_once_a_shard_and_again_when_their_file_changes(
@@ -164,10 +164,10 @@ def test_scales_are_read_once_a_shard_and_again_when_their_file_changes(
 def test_scales_that_would_take_too_much_memory_are_read_row_by_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(chunks, "_KEPT_BYTES", limit)
+    monkeypatch.setattr(chunks, "_MAX_CACHED_BYTES", limit)
     store = small_store.complete(tmp_path / "c.zarr", small_store.schema("int8"))
     assert_sound(store, [4, 0, 0, 3])
-    assert (store._layer("train", LAYERS[0])._chunks[1]._kept is None) == (limit == 0)
+    assert (store._layer_reader("train", LAYERS[0])._local[1]._cache is None) == (limit == 0)
 
 
 def test_a_damaged_row_that_is_read_along_harms_nobody(tmp_path: Path, by_tensorstore: list[np.ndarray]) -> None:
@@ -259,7 +259,7 @@ def test_a_repaired_file_is_read_by_who_has_the_store_open(store: Store, tmp_pat
 def test_a_store_that_is_made_anew_in_its_place_is_read_from_its_own_files(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_tensorstore: list[np.ndarray]
 ) -> None:
-    """The files of the one that was deleted may still be open."""
+    """The files of the deleted store may still be open."""
     assert_sound(store, [0, 3, 4])
     shutil.rmtree(tmp_path / "cache.zarr")
     values = small_store.values
@@ -289,13 +289,13 @@ def test_rows_in_another_order_within_a_shard_are_read_all_the_same(
 
 
 def test_values_in_another_order_of_bytes_are_read_as_the_metadata_say(store: Store, tmp_path: Path) -> None:
-    folder = small_store.url_folder(tmp_path / "cache.zarr")
+    kvstore = small_store.kvstore_at(tmp_path / "cache.zarr")
     for number in LAYERS:
-        node = folder.read_node(f"train/layer_{number:02d}")
+        node = kvstore.read_node(f"train/layer_{number:02d}")
         assert node is not None
         inner = node["codecs"][0]["configuration"]
         inner["codecs"] = [{"name": "bytes", "configuration": {"endian": "big"}}, CRC32C]
-        folder.write_node(f"train/layer_{number:02d}", node)
+        kvstore.write_node(f"train/layer_{number:02d}", node)
     swapped = open_store(tmp_path / "cache.zarr").read("train", [1])[0]
     np.testing.assert_array_equal(swapped, expected("train", 0, "float32")[[1]].byteswap())
 
@@ -304,7 +304,7 @@ def test_more_shards_than_files_may_be_open(
     store: Store, monkeypatch: pytest.MonkeyPatch, by_tensorstore: list[np.ndarray]
 ) -> None:
     files = OpenFiles(limit=2)
-    monkeypatch.setattr(layer, "_open_files", lambda: files)
+    monkeypatch.setattr(layer_reader, "_open_files", lambda: files)
     gc.collect()
     before = psutil.Process().num_fds()
     for _ in range(3):
@@ -339,7 +339,7 @@ def test_memory_is_lent_again_once_the_last_view_of_it_is_gone() -> None:
 
 
 def test_rows_of_many_shards_keep_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each thread one at a time, besides the few that stay open: a process may have only so many."""
+    """One per thread, besides the few in the cache: their number is limited."""
     open_now, most = 0, 0
 
     class Counted(files.OpenFile):
@@ -356,11 +356,11 @@ def test_rows_of_many_shards_keep_few_files_open(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(files, "OpenFile", Counted)
     kept = OpenFiles(3)
-    monkeypatch.setattr(layer, "_open_files", lambda: kept)
+    monkeypatch.setattr(layer_reader, "_open_files", lambda: kept)
     store = write_store(tmp_path / "c.zarr", StoreShape(samples=80, layers=3, grid=(1, 1), dim=8, shard_samples=1))
     rows = np.random.default_rng(0).permutation(80)
     expected = store.fetch("train", slice(None)).result()
     for _ in range(2):
         for number, read in store.fetch("train", rows).result().items():
             np.testing.assert_array_equal(read.values, expected[number].values[rows])
-    assert 3 <= most <= 3 + layer._THREADS + 1
+    assert 3 <= most <= 3 + layer_reader._MAX_THREADS + 1

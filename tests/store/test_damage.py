@@ -1,4 +1,4 @@
-"""A damaged, truncated or incomplete store raises an error of ours; it never yields other values, nor zeros."""
+"""A damaged, truncated or incomplete store raises JobError or UserError; it never returns other values or zeros."""
 
 import contextlib
 import shutil
@@ -26,7 +26,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(path: Path) -> dict[str, Any]:
-    """All that a store can be asked for."""
+    """Everything that can be read from a store."""
     store = open_store(path)
     found: dict[str, Any] = {"classes": store.classes, "tail": store.tail_arrays(), "rms": store.rms}
     for split in SIZES:
@@ -40,7 +40,7 @@ def everything(path: Path) -> dict[str, Any]:
 
 
 def refusal(path: Path) -> str | None:
-    """What a store that is asked for everything says, if it refuses."""
+    """The error when everything is read from a store; None if there is none."""
     try:
         everything(path)
     except (JobError, UserError) as error:
@@ -49,7 +49,7 @@ def refusal(path: Path) -> str | None:
 
 
 def assert_same_or_refused(path: Path, truth: dict[str, Any], what: str) -> bool:
-    """True where the damage was refused."""
+    """Whether the damage was refused."""
     message = refusal(path)
     if message is None:
         np.testing.assert_equal(everything(path), truth, err_msg=what)
@@ -72,23 +72,23 @@ def test_a_flipped_byte_is_never_read_as_another_value(pristine: Path) -> None:
             if assert_same_or_refused(pristine, truth, f"{file} byte {place}"):
                 refused.add(str(file.relative_to(pristine)))
         file.write_bytes(content)
-    # Not read: groups' own metadata, and the digests of the samples, which the provenance stands for.
+    # Not read: the metadata of groups, and the digests of samples, which the provenance summarizes.
     unread = {"train/zarr.json", "test/zarr.json", "rms/zarr.json", "tail/zarr.json"}
     unread |= {f"{split}/sample_digest/{name}" for split in SIZES for name in ("zarr.json", "c/0/0")}
-    # Nor what `verify` alone compares.
+    # Nor the digests that only `verify` compares.
     unread |= {str(file.relative_to(pristine)) for file in files if "shard_digest" in file.parts}
     assert {str(file.relative_to(pristine)) for file in files} - refused == unread
 
 
 def test_every_byte_of_the_root_is_checked(pristine: Path) -> None:
-    folder, root = small_store.url_folder(pristine), pristine / "zarr.json"
-    content, truth = root.read_bytes(), open_schema(folder)
+    kvstore, root = small_store.kvstore_at(pristine), pristine / "zarr.json"
+    content, truth = root.read_bytes(), open_schema(kvstore)
     for place in range(len(content)):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 7
         root.write_bytes(damaged)
         with contextlib.suppress(JobError, UserError):
-            assert open_schema(folder) == truth, place
+            assert open_schema(kvstore) == truth, place
     root.write_bytes(content)
 
 
@@ -131,7 +131,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(JobError, match=r"c\.zarr/train/layer_02/c/1/0/0\".*; `sidecache verify` lists all that is"):
+    with pytest.raises(JobError, match=r"c\.zarr/train/layer_02/c/1/0/0\".*; `sidecache verify` lists all damage"):
         store.read("train", [2])
     assert store.read("train", [3])[2].any()
 

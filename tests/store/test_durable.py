@@ -1,4 +1,4 @@
-"""Files that are written whole, many at once; and that shards written so are what tensorstore makes of them."""
+"""Files are written whole, many at once; shards written this way are what tensorstore would write."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ from store.local.plain_shard import CRC_BYTES, PlainShard
 
 
 def files(folder: Path, content: bytes = b"new") -> Iterator[tuple[Path, list[memoryview]]]:
-    """Three in folders that are not there yet, in two pieces each."""
+    """Three files in folders that do not exist yet, in two pieces each."""
     for number in range(3):
         yield folder / f"{number}/c/0", [memoryview(content), memoryview(b"%d" % number)]
 
@@ -83,7 +83,7 @@ def test_what_killed_writers_left_can_be_removed(tmp_path: Path) -> None:
     for left in ("0.__lock", "0.abc.__lock"):
         (tmp_path / "1/c" / left).write_bytes(b"half")
     remove_leftovers(tmp_path / "1/c/0")
-    remove_leftovers(tmp_path / "4/c/0")  # whose folder is not there
+    remove_leftovers(tmp_path / "4/c/0")  # in a missing folder
     assert set(contents(tmp_path)) == {f"{n}/c/0" for n in range(3)}
 
 

@@ -1,4 +1,4 @@
-"""A store whose JSON says what cannot be, signed like any other: a message, little memory, nothing touched outside."""
+"""A store with impossible JSON and right checksums: a message, little memory, and nothing outside is touched."""
 
 import shutil
 import traceback
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from memory_limit import little_memory
 from numcodecs import CRC32C
-from small_store import url_folder
+from small_store import kvstore_at
 from store_jobs import Jobs, renew, state
 
 from extract.backbones.backbone import TimmBackbone
+from store.array_io import CONTENT, _content_digest, write_array, write_strings
 from store.arrays import open_schema, shard_arrays
 from store.errors import JobError, UserError
-from store.kvstore import CONTENT, KeyValueStore, _content_digest
+from store.kvstore import KeyValueStore
 from store.schema import Schema, SplitInfo
 
 ELSEWHERE = ("../../victim/folder", "train/../../../victim/folder", "/", "..", ".", "", "a/b")
@@ -51,36 +52,36 @@ NUMERIC: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
-def schema_of(folder: KeyValueStore) -> Schema:
-    schema = open_schema(folder)
+def schema_of(kvstore: KeyValueStore) -> Schema:
+    schema = open_schema(kvstore)
     assert schema is not None
     return schema
 
 
-def forge(folder: KeyValueStore, changes: dict[str, Any], everywhere: bool = False) -> None:
-    """The schema says something else and, if that is wanted, the metadata of all arrays agree."""
-    forged = schema_of(folder).model_copy(update=changes)
+def forge(kvstore: KeyValueStore, changes: dict[str, Any], everywhere: bool = False) -> None:
+    """Change the schema and, if `everywhere`, the metadata of all arrays accordingly."""
+    forged = schema_of(kvstore).model_copy(update=changes)
     arrays = {split: shard_arrays(forged, split) for split in (forged.splits if everywhere else ())}
-    folder.write_group("", forged.model_dump(mode="json", warnings=False))
+    kvstore.write_group("", forged.model_dump(mode="json", warnings=False))
     for split, nodes in arrays.items():
         for name, metadata in nodes.items():
-            folder.write_node(f"{split}/{name}", metadata)
+            kvstore.write_node(f"{split}/{name}", metadata)
 
 
 def outcome(run: Callable[[], None]) -> str:
-    """What a job says, with little memory: the start of a message of ours, or what should not be."""
+    """The result of a job with little memory: "done", a refusal, or a traceback."""
     try:
         with little_memory(512):
             run()
     except (JobError, UserError) as error:
         return f"refused: {error}"
-    except Exception:  # that, too, is an outcome
+    except Exception:  # a crash is an outcome
         return traceback.format_exc()
     return "done"
 
 
 def outcomes(jobs: Jobs) -> dict[str, str]:
-    """Of all jobs on the store as it is; the victim stays as it was."""
+    """The outcomes of all jobs on the store; checks that the victim is unchanged."""
     before, kept, found = state(jobs.folder / "victim"), jobs.folder / "kept.zarr", {}
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(jobs.store, kept)
@@ -99,21 +100,21 @@ def unlike(found: dict[str, str], *legal: str) -> dict[str, str]:
 @pytest.mark.parametrize("number", [-1, 2**63, 10**30])
 @pytest.mark.parametrize("field", NUMERIC)
 def test_a_number_that_cannot_be_is_refused_by_every_command(fresh: Jobs, field: str, number: int) -> None:
-    forge(url_folder(fresh.store), NUMERIC[field](number))
+    forge(kvstore_at(fresh.store), NUMERIC[field](number))
     assert unlike(outcomes(fresh), "refused: ") == {}
 
 
 @pytest.mark.parametrize("number", [0, 2**31, 2**40])
 @pytest.mark.parametrize("field", NUMERIC)
 def test_no_memory_is_taken_for_what_the_files_cannot_hold(fresh: Jobs, field: str, number: int) -> None:
-    """The metadata of all arrays agree with the schema; `inspect` may well print it."""
+    """The metadata of all arrays agree with the schema; `inspect` may print it."""
     try:
-        forge(url_folder(fresh.store), NUMERIC[field](number), everywhere=True)
-    except (ZeroDivisionError, UserError):  # of which no metadata can be made
-        forge(url_folder(fresh.store), NUMERIC[field](number))
+        forge(kvstore_at(fresh.store), NUMERIC[field](number), everywhere=True)
+    except (ZeroDivisionError, UserError):  # there are no such metadata
+        forge(kvstore_at(fresh.store), NUMERIC[field](number))
     found = outcomes(fresh)
     assert unlike(found, "refused: ", "done") == {}
-    if number and field != "prefix_sets":  # of which nothing has the size
+    if number and field != "prefix_sets":  # which no file has the size of
         assert unlike({name: found[name] for name in ("train", "repair", "extract")}, "refused: ") == {}
 
 
@@ -121,22 +122,22 @@ def test_no_memory_is_taken_for_what_the_files_cannot_hold(fresh: Jobs, field: s
 @pytest.mark.parametrize("place", ["", "_log/next", "_log/added"])
 @pytest.mark.parametrize("field", ["splits", "tail_tensors"])
 def test_no_name_leads_out_of_the_store(fresh: Jobs, place: str, field: str, name: str) -> None:
-    """Layers under way that are given up, say, are deleted by the names that their schema gives."""
-    folder = url_folder(fresh.store)
+    """Layers that were being added, for instance, are deleted by the names in their schema."""
+    kvstore = kvstore_at(fresh.store)
     names: dict[str, Any] = {"tail_tensors": (name,)}
     if field == "splits":
         names = {"splits": {split: SplitInfo(num_samples=6) for split in ("train", "test", name)}}
-    schema = schema_of(folder).model_copy(update=names).model_dump(mode="json")
-    folder.write_group(place, {"schema": schema, "ready": True} if place else schema)
+    schema = schema_of(kvstore).model_copy(update=names).model_dump(mode="json")
+    kvstore.write_group(place, {"schema": schema, "ready": True} if place else schema)
     found = outcomes(fresh)
     assert unlike(found, "refused: ", "done") == {}
-    assert found["grow_layers"].startswith("refused: ")  # which looks at all three
+    assert found["grow_layers"].startswith("refused: ")  # it reads all three
 
 
 @pytest.mark.parametrize("attributes", [{"ready": True}, {"schema": None}, {"schema": []}, {"schema": {"a": 1}}])
 @pytest.mark.parametrize("place", ["_log/next", "_log/added"])
 def test_a_log_without_a_schema_is_refused(fresh: Jobs, place: str, attributes: dict[str, Any]) -> None:
-    url_folder(fresh.store).write_group(place, attributes)
+    kvstore_at(fresh.store).write_group(place, attributes)
     assert unlike({"grow_layers": outcomes(fresh)["grow_layers"]}, "refused: ") == {}
 
 
@@ -153,21 +154,21 @@ def test_a_log_without_a_schema_is_refused(fresh: Jobs, place: str, attributes: 
     ids=str,
 )
 def test_a_log_of_other_than_costs_is_refused(fresh: Jobs, log: dict[str, Any]) -> None:
-    url_folder(fresh.store).write_group("_log", {"extract_seconds": 1.0, "skipped": {}, **log})
+    kvstore_at(fresh.store).write_group("_log", {"extract_seconds": 1.0, "skipped": {}, **log})
     found = outcomes(fresh)
     assert unlike(found, "refused: ", "done") == {}
     assert unlike({name: found[name] for name in ("inspect", "train", "repair")}, "refused: ") == {}
 
 
 ARRAYS: dict[str, Callable[[KeyValueStore], None]] = {
-    "fewer labels": lambda f: f.write_array("train/label", np.zeros(3, np.int64), ["sample"]),
-    "labels of no class": lambda f: f.write_array("train/label", np.full(6, 2**62), ["sample"]),
-    "negative labels": lambda f: f.write_array("train/label", np.full(6, -(2**62)), ["sample"]),
-    "labels that are fractions": lambda f: f.write_array("train/label", np.zeros(6, np.float32), ["sample"]),
-    "short digests": lambda f: f.write_array("train/sample_digest", np.zeros((6, 8), np.uint8), ["sample", "byte"]),
-    "fewer digests": lambda f: f.write_array("train/sample_digest", np.zeros((3, 16), np.uint8), ["sample", "byte"]),
-    "fewer ids": lambda f: f.write_strings("train/sample_id", ["a"], "sample"),
-    "fewer channels": lambda f: f.write_array("rms/layer_00", np.ones(3, np.float32), ["channel"]),
+    "fewer labels": lambda f: write_array(f, "train/label", np.zeros(3, np.int64), ["sample"]),
+    "labels of no class": lambda f: write_array(f, "train/label", np.full(6, 2**62), ["sample"]),
+    "negative labels": lambda f: write_array(f, "train/label", np.full(6, -(2**62)), ["sample"]),
+    "labels that are fractions": lambda f: write_array(f, "train/label", np.zeros(6, np.float32), ["sample"]),
+    "short digests": lambda f: write_array(f, "train/sample_digest", np.zeros((6, 8), np.uint8), ["sample", "byte"]),
+    "fewer digests": lambda f: write_array(f, "train/sample_digest", np.zeros((3, 16), np.uint8), ["sample", "byte"]),
+    "fewer ids": lambda f: write_strings(f, "train/sample_id", ["a"], "sample"),
+    "fewer channels": lambda f: write_array(f, "rms/layer_00", np.ones(3, np.float32), ["channel"]),
     "more values than bytes": lambda f: forge_whole(f, "train/label", {"shape": [2**40]}),
     "negative length": lambda f: forge_whole(f, "train/label", {"shape": [-6]}),
     "length that is no number": lambda f: forge_whole(f, "train/label", {"shape": ["6"]}),
@@ -181,19 +182,19 @@ ARRAYS: dict[str, Callable[[KeyValueStore], None]] = {
 }
 
 
-def forge_whole(folder: KeyValueStore, name: str, changes: dict[str, Any], content: bytes | None = None) -> None:
-    """Another description of an array in one chunk, or another content too, with the digest that fits."""
-    document = {**(folder.read_node(name) or {}), **changes}
+def forge_whole(kvstore: KeyValueStore, name: str, changes: dict[str, Any], content: bytes | None = None) -> None:
+    """Change the metadata of an array in one chunk, or its content too, with the digest that fits."""
+    document = {**(kvstore.read_node(name) or {}), **changes}
     key = f"{name}/c/0"
-    stored = folder.read_bytes(key) if content is None else bytes(CRC32C(location="end").encode(content))
+    stored = kvstore.read_bytes(key) if content is None else bytes(CRC32C(location="end").encode(content))
     assert stored is not None
-    folder.write_bytes(key, stored)
-    folder.write_node(name, {**document, "attributes": {CONTENT: _content_digest(name, document, stored)}})
+    kvstore.write_bytes(key, stored)
+    kvstore.write_node(name, {**document, "attributes": {CONTENT: _content_digest(name, document, stored)}})
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_an_array_that_does_not_fit_the_store_is_refused(fresh: Jobs, kind: str) -> None:
-    ARRAYS[kind](url_folder(fresh.store))
+    ARRAYS[kind](kvstore_at(fresh.store))
     found = outcomes(fresh)
     assert unlike(found, "refused: ", "done") == {}
     assert found["verify"].startswith("refused: ")

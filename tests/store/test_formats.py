@@ -1,4 +1,4 @@
-"""Stored formats: the error each of them states, and what they refuse."""
+"""Stored formats: the error bound of each, and the values that they refuse."""
 
 import re
 
@@ -54,7 +54,7 @@ def test_two_byte_formats_round_to_the_nearest(dtype: Dtype, unit: float, smalle
 
 
 def assert_int8_bound(tokens: np.ndarray, rms: np.ndarray) -> None:
-    """|error| <= (|q| + KNEE / 2 + 0.5) * scale * rms for every value, but for the rounding of float32 itself."""
+    """|error| <= (|q| + KNEE / 2 + 0.5) * scale * rms for every value, except for the rounding of float32 itself."""
     encoded = encode(tokens, "int8", rms)
     assert encoded.scale is not None
     decoded = decode_numpy(encoded, "int8", rms).astype(np.float64)

@@ -1,4 +1,4 @@
-"""A store made to do harm, with links, FIFOs and sockets at every place below its root: no command follows any."""
+"""A hostile store, with links, FIFOs and sockets at every place below its root: no command follows any of them."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_store import url_folder
+from small_store import kvstore_at
 from store_jobs import FORMATS, Jobs, renew, state
 
 from extract.backbones.backbone import TimmBackbone
@@ -41,13 +41,13 @@ LEFT_BY_JOBS = (
 
 @pytest.fixture(autouse=True)
 def no_hanging() -> Iterator[None]:
-    """An error in place of waiting for ever."""
+    """Raise an error instead of blocking forever."""
 
     def give_up(*_: Any) -> None:
         raise TimeoutError(f"still at it after {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(SECONDS)  # and again at every place
+    signal.alarm(SECONDS)  # set again at every place
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -55,7 +55,7 @@ def no_hanging() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=FORMATS)
 def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_backbone: TimmBackbone) -> Jobs:
-    """With a whole store beside, from which each test makes its own."""
+    """Jobs with a whole store, of which each test makes a copy."""
     jobs = Jobs(tmp_path_factory.mktemp(request.param), tiny_backbone, request.param)
     jobs.make(jobs.folder / "whole.zarr")
     return jobs
@@ -63,19 +63,19 @@ def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def fresh(jobs: Jobs) -> Jobs:
-    """Such a store, and a victim beside it."""
+    """A copy of the store, and a victim next to it."""
     renew(jobs)
     return jobs
 
 
 def places(store: Path) -> list[str]:
-    """Every file and folder of a store, and those that jobs put there for a while or leave behind."""
+    """Every file and folder of a store, and those that jobs create temporarily or leave behind."""
     found = [str(path.relative_to(store)) for path in sorted(store.rglob("*"))]
     return [*found, *(name for name in (*ADDED_BY_JOBS, *LEFT_BY_JOBS) if name not in found)]
 
 
 def link_to_its_own(place: Path, aside: Path, victim: Path) -> None:
-    """The store reads as ever, from outside."""
+    """The link leads to the same content, outside."""
     place.symlink_to(aside if aside.exists() else victim / "folder")
 
 
@@ -88,7 +88,7 @@ def link_to_file(place: Path, aside: Path, victim: Path) -> None:
 
 
 def link_to_nothing(place: Path, aside: Path, victim: Path) -> None:
-    """Which opening would create."""
+    """Opening the link would create its target."""
     place.symlink_to(victim / "new")
 
 
@@ -97,7 +97,7 @@ def fifo(place: Path, aside: Path, victim: Path) -> None:
 
 
 def unix_socket(place: Path, aside: Path, victim: Path) -> None:
-    with contextlib.chdir(place.parent), socket.socket(socket.AF_UNIX) as made:  # whose paths must be short
+    with contextlib.chdir(place.parent), socket.socket(socket.AF_UNIX) as made:  # paths of sockets must be short
         made.bind(place.name)
 
 
@@ -116,7 +116,7 @@ Plant = Callable[[Path, Path, Path], None]
 
 @contextlib.contextmanager
 def planted(jobs: Jobs, name: str, plant: Plant) -> Iterator[Path]:
-    """Something at a place of the store, for the block; what was there is in the victim's hands meanwhile."""
+    """Plant something at a place of the store for the block; the victim has the original meanwhile."""
     place, victim = jobs.store / name, jobs.folder / "victim"
     missing = [parent for parent in place.parents if not parent.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def planted(jobs: Jobs, name: str, plant: Plant) -> Iterator[Path]:
 
 
 def assert_refused_by_all(jobs: Jobs, name: str, plant: Plant) -> None:
-    """By every job, which touches nothing then."""
+    """Assert that every job refuses, and changes nothing."""
     with planted(jobs, name, plant) as place:
         before = state(jobs.folder / "victim"), state(jobs.store)
         for job, run in jobs.all.items():
@@ -151,9 +151,9 @@ def by_name(plant: Plant) -> str:
 
 @pytest.mark.parametrize("jobs", ["plain"], indirect=True)
 def test_no_job_follows_or_opens_what_is_neither_folder_nor_file(fresh: Jobs) -> None:
-    """At every place of a store, by every command; what lies there is of one kind after the other."""
+    """At every place of a store, by every command; the kinds take turns."""
     for number, name in enumerate(places(fresh.store)):
-        if not name.startswith(("test", "train/layer_00", "train/scale_00")) and "/c/1" not in name:  # as the others
+        if not name.startswith(("test", "train/layer_00", "train/scale_00")) and "/c/1" not in name:  # like the others
             assert_refused_by_all(fresh, name, list(PLANTS)[number % len(PLANTS)])
 
 
@@ -166,10 +166,10 @@ def test_no_job_follows_or_opens_it_whatever_kind_it_is_of(fresh: Jobs, plant: P
 
 @pytest.mark.parametrize("plant", PLANTS, ids=by_name)
 def test_every_place_is_looked_at_before_the_lock_is_taken(fresh: Jobs, plant: Plant) -> None:
-    folder = url_folder(fresh.store)
+    kvstore = kvstore_at(fresh.store)
     for name in places(fresh.store):
         refused = pytest.raises(JobError, match=PLANTS[plant])
-        with planted(fresh, name, plant) as place, refused as error, hold(folder):
+        with planted(fresh, name, plant) as place, refused as error, hold(kvstore):
             pytest.fail("the lock was taken")
         assert f"{place} is " in str(error.value)
     assert not (fresh.store / "_log/lock").exists()
@@ -187,7 +187,7 @@ READ = (
 
 
 def files_read(store: Path) -> list[str]:
-    """Where `read` looks: all places of the layers of a split, and some of the rest."""
+    """The places that `read` opens: all of the layers of a split, and some others."""
     return [*READ, *(place for place in places(store) if place.startswith(("test/layer", "test/scale")))]
 
 
@@ -198,7 +198,7 @@ def read(store: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("plant", PLANTS, ids=by_name)
 def test_a_reader_opens_nothing_but_files(fresh: Jobs, plant: Plant) -> None:
-    """It lists no folder but those of the marks."""
+    """It lists no folders except those of the marks."""
     for name in files_read(fresh.store):
         with planted(fresh, name, plant) as place, pytest.raises(JobError, match=PLANTS[plant]) as error:
             read(fresh.store)
@@ -208,7 +208,7 @@ def test_a_reader_opens_nothing_but_files(fresh: Jobs, plant: Plant) -> None:
 @pytest.mark.parametrize("jobs", ["plain"], indirect=True)
 @pytest.mark.parametrize("plant", PLANTS, ids=by_name)
 def test_a_file_that_is_exchanged_under_a_reader_is_refused_or_reads_as_before(fresh: Jobs, plant: Plant) -> None:
-    """Not so of compressed stores, whose files tensorstore opens: they are looked at before their first use."""
+    """Except in compressed stores, whose files are checked before tensorstore first opens them."""
     truth = open_store(fresh.store).read("test", [1, 0])
     for name in files_read(fresh.store):
         store = open_store(fresh.store)
@@ -218,7 +218,7 @@ def test_a_file_that_is_exchanged_under_a_reader_is_refused_or_reads_as_before(f
 
 
 def test_files_with_a_second_name_are_replaced_and_not_written_into(fresh: Jobs) -> None:
-    """As of a backup that links to what has not changed."""
+    """As in a backup with hard links to unchanged files."""
     backup = fresh.folder / "victim/backup"
     shutil.copytree(fresh.store, backup, copy_function=os.link)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in backup.rglob("*") if path.is_file()}
@@ -232,7 +232,7 @@ def test_files_with_a_second_name_are_replaced_and_not_written_into(fresh: Jobs)
 
 @pytest.mark.parametrize("key", ["zarr.json", "_log/zarr.json", "_log/lock/zarr.json", "train/status/c/1"])
 def test_what_a_killed_write_left_is_refused_where_it_has_a_second_name(fresh: Jobs, key: str) -> None:
-    """tensorstore would write into it, and so into the other file."""
+    """Since tensorstore would write into it, and so into the other file."""
     left = fresh.store / f"{key}.__lock"
     left.parent.mkdir(exist_ok=True)
     left.hardlink_to(fresh.folder / "victim/file")
@@ -248,7 +248,7 @@ def test_what_a_killed_write_left_is_refused_where_it_has_a_second_name(fresh: J
 
 
 def test_a_store_may_be_reached_through_a_link(fresh: Jobs) -> None:
-    """`cache.zarr -> /big/disk/cache.zarr`: that one the user has chosen."""
+    """`cache.zarr -> /big/disk/cache.zarr`, which the user has chosen."""
     fresh.store.rename(fresh.folder / "victim/elsewhere.zarr")
     fresh.store.symlink_to(fresh.folder / "victim/elsewhere.zarr")
     for job in fresh.all.values():
@@ -261,7 +261,7 @@ def test_a_store_may_be_reached_through_a_link(fresh: Jobs) -> None:
 
 
 def test_verify_goes_on_where_it_met_a_link(fresh: Jobs) -> None:
-    """It lists every one of them, and what else is wrong."""
+    """It lists all of them, and all other damage."""
     (fresh.store / "test/layer_02/c/0/0/0").write_bytes(b"")
     links = planted(fresh, "train/layer_00/c/0", link_to_its_own), planted(fresh, "tail/norm.weight/zarr.json", fifo)
     with links[0], links[1]:
@@ -280,17 +280,17 @@ def test_a_device_is_refused() -> None:
 
 @pytest.mark.parametrize("key", ["../victim/file", "train/../../victim/file", "train//c", "", "."])
 def test_no_key_leads_out_of_a_store(fresh: Jobs, key: str) -> None:
-    folder = url_folder(fresh.store)
+    kvstore = kvstore_at(fresh.store)
     actions: list[Callable[[], Any]] = [
-        lambda: folder.read_bytes(key),
-        lambda: folder.write_bytes(key, b"new"),
-        lambda: folder.write_if(key, None, b""),
-        lambda: folder.write_files([(key, [memoryview(b"new")])], "write"),
-        lambda: folder.has_keys(key),
-        lambda: folder.remove(f"{key}/."),
+        lambda: kvstore.read_bytes(key),
+        lambda: kvstore.write_bytes(key, b"new"),
+        lambda: kvstore.write_if(key, None, b""),
+        lambda: kvstore.write_files([(key, [memoryview(b"new")])], "write"),
+        lambda: kvstore.has_keys(key),
+        lambda: kvstore.remove(f"{key}/."),
     ]
     before = state(fresh.folder / "victim")
     for action in actions:
-        with pytest.raises(JobError, match="is no place within the store"):
+        with pytest.raises(JobError, match="is not a path within the store"):
             action()
     assert state(fresh.folder / "victim") == before

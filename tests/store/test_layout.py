@@ -84,7 +84,7 @@ def test_more_last_layers_than_there_are_and_no_layers_are_refused() -> None:
 def test_the_reduced_layout_is_that_of_the_reduced_tokens(
     classes: int, registers: int, sets: int, height: int, width: int, how: Any
 ) -> None:
-    """Every prefix token is numbered: class tokens from 1 on, registers from -1 down; patches are 0."""
+    """Class tokens are numbered from 1 up, registers from -1 down; patches are 0."""
     per_set = [*range(1, classes + 1), *range(-1, -registers - 1, -1)]
     layout = TokenLayout(sets * len(per_set), (4, 2 * height, 2 * width), sets, num_class_tokens=sets * classes)
     tokens = torch.zeros(1, layout.num_tokens, 3)
@@ -153,7 +153,9 @@ def test_cls_without_a_class_token_names_what_is_legal() -> None:
 
 
 def test_registers_are_no_class_tokens() -> None:
-    with pytest.raises(UserError, match=r"no class token \(4 registers are none\); legal here: all, mean, \{pool: k\}"):
+    with pytest.raises(
+        UserError, match=r"no class token \(4 registers are not class tokens\); legal here: all, mean, \{pool: k\}"
+    ):
         reduced_layout(TokenLayout(4, (4, 4), num_class_tokens=0), "cls")
 
 

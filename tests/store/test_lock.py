@@ -1,4 +1,4 @@
-"""One job at a time on a store, with real processes: killed, frozen, and woken again."""
+"""One job at a time on a store, with real processes that are killed, frozen and continued."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import psutil
 import pytest
 import small_store
 import zarr
-from small_store import contents, url_folder
+from small_store import contents, kvstore_at
 
 from store import lock as lock_module
 from store.errors import JobError
@@ -59,7 +59,7 @@ class Job:
         return self.process.stdout.readline().strip()
 
     def check(self) -> str:
-        """What the job finds when it checks its lock."""
+        """The result of the job's check of its lock."""
         assert self.process.stdin
         self.process.stdin.write("check\n")
         self.process.stdin.flush()
@@ -77,7 +77,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(path: Path) -> Iterator[Callable[[], Job]]:
-    """Starts jobs on one store, and ends them all in the end."""
+    """Start jobs on one store; all are killed after the test."""
     jobs: list[Job] = []
 
     def begin() -> Job:
@@ -100,12 +100,12 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process takes itself for one of another machine."""
+    """Make this process believe that it is on another machine."""
     monkeypatch.setattr(lock_module, "_machine", lambda: "elsewhere")
 
 
-def new_lock(folder: KeyValueStore) -> Lock:
-    return Lock(folder, BEAT, PATIENCE)
+def new_lock(kvstore: KeyValueStore) -> Lock:
+    return Lock(kvstore, BEAT, PATIENCE)
 
 
 def test_a_second_job_is_refused_at_once_by_the_name_of_the_first(
@@ -116,7 +116,7 @@ def test_a_second_job_is_refused_at_once_by_the_name_of_the_first(
         rf"cache\.zarr/ is in use by `-c .*cache\.zarr` \(process {job.process.pid} on {host}, since 20\S+\+00:00\);"
     )
     with pytest.raises(JobError, match=named + " wait until that job ends, or stop it, then run this one again"):
-        new_lock(url_folder(path)).acquire()
+        new_lock(kvstore_at(path)).acquire()
     assert job.check() == "held"
 
 
@@ -126,7 +126,7 @@ def test_the_lock_is_free_after_the_job_and_nothing_is_left_of_it(path: Path, st
     wanted = small_store.schema()
     small_store.complete(path, wanted)
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(KeyboardInterrupt), hold(url_folder(path)):  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), hold(kvstore_at(path)):  # noqa: PT012
         assert (path / KEY).exists()
         raise KeyboardInterrupt
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
@@ -135,11 +135,11 @@ def test_the_lock_is_free_after_the_job_and_nothing_is_left_of_it(path: Path, st
 
 def test_a_killed_job_holds_nothing(path: Path, start: Callable[[], Job], no_waiting: None) -> None:
     job = start()
-    job.process.kill()  # and not waited for: it stays behind as a zombie
+    job.process.kill()  # it stays a zombie, since it is not waited for
     while psutil.Process(job.process.pid).status() != psutil.STATUS_ZOMBIE:
         threading.Event().wait(0.01)
     assert (path / KEY).exists()
-    new_lock(url_folder(path)).acquire()
+    new_lock(kvstore_at(path)).acquire()
 
 
 def test_a_job_that_is_gone_holds_nothing(path: Path, start: Callable[[], Job], no_waiting: None) -> None:
@@ -148,14 +148,14 @@ def test_a_job_that_is_gone_holds_nothing(path: Path, start: Callable[[], Job], 
     job.process.wait()
     start()
     with pytest.raises(JobError, match="is in use by"):
-        new_lock(url_folder(path)).acquire()
+        new_lock(kvstore_at(path)).acquire()
 
 
 def test_a_frozen_job_of_this_machine_holds_its_lock(path: Path, start: Callable[[], Job], no_waiting: None) -> None:
     job = start()
     job.process.send_signal(signal.SIGSTOP)
     with pytest.raises(JobError, match=rf"is in use by .*process {job.process.pid} on "):
-        new_lock(url_folder(path)).acquire()
+        new_lock(kvstore_at(path)).acquire()
     job.process.send_signal(signal.SIGCONT)
     assert job.check() == "held"
 
@@ -163,7 +163,7 @@ def test_a_frozen_job_of_this_machine_holds_its_lock(path: Path, start: Callable
 def test_from_elsewhere_a_heartbeat_refuses(path: Path, start: Callable[[], Job], elsewhere: None) -> None:
     job = start()
     with pytest.raises(JobError, match=rf"is in use by .*process {job.process.pid} on "):
-        new_lock(url_folder(path)).acquire()
+        new_lock(kvstore_at(path)).acquire()
     assert job.check() == "held"
 
 
@@ -172,13 +172,13 @@ def test_a_job_frozen_for_too_long_loses_its_lock_and_is_told_so(
 ) -> None:
     job = start()
     job.process.send_signal(signal.SIGSTOP)
-    with hold(url_folder(path), BEAT, PATIENCE) as lock:
+    with hold(kvstore_at(path), BEAT, PATIENCE) as lock:
         job.process.send_signal(signal.SIGCONT)
-        told = job.check()
-        assert f"this job lost {path}/ to `" in told
-        assert f"(process {os.getpid()} on " in told
-        assert told.endswith("it stops before it writes anything more; what is committed is kept")
-        assert job.end() == 0  # and takes nothing away that is another's
+        answer = job.check()
+        assert f"this job lost {path}/ to `" in answer
+        assert f"(process {os.getpid()} on " in answer
+        assert answer.endswith("it stops before it writes anything more; what is committed is kept")
+        assert job.end() == 0  # it does not delete the other job's lock
         lock.check()
 
 
@@ -189,19 +189,19 @@ def test_a_writer_that_lost_its_lock_commits_nothing(
     wanted = small_store.schema()
     url = tmp_path / "c.zarr" if place == "local" else f"memory://{tmp_path.name}/c.zarr"
     small_store.create(url, wanted)
-    first, second = new_lock(url_folder(url)), new_lock(url_folder(url))
+    first, second = new_lock(kvstore_at(url)), new_lock(kvstore_at(url))
     first.acquire()
-    old = StoreWriter(url_folder(url), wanted, first)
+    old = StoreWriter(kvstore_at(url), wanted, first)
     small_store.commit(url, old, wanted, "train", 0, ())
     second._owner["machine"] = "elsewhere"
     second.acquire()
-    new = StoreWriter(url_folder(url), wanted, second)
+    new = StoreWriter(kvstore_at(url), wanted, second)
     for attempt in (
         lambda: small_store.commit(url, old, wanted, "train", 1, ()),
         lambda: old.add_to_log({"extract_seconds": 1.0}, {}),
         lambda: old.unmark("train", [0]),
     ):
-        with pytest.raises(JobError, match=r"this job lost .* because it stood still for too long"):
+        with pytest.raises(JobError, match=r"this job lost .* because it was frozen for too long"):
             attempt()
     assert new.missing_shards("train") == [1, 2]
     small_store.commit(url, new, wanted, "train", 1, ())
@@ -215,9 +215,9 @@ def test_a_writer_that_loses_its_lock_between_data_and_mark_marks_nothing(
 ) -> None:
     wanted = small_store.schema()
     small_store.create(path, wanted)
-    lock = new_lock(url_folder(path))
+    lock = new_lock(kvstore_at(path))
     lock.acquire()
-    writer = StoreWriter(url_folder(path), wanted, lock)
+    writer = StoreWriter(kvstore_at(path), wanted, lock)
     checks = iter([None, None, JobError("lost")])
 
     def check() -> None:
@@ -233,11 +233,11 @@ def test_a_writer_that_loses_its_lock_between_data_and_mark_marks_nothing(
 
 @pytest.mark.parametrize("place", ["local", "memory"])
 def test_of_many_that_reach_for_it_one_gets_it(tmp_path: Path, place: str) -> None:
-    folder = url_folder(tmp_path / "c.zarr" if place == "local" else f"memory://{tmp_path.name}/c.zarr")
+    kvstore = kvstore_at(tmp_path / "c.zarr" if place == "local" else f"memory://{tmp_path.name}/c.zarr")
     ready, got, refused = threading.Barrier(8), [], []
 
     def reach() -> None:
-        lock = new_lock(folder)
+        lock = new_lock(kvstore)
         ready.wait()
         try:
             lock.acquire()
@@ -254,36 +254,36 @@ def test_of_many_that_reach_for_it_one_gets_it(tmp_path: Path, place: str) -> No
     assert all("is in use by" in text for text in refused)
 
 
-def write_owner(folder: KeyValueStore, **changes: Any) -> None:
-    folder.write_group(LOCK, lock_module.this_process() | {"beats": 3} | changes)
+def write_owner(kvstore: KeyValueStore, **changes: Any) -> None:
+    kvstore.write_group(LOCK, lock_module.this_process() | {"beats": 3} | changes)
 
 
 def test_a_process_number_that_is_anothers_by_now_holds_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_owner(url_folder(path), process_started=time.time() - 10**6)
+    write_owner(kvstore_at(path), process_started=time.time() - 10**6)
     waits: list[float] = []
     monkeypatch.setattr(lock_module.time, "sleep", waits.append)
-    Lock(url_folder(path), 0.001, 0.01).acquire()
-    assert waits  # that process may be the owner after all: only its silence tells
+    Lock(kvstore_at(path), 0.001, 0.01).acquire()
+    assert waits  # that process may be the owner: only its heartbeat shows it
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"attributes": 3}', b'{"attributes": {"machine": 1}}', b"\xff"]
 )
 def test_a_lock_that_cannot_be_read_is_taken_over_where_nobody_renews_it(path: Path, content: bytes) -> None:
-    folder = url_folder(path)
-    folder.write_bytes(KEY, content)
-    Lock(folder, 0.001, 0.01).acquire()
-    assert f"(process {os.getpid()} on " in str(read_owner(folder))
+    kvstore = kvstore_at(path)
+    kvstore.write_bytes(KEY, content)
+    Lock(kvstore, 0.001, 0.01).acquire()
+    assert f"(process {os.getpid()} on " in str(read_owner(kvstore))
 
 
 def test_owners_with_fields_of_another_kind_are_no_crash(path: Path) -> None:
     for process in (None, "x", -1, 10**30, [1]):
-        write_owner(url_folder(path), process=process)
-        Lock(url_folder(path), 0.001, 0.01).acquire()
+        write_owner(kvstore_at(path), process=process)
+        Lock(kvstore_at(path), 0.001, 0.01).acquire()
 
 
 def test_a_renewal_whose_answer_was_lost_loses_nothing(path: Path) -> None:
-    lock = new_lock(url_folder(path))
+    lock = new_lock(kvstore_at(path))
     lock.acquire()
     lock._generation = b"\0older"
     lock.check()
@@ -291,7 +291,7 @@ def test_a_renewal_whose_answer_was_lost_loses_nothing(path: Path) -> None:
 
 
 def test_a_lock_that_somebody_deleted_is_lost(path: Path) -> None:
-    lock = new_lock(url_folder(path))
+    lock = new_lock(kvstore_at(path))
     lock.acquire()
     (path / KEY).unlink()
     with pytest.raises(JobError, match=r"this job lost .*cache\.zarr/ to another job"):
@@ -301,7 +301,7 @@ def test_a_lock_that_somebody_deleted_is_lost(path: Path) -> None:
 def test_zarr_and_verify_are_not_disturbed(path: Path) -> None:
     small_store.complete(path, small_store.schema())
     before = contents(path)
-    with hold(url_folder(path)), warnings.catch_warnings():
+    with hold(kvstore_at(path)), warnings.catch_warnings():
         warnings.simplefilter("error")
         members = dict(zarr.open_group(path, mode="r").members(max_depth=None))
         assert members[LOCK].attrs["process"] == os.getpid()
@@ -315,16 +315,16 @@ def test_zarr_and_verify_are_not_disturbed(path: Path) -> None:
 def test_clearing_a_store_keeps_its_lock(path: Path) -> None:
     for place in (path, f"memory://{path.parent.name}/clear.zarr"):
         small_store.complete(place, small_store.schema())
-        folder = url_folder(place)
-        with hold(folder) as lock:
-            folder.clear()
-            assert folder.keys() == [KEY]
+        kvstore = kvstore_at(place)
+        with hold(kvstore) as lock:
+            kvstore.clear()
+            assert kvstore.keys() == [KEY]
             lock.check()
-        assert folder.keys() == []
+        assert kvstore.keys() == []
 
 
 def test_the_lock_names_its_owner_to_any_reader(path: Path) -> None:
-    with hold(url_folder(path)):
+    with hold(kvstore_at(path)):
         owner = json.loads((path / KEY).read_text())["attributes"]
     assert {"host", "process", "since", "command", "beats"} < set(owner)
 
@@ -333,6 +333,6 @@ def test_a_disk_that_refuses_the_lock_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(JobError, match=r"file/cache\.zarr.*choose another store\.path"),
-        hold(url_folder(tmp_path / "file/cache.zarr")),
+        hold(kvstore_at(tmp_path / "file/cache.zarr")),
     ):
         pass

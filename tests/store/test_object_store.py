@@ -1,4 +1,4 @@
-"""Stores in an object store: the same bytes as on a disk, whatever the network does on the way."""
+"""Stores in an object store have the same bytes as on a disk, also if the network fails in between."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 from s3_server import BUCKET, FAULTS, Fault, Request, Server, now_and_then, serve
-from small_store import LAYERS, SIZES, commit, complete, contents, create, expected, schema, url_folder, values
+from small_store import LAYERS, SIZES, commit, complete, contents, create, expected, kvstore_at, schema, values
 
 import sidecache as sc
 from adapt.config.pipeline import Config
@@ -27,7 +27,8 @@ from store.errors import JobError, UserError
 from store.io_errors import OutageError
 from store.lock import Lock, hold
 from store.reader import open_store
-from store.verify import damaged_shards, verify_store
+from store.verify import verify_store
+from store.verify_report import damaged_shards
 from store.writer import StoreWriter
 
 MakeConfig = Callable[..., Config]
@@ -40,7 +41,7 @@ LOCK_KEY = f"{PREFIX}/{backend.LOCK}/zarr.json"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """An S3 server that the environment names, as a user's would; requests that fail are tried again at once."""
+    """An S3 server that is named in the environment; failed requests are tried again at once."""
     with serve() as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
@@ -66,7 +67,7 @@ def test_a_job_stores_the_same_bytes_as_on_a_disk(
     made = sc.extract(tiny_config(*job, f"store.path={URL}"))
     server.spoil = lambda _: None
     assert made.shards_written == 8
-    assert bool(server.spoilt) == bool(faults)
+    assert bool(server.n_faults) == bool(faults)
     assert server.contents(PREFIX) == contents(tmp_path / "cache.zarr")
     assert sc.extract(tiny_config(*job, f"store.path={URL}")).shards_written == 0
 
@@ -79,7 +80,7 @@ def test_training_from_it_gives_what_training_from_a_disk_gives(
     (local,) = sc.run(tiny_config(*job))
     server.spoil = now_and_then(2)
     (remote,) = sc.run(tiny_config(*job, f"store.path={URL}", f"run_dir={tmp_path / 'remote'}"))
-    assert server.spoilt
+    assert server.n_faults
     assert remote.top1 == local.top1
     near, far = (next((tmp_path / run / "adaptors").glob("*.safetensors")) for run in ("run", "remote"))
     assert far.read_bytes() == near.read_bytes()
@@ -88,9 +89,9 @@ def test_training_from_it_gives_what_training_from_a_disk_gives(
 JOB = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
-from small_store import complete, schema, url_folder
+from small_store import complete, schema, kvstore_at
 from store.lock import hold
-with hold(url_folder(sys.argv[1]), 0.05, 60):
+with hold(kvstore_at(sys.argv[1]), 0.05, 60):
     complete(sys.argv[1], schema("int8"))
 """
 
@@ -108,7 +109,7 @@ def test_a_job_killed_at_any_request_resumes(server: Server, tmp_path: Path, num
     assert job.stderr
     job.stderr.close()
     server.refuse = lambda _: None
-    with hold(url_folder(URL)):  # at once: its owner is dead
+    with hold(kvstore_at(URL)):  # without waiting: its owner is dead
         complete(URL, schema("int8"))
     complete(tmp_path / "whole.zarr", schema("int8"))
     assert server.contents(PREFIX) == contents(tmp_path / "whole.zarr")
@@ -129,34 +130,34 @@ def test_a_batch_asks_for_its_rows_alone_and_for_each_index_once(server: Server)
 
 
 def asked_for(server: Server) -> dict[str, int]:
-    """How often what was read of files of samples; an index is the end of one."""
+    """The number of requests for rows, indices (the end of a file) and whole files."""
 
-    def what(request: Request) -> str:
+    def part(request: Request) -> str:
         return "index" if request.byte_range.startswith("bytes=-") else "rows" if request.byte_range else "whole files"
 
-    return Counter(what(request) for request in server.requests if "/c/" in request.key)
+    return Counter(part(request) for request in server.requests if "/c/" in request.key)
 
 
 def test_a_shard_costs_the_requests_that_the_documents_say(server: Server) -> None:
     wanted, arrays = schema("int8"), 2 * len(LAYERS)  # values and scales
     create(URL, wanted)
-    with hold(url_folder(URL), 60.0, 60.0) as lock:
-        writer = StoreWriter(url_folder(URL), wanted, lock)
+    with hold(kvstore_at(URL), 60.0, 60.0) as lock:
+        writer = StoreWriter(kvstore_at(URL), wanted, lock)
         server.requests.clear()
         commit(URL, writer, wanted, "train", 0, skip=())
-        reading_rms = 2 * len(LAYERS)  # which `commit` does anew, but a job only once
+        reading_rms = 2 * len(LAYERS)  # which this `commit` repeats, but a job does once
         asked = Counter(request.method for request in server.requests)
     assert asked == {"PUT": arrays + 6, "GET": arrays + 3 + reading_rms, "HEAD": 3}
 
 
 def unmark(split: str, shards: list[int]) -> None:
-    folder = url_folder(URL)
-    with hold(folder) as lock:
-        StoreWriter(folder, require_store(folder), lock).unmark(split, shards)
+    kvstore = kvstore_at(URL)
+    with hold(kvstore) as lock:
+        StoreWriter(kvstore, require_store(kvstore), lock).unmark(split, shards)
 
 
 def test_a_shard_that_is_replaced_is_read_anew(server: Server) -> None:
-    """Compressed, so that an index of the old shard would point to the wrong bytes of the new one."""
+    """With compression, so that an index of the old shard would point to the wrong bytes of the new one."""
     wanted = schema("float32", "zstd")
     store = complete(URL, wanted)
     before = store.read("train", [2, 3])
@@ -179,11 +180,11 @@ def test_a_shard_that_is_replaced_is_read_anew(server: Server) -> None:
 def test_damage_is_found_and_repaired(server: Server, tmp_path: Path, damage: Callable[[bytes], bytes] | None) -> None:
     complete(URL, schema("int8"))
     assert verify_store(URL).ok
-    folder, key = url_folder(URL), "train/layer_02/c/1/0/0"
+    kvstore, key = kvstore_at(URL), "train/layer_02/c/1/0/0"
     if damage:
-        folder.write_bytes(key, damage(folder.read_bytes(key) or b""))
+        kvstore.write_bytes(key, damage(kvstore.read_bytes(key) or b""))
     else:
-        folder.remove("train/layer_02/c/1")
+        kvstore.remove("train/layer_02/c/1")
     report = verify_store(URL)
     assert damaged_shards(report) == {"train": [1]}
     with pytest.raises(JobError, match="shard 1 of train"):
@@ -208,18 +209,18 @@ def test_a_server_that_fails_is_not_taken_for_damage(server: Server, refusal: tu
 
 def test_a_second_job_is_refused(server: Server) -> None:
     with (
-        hold(url_folder(URL)),
+        hold(kvstore_at(URL)),
         pytest.raises(JobError, match=rf"{URL}/ is in use by .* \(process {os.getpid()} on "),
-        hold(url_folder(URL)),
+        hold(kvstore_at(URL)),
     ):
         raise AssertionError
-    with hold(url_folder(URL)):
+    with hold(kvstore_at(URL)):
         pass
-    assert not url_folder(URL).keys()
+    assert not kvstore_at(URL).keys()
 
 
 def at_once(server: Server) -> list[Lock]:
-    """Two jobs that reach for a lock, both of which find it free; those that believe they got it."""
+    """Let two jobs find a lock free at the same time; returns those that believe they acquired it."""
     both, looks = Barrier(2, timeout=30), count()
 
     def wait(request: Request) -> None:
@@ -227,7 +228,7 @@ def at_once(server: Server) -> list[Lock]:
             both.wait()
 
     server.refuse = wait
-    locks = [Lock(url_folder(URL), 60.0, 60.0) for _ in range(2)]
+    locks = [Lock(kvstore_at(URL), 60.0, 60.0) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         reached = [pool.submit(lock.acquire) for lock in locks]
     outcomes = [one.exception() for one in reached]
@@ -242,7 +243,7 @@ def test_of_two_jobs_that_start_at_once_one_gets_the_store(server: Server) -> No
 
 def test_on_a_server_that_ignores_conditions_the_loser_finds_out_before_it_writes(server: Server) -> None:
     server.ignores_conditions = True
-    with hold(url_folder(URL)), pytest.raises(JobError, match="is in use by"), hold(url_folder(URL)):
+    with hold(kvstore_at(URL)), pytest.raises(JobError, match="is in use by"), hold(kvstore_at(URL)):
         raise AssertionError
     winner, loser = sorted(at_once(server), key=lambda lock: f'"{lock.id}"'.encode() not in stored_lock())
     winner.check()
@@ -251,17 +252,17 @@ def test_on_a_server_that_ignores_conditions_the_loser_finds_out_before_it_write
 
 
 def stored_lock() -> bytes:
-    return url_folder(URL).read_bytes(f"{backend.LOCK}/zarr.json") or b""
+    return kvstore_at(URL).read_bytes(f"{backend.LOCK}/zarr.json") or b""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_lock_is_taken_kept_and_given_back_whatever_the_network_does(server: Server, fault: Fault) -> None:
     server.spoil = lambda request: fault if request.key == LOCK_KEY and request.attempt == 0 else None
-    with hold(url_folder(URL), 60.0, 60.0) as lock:
+    with hold(kvstore_at(URL), 60.0, 60.0) as lock:
         lock.check()
         lock.check()
-    assert server.spoilt >= 4
-    assert not url_folder(URL).keys()
+    assert server.n_faults >= 4
+    assert not kvstore_at(URL).keys()
 
 
 def test_a_store_can_be_read_over_plain_http(server: Server) -> None:
@@ -281,9 +282,12 @@ def test_a_store_can_be_read_over_plain_http(server: Server) -> None:
     ("refusal", "message"),
     [
         (("403 Forbidden", "AccessDenied"), r"AccessDenied.*HTTP 403.*; give keys .* AWS_ACCESS_KEY_ID .*AWS_PROFILE"),
-        (("404 Not Found", "NoSuchBucket"), r"cannot list s3://bucket/.*; make the bucket first, or mend its name"),
+        (
+            ("404 Not Found", "NoSuchBucket"),
+            r"cannot list s3://bucket/.*; create the bucket first, or correct its name",
+        ),
         (("301 Moved", "PermanentRedirect"), r"HTTP 301.*; set AWS_REGION to the region of the bucket"),
-        (("500 Oh", "InternalError"), r"All 6 retry attempts failed.*HTTP 500.*; see that the server is up"),
+        (("500 Oh", "InternalError"), r"All 6 retry attempts failed.*HTTP 500.*; check that the server is up"),
     ],
 )
 def test_a_refusal_is_one_line_that_says_what_to_do(
@@ -301,7 +305,7 @@ def test_a_server_without_conditional_writes_is_named(server: Server) -> None:
     )
     with (
         pytest.raises(OutageError, match=r"HTTP 501.*; choose a server that has conditional writes"),
-        hold(url_folder(URL)),
+        hold(kvstore_at(URL)),
     ):
         raise AssertionError
 
@@ -313,7 +317,9 @@ def test_a_dead_server_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
         quick_retries(monkeypatch)
-        with pytest.raises(OutageError, match=r"Could not connect to server; see that the server is up .*AWS_ENDPOINT"):
+        with pytest.raises(
+            OutageError, match=r"Could not connect to server; check that the server is up .*AWS_ENDPOINT"
+        ):
             open_store(URL)
 
 
@@ -328,19 +334,19 @@ open_store({URL!r})
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own, as tensorstore reads its limits once."""
+    """In another process, since tensorstore reads its limits once."""
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         named = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
             "AWS_ACCESS_KEY_ID": "k",
             "AWS_SECRET_ACCESS_KEY": "s",
-            "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1",  # what is set already stays
+            "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1",  # an existing value is kept
         }
         command = [sys.executable, "-c", SILENT]
         done = subprocess.run(command, env={**os.environ, **named}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "OutageError: cannot read" in done.stderr
-    assert "Less than 1 bytes/sec transferred the last 1 seconds; see that the server is up" in done.stderr
+    assert "Less than 1 bytes/sec transferred the last 1 seconds; check that the server is up" in done.stderr
 
 
 @pytest.mark.parametrize(

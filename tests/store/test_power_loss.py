@@ -1,4 +1,4 @@
-"""A loss of power costs what was not committed, whatever is left of it; what is committed is on the disk."""
+"""A loss of power costs only what was not committed; committed files are on the disk."""
 
 import os
 import random
@@ -15,6 +15,7 @@ from small_store import contents
 from torture_job import torture
 
 from store.address import new_context
+from store.array_io import open_array
 
 ROOT = Path(__file__).parents[2]
 WRITES = f"""
@@ -35,7 +36,7 @@ def test_killed_jobs_whose_uncommitted_files_are_ruined_resume_to_the_same_bytes
 
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
 def test_shards_that_were_not_marked_are_replaced_whatever_is_left_of_them(tmp_path: Path, dtype: str) -> None:
-    """Part-filled ones too, which tensorstore reads before it writes them."""
+    """Also part-filled ones, which tensorstore reads before it writes them."""
     wanted, path = small_store.schema(dtype), tmp_path / "c.zarr"
     small_store.complete(path, wanted)
     whole = contents(path)
@@ -61,23 +62,23 @@ def test_before_the_root_group_everything_is_in_danger_but_the_lock(tmp_path: Pa
 
 def test_nothing_turns_tensorstores_syncing_off(tmp_path: Path) -> None:
     small_store.create(tmp_path, small_store.schema())
-    folder = small_store.url_folder(tmp_path)
-    array = folder.open_array("train/layer_00")
-    for kvstore in (folder._documents, array.kvstore):
+    opened = small_store.kvstore_at(tmp_path)
+    array = open_array(opened, "train/layer_00")
+    for kvstore in (opened._driver, array.kvstore):
         assert kvstore.spec(retain_context=True).to_json()["file_io_sync"] is True
     assert new_context()["file_io_sync"].to_json() is True
 
 
-# What the operating system is asked for: lines of `process call(...) = result`, those of others in between.
+# System calls as strace prints them: `process call(...) = result`, interleaved with those of other threads.
 _CALL = re.compile(r"(\d+) +(fsync|rename)\((.*?)(?: <unfinished \.\.\.>|\) += (-?\d+).*)$")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. (?:fsync|rename) resumed>.*\) += (-?\d+)")
 _PATH = re.compile(r'[<"](/[^>"]*)[>"]')
 
 
 def synced_renames(log: str) -> dict[str, tuple[int, int]]:
-    """File -> when it got its name, content synced before; and when its folder was synced: lines of strace's log."""
+    """File -> lines of strace's log where it was renamed, after a sync, and where its folder was synced."""
     begun: dict[str, str] = {}
-    ended: list[tuple[int, int, str]] = []  # first and last line of a call, and what it was
+    ended: list[tuple[int, int, str]] = []  # first and last line of a call, and the call
     started: dict[str, int] = {}
     for number, line in enumerate(log.splitlines()):
         if call := _CALL.match(line):
@@ -88,12 +89,12 @@ def synced_renames(log: str) -> dict[str, tuple[int, int]]:
         elif (resumed := _RESUMED.match(line)) and resumed[2] == "0":
             ended.append((started[resumed[1]], number, begun[resumed[1]]))
     found = {}
-    for first, last, what in ended:
-        if what.startswith("rename "):
-            temporary, file = what.split()[1:]
-            assert any(end < first and done == f"fsync {temporary}" for _, end, done in ended), f"{file}: not synced"
+    for first, last, rename in ended:
+        if rename.startswith("rename "):
+            temporary, file = rename.split()[1:]
+            assert any(end < first and call == f"fsync {temporary}" for _, end, call in ended), f"{file}: not synced"
             folder = f"fsync {Path(file).parent}"
-            found[file] = first, min(end for start, end, done in ended if start > last and done == folder)
+            found[file] = first, min(end for start, end, call in ended if start > last and call == folder)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Opening and reading a store, by us and by plain zarr and tensorstore."""
+"""Opening and reading a store, by `open_store` and by plain zarr and tensorstore."""
 
 import inspect
 import json
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def plain_values(stored: Any, group: Any, split: str, layer: int, dtype: Dtype) -> np.ndarray:
-    """Decoded as the attributes of the arrays tell any reader."""
+    """Decode as the attributes of the arrays say."""
     if dtype == "bfloat16":
         assert group[f"{split}/layer_{layer:02d}"].attrs["encoding"] == "bfloat16"
         return stored.view(ml_dtypes.bfloat16).astype(np.float32)
@@ -107,7 +107,7 @@ def test_rows_that_do_not_exist_are_refused(store: Store, rows: Any) -> None:
 @pytest.mark.parametrize("rows", [[0.5], ["0"], [[0]], np.zeros(5, bool)])
 def test_rows_of_another_kind_are_refused_where_types_go_unchecked(rows: Any) -> None:
     with pytest.raises(UserError, match="indices from 0 to 4 in 'train', got"):
-        inspect.unwrap(reader._indices)(rows, 5, "train")
+        inspect.unwrap(reader._check_indices)(rows, 5, "train")
 
 
 def test_an_unknown_split_or_layer_names_what_is_legal(store: Store) -> None:
@@ -211,7 +211,7 @@ def test_what_is_no_store_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"there is no store at .*/file/"):
         open_store(tmp_path / "file")
     zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(UserError, match=r"other\.zarr/ holds something that is no token store"):
+    with pytest.raises(UserError, match=r"other\.zarr/ is not a token store"):
         open_store(tmp_path / "other.zarr")
     with pytest.raises(UserError, match=r"unsupported URL scheme.*; legal are a folder, file://, s3://, gs://"):
         open_store("ftp://x/y")
@@ -220,7 +220,7 @@ def test_what_is_no_store_is_said_to_be_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["[]", "{}", '{"attributes": null}', '{"attributes": [1]}', "null"])
 def test_some_other_json_is_no_store(tmp_path: Path, content: str) -> None:
     (tmp_path / "zarr.json").write_text(content)
-    with pytest.raises(UserError, match="holds something that is no token store"):
+    with pytest.raises(UserError, match="is not a token store"):
         open_store(tmp_path)
 
 
@@ -237,8 +237,8 @@ def test_a_newer_format_is_refused(store: Store) -> None:
 
 
 def test_attributes_that_do_not_fit_name_the_field(store: Store) -> None:
-    folder = small_store.url_folder(store.url)
-    folder.write_group("", {**(folder.read_group("") or {}), "num_views": 2})
+    kvstore = small_store.kvstore_at(store.url)
+    kvstore.write_group("", {**(kvstore.read_group("") or {}), "num_views": 2})
     with pytest.raises(UserError, match=r"another version of sidecache \(num_views: Extra inputs .*extract to a new"):
         open_store(store.url)
 

@@ -1,4 +1,4 @@
-"""`verify` lists everything that is damaged, at once; what it lists as shards, unmarking and extracting again mends."""
+"""`verify` lists all damage at once; unmarking damaged shards and extracting them again repairs it."""
 
 import json
 import shutil
@@ -13,10 +13,12 @@ import torch
 from small_store import LAYERS, contents, expected
 
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from store.array_io import open_array, write_array, write_strings
 from store.arrays import require_store
 from store.errors import JobError
 from store.reader import open_store
-from store.verify import Damage, Report, damaged_shards, print_report, verify_store
+from store.verify import verify_store
+from store.verify_report import Damage, Report, damaged_shards, print_report
 from store.writer import StoreWriter
 from store.zarr_metadata import array_metadata, chunk_codecs
 
@@ -25,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A whole int8 store with a skipped sample; its two splits are of equal size."""
+    """A complete int8 store with a skipped sample; its two splits have equal sizes."""
     with mock.patch.dict(small_store.SIZES, test=5):
         small_store.complete(tmp_path / "cache.zarr", small_store.schema("int8"), skip=[1])
     return tmp_path / "cache.zarr"
@@ -100,7 +102,7 @@ def test_damaged_metadata_are_listed_and_everything_else_still_checked(path: Pat
     report = verify_store(path)
     assert len(report.faults) == 4
     assert places(report) == [("train", 2, 1)]
-    assert not report.complete  # without its marks, nobody knows what test holds
+    assert not report.complete  # without marks it is unknown what test holds
 
 
 def test_a_store_that_lost_its_root_is_a_fault_and_an_empty_place_is_none(path: Path, tmp_path: Path) -> None:
@@ -112,7 +114,9 @@ def test_a_store_that_lost_its_root_is_a_fault_and_an_empty_place_is_none(path: 
     ]
     (path / "zarr.json").unlink()
     shutil.rmtree(path / "train")
-    assert verify_store(path).faults == [f"{path}/zarr.json is missing: without it this is no store; extract it anew"]
+    assert verify_store(path).faults == [
+        f"{path}/zarr.json is missing: without it this is not a store; extract it again"
+    ]
     with pytest.raises(JobError, match="there is no store at"):
         verify_store(tmp_path / "nothing")
 
@@ -167,11 +171,11 @@ def test_an_incomplete_store_is_sound_and_what_lies_in_it_uncommitted_is_noted(t
     (path / "train/status/c/1").unlink()
     report = verify_store(path)
     assert (report.ok, report.complete) == (True, False)
-    assert report.notes == ["3 files lie in shard 1 of train, which is not committed"]
+    assert report.notes == ["3 files are in shard 1 of train, which is not committed"]
 
 
 def write_marks(path: Path, values: list[int]) -> None:
-    marks = small_store.url_folder(path).open_array("train/status")
+    marks = open_array(small_store.kvstore_at(path), "train/status")
     marks[2:4].write(np.array(values, np.uint8)).result()
 
 
@@ -179,18 +183,25 @@ def write_marks(path: Path, values: list[int]) -> None:
 def test_marks_that_no_commit_writes_are_damage(path: Path, marks: list[int], named: str) -> None:
     write_marks(path, marks)
     (damage,) = verify_store(path).damaged
-    assert damage == Damage("train", None, 1, (2, 4), "train/status/c/1", f"its marks are [{named}]; legal: 1 and 2")
+    assert damage == Damage(
+        split="train",
+        layer=None,
+        shard=1,
+        rows=(2, 4),
+        file="train/status/c/1",
+        reason=f"its marks are [{named}]; legal: 1 and 2",
+    )
 
 
 def test_labels_and_ids_that_make_no_sense_are_faults(path: Path) -> None:
-    folder = small_store.url_folder(path)
-    folder.write_array("train/label", np.array([0, 1, 2, 3, -1]), ["sample"])
-    folder.write_array("test/label", np.zeros(4, np.int64), ["sample"])
-    folder.write_array("rms/layer_02", np.zeros(4, np.float32), ["channel"])
-    folder.write_array("train/sample_digest", np.zeros((5, 16), np.int16), ["sample", "byte"])
-    folder.write_strings("train/sample_id", ["a", "b", "a", "b", "c"], "sample")
-    folder.write_strings("test/sample_id", ["a"], "sample")
-    folder.write_group("tail", {"extract_seconds": 1.0})
+    kvstore = small_store.kvstore_at(path)
+    write_array(kvstore, "train/label", np.array([0, 1, 2, 3, -1]), ["sample"])
+    write_array(kvstore, "test/label", np.zeros(4, np.int64), ["sample"])
+    write_array(kvstore, "rms/layer_02", np.zeros(4, np.float32), ["channel"])
+    write_array(kvstore, "train/sample_digest", np.zeros((5, 16), np.int16), ["sample", "byte"])
+    write_strings(kvstore, "train/sample_id", ["a", "b", "a", "b", "c"], "sample")
+    write_strings(kvstore, "test/sample_id", ["a"], "sample")
+    kvstore.write_group("tail", {"extract_seconds": 1.0})
     faults = [fault.removeprefix(f"{path}/") for fault in verify_store(path).faults]
     assert faults == [
         "tail/zarr.json is another group's",
@@ -204,9 +215,9 @@ def test_labels_and_ids_that_make_no_sense_are_faults(path: Path) -> None:
 
 
 def test_metadata_of_another_shape_are_refused_before_anything_is_allocated(path: Path) -> None:
-    folder = small_store.url_folder(path)
+    kvstore = small_store.kvstore_at(path)
     for name, shape in (("train/layer_00", [2**40, 5, 4]), ("train/status", [2**50]), ("train/shard_digest", [9, 2])):
-        folder.write_node(name, array_metadata(shape, shape, "uint8", ["a"] * len(shape), chunk_codecs(None)))
+        kvstore.write_node(name, array_metadata(shape, shape, "uint8", ["a"] * len(shape), chunk_codecs(None)))
     refused = r"status/zarr\.json is not that of this array: its shape is \[1125899906842624\], should be \[5\]; delete"
     with pytest.raises(JobError, match=refused):
         open_store(path)
@@ -219,9 +230,9 @@ def test_strays_are_noted(path: Path) -> None:
     report = verify_store(path)
     assert report.ok
     assert report.notes == [
-        "notes[1].txt is no part of the store",
-        "train/label/d is no part of the store",
-        "train/layer_00/c/0/0/0.__lock is left from a write that was killed, or under way; it does no harm",
+        "notes[1].txt is not part of the store",
+        "train/label/d is not part of the store",
+        "train/layer_00/c/0/0/0.__lock is a temporary file of a write that was killed or is in progress; harmless",
     ]
 
 
@@ -237,7 +248,7 @@ def test_the_printed_report_has_a_line_for_every_finding(path: Path, capsys: pyt
     assert lines[0].startswith("damaged: shard 1 of train (rows 2 to 3), layer 2: train/layer_02/c/1/0/0: DATA_LOSS")
     assert lines[1].startswith("damaged: shard 2 of test (rows 4 to 4), all layers: test/status/c/2: ")
     assert lines[2].startswith(f"fault: {path}/test/label/c/0 is damaged")
-    assert lines[3] == "note: [red] is no part of the store"
+    assert lines[3] == "note: [red] is not part of the store"
     assert lines[4].startswith(f"{path}/: 2 damaged files, 1 faults; complete; ")
 
 
@@ -268,8 +279,8 @@ def test_unmarking_damaged_shards_and_extracting_them_again_restores_every_byte(
     whole = contents(path)
     lose(path)
     (wanted,) = damaged_shards(verify_store(path)).values()
-    folder = small_store.url_folder(path)
-    writer = StoreWriter(folder, require_store(folder))
+    kvstore = small_store.kvstore_at(path)
+    writer = StoreWriter(kvstore, require_store(kvstore))
     writer.unmark("train", wanted)
     assert writer.missing_shards("train") == wanted
     report = verify_store(path)
@@ -283,9 +294,9 @@ def test_a_crash_while_unmarking_leaves_a_shard_missing_or_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(path / "train/layer_02/c/1/0/0", 3)
-    folder = small_store.url_folder(path)
-    writer = StoreWriter(folder, require_store(folder))
-    monkeypatch.setattr(type(folder), "remove", mock.Mock(side_effect=KeyboardInterrupt))
+    kvstore = small_store.kvstore_at(path)
+    writer = StoreWriter(kvstore, require_store(kvstore))
+    monkeypatch.setattr(type(kvstore), "remove", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         writer.unmark("train", [1])
     assert open_store(path).missing_shards("train") == [1]

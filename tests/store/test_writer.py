@@ -1,4 +1,4 @@
-"""The protocol of writing: a crash or a full disk between any two steps leaves nothing lost or half-written."""
+"""The commit protocol: a crash or a full disk between any two writes loses nothing and leaves nothing half-written."""
 
 import contextlib
 import shutil
@@ -14,30 +14,31 @@ import small_store
 from small_store import contents
 
 from store import kvstore as backend
-from store.arrays import STORED
+from store.arrays import STORED, read_log
+from store.compare import require_same
 from store.dtypes import Encoded
 from store.errors import JobError, UserError
 from store.reader import open_store
-from store.schema import Provenance, require_same
+from store.schema import Provenance
 
 
 class Crash(BaseException):
-    """The process ends here."""
+    """A simulated crash of the process."""
 
 
 class CrashAt:
-    """Stands in for `store.kvstore._checked`, through which all writes go; crashes instead of the k-th."""
+    """Replaces `store.kvstore._run`, through which all writes go; crashes instead of the k-th write."""
 
     def __init__(self, k: int) -> None:
         self.k, self.writes = k, 0
-        self._checked = backend._checked
+        self._run = backend._run
 
     def __call__(self, call: Callable[[], Any], doing: str) -> Any:
         if doing.startswith(("write", "commit")):
             self.writes += 1
             if self.writes == self.k:
                 raise Crash
-        return self._checked(call, doing)
+        return self._run(call, doing)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def memory_path() -> Iterator[Path]:
-    """A folder in memory where there is one: syncing hundreds of stores to a disk takes half a minute."""
+    """A path in memory if there is /dev/shm: syncing hundreds of stores to a disk takes half a minute."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
         yield Path(folder) / "cache.zarr"
@@ -62,7 +63,7 @@ def test_a_crash_before_any_write_leaves_no_store_or_one_that_resumes(
     for k in range(1, 1000):
         crash = CrashAt(k)
         with monkeypatch.context() as patch:
-            patch.setattr(backend, "_checked", crash)
+            patch.setattr(backend, "_run", crash)
             with contextlib.suppress(Crash):
                 small_store.complete(path, wanted, skip=[3])
         if crash.writes < k:
@@ -76,7 +77,7 @@ def test_a_crash_before_any_write_leaves_no_store_or_one_that_resumes(
 
 
 def assert_nothing_half_written(path: Path) -> None:
-    """Either no store, or one in which every committed row reads as it should."""
+    """Assert that there is no store, or that every committed row reads correctly."""
     try:
         store = open_store(path)
     except JobError as error:
@@ -96,7 +97,7 @@ def assert_nothing_half_written(path: Path) -> None:
 def test_marks_of_a_store_that_is_gone_vouch_for_nothing(tmp_path: Path) -> None:
     small_store.complete(tmp_path, small_store.schema())
     (tmp_path / "zarr.json").unlink()
-    with pytest.raises(JobError, match=r"train holds shards of a store that is gone; delete that folder, or choose"):
+    with pytest.raises(JobError, match=r"train has shards of a store that is gone; delete that folder, or choose"):
         small_store.complete(tmp_path, small_store.schema())
 
 
@@ -144,12 +145,15 @@ def test_the_log_adds_up(tmp_path: Path) -> None:
     writer = small_store.create(tmp_path, small_store.schema())
     writer.add_to_log({"extract_seconds": 1.5}, {"a": "broken"})
     writer.add_to_log({"extract_seconds": 2.0}, {"b": "gone"})
-    assert writer.read_log() == {"extract_seconds": 3.5, "skipped": {"a": "broken", "b": "gone"}}
+    assert read_log(small_store.kvstore_at(tmp_path)) == {
+        "extract_seconds": 3.5,
+        "skipped": {"a": "broken", "b": "gone"},
+    }
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A file system of its own; call it with mount options to make or change it."""
+    """A small file system; call it with mount options to mount or change it."""
     place = tmp_path / "disk"
     place.mkdir()
 

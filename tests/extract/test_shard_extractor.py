@@ -1,4 +1,4 @@
-"""Shards while several batches are under way, as on a GPU."""
+"""Shards do not depend on how many batches are pending, as on a GPU."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +10,15 @@ import sidecache as sc
 from adapt.config.pipeline import Config
 from extract.backbones.backbone import load_backbone
 from extract.config import ExtractConfig
-from extract.forward.frozen_forward import FrozenForward
-from extract.job.shard import ExtractedShard, ShardExtractor
+from extract.job.extraction_job import ExtractionJob
+from extract.job.shard_extractor import ExtractedShard, ShardExtractor
 from extract.sources.open_source import open_source
 from store.arrays import SKIPPED
 
 
 @pytest.fixture
 def extract_shards(tiny_config: Callable[..., Config], image_folder: Path) -> Callable[[int], list[ExtractedShard]]:
-    """All five shards of a training split, of which the third and one more sample cannot be decoded."""
+    """Extracts all five shards of a training split; the third shard and one other sample cannot be decoded."""
     names = sorted((image_folder / "train").rglob("*.png"))
     for path in (names[0], *names[10:15]):
         path.write_bytes(b"no image")
@@ -27,8 +27,14 @@ def extract_shards(tiny_config: Callable[..., Config], image_folder: Path) -> Ca
     schema, source = sc.open_store(config.store.path).schema, open_source(config.data)
 
     def extract(ahead: int) -> list[ExtractedShard]:
-        forward = FrozenForward(load_backbone(config.backbone), schema.layers, "all", ExtractConfig(batch_size=2))
-        extractor = ShardExtractor(source.splits, forward, schema, {}, skip=True)
+        job = ExtractionJob(
+            source=source,
+            backbone=load_backbone(config.backbone),
+            data=config.data,
+            store=config.store,
+            extract=ExtractConfig(batch_size=2),
+        )
+        extractor = ShardExtractor(job, schema, {})
         extractor._ahead = ahead
         return list(extractor.extract("train", range(5)))
 

@@ -1,4 +1,4 @@
-"""What is known of a job before anything of it runs: samples, shapes, what is stored already, and the room for more."""
+"""Collects the facts of a job that are known before it runs: samples, shapes, stored shards, free disk space."""
 
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,8 @@ from adapt.job.feature_set import needed_layers
 from adapt.job.intrinsic_dimension import entry_of
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
-from extract.backbones.shape import backbone_shape
-from extract.job.wanted_schema import schema_for
+from extract.backbones.backbone_shape import backbone_shape
+from extract.job.store_schema import DatasetInfo, schema_for
 from extract.sources.open_source import ImageSource, open_source
 from store.address import free_disk_bytes, store_url
 from store.arrays import open_schema
@@ -24,11 +24,11 @@ from store.layout import resolve_layers
 from store.reader import Store, open_store
 from store.schema import Schema
 
-_CLASSES = 100  # of samples that are not here
+_DEFAULT_CLASSES = 100  # if the samples are missing
 
 
-class Survey:
-    """The facts of a configuration. What is missing, or stands in the way of the job, is a line of `notes`."""
+class JobFacts:
+    """The facts of a configuration. `notes` lists what is missing, and what would stop the job."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.notes = config, list[str]()
@@ -39,14 +39,14 @@ class Survey:
 
     @cached_property
     def rows(self) -> dict[str, int] | None:
-        """Rows of the store by split: samples, or views of samples. None where neither source nor store tells."""
+        """Rows of the store (samples, or views of samples) by split; None if neither samples nor a store exist."""
         if self.source:
             return {name: len(split) for name, split in self.source.splits.items()}
         return {name: info.num_samples for name, info in self.store.schema.splits.items()} if self.store else None
 
     @cached_property
     def rows_to_extract(self) -> int | None:
-        """Rows of the shards that are not committed, or that new samples fill up or begin."""
+        """Rows of the shards that are not committed, and of those that new samples complete or begin."""
         if self.store is None or self.rows is None:
             return None if self.rows is None else sum(self.rows.values())
         return sum(self._rows_to_extract(self.store, split, rows) for split, rows in self.rows.items())
@@ -54,57 +54,54 @@ class Survey:
     @staticmethod
     def _rows_to_extract(store: Store, split: str, rows: int) -> int:
         shards, missing = store.schema.shards(split), store.missing_shards(split)
-        kept = shards.num_samples
-        if rows > kept:
-            kept -= kept % shards.shard_samples
-        return max(0, rows - kept) + sum(
-            len(shards.rows(shard)) for shard in missing if shards.rows(shard).start < kept
-        )
+        final = shards.num_samples  # rows of shards that stay as they are
+        if rows > final:
+            final -= final % shards.shard_samples  # the last shard is written again, with the new samples
+        not_committed = sum(len(shards.rows(shard)) for shard in missing if shards.rows(shard).start < final)
+        return max(0, rows - final) + not_committed
 
     @cached_property
     def free_bytes(self) -> int | None:
-        """Room on the disk of the store; None where the store is not local."""
+        """Free bytes on the disk of the store; None if the store is not local."""
         return free_disk_bytes(store_url(self.config.store.path))
 
     @cached_property
     def stepwise(self) -> MethodConfig:
-        """The method whose steps stand for those on features: LoSA, or the first such method of the job."""
+        """The method whose training steps on features are timed: LoSA, else the first such method of the job."""
         names = [method.name for method in self.config.parsed_methods()]
-        cached = [n for n in names if not find_method(n).trains_backbone and not find_method(n).solved]
-        return entry_of(self.config, cached[0] if cached and "losa" not in cached else "losa")
+        stepwise = [n for n in names if not find_method(n).trains_backbone and not find_method(n).solved]
+        return entry_of(self.config, stepwise[0] if stepwise and "losa" not in stepwise else "losa")
 
     @cached_property
     def end_to_end(self) -> MethodConfig | None:
-        """The first method of the job that trains through the backbone, and does not wait for a measurement first."""
-        found = (m for m in self.config.parsed_methods() if find_method(m.name).trains_backbone)
-        return next((m for m in found if not m.trials[0].options.needs_measurement), None)
+        """The first method of the job that trains through the backbone, except those with `targets: auto`."""
+        methods = (m for m in self.config.parsed_methods() if find_method(m.name).trains_backbone)
+        return next((m for m in methods if not m.trials[0].options.needs_measurement), None)
 
     @cached_property
-    def needed(self) -> tuple[int, ...]:
-        """Layers that the methods of the job read."""
+    def layers_read(self) -> tuple[int, ...]:
+        """The layers that the methods of the job read."""
         return needed_layers(self.config, self.spec, len(self.schema.classes))
 
     def schema_of(self, store: StoreConfig) -> Schema:
-        """What such a store would say of itself, but for the digests."""
+        """The schema of such a store, without digests."""
         source, clips = self.source, self.config.data.clips
         unknown = {"weights_digest": "", "preprocessing_digest": "", "precision": "", "samples": {}}
-        return schema_for(
-            self.shape,
-            store,
-            source.name if source else "",
-            source.classes if source else tuple(map(str, range(_CLASSES))),
-            bool(source and source.multi_label),
-            self.rows or {},
-            clips.views if clips else 1,
-            unknown,
+        dataset = DatasetInfo(
+            name=source.name if source else "",
+            classes=source.classes if source else tuple(map(str, range(_DEFAULT_CLASSES))),
+            multi_label=bool(source and source.multi_label),
+            views=clips.views if clips else 1,
+            rows=self.rows or {},
         )
+        return schema_for(self.shape, store, dataset, unknown)
 
     def spec_of(self, store: StoreConfig) -> FeatureSpec:
         """The features of such a store."""
         return spec_of_backbone(self.shape, resolve_layers(store.layers, self.shape.depth), store.tokens)
 
-    def works(self, store: StoreConfig) -> bool:
-        """Whether the methods of the job can train from such a store."""
+    def can_train_from(self, store: StoreConfig) -> bool:
+        """Whether all methods of the job can train from such a store."""
         spec = self.spec_of(store)
         try:
             for method in self.config.parsed_methods():
@@ -112,7 +109,7 @@ class Survey:
                     with torch.device("meta"):
                         build_model(method.name, spec, len(self.schema.classes), method.trials[0].options)
                 elif store.tokens != "all":
-                    return False  # the read-out of such a method is standardized by all tokens
+                    return False  # the read-out of an end-to-end method is standardized by all tokens
         except UserError:
             return False
         return True
@@ -122,15 +119,15 @@ class Survey:
             return open_source(self.config.data)
         except (UserError, JobError) as error:
             self.notes.append(
-                f"the samples cannot be listed, so neither their number nor the time to decode them counts: {error}"
+                f"the samples cannot be listed, so their number and the time to decode them are unknown: {error}"
             )
             return None
 
     def _open_store(self) -> Store | None:
-        """What is there already; None where there is nothing, or nothing that this job can go on with."""
-        folder = KeyValueStore(store_url(self.config.store.path))
+        """The store that the job would continue; None if there is none, or it was made from something else."""
+        kvstore = KeyValueStore(store_url(self.config.store.path))
         try:
-            if open_schema(folder) is None:
+            if open_schema(kvstore) is None:
                 return None
             store = open_store(self.config.store.path)
             require_match(store, self.config)
@@ -141,6 +138,6 @@ class Survey:
 
     def _note_weights(self) -> None:
         weights = self.config.backbone.weights
-        here = weights in ("pretrained", "random") or weights.startswith("hf-hub:") or Path(weights).exists()
-        if not here:
-            self.notes.append(f"backbone.weights {weights!r} is not there: the job will not start without it")
+        is_name = weights in ("pretrained", "random") or weights.startswith("hf-hub:")
+        if not is_name and not Path(weights).exists():
+            self.notes.append(f"backbone.weights {weights!r} does not exist: the job cannot start without it")

@@ -1,0 +1,60 @@
+"""Prints and draws a measurement of the intrinsic dimension: a table on the terminal, and the paper's figure as SVG."""
+
+import io
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from adapt.job.intrinsic_dimension import SHARE, Curve, Measurement
+from adapt.methods.in_backbone.target_modules import Sublayer
+from store.console.terminal import Terminal
+
+_COLORS: dict[Sublayer, str] = {"attention": "#1f5fbf", "mlp": "#c2571a"}
+_GRAY = "#777777"
+
+
+def print_measurement(measurement: Measurement) -> None:
+    """Print the scores as a table, and every d_t, on standard output."""
+    console = Terminal()
+    table = Table(box=box.SIMPLE)
+    for heading in ("d", *(curve.module for curve in measurement.curves)):
+        table.add_column(heading, justify="right")
+    for dim, *points in zip(measurement.dims, *(curve.points for curve in measurement.curves), strict=True):
+        table.add_row(f"{dim:,}", *(f"{point.score:.2f}" for point in points))
+    console.print(f"validation score in percent, block {measurement.block}", table)
+    console.print(f"full fine-tuning: {measurement.full_score:.2f}, {SHARE:.0%} of it: {measurement.goal:.2f}")
+    for curve in measurement.curves:
+        console.print(measurement.describe(curve))
+
+
+def draw(measurement: Measurement) -> str:
+    """Draw score over d as SVG; a ring marks d_t, a dashed line the goal. Equal measurements give equal bytes."""
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "intrinsic", "font.size": 9}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        for curve in measurement.curves:
+            _draw_curve(axes, measurement, curve)
+        axes.axhline(measurement.goal, color=_GRAY, linestyle="--", label=f"{SHARE:.0%} of full fine-tuning")
+        axes.set_xscale("log")
+        axes.set_xticks(measurement.dims, [f"{dim:,}" for dim in measurement.dims])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel(f"d, dimensions of the subspace of one module of block {measurement.block} (log)")
+        axes.set_ylabel("validation score (%)")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _draw_curve(axes: Axes, measurement: Measurement, curve: Curve) -> None:
+    dims, scores = [point.dim for point in curve.points], [point.score for point in curve.points]
+    color, reached = _COLORS[curve.module], curve.reach(measurement.goal)
+    axes.plot(dims, scores, marker="o", color=color, label=measurement.describe(curve))
+    if reached:
+        axes.plot([reached.dim], [reached.score], "o", color=color, markersize=13, markerfacecolor="none")

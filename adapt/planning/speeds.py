@@ -1,0 +1,247 @@
+"""Measures what a sample costs on this machine, in a few seconds of work on random values of the job's shapes.
+
+No weights are loaded and nothing of the job is computed. The forward pass is timed on one block of the backbone, and
+the time of the others follows from their operations. A training step is timed with the training loop itself, on a small
+temporary store.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from adapt.config.pipeline import Config, MethodConfig
+from adapt.features.cached import ResidentFeatures, StreamedFeatures
+from adapt.features.feature_source import Features
+from adapt.job.training_job import settings_of
+from adapt.methods.feature_spec import FeatureSpec
+from adapt.methods.registry import build_model
+from adapt.planning.job_facts import JobFacts
+from adapt.training.candidate import Candidate
+from adapt.training.loop import TrainingTask, fit
+from adapt.training.objective import make_objective
+from extract.backbones.backbone import ModelBackbone
+from extract.config import ExtractConfig
+from extract.forward.device import resolve_device, synchronize
+from extract.forward.encoding import Encoding
+from extract.forward.frozen_forward import FrozenForward, preprocess
+from extract.images.decode import DecodeError
+from extract.sources.open_source import ImageSplit
+from store.address import local_path, store_url
+from store.arrays import STORED
+from store.kvstore import KeyValueStore
+from store.listing import Listing
+from store.reader import open_store
+from store.schema import Schema, SplitInfo
+from store.writer import StoreWriter, create_store
+
+_SECONDS = 0.5  # of one measurement; a call that takes longer is measured once
+_STORE_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of the temporary store
+_MOST_BATCHES = 8  # in the temporary store
+_DECODED_SAMPLES = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """Seconds a sample.
+
+    Args:
+        decode: reading and preprocessing, on one core; None if there are no samples.
+        forward: the frozen backbone, up to the last layer of the features.
+        encode: from the device to the stored format, all layers.
+        write: to the disk of the store, all layers; None for a store that is not local.
+        steps: a training step by feature source: `resident`, and `streamed` from a local store.
+        end_to_end: a training step through the backbone, without decoding; None if no method takes one.
+    """
+
+    decode: float | None
+    forward: float
+    encode: float
+    write: float | None
+    steps: dict[str, float]
+    end_to_end: float | None
+
+
+def measure_speeds(job: JobFacts) -> Speeds:
+    """Measure what a sample of a job costs."""
+    last_layer = job.schema.layers[-1]
+    with torch.random.fork_rng(devices=[]):
+        forward = forward_seconds(job.shape, last_layer, job.config.extract)
+        encode, write, steps = _store_seconds(job)
+    end_to_end = None
+    if job.end_to_end:
+        end_to_end = forward * _training_flops(job, job.end_to_end) / _forward_flops(job.shape, last_layer)
+    return Speeds(
+        decode=decode_seconds(job.source.splits["train"], job.shape) if job.source else None,
+        forward=forward,
+        encode=encode,
+        write=write,
+        steps=steps,
+        end_to_end=end_to_end,
+    )
+
+
+def decode_seconds(images: ImageSplit, shape: ModelBackbone) -> float | None:
+    """Seconds that one core takes to read and preprocess a sample: the mean of a few, spread over the split."""
+    laps: list[float] = []
+    for row in np.unique(np.linspace(0, len(images) - 1, _DECODED_SAMPLES, dtype=np.int64)):
+        started = time.perf_counter()
+        try:
+            preprocess(shape.transform, images[int(row)], images.ids[row])
+        except DecodeError:
+            continue
+        laps.append(time.perf_counter() - started)
+        if sum(laps) > 2 * _SECONDS:
+            break
+    return mean(laps[1:] or laps) if laps else None  # the first is a warm-up
+
+
+def forward_seconds(shape: ModelBackbone, layer: int, config: ExtractConfig) -> float:
+    """Seconds a sample through blocks 0 to `layer`, at the rate (operations a second) of the first block."""
+    block = shape.trainable_copy(1)
+    ratio = _forward_flops(shape, layer) / _forward_flops(block, 0)
+    _fill(block.module)
+    forward = FrozenForward(block, [0], "all", config)
+
+    def seconds(n: int) -> float:
+        images = torch.randn(n, *shape.image_size, device=forward.device)
+        return _lap(lambda: forward(images), forward.device) / n
+
+    one = seconds(1)
+    n = max(1, int(_SECONDS / one))
+    n = min(n, forward.batch_size(n))
+    return ratio * (seconds(n) if n > 1 else one)
+
+
+def _fill(module: nn.Module) -> None:
+    """Move a module from the meta device to the CPU, with random weights."""
+    module.to_empty(device="cpu")
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    for buffer in module.buffers():  # some hold indices, and zero is always a legal one
+        buffer.zero_()
+
+
+def _forward_flops(backbone: ModelBackbone, layer: int) -> int:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone.tokens(torch.zeros(1, *backbone.image_size), [layer])
+    return int(counter.get_total_flops())
+
+
+def _training_flops(job: JobFacts, method: MethodConfig) -> int:
+    options, num_classes = method.trials[0].options, len(job.schema.classes)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = build_model(method.name, job.spec, num_classes, options, backbone=job.shape)
+        model(torch.zeros(1, *job.shape.image_size)).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def _store_seconds(job: JobFacts) -> tuple[float, float | None, dict[str, float]]:
+    """Seconds a sample to encode, to write, and of a training step by feature source.
+
+    All are proportional to the number of layers, of which the temporary store may hold only some.
+    """
+    config, device = job.config, resolve_device(job.config.train.device)
+    read = _layers_of(job.stepwise, job.spec)
+    n_bytes = _STORE_BYTES.get(device.type, _STORE_BYTES["cpu"])
+    small = _small_schema(job.schema, read, job.stepwise.batch_size, n_bytes)
+    path = local_path(store_url(config.store.path))
+    with tempfile.TemporaryDirectory(prefix=".sidecache-plan-", dir=_writable_folder(path)) as folder:
+        encode, write = _fill_store(folder, small, resolve_device(config.extract.device))
+        streamed = StreamedFeatures(open_store(folder), device)
+        sources: list[Features] = [ResidentFeatures(streamed, small.layers)]
+        if path is not None:
+            sources.append(streamed)
+        ratio = len(read) / len(small.layers)
+        steps = {source.kind: ratio * _step_seconds(source, job.stepwise, config) for source in sources}
+    ratio = len(job.schema.layers) / len(small.layers)
+    return ratio * encode, None if path is None else ratio * write, steps
+
+
+def _layers_of(method: MethodConfig, spec: FeatureSpec) -> tuple[int, ...]:
+    with torch.device("meta"):
+        layers: tuple[int, ...] = build_model(method.name, spec, 2, method.trials[0].options).layers  # type: ignore[assignment]
+    return layers
+
+
+def _small_schema(schema: Schema, layers: tuple[int, ...], batch_size: int, n_bytes: int) -> Schema:
+    """A store of one shard with a few samples; if one sample is too large, of the last few layers only."""
+    layer_bytes = schema.bytes_per_sample // len(schema.layers)
+    few_layers = layers[-max(1, n_bytes // layer_bytes) :]
+    samples = max(1, min(_MOST_BATCHES * batch_size, n_bytes // (layer_bytes * len(few_layers))))
+    changes = {
+        "layers": few_layers,
+        "splits": {"train": SplitInfo(num_samples=samples)},
+        "shard_samples": samples,
+        "views": 1,
+        "tail_tensors": (),
+        # without preprocessing the store is read as one with a plain norm as its tail
+        "provenance": schema.provenance.model_copy(update={"preprocessing": ""}),
+    }
+    return schema.model_copy(update=changes)
+
+
+def _writable_folder(path: Path | None) -> Path | None:
+    """A folder on the disk of the store; None, for the system's temporary folder, if it is not writable."""
+    existing = next((parent for parent in path.parents if parent.is_dir()), None) if path else None
+    return existing if existing and os.access(existing, os.W_OK) else None
+
+
+def _fill_store(folder: str, schema: Schema, device: torch.device) -> tuple[float, float]:
+    """Write random samples; return the seconds a sample to encode and to write."""
+    # random tokens, and a store for them
+    rows = schema.splits["train"].num_samples
+    size = (rows, schema.token_layout.num_tokens, schema.dim)
+    tokens = {layer: torch.randn(size, device=device) for layer in schema.layers}
+    rms = {layer: np.ones(schema.dim, np.float32) for layer in schema.layers} if schema.dtype == "int8" else {}
+    ids = tuple(map(str, range(rows)))
+    labels = np.zeros((rows, len(schema.classes)), np.uint8) if schema.multi_label else np.zeros(rows, np.int64)
+    kvstore = KeyValueStore(store_url(folder))
+    listings = {"train": Listing(ids, labels, np.zeros((rows, 16), np.uint8))}
+    create_store(kvstore, schema, listings, rms=rms, tail={})
+    # encode twice, since the first time takes longer, then write
+    rms_on_device = {layer: torch.from_numpy(values).to(device) for layer, values in rms.items()}
+    Encoding(tokens, ids, schema.dtype, rms_on_device).result()
+    started = time.perf_counter()
+    encoded = Encoding(tokens, ids, schema.dtype, rms_on_device).result()
+    encoded_at = time.perf_counter()
+    StoreWriter(kvstore, schema).commit("train", 0, encoded, np.full(rows, STORED, np.uint8))
+    return (encoded_at - started) / rows, (time.perf_counter() - encoded_at) / rows
+
+
+def _step_seconds(features: Features, method: MethodConfig, config: Config) -> float:
+    """Seconds a sample of one epoch of the training loop, on all layers of the features."""
+    trial, labels, options = method.trials[0], features.labels("train"), method.trials[0].options
+    if "layers" in type(options).model_fields:
+        options = options.model_copy(update={"layers": "all"})
+    model = build_model(method.name, features.spec, features.num_classes, options)
+    candidate = Candidate(model, trial.lr or config.train.lr, trial.weight_decay)
+    objective = make_objective(labels, features.num_classes, features.multi_label, balance_classes=False)
+    settings, rows = replace(settings_of(config, method, 0), epochs=1), np.arange(len(labels))
+    task = TrainingTask(features=features, rows=rows, val_rows=rows[:1], objective=objective)
+    return _lap(lambda: fit([candidate], task, settings), features.device) / len(rows)
+
+
+def _lap(work: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of a few calls after a warm-up; a first call that is long is enough on a CPU."""
+    laps = [_seconds(work, device)]
+    if laps[0] > _SECONDS and device.type == "cpu":
+        return laps[0]
+    while sum(laps[1:]) < _SECONDS:
+        laps.append(_seconds(work, device))
+    return median(laps[1:])
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,86 @@
+"""Builds the columns of the result tables, and prints the tables in the terminal."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from adapt.report.comparison import UNKNOWN, Comparison, comparisons_of, headline, percent
+from adapt.report.seed_averages import Stat, Summary
+from adapt.run_dir.results import COLUMNS
+from store.console.visible import visible
+
+
+@dataclass(frozen=True)
+class TableColumn:
+    """One column of the tables; only `brief` ones are shown in the terminal.
+
+    The header has line breaks, so that the numbers fit into 80 columns.
+    """
+
+    header: str
+    cell: Callable[[Summary], str]
+    brief: bool
+
+
+def table_columns(comparison: Comparison) -> list[TableColumn]:
+    """The columns that have a value: the metric, the brief ones, the other metrics, the rest by header, the seeds."""
+    declared = {field: _table_column(field) for field, column in COLUMNS.items() if column.name}
+    metric = declared.pop(comparison.metric)
+    metrics = [column for field, column in declared.items() if COLUMNS[field].average == "mean_std"]
+    costs = [column for field, column in declared.items() if COLUMNS[field].average != "mean_std"]
+    columns = [
+        TableColumn(metric.header, metric.cell, brief=True),
+        TableColumn("error\n%", lambda summary: _error(comparison.stat(summary)), brief=True),
+        *(column for column in costs if column.brief),
+        *metrics,
+        *sorted((column for column in costs if not column.brief), key=lambda column: column.header.lower()),
+        TableColumn("seeds", lambda summary: str(len(summary.seeds)), brief=False),
+    ]
+    return [column for column in columns if any(column.cell(s) != UNKNOWN for s in comparison.summaries)]
+
+
+def _table_column(field: str) -> TableColumn:
+    column = COLUMNS[field]
+    header = "\n".join(part for part in (column.name, column.unit) if part)
+    if column.average == "mean_std":
+        return TableColumn(header, lambda summary: percent(summary.metrics[field]), column.brief)
+    scale = 2**20 if column.unit == "MiB" else 1
+    return TableColumn(header, lambda summary: _number(summary.costs[field], scale), column.brief)
+
+
+def _error(stat: Stat | None) -> str:
+    return UNKNOWN if stat is None else f"{100 - stat.mean:.2f}"
+
+
+def _number(value: int | float | None, scale: int) -> str:
+    """Three significant digits, or all digits before the point."""
+    if value is None:
+        return UNKNOWN
+    value /= scale
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def print_table(summaries: Sequence[Summary], console: Console) -> None:
+    """Print a table and a headline for each comparison."""
+    if not summaries:
+        console.print("no results yet")
+    for comparison in comparisons_of(summaries):
+        columns = [column for column in table_columns(comparison) if column.brief]
+        table = Table(title=_text(comparison.title), box=box.SIMPLE, padding=0)
+        table.add_column("method", overflow="fold")
+        for column in columns:
+            table.add_column(column.header, justify="right", no_wrap=True)
+        for summary in comparison.summaries:
+            style = "bold" if summary == comparison.best else ""
+            table.add_row(_text(summary.label), *(Text(c.cell(summary)) for c in columns), style=style)
+        console.print(table)
+        console.print(_text(headline(comparison)))
+
+
+def _text(untrusted: str) -> Text:
+    """A `Text`, in which [brackets] are not markup."""
+    return Text(visible(untrusted))

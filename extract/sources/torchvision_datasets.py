@@ -1,0 +1,218 @@
+"""Lists the classification data sets of torchvision by class name; nothing is downloaded here.
+
+torchvision has no common interface for splits, so the parameters of the class's constructor are inspected.
+"""
+
+import difflib
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torchvision import datasets
+
+from extract.config import DataConfig
+from extract.images.decode import DecodeError, decode_rgb, to_rgb, undecodable
+from extract.sources.data_root import root_folder
+from extract.sources.samples import Sample, SourceSamples, content_digest
+from extract.sources.splits import TEST_NAMES, TRAIN, choose_test
+from extract.sources.torchvision_targets import Targets, class_names, read_targets
+from store.errors import UserError
+
+_SPLIT_KEYWORDS = ("train", "split", "image_set", "classes")
+_TRAIN_NAMES = (TRAIN, "trainval", "train-standard")
+# EMNIST calls its six variants splits; this one has equally many samples of every class.
+_FIXED: dict[str, dict[str, Any]] = {"EMNIST": {"split": "balanced"}}
+
+
+_fake_data_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetItem:
+    """One image of a torchvision data set. The encoded bytes are not accessible, so the digest is over the pixels."""
+
+    dataset: Any
+    row: int
+
+    def decode(self, sample_id: str) -> Image.Image:
+        """Upright RGB; raises DecodeError if the data set cannot load the image."""
+        try:
+            if isinstance(self.dataset, datasets.FakeData):
+                with _fake_data_lock:  # it seeds torch's global generator for each image and restores it
+                    image = self.dataset[self.row][0]
+            else:
+                image = self.dataset[self.row][0]
+        except (DecodeError, MemoryError):
+            raise
+        except Exception as error:  # the data set's loader may raise any error of Pillow
+            raise undecodable(sample_id, error) from error
+        return to_rgb(image, sample_id)
+
+    def digest(self, sample_id: str) -> bytes:
+        """16 bytes of blake2b over the pixels."""
+        image = self.decode(sample_id)
+        return content_digest(f"{image.mode} {image.width} {image.height} ".encode() + image.tobytes())
+
+
+@dataclass(frozen=True)
+class _DatasetClass:
+    """A class of torchvision.datasets and the parameters of its constructor."""
+
+    name: str
+    constructor: Callable[..., Any]
+    parameters: Mapping[str, inspect.Parameter]
+
+    @property
+    def full_name(self) -> str:
+        return f"torchvision.datasets.{self.name}"
+
+    @property
+    def split_keyword(self) -> str | None:
+        """The parameter that selects the split."""
+        found = [name for name in _SPLIT_KEYWORDS if name in self.parameters and name not in _FIXED.get(self.name, {})]
+        return found[0] if found else None
+
+    def build(self, arguments: dict[str, Any]) -> Any:
+        """The data set, or None if torchvision does not know the split."""
+        try:
+            return self.constructor(**arguments)
+        except Exception as error:  # each class reports missing files in its own way
+            if isinstance(error, ValueError) and "Unknown value" in str(error):
+                return None
+            root, split = arguments.get("root"), arguments.get(self.split_keyword or "")
+            split_argument = "" if split is None else f", {self.split_keyword}={split!r}"
+            raise UserError(
+                f"{self.full_name} cannot be read from {root}: {error}. "
+                f"If it is not there yet, {self.download_hint(root, split_argument)}"
+            ) from error
+
+    def build_first(self, fixed: dict[str, Any], splits: Sequence[str]) -> Any:
+        """The data set of the first of the splits that the class knows, or None."""
+        assert self.split_keyword is not None
+        for split in splits:
+            if self.split_keyword != "train":
+                dataset = self.build({**fixed, self.split_keyword: split})
+            elif split in (TRAIN, "test"):
+                dataset = self.build({**fixed, "train": split == TRAIN})
+            else:
+                dataset = None
+            if dataset is not None:
+                return dataset
+        return None
+
+    def download_hint(self, root: Any, split_argument: str = "") -> str:
+        """What a user has to do to get the files."""
+        if "download" not in self.parameters:
+            return "put its files there as torchvision's documentation of the class describes"
+        call = f"{self.full_name}(root={str(root)!r}{split_argument}, download=True)"
+        return f'download it with: python -c "import torchvision; {call}"'
+
+
+def list_torchvision(config: DataConfig) -> SourceSamples:
+    """All samples of the data set in `data.source`, such as torchvision:CIFAR10."""
+    dataset_class = _find(config.source.partition(":")[2])
+    fixed = _fixed_arguments(dataset_class, config)
+    train, test = _build_splits(dataset_class, config, fixed)
+    targets = read_targets(dataset_class.name, train)
+    names = class_names(train, targets)
+    prefix = dataset_class.name.lower()
+    return SourceSamples(
+        name=prefix,
+        train=_samples(prefix if test is None else f"{prefix}/train", train, targets, names),
+        test=None if test is None else _samples(f"{prefix}/test", test, read_targets(dataset_class.name, test), names),
+        classes=names,
+        multi_label=targets.ndim == 2,
+    )
+
+
+def _find(name: str) -> _DatasetClass:
+    classes = {
+        known.lower(): getattr(datasets, known)
+        for known in datasets.__all__
+        if inspect.isclass(getattr(datasets, known)) and known != "VisionDataset"
+    }
+    if name.lower() not in classes:
+        near = difflib.get_close_matches(name.lower(), classes, cutoff=0.5)
+        hint = f"did you mean {' or '.join(classes[n].__name__ for n in near)}? " if near else ""
+        raise UserError(f"torchvision has no data set {name!r}; {hint}legal: the classes of torchvision.datasets")
+    found = classes[name.lower()]
+    return _DatasetClass(found.__name__, found, _parameters(found))
+
+
+def _parameters(dataset_class: type) -> Mapping[str, inspect.Parameter]:
+    """Parameters of the constructor and, while it passes **kwargs on, of the parent classes' constructors."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in dataset_class.__mro__:
+        if "__init__" in vars(base):
+            own = inspect.signature(vars(base)["__init__"]).parameters
+            found = {**own, **found}
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+                break
+    return {k: p for k, p in found.items() if k != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def _fixed_arguments(dataset_class: _DatasetClass, config: DataConfig) -> dict[str, Any]:
+    """The arguments that are the same for every split."""
+    possible = {"download": False, "loader": _load, **_FIXED.get(dataset_class.name, {})}
+    arguments = {name: value for name, value in possible.items() if name in dataset_class.parameters}
+    if "root" in dataset_class.parameters:
+        if config.root is not None and not config.root.exists():
+            raise UserError(
+                f"data.root {config.root} does not exist; create it, then {dataset_class.download_hint(config.root)}"
+            )
+        arguments["root"] = str(root_folder(config))
+    missing = [
+        name
+        for name, parameter in dataset_class.parameters.items()
+        if parameter.default is parameter.empty and name not in arguments and name != dataset_class.split_keyword
+    ]
+    if missing:
+        raise UserError(
+            f"{dataset_class.full_name} requires {', '.join(missing)}, which data: has no keys for; "
+            "use source folder, csv or tars for its images"
+        )
+    return arguments
+
+
+def _load(path: str | Path) -> Image.Image:
+    """Replaces torchvision's loader, which ignores the EXIF orientation and clips 16-bit images."""
+    return decode_rgb(Path(path).read_bytes(), str(path))
+
+
+def _build_splits(dataset_class: _DatasetClass, config: DataConfig, fixed: dict[str, Any]) -> tuple[Any, Any]:
+    """The data sets of train and test; test is None if it must be drawn from train."""
+    if dataset_class.split_keyword is None:
+        choose_test((), config)
+        return dataset_class.build(fixed), None
+    train = dataset_class.build_first(fixed, _TRAIN_NAMES)
+    if train is None:
+        raise UserError(f"{dataset_class.full_name} has no split {' or '.join(_TRAIN_NAMES)}; use another source")
+    if config.test_split is None:
+        return train, dataset_class.build_first(fixed, TEST_NAMES)
+    test = None
+    if config.test_split not in _TRAIN_NAMES:
+        test = dataset_class.build_first(fixed, (config.test_split,))
+    if test is None:
+        raise UserError(
+            f"data.test_split is {config.test_split!r}, which is not a test split of {dataset_class.full_name}; name "
+            f"another value of its argument {dataset_class.split_keyword!r} (train: true and false are called train "
+            "and test)"
+        )
+    return train, test
+
+
+def _samples(prefix: str, dataset: Any, targets: Targets, names: tuple[str, ...] | None) -> list[Sample]:
+    def class_name(label: int) -> str:
+        return names[label] if names is not None and label < len(names) else str(label)
+
+    samples = []
+    for row, target in enumerate(targets):
+        labels = np.flatnonzero(target) if targets.ndim == 2 else (target,)
+        names_of_sample = tuple(class_name(int(label)) for label in labels)
+        samples.append(Sample(f"{prefix}/{row:07d}", names_of_sample, DatasetItem(dataset, row)))
+    return samples

@@ -1,0 +1,257 @@
+"""The commands of `sidecache`. Imports are inside the functions, so that `--help` does not wait for torch."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+import sidecache
+from sidecache.messages import log, print_json
+
+if TYPE_CHECKING:
+    from adapt.config.pipeline import Config
+    from store.verify_report import Report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run a frozen vision transformer once, keep its tokens, then train adaptors in seconds.",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="the job's configuration")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="override a field; may be repeated")
+]
+OnChangedOption = Annotated[
+    Literal["fail", "new-store"],
+    typer.Option(help="if stored samples are gone or changed: fail, or extract to a new store beside it"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
+
+
+def _read(path: Path, overrides: list[str] | None) -> "Config":
+    return sidecache.load_config(path, overrides or [])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(sidecache.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("run", epilog="Example: sidecache run pipeline.yaml -o train.epochs=5")
+def run_command(config: ConfigPath, overrides: Overrides = None, on_changed: OnChangedOption = "fail") -> None:
+    """Run the whole job: extract what is missing, train, and report."""
+    from sidecache.steps import print_results
+
+    parsed = _read(config, overrides)
+    sidecache.run(parsed, on_changed=on_changed)
+    print_results(parsed.run_dir)
+
+
+@app.command("plan", epilog="Example: sidecache plan pipeline.yaml --budget 20GB --json")
+def plan_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="disk space for the store, such as 20GB; shows what would fit")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Estimate the cost of a job, in bytes and seconds on this machine, before it runs."""
+    from adapt.planning.plan import print_plan
+    from adapt.planning.planner import make_plan, parse_bytes
+    from extract.forward.device import configure_process
+
+    configure_process()
+    plan = make_plan(_read(config, overrides), None if budget is None else parse_bytes(budget))
+    if json:
+        print_json(plan.document())
+    else:
+        print_plan(plan, str(config))
+
+
+@app.command("extract", epilog="Example: sidecache extract pipeline.yaml --workers 4")
+def extract_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(help="processes on this machine, one a GPU; same as -o extract.workers=")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="a dask scheduler; same as -o extract.scheduler="),
+    ] = None,
+    on_changed: OnChangedOption = "fail",
+) -> None:
+    """Run the frozen backbone over every sample that is not in the store yet."""
+    from sidecache.steps import log_extraction
+
+    options = list(overrides or [])
+    if workers is not None:
+        options.append(f"extract.workers={workers}")
+    if scheduler is not None:
+        options.append(f"extract.scheduler={json.dumps(scheduler, ensure_ascii=False)}")  # quoted: "" is not null
+    parsed = _read(config, options)
+    log_extraction(sidecache.extract(parsed, on_changed=on_changed), parsed)
+
+
+@app.command("train", epilog="Example: sidecache train pipeline.yaml -o train.seeds=[0]")
+def train_command(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train every method from the store, and report."""
+    from sidecache.steps import print_results
+
+    parsed = _read(config, overrides)
+    sidecache.train(parsed)
+    print_results(parsed.run_dir)
+
+
+@app.command("intrinsic", epilog="Example: sidecache intrinsic pipeline.yaml --dims 16,64,256 --json")
+def intrinsic_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    block: Annotated[int | None, typer.Option(min=0, help="number of the block; the last one by default")] = None,
+    dims: Annotated[str, typer.Option(metavar="D,D,...", help="dimensions of the subspaces")] = "8,32,128,512",
+    json: AsJson = False,
+) -> None:
+    """Measure the local intrinsic dimension of a block's attention and MLP; `targets: auto` then uses the result."""
+    from adapt.job.checks import require_trainable
+    from adapt.job.inputs import Inputs
+    from adapt.job.intrinsic_dimension import parse_dims
+    from adapt.job.intrinsic_figure import print_measurement
+    from adapt.job.training_job import measure_intrinsic_dimension
+    from adapt.training.distributed import own_run_dir, world
+    from extract.forward.device import configure_process
+    from sidecache.steps import extract_first
+
+    configure_process()
+    parsed, parsed_dims = _read(config, overrides), parse_dims(dims)
+    require_trainable(parsed)
+    with own_run_dir(parsed.run_dir) as run_dir:
+        own_config = parsed.model_copy(update={"run_dir": run_dir})
+        inputs = Inputs(own_config)
+        extract_first(own_config, inputs)
+        measurement = measure_intrinsic_dimension(own_config, inputs, block, parsed_dims, log=log)
+    if world().is_main_process:
+        if json:
+            print_json(measurement.document())
+        else:
+            print_measurement(measurement)
+        log(f"curves: {parsed.run_dir / 'intrinsic.json'}, figure: {parsed.run_dir / 'intrinsic.svg'}")
+
+
+@app.command("report", epilog="Example: sidecache report runs/digits")
+def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
+    """Print the table of a run, and write its report.html again."""
+    from sidecache.steps import print_results, write_run_report
+
+    write_run_report(run_dir)
+    print_results(run_dir)
+
+
+@app.command("inspect", epilog="Example: sidecache inspect runs/digits/cache.zarr --json")
+def inspect_command(
+    store: Annotated[str, typer.Argument(help="a store's folder or URL")], json: AsJson = False
+) -> None:
+    """Show what a store contains, what it was made from, and whether it is complete."""
+    from store.inspect import describe_store, print_store
+    from store.reader import open_store
+
+    description = describe_store(open_store(store))
+    if json:
+        print_json(description)
+    else:
+        print_store(description)
+
+
+@app.command("verify", epilog="Example: sidecache verify runs/digits/cache.zarr --repair pipeline.yaml")
+def verify_command(
+    store: Annotated[str, typer.Argument(help="a store's folder or URL")],
+    repair: Annotated[
+        Path | None, typer.Option(metavar="PIPELINE.YAML", help="extract damaged shards again, with this job")
+    ] = None,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Read every byte of a store and list what is damaged; the exit status is then 1."""
+    from store.errors import JobError
+    from store.verify import verify_store
+    from store.verify_report import print_report
+
+    report = verify_store(store)
+    if repair and report.damaged:
+        _repair(store, _read(repair, overrides), report)
+        report = verify_store(store)
+    if json:
+        print_json(report.document())
+    else:
+        print_report(report)
+    if not report.ok:
+        raise JobError(f"{store} is damaged; `--repair PIPELINE.YAML` extracts damaged shards again, and nothing else")
+
+
+def _repair(store: str, config: "Config", report: "Report") -> None:
+    from adapt.job.extraction import repair
+    from adapt.job.inputs import Inputs
+    from extract.forward.device import configure_process
+    from sidecache.steps import log_extraction
+    from store.address import store_url
+    from store.errors import UserError
+    from store.verify_report import damaged_shards
+
+    configure_process()
+    if store_url(config.store.path) != store_url(store):
+        raise UserError(f"that job makes the store {config.store.path}, not {store}; give the job that made this one")
+    log_extraction(repair(config, Inputs(config), damaged_shards(report)), config)
+
+
+@app.command("methods", epilog="Example: sidecache methods --backbone vit_base_patch16_224 --num-classes 10 --json")
+def methods_command(
+    backbone: Annotated[str, typer.Option(help="a timm model to count parameters for")] = "vit_base_patch16_224",
+    num_classes: Annotated[int, typer.Option(min=1, help="width of the classifier")] = 1000,
+    json: AsJson = False,
+) -> None:
+    """List the methods with what they train from and how many parameters they train."""
+    from adapt.create import list_methods, print_methods
+
+    listed = list_methods(backbone, num_classes)
+    if json:
+        print_json(listed)
+    else:
+        print_methods(listed, backbone)
+
+
+@app.command(
+    "predict", epilog="Example: sidecache predict runs/digits/adaptors/losa-seed0-1a2b3c4d.safetensors a.png b.png"
+)
+def predict_command(
+    adaptor: Annotated[Path, typer.Argument(help="an adaptor's .safetensors file")],
+    files: Annotated[list[Path], typer.Argument(help="images")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    json: AsJson = False,
+) -> None:
+    """Classify images with a trained adaptor and its backbone."""
+    from adapt.adaptor import load_adaptor
+    from adapt.predict import predict
+    from extract.forward.device import configure_process
+    from store.console.visible import one_line
+
+    configure_process()
+    predictions = predict(load_adaptor(adaptor, device=device), files)
+    if json:
+        print_json(predictions)
+        return
+    for prediction in predictions:
+        names = f"{one_line(prediction['file'])}\t{one_line(prediction['class'])}"
+        print(f"{names}\t{prediction['probability']:.4f}")

@@ -1,0 +1,78 @@
+"""The steps of a job that the public functions and the commands share: extract, train, report."""
+
+from pathlib import Path
+
+from adapt.config.pipeline import Config
+from adapt.job.extraction import OnChanged, at_store, extract
+from adapt.job.inputs import Inputs
+from adapt.job.training_job import train
+from adapt.methods.registry import find_method
+from adapt.report.page import write_report
+from adapt.report.seed_averages import summarize
+from adapt.report.table import print_table
+from adapt.run_dir.config_file import read_config
+from adapt.run_dir.results import Row, read_results
+from adapt.training.distributed import world
+from extract.job.extraction import Extraction
+from sidecache.messages import log
+from store.console.terminal import Terminal
+
+
+def extract_first(config: Config, inputs: Inputs, on_changed: OnChanged = "fail") -> tuple[Config, Inputs]:
+    """Extract what the store lacks, on rank 0; features that are computed online need no store.
+
+    Returns:
+        configuration and inputs for training from the store that was extracted to.
+    """
+    if config.train.feature_source == "online":
+        return config, inputs
+    here, path = world(), config.store.path
+    if here.is_main_process:
+        extraction = extract(config, inputs, on_changed)
+        log_extraction(extraction, config)
+        path = extraction.path
+    extracted = at_store(config, here.broadcast(path))
+    # methods that train from features need neither images nor weights: free their memory
+    if not any(find_method(method.name).trains_backbone for method in config.parsed_methods()):
+        return extracted, Inputs(extracted, inputs.own_source, inputs.own_backbone)
+    if extracted.store.path != config.store.path:
+        return extracted, inputs.at(extracted)
+    return extracted, inputs
+
+
+def train_and_report(config: Config, inputs: Inputs) -> list[Row]:
+    """Train all methods, and write results and report to the run directory."""
+    rows = train(config, inputs, log)
+    write_run_report(config.run_dir)
+    return rows
+
+
+def log_extraction(extraction: Extraction, config: Config) -> None:
+    """Log what an extraction did."""
+    store = extraction.store
+    if extraction.path != config.store.path:
+        log(
+            f"samples have changed: {config.store.path} is left as it is, {extraction.path} takes its place; to train "
+            f"from that one later, set store.path={extraction.path}"
+        )
+    if skipped := sum(len(store.skipped(split)) for split in store.splits):
+        log(f"{skipped:,} samples could not be decoded and are left out; `sidecache inspect` lists them")
+    if extraction.shards_written:
+        retried = f"; {extraction.retries} shards were started again" if extraction.retries else ""
+        log(f"extracted {extraction.samples_written:,} samples in {extraction.seconds:.1f} s{retried}")
+    else:
+        log(f"nothing to extract: {store.url} is complete")
+
+
+def write_run_report(run_dir: Path) -> None:
+    """Write report.html of a run directory."""
+    text, title = read_config(run_dir)
+    write_report(run_dir, read_results(run_dir), text, title)
+
+
+def print_results(run_dir: Path) -> None:
+    """Print the table of results, on rank 0."""
+    if not world().is_main_process:
+        return
+    print_table(summarize(read_results(run_dir)), Terminal())
+    log(f"results: {run_dir / 'results.json'}, report: {run_dir / 'report.html'}")

@@ -26,7 +26,7 @@ from store.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 _COPIED = ("adapt", "benchmarks", "extract", "sidecache", "store", "tests", "pyproject.toml")
-_FAILED = re.compile(r"^FAILED \S*?(test_\w+\.py::\S+)", re.MULTILINE)
+_FAILED = re.compile(r"^FAILED \S*?(tests/\S+?\.py::\S+)", re.MULTILINE)
 _TIMEOUT = 3600  # seconds, since a fault may keep tests from ending
 
 
@@ -74,9 +74,7 @@ def run(sabotage: Sabotage | None, tests: Sequence[str]) -> Outcome:
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
         )
     if completed.returncode not in (0, 1):
-        raise RuntimeError(
-            f"{sabotage.name if sabotage else 'the tree as it is'}: {completed.stdout[-3000:]}{completed.stderr}"
-        )
+        raise RuntimeError(f"{sabotage.name if sabotage else 'no fault'}: {completed.stdout[-3000:]}{completed.stderr}")
     failed_test = None
     if completed.returncode:
         match = _FAILED.search(completed.stdout)

@@ -15,7 +15,8 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from tiny_vit import TINY  # noqa: E402
 
-from adapt.config.pipeline import Config, load_config  # noqa: E402
+from adapt.config.load_config import load_config  # noqa: E402
+from adapt.config.pipeline import Config  # noqa: E402
 from extract.backbones.backbone import TimmBackbone, load_backbone  # noqa: E402
 from extract.config import BackboneConfig  # noqa: E402
 

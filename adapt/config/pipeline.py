@@ -54,9 +54,7 @@ class TrainConfig(StrictModel):
     )
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    head_lr: Positive | None = Field(
-        None, description="a positive learning rate for the head, or null for that of the method"
-    )
+    head_lr: Positive | None = Field(None, description="a positive learning rate, or null for that of the method")
     grad_accumulation: PositiveInt | Literal["auto"] = Field("auto", description="auto or a positive whole number")
     grad_checkpointing: bool = False
     augment: Literal["none", "crop_flip"] = "none"

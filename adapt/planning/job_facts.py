@@ -31,11 +31,14 @@ class JobFacts:
     """The facts of a configuration. `notes` lists what is missing, and what would stop the job."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self.notes = config, list[str]()
-        self.shape = backbone_shape(config.backbone, config.data.clips)
-        self.source, self.store = self._open_source(), self._open_store()
+        self.config = config
+        self.notes: list[str] = []
+        self.shape = backbone_shape(config.backbone, config.data.clips)  # the backbone on the meta device
+        self.source = self._open_source()
+        self.store = self._open_store()
         self._note_weights()
-        self.schema, self.spec = self.schema_of(config.store), self.spec_of(config.store)
+        self.schema = self.schema_of(config.store)
+        self.spec = self.spec_of(config.store)
 
     @cached_property
     def rows(self) -> dict[str, int] | None:

@@ -208,7 +208,7 @@ _decoders: dict[int, VideoDecoder] = {}  # by process id
 
 
 def _decoder() -> VideoDecoder:
-    """This process's decoder: after a fork, neither the parent's workers nor its locks can be used."""
+    """The decoder of the current process: after a fork, neither the parent's workers nor its locks can be used."""
     decoder = _decoders.get(os.getpid())
     return decoder or _decoders.setdefault(os.getpid(), VideoDecoder())
 

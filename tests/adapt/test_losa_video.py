@@ -112,7 +112,7 @@ def literal_mixing(tokens: Tensor, down: nn.Linear | None, up: nn.Linear | None)
 
 
 def literal_update(mixer: LowRankMixer, x: Tensor, layout: TokenLayout, factorised: bool) -> Tensor:
-    """g of one sample's (tokens, dim): frame by frame, then position by position."""
+    """The map g of one sample's (tokens, dim): frame by frame, then position by position."""
     p = layout.num_prefix_tokens
     c = mixer.up(F.gelu(mixer.down(x)))
     if not factorised:

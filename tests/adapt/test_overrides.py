@@ -1,4 +1,4 @@
-"""A value of `-o` is taken as it is or refused, never silently cut or converted."""
+"""A value of `-o` is taken unchanged or refused, never silently cut or converted."""
 
 import os.path
 from collections.abc import Callable

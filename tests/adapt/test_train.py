@@ -219,7 +219,7 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monke
 def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch then raises two errors: at the write, and when it closes the archive."""
+    """It raises two errors: at the write, and when it closes the archive."""
     monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(
         adapt.training.checkpoint, "_generators", lambda _: [mock.Mock(get_state=lambda: torch.zeros(10**6))]
@@ -242,7 +242,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch itself does not verify the CRC-32 of a record when it reads."""
+    """Torch does not verify the CRC-32 of a record when it reads."""
     monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
     file, draw = tmp_path / "state.pt", np.random.default_rng(0)
 

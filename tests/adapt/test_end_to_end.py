@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def images_of(config: Config, augment: bool = False) -> ImageBatches:
     inputs = Inputs(config)
     rows = {split: np.arange(len(images)) for split, images in inputs.source.splits.items()}
-    return ImageBatches(inputs.source, inputs.backbone, CPU, rows, augment)  # type: ignore[arg-type]
+    return ImageBatches(source=inputs.source, backbone=inputs.backbone, device=CPU, rows=rows, augment=augment)
 
 
 def test_a_job_of_both_kinds_fills_one_table(tiny_config: MakeConfig) -> None:

@@ -127,6 +127,7 @@ def test_end_to_end_training_names_a_thin_image(view: Any, image_folder: Path, t
     Image.new("RGB", (1, 4_000_000)).save(thin)
     source = open_source(DataConfig(source="folder", root=image_folder))
     rows = {"train": np.arange(len(source.splits["train"]))}
-    batches = ImageBatches(source, tiny_backbone, next(tiny_backbone.module.parameters()).device, rows, view=view)
+    device = next(tiny_backbone.module.parameters()).device
+    batches = ImageBatches(source=source, backbone=tiny_backbone, device=device, rows=rows, view=view)
     with pytest.raises(UserError, match=r"'train/red/thin\.png' cannot be decoded: its 1 x 4000000 pixels become"):
         list(batches.batches("train", [rows["train"]], [0]))

@@ -129,11 +129,11 @@ def test_the_page_shows_how_to_merge_and_back(tiny_backbone: TimmBackbone) -> No
 
 def test_the_example_of_a_new_method_works(tiny_backbone: TimmBackbone) -> None:
     page = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
-    file, line, rows = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     scope: dict[str, Any] = {"__name__": "example", "Method": Method, "TINY_DEPTH": 3, "TINY_DIM": 32}
-    exec(file, scope)
-    method = eval(f"{{{line}}}", scope)["scale"]
-    for _, options, params in eval(f"[{rows}]", scope):
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, scope)
+    method = scope["METHODS"]["scale"]
+    for _, options, params in scope["TUNED_CASES"]:
         spec = spec_of_backbone(tiny_backbone, range(tiny_backbone.depth))
         checked = method.options(**options)
         model = TunedBackbone(tiny_backbone, spec, CLASSES, inject=method.inject, options=checked)

@@ -14,6 +14,7 @@ import sidecache as sc
 from adapt.config.pipeline import Config
 from extract.forward.device import configure_process
 from extract.job.cluster_worker import extract_on_worker
+from sidecache.command_line import _repair, app
 
 PAGES = 64 * 2**20 // 4096
 TAKE_AND_FREE = """
@@ -67,7 +68,7 @@ class CalledError(Exception):
 
 def command(*words: str) -> Callable[[Config, Path], None]:
     def run(config: Config, job: Path) -> None:
-        sc.app([*words, str(job)], standalone_mode=False)
+        app([*words, str(job)], standalone_mode=False)
 
     return run
 
@@ -82,8 +83,8 @@ DOORS: dict[str, Callable[[Config, Path], Any]] = {
     "sidecache run": command("run"),
     "sidecache plan": command("plan"),
     "sidecache intrinsic": command("intrinsic"),
-    "sidecache predict": lambda _, job: sc.app(["predict", str(job), str(job)], standalone_mode=False),
-    "sidecache verify --repair": lambda config, _: sc._repair(config.store.path, config, None),  # type: ignore[arg-type]
+    "sidecache predict": lambda _, job: app(["predict", str(job), str(job)], standalone_mode=False),
+    "sidecache verify --repair": lambda config, _: _repair(config.store.path, config, None),  # type: ignore[arg-type]
     "a task of a dask worker": lambda *_: extract_on_worker("sidecache-0", "train", 0),
 }
 

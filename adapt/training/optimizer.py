@@ -5,13 +5,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 Optimizer = Literal["adamw", "sgd"]
 
 
 def make_optimizer(
-    model: nn.Module, name: Optimizer, lr: float, weight_decay: float, head_lr: float | None
+    model: Any, name: Optimizer, lr: float, weight_decay: float, head_lr: float | None
 ) -> torch.optim.Optimizer:
     """Make AdamW, or SGD with Nesterov momentum.
 
@@ -19,7 +18,7 @@ def make_optimizer(
     but also class token, positions, prompts, queries and bias tables. It does not apply to vectors: biases, norms.
 
     Args:
-        model: its trainable parameters are optimized.
+        model: model of a method; its trainable parameters are optimized.
         name: which optimizer.
         lr: learning rate.
         weight_decay: weight decay of matrices.
@@ -28,10 +27,11 @@ def make_optimizer(
     Returns:
         the optimizer, with two parameter groups (matrices and vectors) for the body and two for the head.
     """
-    named = [(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad]
+    trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    head = {id(tensor) for tensor in model.readout.head.parameters()}
     groups: list[dict[str, Any]] = []
     for of_head, rate in ((False, lr), (True, head_lr or lr)):
-        tensors = [tensor for name, tensor in named if (".head." in name) == of_head]
+        tensors = [tensor for tensor in trained if (id(tensor) in head) == of_head]
         groups += [
             {"params": [tensor for tensor in tensors if tensor.ndim > 1], "weight_decay": weight_decay, "lr": rate},
             {"params": [tensor for tensor in tensors if tensor.ndim <= 1], "weight_decay": 0.0, "lr": rate},

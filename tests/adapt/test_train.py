@@ -103,7 +103,7 @@ def test_candidates_in_one_pass_train_as_they_would_alone() -> None:
 
 
 def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
-    features, trained = MadeFeatures(), candidate(lr=0.01)  # at a higher rate all rows are right in the end
+    features, trained = MadeFeatures(), candidate(lr=0.01)
     task = task_of(features)
     mislabeled = torch.from_numpy(task.val_rows[::3])  # so that no epoch scores on validation as on training rows
     features.labels("train")[mislabeled] = (features.labels("train")[mislabeled] + 1) % 5

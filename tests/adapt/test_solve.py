@@ -125,6 +125,21 @@ def test_random_problems_end_near_their_optimum(seed: int) -> None:
     assert loss(ours)[0] < (1 + 2e-5) * minimize(loss, ours, jac=True, method="L-BFGS-B", options=options).fun
 
 
+def test_the_optimum_is_the_same_whether_rows_are_converted_at_once_or_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(40, 5, generator=draw), torch.arange(40) % 3
+    found = []
+    for rows in (40, 7):
+        monkeypatch.setattr("adapt.training.newton._ROWS", rows)
+        problem = LinearProblem(x, labels, Objective(False))
+        found.append(
+            torch.cat([part.flatten() for part in problem.head(problem.minimize(0.1, problem.zero(3)).weights)])
+        )
+    assert torch.allclose(*found, rtol=0, atol=1e-9)
+
+
 def test_without_weight_decay() -> None:
     features, labels = draw()
     candidate = Candidate(build("linear_probe", {"pool": "mean"}), None, 0.0)

@@ -141,7 +141,9 @@ def test_a_non_finite_value_is_named_with_its_place(dtype: Dtype, value: float) 
     tokens = np.ones((2, 3, 4), np.float32)
     tokens[1, 2, 3] = value
     place = "sample '1', layer 0, token 2, channel 3"
-    with pytest.raises(JobError, match=rf"{place}: the value {value} cannot be stored as {dtype}; the backbone computed it"):
+    with pytest.raises(
+        JobError, match=rf"{place}: the value {value} cannot be stored as {dtype}; the backbone computed it"
+    ):
         encode(tokens, dtype, np.ones(4, np.float32))
 
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks import device
 from benchmarks.readers import KEPT, MEMMAP, READERS, SIDECACHE
 from benchmarks.reading import Setting, measure
@@ -11,6 +13,7 @@ from benchmarks.record import machine, save
 SMALL = Setting("small", samples=24, dim=8, layers=2, grid=(2, 2), shard_samples=10, batch_size=4, batches=3)
 
 
+@pytest.mark.slow
 def test_all_readers_return_equal_bytes_and_every_figure_is_there(tmp_path: Path) -> None:
     figures = measure(SMALL, tmp_path, repeats=2)
     save({**machine(), "settings": [figures]}, tmp_path / "reading.json")

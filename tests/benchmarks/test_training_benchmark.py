@@ -23,6 +23,7 @@ def test_every_contestant_trains_and_every_figure_is_there(tmp_path: Path) -> No
     assert set(found["ratios, medians of the rounds' own"]) == set(RATIOS)
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     out = tmp_path / "memory.json"
     words = f"memory --small --memory-batch 2 --only lora --folder {tmp_path} --out {out}".split()
@@ -30,6 +31,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["memory, float32"]["bytes_above_the_interpreter"]["lora"] > 0
 
 
+@pytest.mark.slow
 def test_epochs_of_more_rows_are_compared_with_the_first(tmp_path: Path) -> None:
     found = rows(parse(["rows", "--small", "--rounds", "1", "--doublings", "1"]), tmp_path)
     for clock in ("seconds", "cpu_seconds"):

@@ -16,6 +16,7 @@ import small_store
 import tensorstore as ts
 from crash import KilledError, before_each_write, killed_at
 from PIL import Image
+from slow_cases import all_but_first_slow
 from torch.utils.data import DataLoader
 
 import sidecache as sc
@@ -120,7 +121,7 @@ def observed(store: Store) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("quick_disk")
-@pytest.mark.parametrize(("place", "options"), FORMATS, ids=str)
+@pytest.mark.parametrize(("place", "options"), all_but_first_slow(FORMATS, unpack=True), ids=str)
 def test_a_store_that_is_open_is_read_at_every_instant_of_growth(
     tmp_path: Path, place: str, options: dict[str, Any]
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from slow_cases import all_but_first_slow
 from store_fuzzer import FOUND, KINDS, STORES, WRONG, Subject, flip, flips, make_subjects, mutations
 
 
@@ -27,7 +28,7 @@ def test_a_mutation_is_found_or_harmless_and_takes_no_memory(tmp_path: Path) -> 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10  # KiB
 
 
-@pytest.mark.parametrize("options", STORES.values(), ids=list(STORES))
+@pytest.mark.parametrize("options", all_but_first_slow(STORES.values()), ids=list(STORES))
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, options: dict[str, Any]) -> None:
     found = list(flips(Subject(tmp_path / "flips.zarr", **options), step=499))
     assert len({name for name, _, _ in found}) > 50
@@ -48,7 +49,7 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS.values(), ids=list(CHECKS))
+@pytest.mark.parametrize("check", all_but_first_slow(CHECKS.values()), ids=list(CHECKS))
 def test_the_fuzzer_sees_what_is_read_wrong_once_a_checksum_is_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: tuple[str, Any, str]
 ) -> None:

@@ -48,6 +48,13 @@ def test_the_best_point_is_chosen_in_one_pass(tmp_path: Path) -> None:
     assert judge.passes == [[0.001, 0.01, 0.1]]
 
 
+def test_a_grid_of_one_point_is_not_searched(tmp_path: Path) -> None:
+    judge, method = Judge(0.01), losa(lr=[0.001])
+    assert choose_trial(method, judge, tmp_path / "search.json") == method.trials[0]
+    assert judge.passes == []
+    assert not (tmp_path / "search.json").exists()
+
+
 @pytest.mark.parametrize(("best_lr", "found"), [(1.0, 1.0), (1e-5, 1e-5), (1e4, 100.0)])
 def test_a_best_at_the_edge_widens_the_grid_a_few_times(tmp_path: Path, best_lr: float, found: float) -> None:
     judge = Judge(best_lr)

@@ -267,3 +267,11 @@ def test_rms_and_tail_are_kept(tmp_path: Path) -> None:
     assert {layer: rms.tolist() for layer, rms in store.rms.items()} == {k: v.tolist() for k, v in RMS.items()}
     for name, values in store.tail_arrays().items():
         np.testing.assert_array_equal(values, TAIL[name])
+
+
+@pytest.mark.parametrize(("dtype", "n_bytes"), [("float32", 4 * DIM), ("float16", 2 * DIM), ("int8", DIM + 4)])
+def test_bytes_are_those_of_the_chosen_rows_and_layers(dtype: Dtype, n_bytes: int) -> None:
+    schema = small_store.schema(dtype)
+    assert schema.bytes_per_sample == len(LAYERS) * TOKENS * n_bytes
+    for layers in (LAYERS[:1], LAYERS):
+        assert schema.bytes_of(7, layers) == 7 * len(layers) * TOKENS * n_bytes

@@ -9,7 +9,7 @@ import pytest
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.report.comparison import comparisons_of
-from adapt.report.fingerprint import conditions_of
+from adapt.report.fingerprint import conditions_of, digest
 from adapt.report.seed_averages import summarize
 from adapt.training.loop import Settings
 
@@ -56,3 +56,7 @@ def test_a_grown_dataset_has_a_table_of_its_own(tiny_config: MakeConfig) -> None
     before, after = summarize(sc.run(config))
     assert before.protocol["samples"] != after.protocol["samples"]
     assert len(comparisons_of([before, after])) == 2
+
+
+def test_a_digest_stays_the_same_from_version_to_version() -> None:
+    assert digest("a", 1, {"b": [2.5, None]}) == "cc624609331a4f3a"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -360,6 +361,19 @@ def test_weight_decay_spares_vectors(name: str) -> None:
         if tensor.requires_grad:
             shrunk = bool((tensor < 1).all())
             assert shrunk is (tensor.ndim > 1), key
+
+
+def test_mixup_trains_on_mixtures_of_images_and_of_their_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    share, order = 0.75, torch.tensor([1, 2, 0])
+    loop, model = Loop([candidate()], task_of(MadeFeatures()), SETTINGS), torch.nn.Linear(4, 5)
+    monkeypatch.setattr(loop, "_candidates", [SimpleNamespace(model=model)])
+    monkeypatch.setattr(loop, "_draw_mixup", lambda size: (share, order))
+    images, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    loop._add_gradients(images, labels, labels)
+    logits = model(share * images + (1 - share) * images[order])
+    loss = share * PLAIN(logits, labels, labels) + (1 - share) * PLAIN(logits, labels[order], labels)
+    (expected,) = torch.autograd.grad(loss, [model.weight])
+    assert torch.allclose(model.weight.grad, expected, atol=1e-7)
 
 
 def test_evaluation_is_without_dropout() -> None:

@@ -167,6 +167,15 @@ def test_from_elsewhere_a_heartbeat_refuses(path: Path, start: Callable[[], Job]
     assert job.check() == "held"
 
 
+def test_a_job_that_has_released_its_lock_does_not_take_it_again(path: Path) -> None:
+    lock = new_lock(kvstore_at(path))
+    lock.acquire()
+    lock.release()
+    with pytest.raises(JobError, match=r"this job has released .* it writes nothing more"):
+        lock.check()
+    assert read_owner(kvstore_at(path)) is None
+
+
 def test_a_job_frozen_for_too_long_loses_its_lock_and_is_told_so(
     path: Path, start: Callable[[], Job], elsewhere: None
 ) -> None:

@@ -21,7 +21,7 @@ from small_store import contents, kvstore_at
 from store import lock as lock_module
 from store.errors import JobError
 from store.kvstore import LOCK, KeyValueStore
-from store.lock import Lock, hold, read_owner
+from store.lock import Lock, Watch, hold, read_owner
 from store.verify import verify_store
 from store.writer import StoreWriter
 
@@ -165,6 +165,15 @@ def test_from_elsewhere_a_heartbeat_refuses(path: Path, start: Callable[[], Job]
     with pytest.raises(JobError, match=rf"is in use by .*process {job.process.pid} on "):
         new_lock(kvstore_at(path)).acquire()
     assert job.check() == "held"
+
+
+def test_a_worker_goes_on_while_its_own_job_holds_the_lock(path: Path) -> None:
+    with hold(kvstore_at(path)) as lock:
+        Watch(kvstore_at(path), lock.id).check()
+        with pytest.raises(JobError, match=r"has lost .* to `.*; it writes nothing"):
+            Watch(kvstore_at(path), "another job").check()
+    with pytest.raises(JobError, match=r"has lost .* to nobody; it writes nothing"):
+        Watch(kvstore_at(path), lock.id).check()
 
 
 def test_a_job_that_has_released_its_lock_does_not_take_it_again(path: Path) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from store import reader
 from store.config import Compressor, Dtype
 from store.errors import JobError, UserError
-from store.inspect import describe_store
+from store.inspect import describe_store, print_store
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION
 
@@ -260,6 +260,16 @@ def test_inspect_tells_contents_and_completeness(tmp_path: Path) -> None:
     assert facts["splits"]["train"]["skipped"] == {listing("train").ids[2]: "it is no image"}
     assert facts["bytes_per_sample"] == len(LAYERS) * TOKENS * (DIM + 4)
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_the_table_shows_every_fact(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    description = describe_store(store)
+    print_store(description)
+    text = capsys.readouterr().out
+    names = [key for key in description if key not in ("url", "splits", "provenance")]
+    names += [f"split {split}" for split in store.splits]
+    names += [f"provenance.{key}" for key in description["provenance"]]
+    assert [name for name in names if name not in text] == []
 
 
 def test_rms_and_tail_are_kept(tmp_path: Path) -> None:

@@ -285,3 +285,11 @@ def test_bytes_are_those_of_the_chosen_rows_and_layers(dtype: Dtype, n_bytes: in
     assert schema.bytes_per_sample == len(LAYERS) * TOKENS * n_bytes
     for layers in (LAYERS[:1], LAYERS):
         assert schema.bytes_of(7, layers) == 7 * len(layers) * TOKENS * n_bytes
+
+
+def test_the_first_missing_shard_of_a_request_is_named(tmp_path: Path) -> None:
+    wanted = small_store.schema()
+    writer = small_store.create(tmp_path / "c.zarr", wanted)
+    small_store.commit(tmp_path / "c.zarr", writer, wanted, "train", 1, [])
+    with pytest.raises(JobError, match="shard 0 of train in .* is not extracted yet"):
+        open_store(tmp_path / "c.zarr").read("train", [0, 4])

@@ -1,10 +1,12 @@
 """Errors of tensorstore and the system as one line, and the bound on what a file may claim to hold."""
 
+import os
 from pathlib import Path
 
 import pytest
 from small_store import kvstore_at
 
+from store import address
 from store.errors import JobError
 from store.io_errors import AccessError, OutageError, failure
 
@@ -35,3 +37,12 @@ def test_a_file_may_claim_what_it_can_hold_and_no_byte_more(
     kvstore.require_bytes("key", most, compressed)
     with pytest.raises(JobError, match=rf"100 bytes cannot hold the {most + 1:,} that the metadata claim"):
         kvstore.require_bytes("key", most + 1, compressed)
+
+
+def test_limits_of_tensorstore_are_set_unless_the_user_has_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = address._LIMITS
+    monkeypatch.setenv(first, "123")
+    for name in others:
+        monkeypatch.delenv(name, raising=False)
+    address.new_context()
+    assert {name: os.environ.get(name) for name in address._LIMITS} == {**address._LIMITS, first: "123"}

@@ -291,5 +291,5 @@ def test_the_first_missing_shard_of_a_request_is_named(tmp_path: Path) -> None:
     wanted = small_store.schema()
     writer = small_store.create(tmp_path / "c.zarr", wanted)
     small_store.commit(tmp_path / "c.zarr", writer, wanted, "train", 1, [])
-    with pytest.raises(JobError, match="shard 0 of train in .* is not extracted yet"):
+    with pytest.raises(JobError, match=r"shard 0 of train in .* is not extracted yet"):
         open_store(tmp_path / "c.zarr").read("train", [0, 4])

@@ -46,3 +46,10 @@ def test_limits_of_tensorstore_are_set_unless_the_user_has_set_them(monkeypatch:
         monkeypatch.delenv(name, raising=False)
     address.new_context()
     assert {name: os.environ.get(name) for name in address._LIMITS} == {**address._LIMITS, first: "123"}
+
+
+@pytest.mark.parametrize(("text", "is_damage"), [("DATA_LOSS: checksum", True), ("PERMISSION_DENIED: no", False)])
+def test_damage_is_told_from_other_errors(text: str, is_damage: bool) -> None:
+    error = failure(ValueError(text), "read x")
+    assert isinstance(error, AccessError)
+    assert error.is_damage is is_damage

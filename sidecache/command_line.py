@@ -244,10 +244,8 @@ def predict_command(
     """Classify images with a trained adaptor and its backbone."""
     from adapt.adaptor import load_adaptor
     from adapt.predict import predict
-    from extract.forward.device import configure_process
     from store.console.visible import one_line
 
-    configure_process()
     predictions = predict(load_adaptor(adaptor, device=device), files)
     if json:
         print_json(predictions)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from result_rows import PLAIN_ROW
 
 from adapt.report.seed_averages import Stat, summarize
 from adapt.run_dir.files import with_checksum
@@ -19,28 +20,7 @@ from store.local import durable_files as durable
 
 
 def make_row(trial_id: str = "t0", **changes) -> Row:
-    fields = {
-        "trial_id": trial_id,
-        "method": "losa",
-        "options": {"rank": 8},
-        "seed": 0,
-        "dataset": "digits",
-        "backbone": "vit_tiny",
-        "feature_source": "resident",
-        "lr": 0.001,
-        "weight_decay": 0.01,
-        "epochs": 30,
-        "best_epoch": 12,
-        "val_score": 90.0,
-        "top1": 89.0,
-        "top5": None,
-        "mean_class_accuracy": 88.0,
-        "macro_f1": 87.0,
-        "mean_average_precision": None,
-        "trainable_params": 1000,
-        "head_params": 100,
-    }
-    return Row(**{**fields, **changes})
+    return Row(**{**PLAIN_ROW, "trial_id": trial_id, "options": {"rank": 8}, **changes})
 
 
 def write_one(run_dir: Path, number: int) -> None:

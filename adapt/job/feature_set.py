@@ -13,7 +13,7 @@ from adapt.adaptor import Facts
 from adapt.config.pipeline import Config
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.choice import Choice, choose_source
-from adapt.features.image_batches import ImageBatches
+from adapt.features.image_batches import ImageBatches, image_kind
 from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.features.specs import spec_of_backbone
@@ -22,6 +22,7 @@ from adapt.job.inputs import Inputs
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
 from adapt.training.distributed import world
+from adapt.training.trials import TrainingData
 from extract.backbones.backbone import ModelBackbone, digests, empty_backbone
 from extract.backbones.vivit_weights import VIVIT
 from extract.forward.device import resolve_device, resolve_precision
@@ -71,7 +72,19 @@ class FeatureSet:
     facts: Facts
     costs: ExtractionCosts
 
-    def images(self, augment: bool) -> ImageBatches:
+    def kind(self, config: Config, trains_backbone: bool) -> str:
+        """What a method is trained from, as results name it."""
+        return image_kind(_augments(config)) if trains_backbone else self.pooled.features.kind
+
+    def training_data(self, config: Config, trains_backbone: bool) -> TrainingData:
+        """What a method is trained from.
+
+        Raises:
+            UserError: as of `images`.
+        """
+        return TrainingData(self.pooled, self._images(_augments(config)) if trains_backbone else None)
+
+    def _images(self, augment: bool) -> ImageBatches:
         """The images behind the features, for end-to-end methods.
 
         Raises:
@@ -94,6 +107,10 @@ class FeatureSet:
             return _as_rows(here.broadcast(None))
         rows = source_rows(self.store, source)
         return _as_rows(here.broadcast({split: numbers.tolist() for split, numbers in rows.items()}))
+
+
+def _augments(config: Config) -> bool:
+    return config.train.augment == "crop_flip"
 
 
 def _as_rows(lists: Mapping[str, list[int]]) -> dict[str, Rows]:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adapt.config.pipeline import Config, MethodConfig, Trial
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig, Trial
 from adapt.job.feature_set import Log
 from adapt.methods.in_backbone.random_subspace import Subspace, count
 from adapt.methods.in_backbone.target_modules import Sublayer, Target

@@ -29,7 +29,9 @@ class Candidate:
         active: whether it is trained further; false once it has diverged or was dropped.
         epochs: how many epochs it was trained for.
         seconds: training seconds of these epochs: reading of all batches, and its share of the steps of its stack.
-        train_loss: mean loss of the batches of the last epoch.
+        train_loss: mean loss of the steps of the last epoch.
+        loss_sum: sum of the losses of the steps of the current epoch.
+        n_steps: number of these steps.
     """
 
     model: nn.Module
@@ -46,6 +48,8 @@ class Candidate:
     epochs: int = 0
     seconds: float = 0.0
     train_loss: float = math.nan
+    loss_sum: float = 0.0
+    n_steps: int = 0
 
     @property
     def layers(self) -> tuple[int, ...]:

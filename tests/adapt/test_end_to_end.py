@@ -76,15 +76,15 @@ def test_the_search_tries_every_point_and_resumes_between_them(
 ) -> None:
     config = tiny_config("methods=[bitfit]", "sweep={lr: [0.001, 0.01], weight_decay: [0.0, 0.1]}")
     trained: list[float] = []
-    import adapt.training.trials
-
     fit = adapt.training.trials.fit
 
-    def counted(group: list[adapt.training.trials.Candidate], *rest: object, **more: object) -> float:
-        trained.append(group[0].lr)
+    def counted(job: TrainingPass, checkpoint: Path | None) -> None:
+        (candidate,) = job.candidates  # one model inside the backbone at a time
+        assert candidate.lr
+        trained.append(candidate.lr)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return fit(group, *rest, **more)  # type: ignore[arg-type]
+        fit(job, checkpoint)
 
     monkeypatch.setattr("adapt.training.trials.fit", counted)
     with pytest.raises(KeyboardInterrupt):

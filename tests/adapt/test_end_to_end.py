@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+import adapt.training.trials
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.features.image_batches import ImageBatches
 from adapt.job.inputs import Inputs
 from adapt.job.trial_run import adaptor_path
+from adapt.training.loop import TrainingPass
 from extract.backbones.augmentation import Augment, random_box
 from extract.backbones.backbone import TappedBackbone, TimmBackbone
 from extract.sources.user_datasets import from_datasets

@@ -68,6 +68,13 @@ class TrainConfig(StrictModel):
         return seeds
 
 
+class ReportNames(StrictModel):
+    """The `report_as:` section: names of data set and backbone in results and report; None for their own."""
+
+    dataset: str | None = Field(None, min_length=1, description="null or a name")
+    backbone: str | None = Field(None, min_length=1, description="null or a name")
+
+
 class Trial(StrictModel):
     """One point of a method's grid; `lr` is None for a method that is solved instead of trained step by step."""
 
@@ -109,6 +116,7 @@ class Config(StrictModel):
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="{option: [values]}; every combination is tried"
     )
+    report_as: ReportNames = ReportNames()
     _expanded_texts: tuple[ExpandedText, ...] = PrivateAttr(())
 
     @model_validator(mode="after")

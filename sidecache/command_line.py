@@ -11,6 +11,7 @@ from sidecache.messages import log, print_json
 
 if TYPE_CHECKING:
     from adapt.config.pipeline import Config
+    from adapt.config.study import Study
     from store.verify_report import Report
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="the job's configuration")]
+JobPath = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="the configuration of a job or a study")]
 Overrides = Annotated[
     list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="override a field; may be repeated")
 ]
@@ -33,6 +35,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document an
 
 def _read(path: Path, overrides: list[str] | None) -> "Config":
     return sidecache.load_config(path, overrides or [])
+
+
+def _read_job(path: Path, overrides: list[str] | None) -> "Config | Study":
+    from adapt.config.study import load_job
+
+    return load_job(path, overrides or [])
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,11 +59,16 @@ def _options(
 
 
 @app.command("run", epilog="Example: sidecache run pipeline.yaml -o train.epochs=5")
-def run_command(config: ConfigPath, overrides: Overrides = None, on_changed: OnChangedOption = "fail") -> None:
-    """Run the whole job: extract what is missing, train, and report."""
+def run_command(config: JobPath, overrides: Overrides = None, on_changed: OnChangedOption = "fail") -> None:
+    """Run the whole job, or every job of a study: extract what is missing, train, and report."""
+    from adapt.config.study import Study
     from sidecache.steps import print_results
+    from sidecache.studies import finish
 
-    parsed = _read(config, overrides)
+    parsed = _read_job(config, overrides)
+    if isinstance(parsed, Study):
+        finish(sidecache.run_study(parsed, on_changed=on_changed))
+        return
     sidecache.run(parsed, on_changed=on_changed)
     print_results(parsed.run_dir)
 
@@ -84,7 +97,7 @@ def plan_command(
 
 @app.command("extract", epilog="Example: sidecache extract pipeline.yaml --workers 4")
 def extract_command(
-    config: ConfigPath,
+    config: JobPath,
     overrides: Overrides = None,
     workers: Annotated[
         int | None, typer.Option(help="processes on this machine, one a GPU; same as -o extract.workers=")
@@ -96,23 +109,33 @@ def extract_command(
     on_changed: OnChangedOption = "fail",
 ) -> None:
     """Run the frozen backbone over every sample that is not in the store yet."""
+    from adapt.config.study import Study
     from sidecache.steps import log_extraction
+    from sidecache.studies import extract_study
 
     options = list(overrides or [])
     if workers is not None:
         options.append(f"extract.workers={workers}")
     if scheduler is not None:
         options.append(f"extract.scheduler={json.dumps(scheduler, ensure_ascii=False)}")  # quoted: "" is not null
-    parsed = _read(config, options)
+    parsed = _read_job(config, options)
+    if isinstance(parsed, Study):
+        extract_study(parsed, on_changed=on_changed).require_all()
+        return
     log_extraction(sidecache.extract(parsed, on_changed=on_changed), parsed)
 
 
 @app.command("train", epilog="Example: sidecache train pipeline.yaml -o train.seeds=[0]")
-def train_command(config: ConfigPath, overrides: Overrides = None) -> None:
+def train_command(config: JobPath, overrides: Overrides = None) -> None:
     """Train every method from the store, and report."""
+    from adapt.config.study import Study
     from sidecache.steps import print_results
+    from sidecache.studies import finish, train_study
 
-    parsed = _read(config, overrides)
+    parsed = _read_job(config, overrides)
+    if isinstance(parsed, Study):
+        finish(train_study(parsed))
+        return
     sidecache.train(parsed)
     print_results(parsed.run_dir)
 
@@ -153,9 +176,17 @@ def intrinsic_command(
 
 @app.command("report", epilog="Example: sidecache report runs/digits")
 def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
-    """Print the table of a run, and write its report.html again."""
+    """Print the table of a run or a study, and write its report.html again."""
+    from adapt.study.record import has_record
+    from adapt.study.results import read_study_results
     from sidecache.steps import print_results, write_run_report
+    from sidecache.studies import print_study
 
+    if has_record(run_dir):
+        result = read_study_results(run_dir)
+        result.write()
+        print_study(result)
+        return
     write_run_report(run_dir)
     print_results(run_dir)
 

@@ -12,8 +12,8 @@ from store.errors import UserError
 from store.strict_model import StrictModel
 
 _LEGAL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-# names of files and folders that the run directory of a study holds itself
-_RESERVED = ("checkpoints", "config.yaml", "report.html", "study.json")
+# files of the run directory of a study; besides, `results.csv` and the like
+_RESERVED = ("report.html", "study.json")
 
 
 class StudySections(StrictModel):

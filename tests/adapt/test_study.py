@@ -142,7 +142,7 @@ def test_names_that_differ_in_case_alone_are_refused() -> None:
     assert message == "backbones: given the name 'ViT' beside 'vit'; legal: names that differ in more than case"
 
 
-@pytest.mark.parametrize("name", ["study.json", "Results.CSV", "checkpoints"])
+@pytest.mark.parametrize("name", ["study.json", "Results.CSV"])
 def test_a_name_of_a_file_of_the_study_is_refused(name: str) -> None:
     assert "a file of the run directory has this name" in refuse(ONE | {"datasets": {name: {}}})
 

@@ -65,20 +65,3 @@ def _report(study: Study, stage: Stage) -> StudyResult:
     if world().is_main_process:
         result.write()
     return result
-
-
-def finish(result: StudyResult) -> None:
-    """Print the results of a study on rank 0.
-
-    Raises:
-        JobError: parts of it failed; the message has their names and reasons.
-    """
-    if world().is_main_process:
-        print_study(result)
-    result.require_all()
-
-
-def print_study(result: StudyResult) -> None:
-    """Print the table of a study, and where its results are."""
-    result.print()
-    log(f"results: {result.run_dir / 'results.csv'}, report: {result.run_dir / 'report.html'}")

@@ -75,6 +75,13 @@ class TrainConfig(StrictModel):
         return seeds
 
 
+class ReportNames(StrictModel):
+    """The `report_as:` section: names of data set and backbone in results and report; None for their own."""
+
+    dataset: str | None = Field(None, min_length=1, description="null or a name")
+    backbone: str | None = Field(None, min_length=1, description="null or a name")
+
+
 class Config(StrictModel):
     """All sections of pipeline.yaml."""
 
@@ -93,6 +100,7 @@ class Config(StrictModel):
     )
     sweep: Sweep = Field({}, description=LEGAL_VALUES)
     search: SearchConfig = SearchConfig()
+    report_as: ReportNames = ReportNames()
     _expanded_texts: tuple[ExpandedText, ...] = PrivateAttr(())
 
     @model_validator(mode="after")

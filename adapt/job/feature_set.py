@@ -59,6 +59,8 @@ class FeatureSet:
         store: None if the features are computed online.
         pooled: the features, and their pooled values.
         provenance: everything that determines the value of a feature; part of the id of every trial.
+        dataset: its name in the results.
+        backbone_name: its name in the results.
         shape: the backbone without its weights; None for a user's own module.
     """
 
@@ -158,8 +160,8 @@ def _stored_features(
         store=store,
         pooled=PooledFeatures(features),
         provenance={**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)},
-        dataset=store.schema.dataset,
-        backbone_name=provenance.backbone,
+        dataset=config.report_as.dataset or store.schema.dataset,
+        backbone_name=config.report_as.backbone or provenance.backbone,
         shape=_shape(inputs, provenance.backbone, provenance.model_kwargs, provenance.image_size),
         facts=Facts(
             backbone=config.backbone,
@@ -208,8 +210,8 @@ def _online_features(config: Config, inputs: Inputs) -> FeatureSet:
         store=None,
         pooled=PooledFeatures(OnlineFeatures(source, forward, config.store.tokens, stored)),
         provenance=provenance,
-        dataset=source.name,
-        backbone_name=backbone.name,
+        dataset=config.report_as.dataset or source.name,
+        backbone_name=config.report_as.backbone or backbone.name,
         shape=_shape(inputs, backbone.name, backbone.model_kwargs, backbone.image_size),
         facts=facts,
         costs=ExtractionCosts(),

@@ -81,6 +81,23 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
         console.print(_text(headline(comparison)))
 
 
+def print_failures(failures: Sequence[tuple[str, str]], console: Console, title: str = "failed") -> None:
+    """Print a table of the jobs that failed; nothing if there are none.
+
+    Args:
+        failures: name and reason of each.
+        title: of the table; their number is added.
+    """
+    if not failures:
+        return
+    table = Table(title=f"{title} ({len(failures)})", box=box.SIMPLE, padding=0)
+    table.add_column("part", overflow="fold", style="bold")
+    table.add_column("reason", overflow="fold")
+    for name, reason in failures:
+        table.add_row(_text(name), _text(reason))
+    console.print(table)
+
+
 def _text(untrusted: str) -> Text:
     """A `Text`, in which [brackets] are not markup."""
     return Text(visible(untrusted))

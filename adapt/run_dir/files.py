@@ -18,13 +18,18 @@ _MOST_BYTES = 64 << 20  # of a file that is read; ten thousand result rows take 
 
 
 def make_run_dir(run_dir: Path) -> None:
-    """Make the run directory, unless it exists.
+    """Make the run directory of a job, unless it exists; raises what `make_folder` raises."""
+    make_folder(run_dir, "checkpoints")
+
+
+def make_folder(run_dir: Path, inner: str = ".") -> None:
+    """Make a run directory and a folder in it, unless they exist.
 
     Raises:
         UserError: no folder can be made at this path.
     """
     try:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run_dir / inner).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_dir {run_dir} cannot be made ({error.strerror}); choose another one") from error
 

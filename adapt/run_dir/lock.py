@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from adapt.run_dir.files import make_run_dir
+from adapt.run_dir.files import make_folder
 from store.errors import JobError, Note
 from store.local.durable_files import TEMPORARY
 from store.lock import describe_owner, this_process
@@ -33,7 +33,7 @@ def hold_run_dir(run_dir: Path) -> Iterator[None]:
         UserError: no folder can be made at this path.
         JobError: another job holds the lock.
     """
-    make_run_dir(run_dir)
+    make_folder(run_dir)
     path = run_dir / _FILE
     with ExitStack() as stack:
         try:

@@ -101,9 +101,17 @@ def write_results(run_dir: str | Path, rows: Iterable[Row]) -> None:
     with open_locked(run_dir / ".results.lock", wait=True):
         old = read_results(run_dir) if (run_dir / "results.json").exists() else []
         merged = list({row.trial_id: row for row in [*old, *rows]}.values())
-        as_json, as_csv = _to_json(merged), _to_csv(merged)
-        write_text(run_dir / "results.json", as_json)
-        write_text(run_dir / "results.csv", as_csv)
+        write_text(run_dir / "results.json", _to_json(merged))
+        write_csv(run_dir, merged)
+
+
+def write_csv(run_dir: Path, rows: Sequence[Row]) -> None:
+    """Write `results.csv` with these rows.
+
+    Raises:
+        JobError: the file cannot be written.
+    """
+    write_text(run_dir / "results.csv", _to_csv(rows))
 
 
 def read_results(run_dir: str | Path) -> list[Row]:

@@ -15,6 +15,8 @@ from store.errors import UserError
 class DatasetSplit:
     """An ImageSplit over a map-style dataset of (sample, label) pairs; samples are images or backbone inputs."""
 
+    validation = None
+
     def __init__(self, name: str, dataset: Any, num_classes: int) -> None:
         self._dataset = dataset
         self.ids: Sequence[str] = [f"{name}/{row:08d}" for row in range(len(dataset))]

@@ -84,6 +84,10 @@ class ImageSource:
     val_split: str = ""
     is_decoded_here: bool = False
 
+    def __post_init__(self) -> None:
+        if (self.splits["train"].validation is not None) != bool(self.val_split):
+            raise ValueError("val_split names the split of the validation samples, which `train` must mark")
+
 
 class SampleSplit(Dataset[DecodedSample]):
     """An ImageSplit made of listed samples; every image or clip is decoded when its row is read."""

@@ -90,6 +90,7 @@ def require_match(
         "store.dtype": (provenance.dtype, config.store.dtype),
         "store.tokens": (provenance.tokens, describe_tokens(config.store.tokens)),
         "data.video, how frames are drawn": (provenance.sampling, _sampling(config, own_source)),
+        "data.val_split": (store.schema.val_split or None, _val_split(config, own_source)),
     }
     if not own_backbone:
         pairs |= _backbone_pairs(store, config)
@@ -120,6 +121,10 @@ def _sampling(config: Config, own_source: ImageSource | None) -> str:
     if own_source is not None:
         return own_source.sampling
     return sampling_text(config.data.clips) if config.data.clips else ""
+
+
+def _val_split(config: Config, own_source: ImageSource | None) -> str | None:
+    return config.data.val_split if own_source is None else own_source.val_split or None
 
 
 def require_whole(backbone: Backbone, spec: FeatureSpec) -> ModelBackbone:
@@ -154,7 +159,8 @@ def source_rows(store: Store, source: ImageSource) -> dict[str, Rows]:
     Raises:
         UserError: classes, samples or labels differ from the stored ones.
     """
-    refuse_difference({"multi_label": (store.schema.multi_label, source.multi_label)}, store.url)
+    fields = ("multi_label", "val_split")
+    refuse_difference({name: (getattr(store.schema, name), getattr(source, name)) for name in fields}, store.url)
     rows, listings = dict[str, Rows](), {}
     for split in store.splits:
         images = source.splits[split]

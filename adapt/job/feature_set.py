@@ -22,6 +22,7 @@ from adapt.job.inputs import Inputs
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
 from adapt.training.distributed import world
+from adapt.training.row_draw import RowDraw, warn_of_small_classes
 from adapt.training.trials import TrainingData
 from extract.backbones.backbone import ModelBackbone, digests, empty_backbone
 from extract.backbones.vivit_weights import VIVIT
@@ -131,6 +132,19 @@ def open_features(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
         UserError: the store does not match the configuration.
         JobError: the store is damaged or incomplete.
     """
+    opened = _open(config, inputs, log)
+    features = opened.pooled.features
+    warn_of_small_classes(
+        features.labels("train"),
+        RowDraw.of(config),
+        opened.facts.classes,
+        views=features.views,
+        validation_rows=features.validation_rows(),
+    )
+    return opened
+
+
+def _open(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
     if config.train.feature_source == "online":
         return _online_features(config, inputs)
     # all processes open the same snapshot, even while the store grows

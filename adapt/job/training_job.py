@@ -18,13 +18,14 @@ from adapt.job.intrinsic_dimension import Measurement, measure, resolve_targets
 from adapt.job.intrinsic_record import IntrinsicRecord
 from adapt.job.method_search import MethodSearch, describe
 from adapt.job.trial_batch import TrialBatch, batches_of, run_batch
-from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows, row_draw_of
+from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows
 from adapt.methods.registry import find_method
 from adapt.report.fingerprint import digest
 from adapt.run_dir.config_file import write_config
 from adapt.run_dir.files import make_run_dir
 from adapt.run_dir.results import Row, read_results
 from adapt.training.candidate import diverged
+from adapt.training.row_draw import RowDraw
 from adapt.training.scores import Score
 from adapt.training.trials import TrainingData, train_entries
 from store.errors import JobError
@@ -177,7 +178,7 @@ class TrainingJob:
 
     def _score_alone(self, run: TrialRun, data: TrainingData) -> float:
         """Train a trial for its validation score."""
-        [trained] = train_entries([run.entry()], data, row_draw_of(run.config), _checkpoint_of_point(run))
+        [trained] = train_entries([run.entry()], data, RowDraw.of(run.config), _checkpoint_of_point(run))
         if trained.diverged:
             raise diverged([run.spec.trial.lr])
         return trained.score

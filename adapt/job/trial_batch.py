@@ -7,12 +7,13 @@ from pathlib import Path
 from adapt.config.pipeline import Config
 from adapt.job.cost import peak_memory
 from adapt.job.feature_set import FeatureSet
-from adapt.job.trial_run import TrialRun, TrialSpec, row_draw_of
+from adapt.job.trial_run import TrialRun, TrialSpec
 from adapt.methods.registry import find_method
 from adapt.report.fingerprint import digest
 from adapt.training.candidate import Candidate
 from adapt.training.evaluation import predict_split
 from adapt.training.halving import Rung, rungs
+from adapt.training.row_draw import RowDraw
 from adapt.training.scores import Score
 from adapt.training.trials import TrainingData, train_entries
 
@@ -69,7 +70,7 @@ def run_batch(batch: TrialBatch, features: FeatureSet) -> list[Score]:
         candidates = train_entries(
             [run.entry(_rungs_of(batch, run)) for run in runs],
             data,
-            row_draw_of(batch.config, batch.for_search),
+            RowDraw.of(batch.config, batch.for_search),
             checkpoint=batch.checkpoint(features),
         )
     if not batch.for_search:

@@ -70,7 +70,7 @@ class TrialRun:
     def trial_id(self) -> str:
         """A digest of everything that determines the result."""
         trained = (self.spec.method.name, self.spec.trial, self.spec.seed, self.settings)
-        drawn = row_draw_of(self.config, self.for_search)
+        drawn = RowDraw.of(self.config, self.for_search)
         return digest(self.features.provenance, self._kind, *trained, drawn, TRAINING_VERSION)
 
     @property
@@ -178,7 +178,7 @@ class TrialRun:
         return inference_gflops(self.spec.method.name, self.spec.trial.options, layers, num_classes, backbone=backbone)
 
     def _conditions(self) -> dict[str, Any]:
-        name, row_draw = self.spec.method.name, row_draw_of(self.config)
+        name, row_draw = self.spec.method.name, RowDraw.of(self.config)
         return conditions_of(name, self.features.provenance, self._kind, settings=self.settings, row_draw=row_draw)
 
     @property
@@ -206,11 +206,6 @@ def settings_of(config: Config, method: MethodConfig, for_search: bool = False) 
         mixup=train.mixup if trains_backbone else 0.0,
         shuffle_block=train.shuffle_block,
     )
-
-
-def row_draw_of(config: Config, for_search: bool = False) -> RowDraw:
-    """How rows are drawn; a search always keeps rows for validation."""
-    return RowDraw(val_fraction=config.data.val_fraction, refit=config.train.refit and not for_search)
 
 
 def adaptor_path(run_dir: Path, row: Row) -> Path:

@@ -83,10 +83,9 @@ def _make_plan(job: JobFacts, seconds: Mapping[str, float], budget: int | None) 
         has_room = job.free_bytes is None or to_extract * bytes_per_sample <= job.free_bytes
         fits = has_room and (budget is None or store_bytes <= budget)
     # seconds
-    trained_rows = None if rows is None else round(rows["train"] * (1 - job.config.data.val_fraction))
     extract_seconds = _extract_seconds(job, seconds)
     sources = (*_SOURCES, "end_to_end") if job.end_to_end else _SOURCES
-    epoch_seconds = {source: _times(seconds.get(source), trained_rows) for source in sources}
+    epoch_seconds = {source: _times(seconds.get(source), job.trained_rows) for source in sources}
     choice = _choose_source(job)
     return Plan(
         samples=rows,

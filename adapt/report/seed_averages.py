@@ -13,7 +13,7 @@ from typing import Any
 from adapt.run_dir.results import COLUMNS, Row
 
 # Conditions that define the evaluation: results that differ in one of them are not comparable.
-PROTOCOL = ("samples", "val_fraction", "balance_classes")
+PROTOCOL = ("samples", "val_fraction", "shots", "fraction", "refit", "balance_classes")
 
 
 @dataclass(frozen=True)

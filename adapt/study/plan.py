@@ -172,15 +172,15 @@ def print_study_plan(plan: StudyPlan, title: str) -> None:
             table.add_row(part.name, *_cells(part.plan))
     total = plan.totals()
     table.add_section()
-    table.add_row(
+    cells = (
         f"total of {total['parts']}",
         "",
         decimal(total["store_bytes"]),
         _seconds(total["extract_seconds"]),
         f"{total['trials']:,}",
         _seconds(total["train_seconds"]),
-        style="bold",
     )
+    table.add_row(*cells, style="bold")
     console = Terminal()
     console.print(table)
     print_failures([(part.name, part.reason) for part in plan.parts if part.reason], console, "cannot start")

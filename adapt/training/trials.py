@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adapt.config.trials import Trial
+from adapt.features.feature_source import Features
 from adapt.features.image_batches import ImageBatches
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.readout import Readout
@@ -18,6 +19,7 @@ from adapt.training.halving import Rung
 from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
 from adapt.training.loop import TrainingPass, fit
 from adapt.training.row_draw import RowDraw
+from adapt.training.seed_draw import rows_of_seed
 from adapt.training.seed_rows import SeedRows
 from adapt.training.settings import Settings
 
@@ -96,7 +98,7 @@ def train_entries(
     Returns:
         a trained candidate for every entry.
     """
-    seeds = {entry.seed: row_draw.draw(data.pooled.features, entry.settings, entry.seed) for entry in entries}
+    seeds = _draw_seeds(entries, data.pooled.features, row_draw)
     candidates = [_new_candidate(entry, data, seeds[entry.seed]) for entry in entries]
     _standardize(candidates, data.pooled)
     both = list(zip(entries, candidates, strict=True))
@@ -115,6 +117,13 @@ def train_entries(
         )
         fit(job, checkpoint.with_suffix(f".{number}.pt") if checkpoint else None)
     return candidates
+
+
+def _draw_seeds(entries: Sequence[Entry], features: Features, row_draw: RowDraw) -> dict[int, SeedRows]:
+    """The rows of every seed."""
+    balance_classes = entries[0].settings.balance_classes  # the same for all entries of a job
+    seeds = dict.fromkeys(entry.seed for entry in entries)
+    return {seed: rows_of_seed(features, row_draw, seed, balance_classes) for seed in seeds}
 
 
 def _new_candidate(entry: Entry, data: TrainingData, rows: SeedRows) -> Candidate:

@@ -19,7 +19,7 @@ from typing import Any
 from extract.config import DataConfig
 from extract.sources.data_root import root_file
 from extract.sources.samples import IMAGES, FileKind, Sample, SourceSamples
-from extract.sources.splits import TRAIN, choose_test
+from extract.sources.splits import TRAIN, choose_splits
 from store.errors import UserError
 
 SEPARATOR = "|"
@@ -139,11 +139,12 @@ class _Table:
             splits.setdefault(split, []).append(sample)
         if not places:
             raise UserError(f"{self.path} lists no samples; add a line for each of the {self.kind.plural}")
-        test = choose_test(splits if "split" in self.columns else (), config)
+        chosen = choose_splits(splits if "split" in self.columns else (), config)
         return SourceSamples(
             name=f"{folder.name}-{self.path.stem}",
             train=splits[TRAIN],
-            test=None if test is None else splits[test],
+            test=None if chosen.test is None else splits[chosen.test],
+            validation=() if chosen.validation is None else splits[chosen.validation],
             multi_label=multi_label,
         )
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from adapt.config.pipeline import Config, MethodConfig, Trial
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig, Trial
 from adapt.job.feature_set import FeatureSet, Log, open_features
 from adapt.job.inputs import Inputs
 from adapt.job.intrinsic_dimension import Measurement, entry_of, measure, resolve_targets
@@ -15,8 +16,9 @@ from adapt.run_dir.config_file import write_config
 from adapt.run_dir.files import make_run_dir
 from adapt.run_dir.results import Row, read_results
 from adapt.training.loop import Settings
-from adapt.training.search import choose_trial, read_points
-from adapt.training.trials import Trained, TrainingData, train_trials
+from adapt.training.make_search import make_search
+from adapt.training.scores import Score
+from adapt.training.trials import TrainingData, train_trials
 from extract.forward.device import resolve_device, resolve_precision
 
 
@@ -152,25 +154,34 @@ class TrainingJob:
         return TrainingData(self.features.pooled)
 
     def _choose_trial(self, method: MethodConfig, data: TrainingData) -> Trial:
-        """Search the grid with the first seed; the scores are kept in the run directory."""
+        """Search with the first seed; the scores are kept in the run directory."""
         run_dir, fraction = self.config.run_dir, self.config.data.val_fraction
         settings = settings_of(self.config, method, self.config.train.seeds[0])
-        settings = replace(settings, epochs=self.config.train.search_epochs or settings.epochs)
-        determining = (self.features.provenance, data.kind, method, settings, fraction)
-        search_id = digest(*determining)
+        settings = replace(settings, epochs=self.config.search.epochs or settings.epochs)
+        search_id = digest(self.features.provenance, data.kind, method, self.config.search, settings, fraction)
 
-        def train_pass(trials: Sequence[Trial], name: str) -> Trained:
-            checkpoint = run_dir / "checkpoints" / f"search-{search_id}-{name}"
+        def train_pass(trials: Sequence[Trial]) -> list[Score]:
+            checkpoint = run_dir / "checkpoints" / f"search-{search_id}-{digest(trials)}"
             trained = train_trials(method, trials, data, settings, val_fraction=fraction, checkpoint=checkpoint)
             delete_checkpoints(checkpoint)
-            return trained
+            return [
+                Score(score=one.score, loss=one.loss, epoch=one.best_epoch, epochs=settings.epochs)
+                for one in trained.candidates
+            ]
 
-        scores_file = run_dir / "search" / f"{method.name}-{search_id}.json"
-        trial = choose_trial(method, train_pass, scores_file)
+        search = make_search(method, self.config.search, run_dir / "search" / f"{method.name}-{search_id}.json")
+        while trials := search.ask():
+            for group in _passes(method, trials):
+                search.tell(group, train_pass(group))
         if len(method.trials) > 1:
-            n_trials = len(read_points(scores_file))  # more than the grid has if that was extended
-            self.log(f"{method.name}: chose {_describe(trial)} among {n_trials} on validation")
-        return trial
+            n_trials = len(search.points)  # more than the grid has if that was extended
+            self.log(f"{method.name}: chose {_describe(search.best)} among {n_trials} on validation")
+        return search.best
+
+
+def _passes(method: MethodConfig, trials: list[Trial]) -> list[list[Trial]]:
+    """Trials that are trained together: all of them, or one by one where each needs its own copy of the backbone."""
+    return [[trial] for trial in trials] if find_method(method.name).trains_backbone else [trials]
 
 
 def _describe(trial: Trial) -> str:

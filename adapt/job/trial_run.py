@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from adapt.adaptor import Card, save_adaptor
-from adapt.config.pipeline import Config, MethodConfig, Trial
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig, Trial
 from adapt.job.cost import break_even_epochs, inference_gflops, peak_memory
 from adapt.job.feature_set import FeatureSet
 from adapt.methods.trained_parameters import count_params

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from adapt.config.pipeline import Config, MethodConfig
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig
 from adapt.features.specs import spec_of_backbone
 from adapt.job.checks import require_match
 from adapt.job.feature_set import needed_layers

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.config.pipeline import Config, MethodConfig
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.feature_source import Features
 from adapt.job.training_job import settings_of

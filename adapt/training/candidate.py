@@ -1,10 +1,13 @@
 """Holds a model in training together with its hyperparameters and its best state on validation so far."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from store.errors import JobError
 
 StateDict = dict[str, Tensor]
 
@@ -51,3 +54,9 @@ class Candidate:
 def all_finite(logits: Tensor) -> bool:
     """Whether all values are finite; with a learning rate that is too high they are not."""
     return bool(torch.isfinite(logits).all())
+
+
+def diverged(learning_rates: Iterable[float | None]) -> JobError:
+    """The error for a method of which no trial had finite logits after its first epoch."""
+    rates = ", ".join(f"{rate:g}" for rate in sorted({rate for rate in learning_rates if rate}))
+    return JobError(f"training diverged in its first epoch at learning rates {rates}; lower train.lr")

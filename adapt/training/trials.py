@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapt.config.pipeline import MethodConfig, Trial
+from adapt.config.trials import MethodConfig, Trial
 from adapt.features.image_batches import ImageBatches
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.readout import Readout
 from adapt.methods.registry import build_model, find_method
-from adapt.training.candidate import Candidate
+from adapt.training.candidate import Candidate, diverged
 from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
 from adapt.training.loop import Settings, TrainingTask, fit
 from adapt.training.objective import make_objective
 from adapt.training.validation_split import draw_validation
-from store.errors import JobError
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Trained:
         """
         best = max(self.candidates, key=lambda candidate: candidate.rank)
         if best.score == -math.inf:
-            raise diverged(self.candidates)
+            raise diverged(candidate.lr for candidate in self.candidates)
         return best
 
 
@@ -106,12 +105,6 @@ def train_trials(
         for number, group in enumerate(_by_layers(candidates))
     ]
     return Trained(candidates, mean(seconds), len(seed_trainer.rows) / mean(seconds))
-
-
-def diverged(tried: Sequence[Trial] | Sequence[Candidate]) -> JobError:
-    """The error for a method of which no trial had finite logits after its first epoch."""
-    rates = ", ".join(f"{rate:g}" for rate in sorted({one.lr for one in tried if one.lr}))
-    return JobError(f"training diverged in its first epoch at learning rates {rates}; lower train.lr")
 
 
 def _by_layers(candidates: Sequence[Candidate]) -> list[list[Candidate]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from adapt.config.search_config import SearchConfig
-from adapt.config.search_space import LEGAL_VALUES
+from adapt.config.search_space import LEGAL_SWEEP
 from adapt.config.trials import (
     SCHEDULE_KEYS,
     TRIAL_KEYS,
@@ -110,7 +110,7 @@ class Config(StrictModel):
         max_length=_MOST_METHODS,
         description="a list of method names or of {name: NAME, option: value}, at most " + f"{_MOST_METHODS:,}",
     )
-    sweep: Sweep = Field({}, description=LEGAL_VALUES)
+    sweep: Sweep = Field({}, description=LEGAL_SWEEP)
     search: SearchConfig = SearchConfig()
     report_as: ReportNames = ReportNames()
     _expanded_texts: tuple[ExpandedText, ...] = PrivateAttr(())

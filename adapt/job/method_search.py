@@ -6,9 +6,9 @@ from adapt.job.feature_set import FeatureSet, Log
 from adapt.job.trial_run import TrialSpec, settings_of
 from adapt.methods.registry import find_method
 from adapt.report.fingerprint import digest
+from adapt.training.make_search import make_search
 from adapt.training.row_draw import RowDraw
 from adapt.training.scores import Score
-from adapt.training.search import make_search
 from adapt.training.version import TRAINING_VERSION
 
 

@@ -1,5 +1,6 @@
 """The steps of a job that the public functions and the commands share: extract, train, report."""
 
+from functools import partial
 from pathlib import Path
 
 from adapt.config.pipeline import Config
@@ -7,10 +8,12 @@ from adapt.job.extraction import OnChanged, at_store, extract
 from adapt.job.inputs import Inputs
 from adapt.job.training_job import train
 from adapt.methods.registry import find_method
+from adapt.report.comparison import comparisons_of
 from adapt.report.page import write_report
 from adapt.report.seed_averages import summarize
 from adapt.report.table import print_table
-from adapt.run_dir.config_file import read_config
+from adapt.run_dir.config_file import configured_methods, read_config
+from adapt.run_dir.predictions import find_predictions
 from adapt.run_dir.results import Row, read_results
 from adapt.training.distributed import world
 from extract.job.extraction import Extraction
@@ -67,12 +70,13 @@ def log_extraction(extraction: Extraction, config: Config) -> None:
 def write_run_report(run_dir: Path) -> None:
     """Write report.html of a run directory."""
     text, title = read_config(run_dir)
-    write_report(run_dir, read_results(run_dir), text, title)
+    write_report(run_dir, read_results(run_dir), text, title, configured_methods(run_dir))
 
 
 def print_results(run_dir: Path) -> None:
     """Print the table of results, on rank 0."""
     if not world().is_main_process:
         return
-    print_table(summarize(read_results(run_dir)), Terminal())
+    summaries = summarize(read_results(run_dir), configured_methods(run_dir))
+    print_table(comparisons_of(summaries, partial(find_predictions, run_dir)), Terminal())
     log(f"results: {run_dir / 'results.json'}, report: {run_dir / 'report.html'}")

@@ -1,6 +1,7 @@
 """Writes `report.html`: the tables and charts of a run in one file that loads nothing from elsewhere."""
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -9,27 +10,37 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from adapt.report.chart import chart
-from adapt.report.comparison import comparisons_of, headline
+from adapt.report.comparison import comparisons_of, headline, legend
 from adapt.report.seed_averages import differing_by_method, label, summarize
 from adapt.report.table import table_columns
 from adapt.run_dir.files import write_text
-from adapt.run_dir.results import Row
+from adapt.run_dir.predictions import find_predictions
+from adapt.run_dir.results import Row, in_order
 from store.console.visible import visible
 from store.errors import UserError
 
 
-def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | None = None, title: str = "") -> Path:
-    """Write `report.html` into a run directory.
+def write_report(
+    run_dir: str | Path,
+    rows: Sequence[Row],
+    config_text: str | None = None,
+    title: str = "",
+    methods: Sequence[str] = (),
+) -> Path:
+    """Write `report.html` into a run directory, with intervals from the predictions that the directory has.
 
     Args:
+        run_dir: the run directory.
+        rows: its rows.
         config_text: the resolved configuration, as YAML.
         title: default: the name of the run directory.
+        methods: names of methods in the order in which they are shown; others follow by name.
 
     Returns:
         The path of the report.
 
     Raises:
-        UserError: there are no rows.
+        UserError: there are no rows, or predictions are damaged.
         JobError: the file cannot be written.
     """
     if not rows:
@@ -41,11 +52,12 @@ def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | No
     in_label = differing_by_method(rows)
     page = template.render(
         name=title or Path(run_dir).resolve().name,
-        comparisons=comparisons_of(summarize(rows)),
+        comparisons=comparisons_of(summarize(rows, methods), partial(find_predictions, Path(run_dir))),
         table_columns=table_columns,
         headline=headline,
+        legend=legend,
         chart=chart,
-        rows=[(label(row, in_label[row.method]), row) for row in rows],
+        rows=[(label(row, in_label[row.method]), row) for row in in_order(rows, methods)],
         config_text=config_text,
     )
     path = Path(run_dir) / "report.html"

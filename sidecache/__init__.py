@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adapt.across_runs.runs import results
     from adapt.adaptor import Adaptor, load_adaptor
     from adapt.config.load_config import load_config
     from adapt.config.pipeline import Config
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
     from adapt.methods.from_features.losa import LoSA, LoSAOptions
     from adapt.methods.in_backbone.merge import merge, unmerge
+    from adapt.run_dir.predictions import Predictions, read_predictions
     from adapt.run_dir.results import Row
     from extract.backbones.backbone import Backbone, TappedBackbone
     from extract.job.extraction import Extraction
@@ -34,6 +36,7 @@ _MODULES = {
     "LinearProbeOptions": "adapt.methods.from_features.linear_probe",
     "LoSA": "adapt.methods.from_features.losa",
     "LoSAOptions": "adapt.methods.from_features.losa",
+    "Predictions": "adapt.run_dir.predictions",
     "Store": "store.reader",
     "TappedBackbone": "extract.backbones.backbone",
     "UserError": "store.errors",
@@ -44,6 +47,8 @@ _MODULES = {
     "main": "sidecache.entry_point",
     "merge": "adapt.methods.in_backbone.merge",
     "open_store": "store.reader",
+    "read_predictions": "adapt.run_dir.predictions",
+    "results": "adapt.across_runs.runs",
     "unmerge": "adapt.methods.in_backbone.merge",
 }
 __all__ = [
@@ -54,6 +59,7 @@ __all__ = [
     "LinearProbeOptions",
     "LoSA",
     "LoSAOptions",
+    "Predictions",
     "Store",
     "TappedBackbone",
     "UserError",
@@ -64,6 +70,8 @@ __all__ = [
     "load_config",
     "merge",
     "open_store",
+    "read_predictions",
+    "results",
     "run",
     "train",
     "unmerge",

@@ -70,7 +70,7 @@ def log_extraction(extraction: Extraction, config: Config) -> None:
 def write_run_report(run_dir: Path) -> None:
     """Write report.html of a run directory."""
     text, title = read_config(run_dir)
-    write_report(run_dir, read_results(run_dir), text, title, configured_methods(run_dir))
+    write_report(run_dir, read_results(run_dir), text, title, methods=configured_methods(run_dir))
 
 
 def print_results(run_dir: Path) -> None:

@@ -71,6 +71,12 @@ class FeatureSet:
     facts: Facts
     costs: ExtractionCosts
 
+    def sample_ids(self, split: str) -> Sequence[str]:
+        """The id of every sample of a split; its views have it with the number of the view."""
+        ids = self.store.sample_ids(split) if self.store else self.inputs.source.splits[split].ids
+        views = self.pooled.features.views
+        return ids if views == 1 else [sample.removesuffix("#0") for sample in ids[::views]]
+
     def images(self, augment: bool) -> ImageBatches:
         """The images behind the features, for end-to-end methods.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32
 from scipy import sparse
 
@@ -103,10 +104,10 @@ def _top1(trial: Predictions) -> Score:
 
 def _mean_class_accuracy(trial: Predictions) -> Score:
     """Classes without a sample in a resample are left out of its mean."""
-    labelled, hits = trial.labels, np.flatnonzero(_hits(trial))
-    shape = (len(trial.classes), len(labelled))
-    all_of_class = _sums(labelled, np.arange(len(labelled)), shape)
-    hits_of_class = _sums(labelled[hits], hits, shape)
+    labels, hits = trial.labels, np.flatnonzero(_hits(trial))
+    shape = (len(trial.classes), len(labels))
+    all_of_class = _sums(labels, np.arange(len(labels)), shape)
+    hits_of_class = _sums(labels[hits], hits, shape)
     return lambda counts: 100.0 * _mean_ratio(hits_of_class @ counts, all_of_class @ counts)
 
 
@@ -152,7 +153,7 @@ def _average_precision(
 
     def parts(counts: Counts) -> tuple[Float[np.ndarray, "resamples"], Float[np.ndarray, "resamples"]]:
         found = positives_in_segment @ counts
-        precision = _ratio(np.cumsum(found, axis=0), np.cumsum(in_segment @ counts, axis=0))
+        precision = _ratio(_cumulate(found), _cumulate(in_segment @ counts))
         return (found * precision).sum(axis=0), found.sum(axis=0)
 
     return parts
@@ -165,6 +166,12 @@ def _hits(trial: Predictions) -> Bool[np.ndarray, "samples"]:
 def _sums(rows: np.ndarray, samples: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
     """The matrix that adds up the counts of these samples into these rows."""
     return sparse.csr_array((np.ones(len(rows), np.float32), (rows, samples)), shape=shape)
+
+
+def _cumulate(values: np.ndarray) -> np.ndarray:
+    """Sums over the rows up to each; torch takes a third of NumPy's time for the first axis."""
+    sums: np.ndarray = torch.from_numpy(values).cumsum(dim=0).numpy()
+    return sums
 
 
 def _mean_ratio(

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from adapt.report.chart import chart
@@ -45,12 +45,8 @@ def write_report(
     """
     if not rows:
         raise UserError(f"no results to report in {run_dir}: run `sidecache run` first")
-    environment = Environment(
-        autoescape=True, finalize=_visible_text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(files("adapt.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
     in_label = differing_by_method(rows)
-    page = template.render(
+    page = _template().render(
         name=title or Path(run_dir).resolve().name,
         comparisons=comparisons_of(summarize(rows, methods), partial(find_predictions, Path(run_dir))),
         table_columns=table_columns,
@@ -64,6 +60,13 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page + "\n")
     return path
+
+
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, finalize=_visible_text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(files("adapt.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
 
 
 def _visible_text(value: Any) -> Any:

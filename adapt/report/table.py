@@ -28,7 +28,7 @@ class TableColumn:
 
 def table_columns(comparison: Comparison) -> list[TableColumn]:
     """The columns that have a value: the metric with its interval, the brief ones, the other metrics, the rest."""
-    declared = {field: _table_column(field) for field, column in COLUMNS.items() if column.name}
+    declared = {field: table_column(field) for field, column in COLUMNS.items() if column.name}
     metric = declared.pop(comparison.metric)
     metrics = [column for field, column in declared.items() if COLUMNS[field].average == "mean_std"]
     costs = [column for field, column in declared.items() if COLUMNS[field].average != "mean_std"]
@@ -44,7 +44,8 @@ def table_columns(comparison: Comparison) -> list[TableColumn]:
     return [column for column in columns if any(column.cell(s) != UNKNOWN for s in comparison.summaries)]
 
 
-def _table_column(field: str) -> TableColumn:
+def table_column(field: str) -> TableColumn:
+    """The column that a field of `Row` declares."""
     column = COLUMNS[field]
     header = "\n".join(part for part in (column.name, column.unit) if part)
     if column.average == "mean_std":

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, UInt8
 
+from adapt.run_dir.files import write_bytes
 from adapt.run_dir.results import Row
-from store.errors import JobError, UserError
-from store.local.durable_files import write_files
+from store.errors import UserError
 
 Labels = (
     Int64[np.ndarray, "samples"] | UInt8[np.ndarray, "samples classes"]
@@ -97,11 +97,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """
     buffer = pa.BufferOutputStream()
     pq.write_table(_to_table(predictions), buffer, compression="none", use_dictionary=False)
-    try:
-        write_files([(path, [memoryview(buffer.getvalue())])])
-    except OSError as error:
-        reason = error.strerror or error
-        raise JobError(f"{path} cannot be written ({reason}); what was there before is kept") from error
+    write_bytes(path, memoryview(buffer.getvalue()))
 
 
 def read_predictions(path: str | Path) -> Predictions:

@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adapt.across_runs.runs import results
     from adapt.adaptor import Adaptor, load_adaptor
     from adapt.config.load_config import load_config
     from adapt.config.pipeline import Config
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
     from adapt.methods.from_features.losa import LoSA, LoSAOptions
     from adapt.methods.in_backbone.merge import merge, unmerge
+    from adapt.run_dir.predictions import Predictions, read_predictions
     from adapt.run_dir.results import Row
     from adapt.study.results import StudyResult
     from extract.backbones.backbone import Backbone, TappedBackbone
@@ -37,6 +39,7 @@ _MODULES = {
     "LinearProbeOptions": "adapt.methods.from_features.linear_probe",
     "LoSA": "adapt.methods.from_features.losa",
     "LoSAOptions": "adapt.methods.from_features.losa",
+    "Predictions": "adapt.run_dir.predictions",
     "Store": "store.reader",
     "Study": "adapt.config.study",
     "StudyResult": "adapt.study.results",
@@ -50,6 +53,8 @@ _MODULES = {
     "main": "sidecache.entry_point",
     "merge": "adapt.methods.in_backbone.merge",
     "open_store": "store.reader",
+    "read_predictions": "adapt.run_dir.predictions",
+    "results": "adapt.across_runs.runs",
     "run_study": "sidecache.studies",
     "unmerge": "adapt.methods.in_backbone.merge",
 }
@@ -61,6 +66,7 @@ __all__ = [
     "LinearProbeOptions",
     "LoSA",
     "LoSAOptions",
+    "Predictions",
     "Store",
     "Study",
     "StudyResult",
@@ -74,6 +80,8 @@ __all__ = [
     "load_study",
     "merge",
     "open_store",
+    "read_predictions",
+    "results",
     "run",
     "run_study",
     "train",

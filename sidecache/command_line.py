@@ -8,6 +8,7 @@ import typer
 
 import sidecache
 from sidecache.messages import log, print_json
+from sidecache.results_command import results_command
 
 if TYPE_CHECKING:
     from adapt.config.pipeline import Config
@@ -153,6 +154,11 @@ def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory
     from sidecache import commands
 
     commands.report(run_dir)
+
+
+app.command("results", epilog="Example: sidecache results runs --by dataset --where method=losa --format markdown")(
+    results_command
+)
 
 
 @app.command("inspect", epilog="Example: sidecache inspect runs/digits/cache.zarr --json")

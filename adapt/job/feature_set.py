@@ -75,6 +75,12 @@ class FeatureSet:
     facts: Facts
     costs: ExtractionCosts
 
+    def sample_ids(self, split: str) -> Sequence[str]:
+        """The id of every sample of a split; its views have it with the number of the view."""
+        ids = self.store.sample_ids(split) if self.store else self.inputs.source.splits[split].ids
+        views = self.pooled.features.views
+        return ids if views == 1 else [sample.removesuffix("#0") for sample in ids[::views]]
+
     def kind(self, config: Config, trains_backbone: bool) -> str:
         """What a method is trained from, as results name it."""
         return image_kind(_augments(config)) if trains_backbone else self.pooled.features.kind

@@ -13,9 +13,11 @@ from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig, Trial
 from adapt.job.cost import break_even_epochs, inference_gflops
 from adapt.job.feature_set import FeatureSet
+from adapt.job.test_split import predictions_of
 from adapt.methods.registry import find_method
 from adapt.methods.trained_parameters import count_params
 from adapt.report.fingerprint import conditions_of, digest
+from adapt.run_dir.predictions import predictions_path, write_predictions
 from adapt.run_dir.results import Row, read_results, write_results
 from adapt.training.candidate import Candidate
 from adapt.training.halving import Rung
@@ -75,10 +77,12 @@ class TrialRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether row, adaptor and card exist; if one of them was deleted, the trial is trained again."""
+        """Whether row, adaptor, card and predictions exist; if one was deleted, the trial is trained again."""
         run_dir = self.config.run_dir
-        paths = [adaptor_path(run_dir, row) for row in read_rows(run_dir) if row.trial_id == self.trial_id]
-        return any(path.exists() and path.with_suffix(".json").exists() for path in paths)
+        rows = [row for row in read_rows(run_dir) if row.trial_id == self.trial_id]
+        adaptors = [adaptor_path(run_dir, row) for row in rows]
+        files = [*adaptors, *(path.with_suffix(".json") for path in adaptors)]
+        return bool(rows) and all(path.exists() for path in [*files, *(predictions_path(run_dir, row) for row in rows)])
 
     def entry(self, rungs: tuple[Rung, ...] = ()) -> Entry:
         """The trial for training.
@@ -98,7 +102,7 @@ class TrialRun:
     def record(
         self, trained: Candidate, logits: Float[Tensor, "samples classes"], peak_memory_bytes: int | None
     ) -> None:
-        """Write adaptor, card and row of the trained trial.
+        """Write adaptor, card, predictions and row of the trained trial.
 
         Args:
             trained: the trained model.
@@ -109,8 +113,10 @@ class TrialRun:
         labels = source.labels("test")[:: source.views]
         metrics = evaluate(logits, labels)
         row = self._row(trained, metrics, peak_memory_bytes)
-        # the adaptor first, so that no row is ever without one
+        # adaptor and predictions first, so that no row is ever without them
         save_adaptor(adaptor_path(self.config.run_dir, row), trained.model, self._card(metrics))
+        predictions = predictions_of(self.features, self.trial_id, logits)
+        write_predictions(predictions_path(self.config.run_dir, row), predictions)
         write_results(self.config.run_dir, [row])
 
     def _row(self, trained: Candidate, metrics: Metrics, peak_memory_bytes: int | None) -> Row:
@@ -210,7 +216,7 @@ def settings_of(config: Config, method: MethodConfig, for_search: bool = False) 
 
 def adaptor_path(run_dir: Path, row: Row) -> Path:
     """The adaptor file of a row."""
-    return run_dir / "adaptors" / f"{row.method}-seed{row.seed}-{row.trial_id[:8]}.safetensors"
+    return run_dir / "adaptors" / f"{row.file_stem}.safetensors"
 
 
 def read_rows(run_dir: Path) -> list[Row]:

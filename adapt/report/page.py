@@ -9,18 +9,17 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from adapt.report.chart import chart
-from adapt.report.comparison import comparisons_of, headline
-from adapt.report.seed_averages import differing_by_method, label, summarize
+from adapt.report.comparison import headline, legend
+from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import table_columns
 from adapt.run_dir.files import write_text
-from adapt.run_dir.results import Row
 from store.console.visible import visible
 from store.errors import UserError
 
 
 def write_report(
     run_dir: str | Path,
-    rows: Sequence[Row],
+    reported: ReportedRows,
     config_text: str | None = None,
     title: str = "",
     failures: Sequence[tuple[str, str]] = (),
@@ -28,6 +27,8 @@ def write_report(
     """Write `report.html` into a run directory.
 
     Args:
+        run_dir: the run directory.
+        reported: its rows.
         config_text: the resolved configuration, as YAML.
         title: default: the name of the run directory.
         failures: name and reason of the jobs that failed.
@@ -36,19 +37,19 @@ def write_report(
         The path of the report.
 
     Raises:
-        UserError: there are neither rows nor failures.
+        UserError: there are neither rows nor failures, or predictions are damaged.
         JobError: the file cannot be written.
     """
-    if not rows and not failures:
+    if not reported.rows and not failures:
         raise UserError(f"no results to report in {run_dir}: run `sidecache run` first")
-    in_label = differing_by_method(rows)
     page = _template().render(
         name=title or Path(run_dir).resolve().name,
-        comparisons=comparisons_of(summarize(rows)),
+        comparisons=reported.comparisons(),
         table_columns=table_columns,
         headline=headline,
+        legend=legend,
         chart=chart,
-        rows=[(label(row, in_label[row.method]), row) for row in rows],
+        rows=reported.labeled(),
         config_text=config_text,
         failures=failures,
     )

@@ -35,13 +35,18 @@ def make_folder(run_dir: Path, inner: str = ".") -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file; see `write_bytes`."""
+    write_bytes(path, memoryview(text.encode()))
+
+
+def write_bytes(path: Path, content: memoryview) -> None:
     """Write a file atomically: a reader, or a crash at any time, finds either the old or the new file complete.
 
     Raises:
         JobError: the file cannot be written; the old one is kept.
     """
     try:
-        write_files([(path, [memoryview(text.encode())])])
+        write_files([(path, [content])])
     except OSError as error:
         reason = error.strerror or error
         raise JobError(f"{path} cannot be written ({reason}); what was there before is kept") from error

@@ -1,5 +1,6 @@
 """Collects the results of all parts of a study: one table in the terminal, `results.csv` and `report.html`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import yaml
 
 from adapt.job.trial_run import read_rows
 from adapt.report.page import write_report
-from adapt.report.seed_averages import summarize
+from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import print_failures, print_table
+from adapt.run_dir.config_file import configured_methods
+from adapt.run_dir.predictions import find_predictions
 from adapt.run_dir.results import Row, write_csv
 from adapt.study.record import PartRecord, StudyRecord, read_record
 from store.console.terminal import Terminal
@@ -23,11 +26,13 @@ class StudyResult:
         run_dir: of the study.
         record: what became of its parts.
         rows: of all parts, also of those that failed later.
+        run_dirs: the run directory of every row, by the id of its trial.
     """
 
     run_dir: Path
     record: StudyRecord
     rows: list[Row]
+    run_dirs: Mapping[str, Path]
 
     @property
     def parts(self) -> tuple[PartRecord, ...]:
@@ -47,12 +52,21 @@ class StudyResult:
         """
         write_csv(self.run_dir, self.rows)
         text = yaml.safe_dump(self.record.study, sort_keys=False)
-        write_report(self.run_dir, self.rows, text, title=self.record.name, failures=self.failures)
+        write_report(self.run_dir, self.reported(), text, title=self.record.name, failures=self.failures)
 
     def print(self) -> None:
         """Print the table of all parts, and the parts that failed."""
-        print_table(summarize(self.rows), Terminal())
+        print_table(self.reported().comparisons(), Terminal())
         print_failures(self.failures, Terminal())
+
+    def reported(self) -> ReportedRows:
+        """The rows as tables and the report show them."""
+        methods = [name for run_dir in dict.fromkeys(self.run_dirs.values()) for name in configured_methods(run_dir)]
+        return ReportedRows(
+            rows=self.rows,
+            methods=methods,
+            read_predictions=lambda row: find_predictions(self.run_dirs[row.trial_id], row),
+        )
 
     def require_all(self) -> None:
         """Refuse a study of which parts failed.
@@ -71,8 +85,13 @@ def collect(run_dir: Path, record: StudyRecord) -> StudyResult:
     Raises:
         UserError: the results of a part that is done are damaged.
     """
-    rows = [row for part in record.parts for row in _rows_of(run_dir, part)]
-    return StudyResult(run_dir=run_dir, record=record, rows=rows)
+    found = [(run_dir / part.name, row) for part in record.parts for row in _rows_of(run_dir, part)]
+    return StudyResult(
+        run_dir=run_dir,
+        record=record,
+        rows=[row for _, row in found],
+        run_dirs={row.trial_id: folder for folder, row in found},
+    )
 
 
 def read_study_results(run_dir: Path) -> StudyResult:

@@ -158,7 +158,8 @@ class TrainingJob:
         run_dir, fraction = self.config.run_dir, self.config.data.val_fraction
         settings = settings_of(self.config, method, self.config.train.seeds[0])
         settings = replace(settings, epochs=self.config.search.epochs or settings.epochs)
-        search_id = digest(self.features.provenance, data.kind, method, self.config.search, settings, fraction)
+        determining = (self.features.provenance, data.kind, method, self.config.search, settings, fraction)
+        search_id = digest(*determining)
 
         def train_pass(trials: Sequence[Trial]) -> list[Score]:
             checkpoint = run_dir / "checkpoints" / f"search-{search_id}-{digest(trials)}"

@@ -12,7 +12,7 @@ from adapt.config.messages import explain, show
 from adapt.config.variables import ExpandedText, restore_variables
 from adapt.methods.options import MethodOptions
 from adapt.methods.registry import METHODS, find_method
-from extract.config import BackboneConfig, DataConfig, ExtractConfig
+from extract.config import BackboneConfig, DataConfig, ExtractConfig, SchedulerAddress, TimeLimit
 from store.config import PositiveInt, StoreConfig
 from store.errors import UserError
 from store.strict_model import StrictModel
@@ -34,7 +34,9 @@ class TrainConfig(StrictModel):
     `epochs`, `batch_size`, `lr` and `weight_decay` are defaults: an entry of `methods:` or a sweep may set others.
     `shuffle_block` is the number of neighboring rows of the store that are shuffled as a block and read at once
     (docs/performance.md). `augment`, `mixup` and `grad_checkpointing` affect end-to-end methods only, since cached
-    features are fixed.
+    features are fixed. `workers` and `scheduler` are those of `extract:`, for trials. `trial_seconds` is how long a
+    worker may take for a trial before it counts as hung; `auto` is ten times as long as the slowest so far, at least a
+    day.
     """
 
     feature_source: Literal["auto", "resident", "streamed", "online"] = "auto"
@@ -59,6 +61,9 @@ class TrainConfig(StrictModel):
     grad_checkpointing: bool = False
     augment: Literal["none", "crop_flip"] = "none"
     mixup: NonNegative = 0.0
+    workers: PositiveInt = 1
+    scheduler: SchedulerAddress = None
+    trial_seconds: TimeLimit = "auto"
 
     @field_validator("seeds")
     @classmethod

@@ -16,6 +16,17 @@ Source = Annotated[
     ),
 ]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+SchedulerAddress = Annotated[
+    str | None,
+    Field(
+        pattern=r"^(tcp|tls|ws|wss|ucx)://.+",
+        description="null or the address of a dask scheduler, such as tcp://10.0.0.1:8786",
+    ),
+]
+TimeLimit = Annotated[
+    Literal["auto"] | Annotated[float, Field(gt=0.0, allow_inf_nan=False)],
+    Field(description="auto or a positive number of seconds"),
+]
 
 
 class ClipConfig(StrictModel):
@@ -126,11 +137,5 @@ class ExtractConfig(StrictModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     workers: PositiveInt = 1
-    scheduler: str | None = Field(
-        None,
-        pattern=r"^(tcp|tls|ws|wss|ucx)://.+",
-        description="null or the address of a dask scheduler, such as tcp://10.0.0.1:8786",
-    )
-    shard_seconds: Literal["auto"] | Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = Field(
-        "auto", description="auto or a positive number of seconds"
-    )
+    scheduler: SchedulerAddress = None
+    shard_seconds: TimeLimit = "auto"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from adapt.across_runs.runs import results
     from adapt.adaptor import Adaptor, load_adaptor
     from adapt.config.load_config import load_config
-    from adapt.config.pipeline import Config
+    from adapt.config.pipeline import Config, TrainConfig
     from adapt.config.study import Study, load_study
     from adapt.create import create_model
     from adapt.job.extraction import OnChanged
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adapt.run_dir.results import Row
     from adapt.study.results import StudyResult
     from extract.backbones.backbone import Backbone, TappedBackbone
+    from extract.config import ExtractConfig
     from extract.job.extraction import Extraction
     from extract.sources.open_source import ImageSource
     from extract.sources.user_datasets import from_datasets
@@ -116,7 +117,7 @@ def extract(
         UserError: the store was made from something else, or a sample cannot be decoded.
         JobError: a value cannot be stored, or a file cannot be written.
     """
-    check_main_script(config)
+    check_main_script(extract=config.extract)
     from adapt.job.extraction import extract as extract_to_store
     from adapt.job.inputs import Inputs
     from extract.forward.device import configure_process
@@ -133,6 +134,7 @@ def train(config: "Config", source: "ImageSource | None" = None, backbone: "Back
     Returns:
         a row for every trained trial, those of earlier calls included.
     """
+    check_main_script(train=config.train)
     from adapt.job.inputs import Inputs
     from adapt.training.distributed import own_run_dir
     from extract.forward.device import configure_process
@@ -154,8 +156,10 @@ def run(
 
     Arguments and errors are those of `extract`, the returned rows those of `train`.
     """
-    if config.train.feature_source != "online":
-        check_main_script(config)
+    if config.train.feature_source == "online":
+        check_main_script(train=config.train)
+    else:
+        check_main_script(extract=config.extract, train=config.train)
     from adapt.job.checks import require_trainable
     from adapt.job.inputs import Inputs
     from adapt.training.distributed import own_run_dir
@@ -170,9 +174,10 @@ def run(
         return train_and_report(own_config, inputs)
 
 
-def check_main_script(config: "Config") -> None:
+def check_main_script(**sections: "ExtractConfig | TrainConfig") -> None:
     """Refuse a script without main guard if processes will be started, which import it. Done before torch is loaded."""
-    if config.extract.workers > 1 and not config.extract.scheduler:
+    started = [name for name, section in sections.items() if section.workers > 1 and not section.scheduler]
+    if started:
         from extract.job.main_guard import require_main_guard
 
-        require_main_guard()
+        require_main_guard(f"{started[0]}.workers")

@@ -18,7 +18,7 @@ from adapt.config.trials import (
     parse_methods,
 )
 from adapt.config.variables import ExpandedText, restore_variables
-from extract.config import BackboneConfig, DataConfig, ExtractConfig
+from extract.config import BackboneConfig, DataConfig, ExtractConfig, SchedulerAddress, TimeLimit
 from store.config import PositiveInt, StoreConfig
 from store.errors import UserError
 from store.strict_model import StrictModel
@@ -34,8 +34,11 @@ class TrainConfig(StrictModel):
     `epochs`, `batch_size`, `lr` and `weight_decay` are defaults: an entry of `methods:` or a sweep may set others.
     `shuffle_block` is the number of neighboring rows of the store that are shuffled as a block and read at once
     (docs/performance.md). `shots` and `fraction` limit training and validation to a subset of the training samples,
-    drawn with each seed: so many of each class, or a share of each class. `augment`, `mixup` and `grad_checkpointing`
-    affect end-to-end methods only, since cached features are fixed.
+    drawn with each seed: so many of each class, or a share of each class. `refit` trains on validation rows too, once
+    the trial is chosen. `augment`, `mixup` and `grad_checkpointing` affect end-to-end methods only, since cached
+    features are fixed. `workers` and `scheduler` are those of `extract:`, for trials. `trial_seconds` is how long a
+    worker may take for a trial before it counts as hung; `auto` is ten times as long as the slowest so far, at least a
+    day.
     """
 
     feature_source: Literal["auto", "resident", "streamed", "online"] = "auto"
@@ -63,6 +66,9 @@ class TrainConfig(StrictModel):
     mixup: NonNegative = 0.0
     refit: bool = False
     tensorboard: bool = False
+    workers: PositiveInt = 1
+    scheduler: SchedulerAddress = None
+    trial_seconds: TimeLimit = "auto"
 
     @field_validator("tensorboard")
     @classmethod

@@ -5,6 +5,7 @@ for torch.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from adapt.run_dir.predictions import Predictions, read_predictions
     from adapt.run_dir.results import Row
     from adapt.study.results import StudyResult
+    from adapt.training.callbacks import Callback, EpochEvent
     from extract.backbones.backbone import Backbone, TappedBackbone
     from extract.config import ExtractConfig
     from extract.job.extraction import Extraction
@@ -34,7 +36,9 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Adaptor": "adapt.adaptor",
+    "Callback": "adapt.training.callbacks",
     "Config": "adapt.config.pipeline",
+    "EpochEvent": "adapt.training.callbacks",
     "JobError": "store.errors",
     "LinearProbe": "adapt.methods.from_features.linear_probe",
     "LinearProbeOptions": "adapt.methods.from_features.linear_probe",
@@ -61,7 +65,9 @@ _MODULES = {
 }
 __all__ = [
     "Adaptor",
+    "Callback",
     "Config",
+    "EpochEvent",
     "JobError",
     "LinearProbe",
     "LinearProbeOptions",
@@ -126,24 +132,31 @@ def extract(
     return extract_to_store(config, Inputs(config, source, backbone), on_changed)
 
 
-def train(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
+def train(
+    config: "Config",
+    source: "ImageSource | None" = None,
+    backbone: "Backbone | None" = None,
+    callbacks: "Sequence[Callback]" = (),
+) -> "list[Row]":
     """Train every method of a configuration from every seed; write results.json, results.csv and report.html.
 
-    Arguments and errors are those of `extract`.
+    Arguments and errors are those of `extract`, except:
+
+    Args:
+        callbacks: are called after every epoch and every trial; see `adapt.training.callbacks` and docs/search.md.
 
     Returns:
         a row for every trained trial, those of earlier calls included.
     """
     check_main_script(train=config.train)
-    from adapt.job.inputs import Inputs
-    from adapt.training.distributed import own_run_dir
+    from adapt.job.executor import open_executor
     from extract.forward.device import configure_process
-    from sidecache.steps import train_and_report
+    from sidecache.messages import log
+    from sidecache.steps import OwnParts, train_job
 
     configure_process()
-    with own_run_dir(config.run_dir) as run_dir:
-        own_config = config.model_copy(update={"run_dir": run_dir})
-        return train_and_report(own_config, Inputs(own_config, source, backbone))
+    with open_executor(config.train, log) as executor:
+        return train_job(config, executor, OwnParts(source=source, backbone=backbone, callbacks=callbacks))
 
 
 def run(
@@ -151,27 +164,25 @@ def run(
     source: "ImageSource | None" = None,
     backbone: "Backbone | None" = None,
     on_changed: "OnChanged" = "fail",
+    callbacks: "Sequence[Callback]" = (),
 ) -> "list[Row]":
     """Run the whole job: `extract` what the store lacks, `train` what is not trained yet, write results and report.
 
-    Arguments and errors are those of `extract`, the returned rows those of `train`.
+    Arguments and errors are those of `extract` and `train`, the returned rows those of `train`.
     """
     if config.train.feature_source == "online":
         check_main_script(train=config.train)
     else:
         check_main_script(extract=config.extract, train=config.train)
-    from adapt.job.checks import require_trainable
-    from adapt.job.inputs import Inputs
-    from adapt.training.distributed import own_run_dir
+    from adapt.job.executor import open_executor
     from extract.forward.device import configure_process
-    from sidecache.steps import extract_first, train_and_report
+    from sidecache.messages import log
+    from sidecache.steps import OwnParts, run_job
 
     configure_process()
-    require_trainable(config, backbone)  # before the extraction spends hours
-    with own_run_dir(config.run_dir) as run_dir:
-        own_config = config.model_copy(update={"run_dir": run_dir})
-        own_config, inputs = extract_first(own_config, Inputs(own_config, source, backbone), on_changed)
-        return train_and_report(own_config, inputs)
+    own = OwnParts(source=source, backbone=backbone, callbacks=callbacks)
+    with open_executor(config.train, log) as executor:
+        return run_job(config, executor, own, on_changed)
 
 
 def check_main_script(**sections: "ExtractConfig | TrainConfig") -> None:

@@ -101,13 +101,16 @@ class TrialRun:
 
     def record(
         self, trained: Candidate, logits: Float[Tensor, "samples classes"], peak_memory_bytes: int | None
-    ) -> None:
+    ) -> Row:
         """Write adaptor, card, predictions and row of the trained trial.
 
         Args:
             trained: the trained model.
             logits: of the test split, averaged over the views of a sample.
             peak_memory_bytes: of the pass that trained it.
+
+        Returns:
+            the row.
         """
         source = self.features.pooled.features
         labels = source.labels("test")[:: source.views]
@@ -118,6 +121,7 @@ class TrialRun:
         predictions = predictions_of(self.features, self.trial_id, logits)
         write_predictions(predictions_path(self.config.run_dir, row), predictions)
         write_results(self.config.run_dir, [row])
+        return row
 
     def _row(self, trained: Candidate, metrics: Metrics, peak_memory_bytes: int | None) -> Row:
         costs, samples = self.features.costs, len(trained.data.rows)

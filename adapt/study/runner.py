@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Literal
 
 from adapt.config.pipeline import Config
 from adapt.config.study import Part, Study
+from adapt.job.executor import Executor
 from adapt.job.feature_set import Log
 from adapt.study.checks import failure_of
 from adapt.study.record import PartRecord, StudyRecord, new_record, write_record
@@ -21,18 +23,21 @@ class Stage:
     Attributes:
         command: its name.
         checks: each returns why a part cannot start, or None; all parts are checked before the first starts.
-        work: does the work on the configuration of a part.
+        work: does the work on the configuration of a part, with the executor that runs its trials.
     """
 
     command: Literal["run", "extract", "train"]
     checks: Sequence[Callable[[Config], str | None]]
-    work: Callable[[Config], object]
+    work: Callable[[Config, Executor], object]
 
 
-def work_through(study: Study, stage: Stage, log: Log) -> StudyRecord:
+def work_through(study: Study, stage: Stage, executor: Executor, log: Log) -> StudyRecord:
     """Check all parts of a study, then do the work of each; `study.json` is up to date after every part.
 
     Args:
+        study: the study.
+        stage: what is done.
+        executor: runs the trials; if it has workers, all parts are under way at once.
         log: is called with one line for every part, and one for every failure.
 
     Returns:
@@ -47,10 +52,13 @@ def work_through(study: Study, stage: Stage, log: Log) -> StudyRecord:
         keeper = _Keeper(study, new_record(study, stage.command), log)
         to_do = [part for part in study.parts if not keeper.note_obstacle(part, stage.checks)]
         keeper.save()
-        for number, part in enumerate(to_do, start=1):
-            log(f"part {number} of {len(to_do)}: {part.name}")
-            keeper.note_work(part, stage.work)
-            keeper.save()
+
+        def work(number: int) -> None:
+            part = to_do[number]
+            log(f"part {number + 1} of {len(to_do)}: {part.name}")
+            keeper.note_work(part, lambda config: stage.work(config, executor))
+
+        executor.map(work, range(len(to_do)))
         return keeper.record
 
 
@@ -58,7 +66,7 @@ class _Keeper:
     """The record of a study while it runs."""
 
     def __init__(self, study: Study, record: StudyRecord, log: Log) -> None:
-        self._study, self.record, self._log = study, record, log
+        self._study, self.record, self._log, self._mutex = study, record, log, Lock()
 
     def note_obstacle(self, part: Part, checks: Sequence[Callable[[Config], str | None]]) -> bool:
         """Record why a part cannot start; whether that is so."""
@@ -72,9 +80,10 @@ class _Keeper:
         started = time.perf_counter()
         reason = failure_of(lambda: work(part.config))
         seconds = self._of(part).seconds + time.perf_counter() - started
-        self._replace(part, status="failed" if reason else "done", reason=reason or "", seconds=seconds)
-        if reason and world().size > 1:
+        with self._mutex:  # parts may end at the same time
+            self._replace(part, status="failed" if reason else "done", reason=reason or "", seconds=seconds)
             self.save()
+        if reason and world().size > 1:
             raise JobError(f"{part.name} failed: {reason}; under torchrun the study ends there")
 
     def save(self) -> None:

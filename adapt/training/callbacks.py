@@ -5,6 +5,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from adapt.run_dir.results import Row
 
+Phase = Literal["search", "final"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEvent:
@@ -34,7 +36,7 @@ class EpochEvent:
     train_loss: float
     val_score: float
     val_loss: float
-    phase: Literal["search", "final"]
+    phase: Phase
 
 
 @runtime_checkable

@@ -30,6 +30,9 @@ class Candidate:
         epochs: how many epochs it was trained for.
         seconds: training seconds of these epochs: reading of all batches, and its share of the steps of its stack.
         train_loss: mean loss of the batches of the last epoch.
+        val_score: validation score after the last epoch; nan without validation rows.
+        val_loss: validation loss after the last epoch.
+        last_lr: learning rate of the last step.
     """
 
     model: nn.Module
@@ -46,6 +49,9 @@ class Candidate:
     epochs: int = 0
     seconds: float = 0.0
     train_loss: float = math.nan
+    val_score: float = math.nan
+    val_loss: float = math.nan
+    last_lr: float | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -65,6 +71,7 @@ class Candidate:
 
     def consider(self, rank: tuple[float, float], epoch: int) -> None:
         """Make the current weights the best ones if they rank higher."""
+        self.val_score, self.val_loss = rank[0], -rank[1]
         if rank > self.rank:
             self.keep(rank, epoch)
 

@@ -132,6 +132,7 @@ class Loop:
                 if self._seeds[stack.seed].mask[rows].any():
                     stack.step(self._world)
             for state in self.states:
+                state.candidate.last_lr = float(state.scheduler.get_last_lr()[0])
                 state.scheduler.step()
             yield int(self._needed[rows].sum())
 

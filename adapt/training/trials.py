@@ -14,6 +14,7 @@ from adapt.features.image_batches import ImageBatches
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.readout import Readout
 from adapt.methods.registry import build_model, find_method
+from adapt.training.callbacks import EpochEvent, Phase
 from adapt.training.candidate import Candidate
 from adapt.training.halving import Rung
 from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
@@ -84,7 +85,7 @@ def train_entries(
     data: TrainingData,
     row_draw: RowDraw,
     checkpoint: Path | None = None,
-    on_epoch: Callable[[Candidate], None] = lambda _: None,
+    on_epoch: Callable[[Entry, Candidate], None] = lambda entry, candidate: None,
 ) -> list[Candidate]:
     """Train entries of any methods and seeds, in as few passes over the features as their settings allow.
 
@@ -93,7 +94,7 @@ def train_entries(
         data: what they are trained from.
         row_draw: how the rows of each seed are drawn.
         checkpoint: path without suffix for the state of every pass; where one exists, training resumes from it.
-        on_epoch: is called with a candidate after each of its epochs.
+        on_epoch: is called with an entry and its candidate after each of its epochs.
 
     Returns:
         a trained candidate for every entry.
@@ -104,6 +105,7 @@ def train_entries(
     both = list(zip(entries, candidates, strict=True))
     _solve([candidate for candidate in candidates if find_method(candidate.method).solved], data.pooled)
     in_steps = [pair for pair in both if not find_method(pair[0].method).solved]
+    entry_of = {id(candidate): entry for entry, candidate in both}
     passes = _grouped(in_steps, lambda pair: (pair[0].settings, pair[0].rungs))
     for number, pairs in enumerate(passes):
         first = pairs[0][0]
@@ -112,11 +114,28 @@ def train_entries(
             inputs=data.inputs,
             settings=first.settings,
             rungs=first.rungs,
-            on_epoch=on_epoch,
+            on_epoch=lambda candidate: on_epoch(entry_of[id(candidate)], candidate),
             description=_describe(entries=[entry for entry, _ in pairs]),
         )
         fit(job, checkpoint.with_suffix(f".{number}.pt") if checkpoint else None)
     return candidates
+
+
+def epoch_event(entry: Entry, candidate: Candidate, phase: Phase) -> EpochEvent:
+    """What callbacks are told of the last epoch of a candidate."""
+    return EpochEvent(
+        method=entry.method,
+        options=entry.trial.options.model_dump(mode="json"),
+        lr=entry.trial.lr,
+        last_lr=candidate.last_lr,
+        weight_decay=entry.trial.weight_decay,
+        seed=entry.seed,
+        epoch=candidate.epochs,
+        train_loss=candidate.train_loss,
+        val_score=candidate.val_score,
+        val_loss=candidate.val_loss,
+        phase=phase,
+    )
 
 
 def _draw_seeds(entries: Sequence[Entry], features: Features, row_draw: RowDraw) -> dict[int, SeedRows]:

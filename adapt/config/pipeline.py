@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from adapt.config.search_config import SearchConfig
-from adapt.config.search_space import LEGAL_VALUES
+from adapt.config.search_space import LEGAL_SWEEP
 from adapt.config.trials import (
     SCHEDULE_KEYS,
     TRIAL_KEYS,
@@ -18,11 +18,12 @@ from adapt.config.trials import (
     parse_methods,
 )
 from adapt.config.variables import ExpandedText, restore_variables
-from extract.config import BackboneConfig, DataConfig, ExtractConfig
+from extract.config import BackboneConfig, DataConfig, ExtractConfig, SchedulerAddress, TimeLimit
 from store.config import PositiveInt, StoreConfig
 from store.errors import UserError
 from store.strict_model import StrictModel
 
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 _MOST_METHODS = 1_000
 
@@ -32,8 +33,12 @@ class TrainConfig(StrictModel):
 
     `epochs`, `batch_size`, `lr` and `weight_decay` are defaults: an entry of `methods:` or a sweep may set others.
     `shuffle_block` is the number of neighboring rows of the store that are shuffled as a block and read at once
-    (docs/performance.md). `augment`, `mixup` and `grad_checkpointing` affect end-to-end methods only, since cached
-    features are fixed.
+    (docs/performance.md). `shots` and `fraction` limit training and validation to a subset of the training samples,
+    drawn with each seed: so many of each class, or a share of each class. `refit` trains on validation rows too, once
+    the trial is chosen. `augment`, `mixup` and `grad_checkpointing` affect end-to-end methods only, since cached
+    features are fixed. `workers` and `scheduler` are those of `extract:`, for trials. `trial_seconds` is how long a
+    worker may take for a trial before it counts as hung; `auto` is ten times as long as the slowest so far, at least a
+    day.
     """
 
     feature_source: Literal["auto", "resident", "streamed", "online"] = "auto"
@@ -44,6 +49,10 @@ class TrainConfig(StrictModel):
     lr: Positive = 0.001
     weight_decay: NonNegative = 0.01
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    shots: PositiveInt | None = Field(
+        None, description="a positive whole number of samples of each class, or null for all"
+    )
+    fraction: Share | None = Field(None, description="a number above 0 and at most 1, or null for all samples")
     class_weights: Literal["balanced"] | None = Field(None, description="balanced or null")
     seeds: tuple[Seed, ...] = Field(
         (0, 1, 2), min_length=1, strict=False, description="a list of different whole numbers, each at least 0"
@@ -57,6 +66,9 @@ class TrainConfig(StrictModel):
     mixup: NonNegative = 0.0
     refit: bool = False
     tensorboard: bool = False
+    workers: PositiveInt = 1
+    scheduler: SchedulerAddress = None
+    trial_seconds: TimeLimit = "auto"
 
     @field_validator("tensorboard")
     @classmethod
@@ -73,6 +85,19 @@ class TrainConfig(StrictModel):
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is given twice")
         return seeds
+
+    @model_validator(mode="after")
+    def _check_subset(self) -> "TrainConfig":
+        if self.shots is not None and self.fraction is not None:
+            raise ValueError("train.shots and train.fraction are both given; keep one of them")
+        return self
+
+
+class ReportNames(StrictModel):
+    """The `report_as:` section: names of data set and backbone in results and report; None for their own."""
+
+    dataset: str | None = Field(None, min_length=1, description="null or a name")
+    backbone: str | None = Field(None, min_length=1, description="null or a name")
 
 
 class Config(StrictModel):
@@ -91,9 +116,18 @@ class Config(StrictModel):
         max_length=_MOST_METHODS,
         description="a list of method names or of {name: NAME, option: value}, at most " + f"{_MOST_METHODS:,}",
     )
-    sweep: Sweep = Field({}, description=LEGAL_VALUES)
+    sweep: Sweep = Field({}, description=LEGAL_SWEEP)
     search: SearchConfig = SearchConfig()
+    report_as: ReportNames = ReportNames()
     _expanded_texts: tuple[ExpandedText, ...] = PrivateAttr(())
+
+    @model_validator(mode="after")
+    def _check_shots(self) -> "Config":
+        if self.train.shots == 1 and self.data.val_split is None:
+            raise UserError(
+                "train.shots is 1, which leaves no sample of a class to validate on; use at least 2, or data.val_split"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_methods(self) -> "Config":

@@ -46,6 +46,7 @@ class SearchConfig(StrictModel):
     epochs: PositiveInt | None = Field(
         None, description="a positive whole number of epochs, or null for as many as in training"
     )
+
     halving: HalvingConfig | None = Field(None, description="a section such as {factor: 3, min_epochs: 1}, or null")
 
     @model_validator(mode="after")

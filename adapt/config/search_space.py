@@ -5,7 +5,7 @@ A point of a space is described by one coordinate an axis: the position in the l
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -15,11 +15,10 @@ from store.strict_model import StrictModel
 Coordinate = int | float
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]  # exact as a float too, which Optuna computes with
-_Bounds = TypeVar("_Bounds", bound=tuple[float, float])
 
-LEGAL_VALUES = (
-    "a list of values, or a range: {log_uniform: [low, high]}, {uniform: [low, high]}, {int_uniform: [low, high]}, "
-    "low below high, for log_uniform above 0; or {choice: [values]}"
+LEGAL_SWEEP = (
+    "{option: [values]} or {option: RANGE}, where RANGE is {uniform: [low, high]}, {int_uniform: [low, high]}, "
+    "{log_uniform: [low, high]} above 0, or {choice: [values]}, with low below high"
 )
 
 
@@ -32,7 +31,7 @@ class Axis(StrictModel):
         """The two bounds of a range, or the positions of all choices."""
 
     @property
-    def size(self) -> float:
+    def size(self) -> Coordinate:
         """How many coordinates there are."""
         return math.inf
 
@@ -56,7 +55,7 @@ class Choice(Axis):
         return list(range(len(self.choice)))
 
     @property
-    def size(self) -> float:
+    def size(self) -> Coordinate:
         """See `Axis.size`."""
         return len(self.choice)
 
@@ -79,7 +78,8 @@ class LogUniform(Axis):
     def _check(cls, bounds: tuple[float, float]) -> tuple[float, float]:
         if bounds[0] <= 0:
             raise ValueError("the lower bound is not above 0")
-        return _ascending(bounds)
+        _require_ascending(*bounds)
+        return bounds
 
     @property
     def ends(self) -> list[Coordinate]:
@@ -103,7 +103,8 @@ class Uniform(Axis):
     def _check(cls, bounds: tuple[float, float]) -> tuple[float, float]:
         if math.isinf(bounds[1] - bounds[0]):
             raise ValueError("the range is too wide")
-        return _ascending(bounds)
+        _require_ascending(*bounds)
+        return bounds
 
     @property
     def ends(self) -> list[Coordinate]:
@@ -123,7 +124,8 @@ class IntUniform(Axis):
     @field_validator("int_uniform")
     @classmethod
     def _check(cls, bounds: tuple[int, int]) -> tuple[int, int]:
-        return _ascending(bounds)
+        _require_ascending(*bounds)
+        return bounds
 
     @property
     def ends(self) -> list[Coordinate]:
@@ -131,7 +133,7 @@ class IntUniform(Axis):
         return list(self.int_uniform)
 
     @property
-    def size(self) -> float:
+    def size(self) -> Coordinate:
         """See `Axis.size`."""
         return self.int_uniform[1] - self.int_uniform[0] + 1
 
@@ -149,7 +151,6 @@ def as_axis(values: list[Any] | Range) -> Range:
     return Choice(choice=values) if isinstance(values, list) else values
 
 
-def _ascending(bounds: _Bounds) -> _Bounds:
-    if bounds[0] >= bounds[1]:
+def _require_ascending(low: Coordinate, high: Coordinate) -> None:
+    if low >= high:
         raise ValueError("the lower bound is not below the upper one")
-    return bounds

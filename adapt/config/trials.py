@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from adapt.config.messages import explain, show
 from adapt.config.search_config import MOST_TRIALS, SearchConfig
-from adapt.config.search_space import LEGAL_VALUES, Choice, Coordinate, Range, SweptValues, as_axis
+from adapt.config.search_space import LEGAL_SWEEP, Choice, Coordinate, Range, SweptValues, as_axis
 from adapt.methods.options import MethodOptions
 from adapt.methods.registry import METHODS, find_method
 from store.config import PositiveInt
@@ -206,7 +206,7 @@ def _parse_method(
         method = MethodConfig(name=name, trials=trials, **schedule)
     except ValidationError as error:
         raise UserError(f"methods: {name}: {explain(error, MethodConfig)}") from error
-    if search.driver != "optuna" or len(trials) == 1:
+    if search.driver != "optuna" or len(trials) != search.trials:  # the trials are the whole space
         return method
     space.corners()  # refuses too many of them
     return method.model_copy(update={"space": space})
@@ -216,9 +216,7 @@ def _parse_sweep(name: str, sweep: Any) -> Sweep:
     try:
         return TypeAdapter(Sweep).validate_python(sweep)
     except ValidationError as error:
-        raise UserError(
-            f"methods: {name}: sweep: given {show(sweep)}; legal: {{option: VALUES}}, where VALUES is {LEGAL_VALUES}"
-        ) from error
+        raise UserError(f"methods: {name}: sweep: given {show(sweep)}; legal: {LEGAL_SWEEP}") from error
 
 
 def _axes(name: str, fixed: Mapping[str, Any], sweep: Sweep, entry_sweep: Sweep) -> dict[str, Range]:

@@ -44,6 +44,10 @@ class Features(Protocol):
         """Class indices (samples,), or multi-label 0/1 (samples, classes)."""
         ...
 
+    def validation_rows(self) -> Rows | None:
+        """Rows of `train` that are the source's own validation split, ascending; None if validation is drawn."""
+        ...
+
     def samples_at_once(self, layers: Sequence[int]) -> int:
         """Number of samples that fit into one forward and backward pass."""
         ...

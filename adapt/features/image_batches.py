@@ -55,6 +55,11 @@ class ImageBatches:
         """See `adapt.features.feature_source.Features.labels`."""
         return torch.from_numpy(np.asarray(self.source.splits[split].labels)[self.rows[split]])
 
+    def validation_rows(self) -> Rows | None:
+        """See `adapt.features.feature_source.Features.validation_rows`."""
+        marks = self.source.splits["train"].validation
+        return None if marks is None else np.flatnonzero(marks[self.rows["train"]])
+
     def samples_at_once(self, layers: Sequence[int]) -> int:
         """See `adapt.features.feature_source.Features.samples_at_once`."""
         n_bytes = 4 * _VALUES_KEPT * (max(layers) + 1) * self.backbone.layout.num_tokens * self.backbone.dim

@@ -22,6 +22,7 @@ from adapt.job.inputs import Inputs
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
 from adapt.training.distributed import world
+from adapt.training.row_draw import RowDraw, warn_of_small_classes
 from adapt.training.trials import TrainingData
 from extract.backbones.backbone import ModelBackbone, digests, empty_backbone
 from extract.backbones.vivit_weights import VIVIT
@@ -59,6 +60,8 @@ class FeatureSet:
         store: None if the features are computed online.
         pooled: the features, and their pooled values.
         provenance: everything that determines the value of a feature; part of the id of every trial.
+        dataset: its name in the results.
+        backbone_name: its name in the results.
         shape: the backbone without its weights; None for a user's own module.
     """
 
@@ -71,6 +74,12 @@ class FeatureSet:
     shape: ModelBackbone | None
     facts: Facts
     costs: ExtractionCosts
+
+    def sample_ids(self, split: str) -> Sequence[str]:
+        """The id of every sample of a split; its views have it with the number of the view."""
+        ids = self.store.sample_ids(split) if self.store else self.inputs.source.splits[split].ids
+        views = self.pooled.features.views
+        return ids if views == 1 else [sample.removesuffix("#0") for sample in ids[::views]]
 
     def kind(self, config: Config, trains_backbone: bool) -> str:
         """What a method is trained from, as results name it."""
@@ -129,6 +138,19 @@ def open_features(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
         UserError: the store does not match the configuration.
         JobError: the store is damaged or incomplete.
     """
+    opened = _open(config, inputs, log)
+    features = opened.pooled.features
+    warn_of_small_classes(
+        features.labels("train"),
+        RowDraw.of(config),
+        opened.facts.classes,
+        views=features.views,
+        validation_rows=features.validation_rows(),
+    )
+    return opened
+
+
+def _open(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
     if config.train.feature_source == "online":
         return _online_features(config, inputs)
     # all processes open the same snapshot, even while the store grows
@@ -158,8 +180,8 @@ def _stored_features(
         store=store,
         pooled=PooledFeatures(features),
         provenance={**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)},
-        dataset=store.schema.dataset,
-        backbone_name=provenance.backbone,
+        dataset=config.report_as.dataset or store.schema.dataset,
+        backbone_name=config.report_as.backbone or provenance.backbone,
         shape=_shape(inputs, provenance.backbone, provenance.model_kwargs, provenance.image_size),
         facts=Facts(
             backbone=config.backbone,
@@ -208,8 +230,8 @@ def _online_features(config: Config, inputs: Inputs) -> FeatureSet:
         store=None,
         pooled=PooledFeatures(OnlineFeatures(source, forward, config.store.tokens, stored)),
         provenance=provenance,
-        dataset=source.name,
-        backbone_name=backbone.name,
+        dataset=config.report_as.dataset or source.name,
+        backbone_name=config.report_as.backbone or backbone.name,
         shape=_shape(inputs, backbone.name, backbone.model_kwargs, backbone.image_size),
         facts=facts,
         costs=ExtractionCosts(),

@@ -144,7 +144,8 @@ def resolve_targets(method: MethodConfig, measure_block: Callable[[], Measuremen
     trials = (
         _with_options(trial, targets=targets) if trial.options.needs_measurement else trial for trial in method.trials
     )
-    return method.model_copy(update={"trials": tuple(dict.fromkeys(trials))})
+    space = method.space and method.space.replace_value("targets", "auto", targets)
+    return method.model_copy(update={"trials": tuple(dict.fromkeys(trials)), "space": space})
 
 
 def _with_options(trial: Trial, **options: Any) -> Trial:

@@ -3,11 +3,12 @@
 from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig, Trial
 from adapt.job.feature_set import FeatureSet, Log
-from adapt.job.trial_run import TrialSpec, row_draw_of, settings_of
+from adapt.job.trial_run import TrialSpec, settings_of
 from adapt.methods.registry import find_method
 from adapt.report.fingerprint import digest
+from adapt.training.make_search import make_search
+from adapt.training.row_draw import RowDraw
 from adapt.training.scores import Score
-from adapt.training.search import make_search
 from adapt.training.version import TRAINING_VERSION
 
 
@@ -27,8 +28,9 @@ class MethodSearch:
         self._config, self._method = config, method
         kind = features.kind(config, find_method(method.name).trains_backbone)
         settings = settings_of(config, method, for_search=True)
-        drawn, seed = row_draw_of(config, for_search=True), config.train.seeds[0]
-        search_id = digest(features.provenance, kind, method, config.search, settings, drawn, seed, TRAINING_VERSION)
+        drawn, seed = RowDraw.of(config, for_search=True), config.train.seeds[0]
+        determining = (features.provenance, kind, method, config.search, settings, drawn, seed)
+        search_id = digest(*determining, TRAINING_VERSION)
         self._search = make_search(method, config.search, config.run_dir / "search" / f"{method.name}-{search_id}.json")
 
     def ask(self) -> list[TrialSpec]:

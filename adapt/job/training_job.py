@@ -5,38 +5,48 @@ trials of all methods from all seeds. Methods that train inside the backbone nee
 trials is a pass.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig, Trial
+from adapt.job.batch_unit import BatchUnit, ResolvePrecision, remember
+from adapt.job.executor import Executor, InProcess
 from adapt.job.feature_set import FeatureSet, Log, open_features
 from adapt.job.inputs import Inputs
 from adapt.job.intrinsic_dimension import Measurement, measure, resolve_targets
 from adapt.job.intrinsic_record import IntrinsicRecord
 from adapt.job.method_search import MethodSearch, describe
-from adapt.job.trial_batch import TrialBatch, batches_of, run_batch
-from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows, row_draw_of
+from adapt.job.trial_batch import TrialBatch, batches_of
+from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows
 from adapt.methods.registry import find_method
 from adapt.report.fingerprint import digest
 from adapt.run_dir.config_file import write_config
 from adapt.run_dir.files import make_run_dir
 from adapt.run_dir.results import Row, read_results
+from adapt.training.callbacks import Callback
 from adapt.training.candidate import diverged
+from adapt.training.row_draw import RowDraw
 from adapt.training.scores import Score
 from adapt.training.trials import TrainingData, train_entries
 from store.errors import JobError
 
 
-def train(config: Config, inputs: Inputs, log: Log = lambda _: None) -> list[Row]:
+def train(
+    config: Config, inputs: Inputs, executor: Executor, log: Log = lambda _: None, callbacks: Sequence[Callback] = ()
+) -> list[Row]:
     """Train every method of a configuration from every seed; finished trials are not trained again.
 
     Args:
         config: the configuration.
         inputs: its samples and backbone.
+        executor: runs the passes.
         log: is called with one line for every choice.
+        callbacks: follow the training; only if the executor is this process.
 
     Returns:
         all rows of the run directory.
@@ -45,7 +55,12 @@ def train(config: Config, inputs: Inputs, log: Log = lambda _: None) -> list[Row
         JobError: a method diverged from the start; the others are trained all the same.
     """
     prepare_run_dir(config)
-    TrainingJob(config=config, features=open_features(config, inputs, log), log=log).train_all()
+    precision = executor.submit(ResolvePrecision(config.train.precision)).result()
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    features = open_features(config, inputs, log)
+    remember(config, features)
+    job = TrainingJob(config=config, features=features, log=log, executor=executor, callbacks=callbacks)
+    job.train_all()
     return read_results(config.run_dir)
 
 
@@ -63,7 +78,8 @@ def measure_intrinsic_dimension(
     """
     prepare_run_dir(config)
     only_full = config.model_copy(update={"methods": ["full"]})  # needs the features of the last layer only
-    job = TrainingJob(config=config, features=open_features(only_full, inputs, log), log=log)
+    features = open_features(only_full, inputs, log)
+    job = TrainingJob(config=config, features=features, log=log, executor=InProcess(log, config.train.device))
     return job.measure(block, dims)
 
 
@@ -71,6 +87,9 @@ def prepare_run_dir(config: Config) -> None:
     """Create the run directory, and write the resolved configuration to it."""
     make_run_dir(config.run_dir)
     write_config(config)
+
+
+_MEASURING = Lock()  # measuring trains in this process, where jobs of a study may run in several threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +100,15 @@ class TrainingJob:
         config: the configuration.
         features: its features.
         log: is called with one line for every choice and every trained point.
+        executor: runs the passes.
+        callbacks: follow the training.
     """
 
     config: Config
     features: FeatureSet
     log: Log
+    executor: Executor
+    callbacks: Sequence[Callback] = ()
 
     def train_all(self) -> None:
         """Choose a trial of every method, and train it from every seed.
@@ -93,13 +116,14 @@ class TrainingJob:
         Raises:
             JobError: a method diverged from the start; the others are trained all the same.
         """
-        methods = [resolve_targets(method, self.measure, self.log) for method in self.config.parsed_methods()]
+        with _MEASURING:
+            methods = [resolve_targets(method, self.measure, self.log) for method in self.config.parsed_methods()]
         from_features = [method for method in methods if not find_method(method.name).trains_backbone]
         end_to_end = [method for method in methods if find_method(method.name).trains_backbone]
         groups = [from_features, *([method] for method in end_to_end)]
-        failures = [error for group in groups for error in self._train_methods(group)]
-        if failures:
-            raise failures[0]
+        failures = self.executor.map(self._train_methods, [group for group in groups if group])
+        for error in itertools.chain.from_iterable(failures):
+            raise error
 
     def _train_methods(self, methods: Sequence[MethodConfig]) -> list[JobError]:
         """Train methods that share passes; returns the errors of those that diverged."""
@@ -133,8 +157,18 @@ class TrainingJob:
 
     def _run_all(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, list[Score]]]:
         """Every batch with its scores, as they are finished."""
-        for batch in batches:
-            yield batch, run_batch(batch, self.features)
+        inputs = self.features.inputs
+        units = [
+            BatchUnit(
+                batch=batch,
+                own_source=inputs.own_source,
+                own_backbone=inputs.own_backbone,
+                callbacks=self.callbacks,
+            )
+            for batch in batches
+        ]
+        for unit, scores in self.executor.results(units):
+            yield unit.batch, scores
 
     def _was_finished(self, spec: TrialSpec) -> bool:
         finished = TrialRun(config=self.config, features=self.features, spec=spec).is_finished
@@ -177,7 +211,7 @@ class TrainingJob:
 
     def _score_alone(self, run: TrialRun, data: TrainingData) -> float:
         """Train a trial for its validation score."""
-        [trained] = train_entries([run.entry()], data, row_draw_of(run.config), _checkpoint_of_point(run))
+        [trained] = train_entries([run.entry()], data, RowDraw.of(run.config), _checkpoint_of_point(run))
         if trained.diverged:
             raise diverged([run.spec.trial.lr])
         return trained.score

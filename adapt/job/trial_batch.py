@@ -1,20 +1,24 @@
 """Trains the trials of one pass: for the scores of a search, or for results, which are recorded at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.config.pipeline import Config
-from adapt.job.cost import peak_memory
+from adapt.job.cost import PeakMemory, peak_memory
 from adapt.job.feature_set import FeatureSet
-from adapt.job.trial_run import TrialRun, TrialSpec, row_draw_of
+from adapt.job.trial_run import TrialRun, TrialSpec
 from adapt.methods.registry import find_method
 from adapt.report.fingerprint import digest
+from adapt.run_dir.results import Row
+from adapt.training.callbacks import Callback, EpochEvent, Phase
 from adapt.training.candidate import Candidate
 from adapt.training.evaluation import predict_split
 from adapt.training.halving import Rung, rungs
+from adapt.training.row_draw import RowDraw
 from adapt.training.scores import Score
-from adapt.training.trials import TrainingData, train_entries
+from adapt.training.trials import TrainingData, epoch_event, train_entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,13 @@ class TrialBatch:
     def trains_backbone(self) -> bool:
         """Whether the method trains inside the backbone."""
         return find_method(self.specs[0].method.name).trains_backbone
+
+    @property
+    def name(self) -> str:
+        """The methods and seeds, for messages."""
+        methods = ", ".join(dict.fromkeys(spec.method.name for spec in self.specs))
+        seeds = ", ".join(map(str, dict.fromkeys(spec.seed for spec in self.specs)))
+        return f"{self.config.run_dir.name}: {methods} seed {seeds}"
 
     def runs(self, features: FeatureSet) -> list[TrialRun]:
         """The trials with the features of the job."""
@@ -58,34 +69,61 @@ def batches_of(config: Config, specs: Sequence[TrialSpec], for_search: bool) -> 
     return [TrialBatch(config=config, specs=group, for_search=for_search) for group in groups]
 
 
-def run_batch(batch: TrialBatch, features: FeatureSet) -> list[Score]:
+def run_batch(batch: TrialBatch, features: FeatureSet, callbacks: Sequence[Callback] = ()) -> list[Score]:
     """Train a batch; an interrupted pass resumes. Trials that diverged are not recorded.
+
+    Args:
+        batch: the trials.
+        features: the features of their job.
+        callbacks: follow the training, besides that of `train.tensorboard`.
 
     Returns:
         the validation score of every trial.
     """
     data, runs = features.training_data(batch.config, batch.trains_backbone), batch.runs(features)
-    with peak_memory(data.inputs.device) as peak:
-        candidates = train_entries(
-            [run.entry(_rungs_of(batch, run)) for run in runs],
-            data,
-            row_draw_of(batch.config, batch.for_search),
-            checkpoint=batch.checkpoint(features),
-        )
-    if not batch.for_search:
-        _record(runs, candidates, data, peak.n_bytes)
+    with ExitStack() as stack:
+        followers = [*callbacks, *_tensorboard(batch.config, stack)]
+        phase: Phase = "search" if batch.for_search else "final"
+        with peak_memory(data.inputs.device) as peak:
+            candidates = train_entries(
+                [run.entry(_rungs_of(batch, run)) for run in runs],
+                data,
+                RowDraw.of(batch.config, batch.for_search),
+                checkpoint=batch.checkpoint(features),
+                on_epoch=lambda entry, candidate: _notify(followers, epoch_event(entry, candidate, phase)),
+            )
+        if not batch.for_search:
+            for row in _record(runs, candidates, data, peak):
+                for follower in followers:
+                    follower.on_trial(row)
     return [Score(score=each.score, loss=each.loss, epoch=each.best_epoch, epochs=each.epochs) for each in candidates]
 
 
 def _record(
-    runs: Sequence[TrialRun], candidates: Sequence[Candidate], data: TrainingData, peak_memory_bytes: int | None
-) -> None:
-    """Evaluate on the test split, which nothing else reads, and write the results."""
+    runs: Sequence[TrialRun], candidates: Sequence[Candidate], data: TrainingData, peak: PeakMemory
+) -> Iterator[Row]:
+    """Evaluate on the test split, which nothing else reads, and write the results of every trial."""
     converged = [k for k, candidate in enumerate(candidates) if not candidate.diverged]
     precision = runs[0].settings.precision
     logits = predict_split([candidates[k] for k in converged], data.inputs, "test", precision) if converged else []
     for k, of_candidate in zip(converged, logits, strict=True):
-        runs[k].record(candidates[k], of_candidate, peak_memory_bytes)
+        yield runs[k].record(candidates[k], of_candidate, peak.n_bytes)
+
+
+def _notify(followers: Sequence[Callback], event: EpochEvent) -> None:
+    for follower in followers:
+        follower.on_epoch(event)
+
+
+def _tensorboard(config: Config, stack: ExitStack) -> list[Callback]:
+    """The callback of `train.tensorboard`, closed with the stack."""
+    if not config.train.tensorboard:
+        return []
+    from adapt.training.tensorboard import TensorBoardCallback  # an optional dependency
+
+    callback = TensorBoardCallback(config.run_dir)
+    stack.callback(callback.close)
+    return [callback]
 
 
 def _rungs_of(batch: TrialBatch, run: TrialRun) -> tuple[Rung, ...]:

@@ -13,9 +13,11 @@ from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig, Trial
 from adapt.job.cost import break_even_epochs, inference_gflops
 from adapt.job.feature_set import FeatureSet
+from adapt.job.test_split import predictions_of
 from adapt.methods.registry import find_method
 from adapt.methods.trained_parameters import count_params
 from adapt.report.fingerprint import conditions_of, digest
+from adapt.run_dir.predictions import predictions_path, write_predictions
 from adapt.run_dir.results import Row, read_results, write_results
 from adapt.training.candidate import Candidate
 from adapt.training.halving import Rung
@@ -70,15 +72,17 @@ class TrialRun:
     def trial_id(self) -> str:
         """A digest of everything that determines the result."""
         trained = (self.spec.method.name, self.spec.trial, self.spec.seed, self.settings)
-        drawn = row_draw_of(self.config, self.for_search)
+        drawn = RowDraw.of(self.config, self.for_search)
         return digest(self.features.provenance, self._kind, *trained, drawn, TRAINING_VERSION)
 
     @property
     def is_finished(self) -> bool:
-        """Whether row, adaptor and card exist; if one of them was deleted, the trial is trained again."""
+        """Whether row, adaptor, card and predictions exist; if one was deleted, the trial is trained again."""
         run_dir = self.config.run_dir
-        paths = [adaptor_path(run_dir, row) for row in read_rows(run_dir) if row.trial_id == self.trial_id]
-        return any(path.exists() and path.with_suffix(".json").exists() for path in paths)
+        rows = [row for row in read_rows(run_dir) if row.trial_id == self.trial_id]
+        adaptors = [adaptor_path(run_dir, row) for row in rows]
+        files = [*adaptors, *(path.with_suffix(".json") for path in adaptors)]
+        return bool(rows) and all(path.exists() for path in [*files, *(predictions_path(run_dir, row) for row in rows)])
 
     def entry(self, rungs: tuple[Rung, ...] = ()) -> Entry:
         """The trial for training.
@@ -97,21 +101,27 @@ class TrialRun:
 
     def record(
         self, trained: Candidate, logits: Float[Tensor, "samples classes"], peak_memory_bytes: int | None
-    ) -> None:
-        """Write adaptor, card and row of the trained trial.
+    ) -> Row:
+        """Write adaptor, card, predictions and row of the trained trial.
 
         Args:
             trained: the trained model.
             logits: of the test split, averaged over the views of a sample.
             peak_memory_bytes: of the pass that trained it.
+
+        Returns:
+            the row.
         """
         source = self.features.pooled.features
         labels = source.labels("test")[:: source.views]
         metrics = evaluate(logits, labels)
         row = self._row(trained, metrics, peak_memory_bytes)
-        # the adaptor first, so that no row is ever without one
+        # adaptor and predictions first, so that no row is ever without them
         save_adaptor(adaptor_path(self.config.run_dir, row), trained.model, self._card(metrics))
+        predictions = predictions_of(self.features, self.trial_id, logits)
+        write_predictions(predictions_path(self.config.run_dir, row), predictions)
         write_results(self.config.run_dir, [row])
+        return row
 
     def _row(self, trained: Candidate, metrics: Metrics, peak_memory_bytes: int | None) -> Row:
         costs, samples = self.features.costs, len(trained.data.rows)
@@ -178,7 +188,7 @@ class TrialRun:
         return inference_gflops(self.spec.method.name, self.spec.trial.options, layers, num_classes, backbone=backbone)
 
     def _conditions(self) -> dict[str, Any]:
-        name, row_draw = self.spec.method.name, row_draw_of(self.config)
+        name, row_draw = self.spec.method.name, RowDraw.of(self.config)
         return conditions_of(name, self.features.provenance, self._kind, settings=self.settings, row_draw=row_draw)
 
     @property
@@ -208,14 +218,9 @@ def settings_of(config: Config, method: MethodConfig, for_search: bool = False) 
     )
 
 
-def row_draw_of(config: Config, for_search: bool = False) -> RowDraw:
-    """How rows are drawn; a search always keeps rows for validation."""
-    return RowDraw(val_fraction=config.data.val_fraction, refit=config.train.refit and not for_search)
-
-
 def adaptor_path(run_dir: Path, row: Row) -> Path:
     """The adaptor file of a row."""
-    return run_dir / "adaptors" / f"{row.method}-seed{row.seed}-{row.trial_id[:8]}.safetensors"
+    return run_dir / "adaptors" / f"{row.file_stem}.safetensors"
 
 
 def read_rows(run_dir: Path) -> list[Row]:

@@ -37,7 +37,7 @@ def conditions_of(
     trained = {name: value for name, value in asdict(settings).items() if name in _SETTINGS_OF_SOLVED or not is_solved}
     return {
         "samples": digest(samples)[:8],
-        **asdict(row_draw),
+        **row_draw.conditions,
         "feature_source": feature_source,
         "features": digest(features)[:8],
         **stored,

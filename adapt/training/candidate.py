@@ -32,6 +32,9 @@ class Candidate:
         train_loss: mean loss of the steps of the last epoch.
         loss_sum: sum of the losses of the steps of the current epoch.
         n_steps: number of these steps.
+        val_score: validation score after the last epoch; nan without validation rows.
+        val_loss: validation loss after the last epoch.
+        last_lr: learning rate of the last step.
     """
 
     model: nn.Module
@@ -50,6 +53,9 @@ class Candidate:
     train_loss: float = math.nan
     loss_sum: float = 0.0
     n_steps: int = 0
+    val_score: float = math.nan
+    val_loss: float = math.nan
+    last_lr: float | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -69,6 +75,7 @@ class Candidate:
 
     def consider(self, rank: tuple[float, float], epoch: int) -> None:
         """Make the current weights the best ones if they rank higher."""
+        self.val_score, self.val_loss = rank[0], -rank[1]
         if rank > self.rank:
             self.keep(rank, epoch)
 

@@ -53,5 +53,5 @@ def predict_split(
 ) -> list[Float[Tensor, "samples classes"]]:
     """Logits of every candidate on a whole split; those of the views of a sample are averaged."""
     rows = np.arange(len(inputs.labels(split)))
-    logits = predict_logits(candidates, inputs, split, [rows] * len(candidates), precision)
+    logits = predict_logits(candidates, inputs, split, [rows] * len(candidates), precision=precision)
     return [average_views(of_candidate, inputs.views) for of_candidate in logits]

@@ -4,8 +4,6 @@ The first batch is drawn at random. Nothing of Optuna's is stored: with the same
 the same points again, so an interrupted search is repeated up to where it was, with the scores of its file.
 """
 
-from collections.abc import Sequence
-
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -18,11 +16,12 @@ from optuna.trial import TrialState
 from adapt.config.search_config import SearchConfig
 from adapt.config.search_space import Choice, IntUniform, LogUniform, Range
 from adapt.config.trials import MethodConfig, Space, Trial
-from adapt.training.scores import Point, Score, SearchScores
+from adapt.training.scores import SearchScores
+from adapt.training.search import Search
 
 
-class OptunaSearch:
-    """A search that is led by Optuna; see `adapt.training.search.Search`.
+class OptunaSearch(Search):
+    """A search in which Optuna proposes the points.
 
     Args:
         method: the method; as many points are proposed as it has trials.
@@ -32,7 +31,8 @@ class OptunaSearch:
     """
 
     def __init__(self, method: MethodConfig, space: Space, search: SearchConfig, scores: SearchScores) -> None:
-        self._space, self._scores, self._batch_size = space, scores, search.batch
+        super().__init__(scores)
+        self._space, self._batch_size = space, search.batch
         self._n_left = len(method.trials)
         self._trials: list[Trial] = []
         self._batch: list[tuple[optuna.Trial, Trial]] = []  # not told to the study yet
@@ -53,19 +53,10 @@ class OptunaSearch:
             self._propose(min(self._batch_size, self._n_left))
         return pending
 
-    def tell(self, trials: Sequence[Trial], scores: Sequence[Score]) -> None:
-        """See `Search.tell`."""
-        self._scores.add(trials, scores)
-
     @property
     def best(self) -> Trial:
         """See `Search.best`."""
         return self._scores.best(self._trials)
-
-    @property
-    def points(self) -> list[Point]:
-        """See `Search.points`."""
-        return self._scores.points
 
     def _pending(self) -> list[Trial]:
         """The trials of the batch that have no score, each once: Optuna may propose a point again."""

@@ -5,24 +5,35 @@ methods can share one pass over the features.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
 
-from adapt.config.search_config import SearchConfig
-from adapt.config.trials import MethodConfig, Trial
-from adapt.methods.registry import find_method
+from adapt.config.trials import Trial
 from adapt.training.scores import Point, Score, SearchScores
 
-_WIDENINGS = 3  # how often a grid is extended where its best point is at an edge
 
+class Search(ABC):
+    """A search for the best trial of one method.
 
-class Search(Protocol):
-    """A search for the best trial of one method."""
+    Args:
+        scores: the scores so far.
+    """
 
+    def __init__(self, scores: SearchScores) -> None:
+        self._scores = scores
+
+    @abstractmethod
     def ask(self) -> list[Trial]:
         """The trials to train next: all that were proposed and have no score yet; empty when the search is over."""
-        ...
+
+    @property
+    @abstractmethod
+    def best(self) -> Trial:
+        """The best trial so far.
+
+        Raises:
+            JobError: training diverged at every point.
+        """
 
     def tell(self, trials: Sequence[Trial], scores: Sequence[Score]) -> None:
         """Record the scores of some trials that were asked for, in any order, and write them to the file.
@@ -30,44 +41,15 @@ class Search(Protocol):
         Raises:
             JobError: the file cannot be written.
         """
-        ...
-
-    @property
-    def best(self) -> Trial:
-        """The best trial so far.
-
-        Raises:
-            JobError: training diverged at every point.
-        """
-        ...
+        self._scores.add(trials, scores)
 
     @property
     def points(self) -> list[Point]:
         """All points that have a score."""
-        ...
+        return self._scores.points
 
 
-def make_search(method: MethodConfig, search: SearchConfig, scores_file: Path) -> Search:
-    """Start the search of a method, or resume it from its file.
-
-    Args:
-        method: the method with its trials.
-        search: the section `search:`.
-        scores_file: file of all scores so far; its name identifies the search.
-
-    Raises:
-        JobError: the file is damaged, or belongs to another search.
-    """
-    full_epochs = 0 if find_method(method.name).solved else search.epochs or method.epochs
-    scores = SearchScores(scores_file, method.name, full_epochs)
-    if method.space is not None:
-        from adapt.training.optuna_search import OptunaSearch  # imports Optuna, which is optional
-
-        return OptunaSearch(method, method.space, search, scores)
-    return ListedSearch(method.trials, scores, widenings=_WIDENINGS if search.driver == "grid" else 0)
-
-
-class ListedSearch:
+class ListedSearch(Search):
     """A search over all points of a grid, or over points that were drawn at random.
 
     If the best trial of a grid has its lowest or highest learning rate or weight decay, the grid is extended beyond
@@ -80,7 +62,8 @@ class ListedSearch:
     """
 
     def __init__(self, trials: Sequence[Trial], scores: SearchScores, widenings: int) -> None:
-        self._trials, self._scores, self._widenings = list(trials), scores, widenings
+        super().__init__(scores)
+        self._trials, self._widenings = list(trials), widenings
 
     def ask(self) -> list[Trial]:
         """See `Search.ask`."""
@@ -93,19 +76,10 @@ class ListedSearch:
             self._trials += more
         return pending
 
-    def tell(self, trials: Sequence[Trial], scores: Sequence[Score]) -> None:
-        """See `Search.tell`."""
-        self._scores.add(trials, scores)
-
     @property
     def best(self) -> Trial:
         """See `Search.best`."""
         return self._trials[0] if len(self._trials) == 1 else self._scores.best(self._trials)
-
-    @property
-    def points(self) -> list[Point]:
-        """See `Search.points`."""
-        return self._scores.points
 
     def _widen(self) -> list[Trial]:
         """The next trials beyond the edge; none if the best one is inside, or all diverged."""

@@ -76,6 +76,7 @@ class CandidateStack:
         with self._stopwatch:
             for candidate, optimizer, scheduler in self._states:
                 if has_rows:
+                    candidate.last_lr = float(scheduler.get_last_lr()[0])
                     world.all_reduce_gradients(p for p in candidate.model.parameters() if p.requires_grad)
                 optimizer.step()  # tensors without a gradient are left as they are
                 optimizer.zero_grad(set_to_none=True)

@@ -9,15 +9,18 @@ import torch
 from torch import nn
 
 from adapt.config.trials import Trial
+from adapt.features.feature_source import Features
 from adapt.features.image_batches import ImageBatches
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.readout import Readout
 from adapt.methods.registry import build_model, find_method
+from adapt.training.callbacks import EpochEvent, Phase
 from adapt.training.candidate import Candidate
 from adapt.training.halving import Rung
 from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
 from adapt.training.loop import TrainingPass, fit
 from adapt.training.row_draw import RowDraw
+from adapt.training.seed_draw import rows_of_seed
 from adapt.training.seed_rows import SeedRows
 from adapt.training.settings import Settings
 
@@ -82,7 +85,7 @@ def train_entries(
     data: TrainingData,
     row_draw: RowDraw,
     checkpoint: Path | None = None,
-    on_epoch: Callable[[Candidate], None] = lambda _: None,
+    on_epoch: Callable[[Entry, Candidate], None] = lambda entry, candidate: None,
 ) -> list[Candidate]:
     """Train entries of any methods and seeds, in as few passes over the features as their settings allow.
 
@@ -91,17 +94,18 @@ def train_entries(
         data: what they are trained from.
         row_draw: how the rows of each seed are drawn.
         checkpoint: path without suffix for the state of every pass; where one exists, training resumes from it.
-        on_epoch: is called with a candidate after each of its epochs.
+        on_epoch: is called with an entry and its candidate after each of its epochs.
 
     Returns:
         a trained candidate for every entry.
     """
-    seeds = {entry.seed: row_draw.draw(data.pooled.features, entry.settings, entry.seed) for entry in entries}
+    seeds = _draw_seeds(entries, data.pooled.features, row_draw)
     candidates = [_new_candidate(entry, data, seeds[entry.seed]) for entry in entries]
     _standardize(candidates, data.pooled)
     both = list(zip(entries, candidates, strict=True))
     _solve([candidate for candidate in candidates if find_method(candidate.method).solved], data.pooled)
     in_steps = [pair for pair in both if not find_method(pair[0].method).solved]
+    entry_of = {id(candidate): entry for entry, candidate in both}
     passes = _grouped(in_steps, lambda pair: (pair[0].settings, pair[0].rungs))
     for number, pairs in enumerate(passes):
         first = pairs[0][0]
@@ -110,11 +114,35 @@ def train_entries(
             inputs=data.inputs,
             settings=first.settings,
             rungs=first.rungs,
-            on_epoch=on_epoch,
+            on_epoch=lambda candidate: on_epoch(entry_of[id(candidate)], candidate),
             description=_describe(entries=[entry for entry, _ in pairs]),
         )
         fit(job, checkpoint.with_suffix(f".{number}.pt") if checkpoint else None)
     return candidates
+
+
+def epoch_event(entry: Entry, candidate: Candidate, phase: Phase) -> EpochEvent:
+    """What callbacks are told of the last epoch of a candidate."""
+    return EpochEvent(
+        method=entry.method,
+        options=entry.trial.options.model_dump(mode="json"),
+        lr=entry.trial.lr,
+        last_lr=candidate.last_lr,
+        weight_decay=entry.trial.weight_decay,
+        seed=entry.seed,
+        epoch=candidate.epochs,
+        train_loss=candidate.train_loss,
+        val_score=candidate.val_score,
+        val_loss=candidate.val_loss,
+        phase=phase,
+    )
+
+
+def _draw_seeds(entries: Sequence[Entry], features: Features, row_draw: RowDraw) -> dict[int, SeedRows]:
+    """The rows of every seed."""
+    balance_classes = entries[0].settings.balance_classes  # the same for all entries of a job
+    seeds = dict.fromkeys(entry.seed for entry in entries)
+    return {seed: rows_of_seed(features, row_draw, seed, balance_classes) for seed in seeds}
 
 
 def _new_candidate(entry: Entry, data: TrainingData, rows: SeedRows) -> Candidate:

@@ -4,22 +4,16 @@ A worker never marks a shard; only the job that holds the store's lock does. Bef
 still holds the lock, so a worker that outlives its job, or hangs for a while, does not touch the store.
 """
 
-import os
-import re
 from functools import cached_property
-from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
-from distributed import Worker, WorkerPlugin, get_worker
-from distributed.utils import sync
 from jaxtyping import UInt8
 
 from extract.backbones.backbone import digests
-from extract.forward.device import configure_process
 from extract.job.extraction_job import ExtractionJob
 from extract.job.shard_extractor import ShardExtractor
+from extract.job.task_plugin import TaskPlugin
 from extract.sources.videos import decoder_info
 from store.address import store_url
 from store.array_io import read_array
@@ -31,9 +25,11 @@ from store.lock import Watch
 from store.schema import Schema
 from store.writer import StoreWriter
 
+Shard = tuple[str, int]  # split, number
 
-class ExtractionPlugin(WorkerPlugin):
-    """Carries a job to every worker of the cluster, also to workers that join later.
+
+class ExtractionPlugin(TaskPlugin):
+    """Extracts the shards of a job on a worker.
 
     Args:
         job: its source is in the order of the store; all workers must be able to read its files.
@@ -43,60 +39,36 @@ class ExtractionPlugin(WorkerPlugin):
     """
 
     def __init__(self, job: ExtractionJob, schema: Schema, lock_id: str, marks: MarkPlace) -> None:
-        self.name = f"sidecache-{lock_id}"
+        super().__init__(f"sidecache-{lock_id}", job.workers)
         self.job, self.schema, self.lock_id, self.marks = job, schema, lock_id, marks
 
-    def setup(self, worker: Worker) -> None:
-        """See `WorkerPlugin`."""
-        self._worker, self._mutex = worker, Lock()
-
-    def extract(self, split: str, number: int) -> None:
-        """Compute and write one shard; the threads of a worker take turns.
-
-        Start and end are sent to the job as events: the result of a dask task would stay on the worker, and be lost
-        with it.
+    def compute(self, task: Shard) -> dict[str, Any]:
+        """Compute and write one shard; returns its status, skipped samples and forward time.
 
         Raises:
             UserError, JobError: as of `ShardExtractor.extract` and `StoreWriter.write`; or the files, weights or
                 precision of this worker differ from the job's.
         """
-        event = {"split": split, "shard": number, "worker": self._worker.address}
-        with self._mutex:
-            self._send(event)
-            self._send(event | {"written": self._loaded.extract(split, number)})
-
-    def _send(self, event: dict[str, Any]) -> None:
-        """Return once the scheduler has received it; `Worker.log_event` buffers, and a worker's death loses that."""
-        sync(self._worker.loop, self._worker.scheduler.log_event, topic=self.name, msg=event)
+        return self._loaded.extract(*task)
 
     @cached_property
     def _loaded(self) -> "_LoadedJob":
         """Loaded by the first task rather than in `setup`, which would block the worker's heartbeats."""
-        return _LoadedJob(self, self._worker.name)
-
-
-def extract_on_worker(name: str, split: str, number: int) -> None:
-    """The dask task of one shard; `name` is that of the job's plugin."""
-    configure_process()
-    plugin = get_worker().plugins[name]
-    assert isinstance(plugin, ExtractionPlugin)
-    plugin.extract(split, number)
+        return _LoadedJob(self, self.device(self.job.extract.device))
 
 
 class _LoadedJob:
     """A job on this worker, with its backbone loaded and verified."""
 
-    def __init__(self, plugin: ExtractionPlugin, worker_name: Any) -> None:
-        schema, settings = plugin.schema, plugin.job.extract
-        if not settings.scheduler:  # the workers of this machine share its cores
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.workers))
+    def __init__(self, plugin: ExtractionPlugin, device: str) -> None:
+        schema = plugin.schema
         # open the store
         kvstore = KeyValueStore(store_url(plugin.job.store.path))
         kvstore.stay_on_disk()
         self._kvstore, self._schema = kvstore, schema
         self._writer = StoreWriter(kvstore, schema, Watch(kvstore, plugin.lock_id), plugin.marks)
         # load the backbone, and compare it with the job's
-        job = plugin.job.on_worker(_device(settings.device, worker_name))
+        job = plugin.job.on_worker(device)
         self._splits = job.source.splits
         self._extractor = ShardExtractor(job, schema, read_rms(kvstore, schema))
         _require_same(
@@ -135,11 +107,3 @@ def _require_same(schema: Schema, found: dict[str, str]) -> None:
 
 def _decoder_digest(schema: Schema) -> dict[str, str]:
     return {"decoder_digest": decoder_info().digest} if schema.provenance.decoder_digest else {}
-
-
-def _device(device: str, worker_name: Any) -> str:
-    """One GPU for each worker that sees several, by the number in its name: 3, NAME-3; an address has none."""
-    n_gpus, number = torch.cuda.device_count(), re.fullmatch(r"(?:.*-)?(\d+)", str(worker_name))
-    if device not in ("auto", "cuda") or n_gpus < 2 or not number:
-        return device
-    return f"cuda:{int(number[1]) % n_gpus}"

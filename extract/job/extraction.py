@@ -130,13 +130,13 @@ class _StoreFiller:
             return _Written()
         if marks is MarkPlace.STORE:
             require_space(self.kvstore, schema, missing)
-        if self.job.uses_cluster:
-            from extract.job.cluster import run_on_cluster  # importing dask takes half a second
+        if self.job.workers.are_needed:
+            from extract.job.cluster_extraction import extract_on_cluster  # importing dask takes half a second
             from extract.job.cluster_worker import ExtractionPlugin
 
             self.job.backbone.module.to("cpu")  # so that it can be pickled, and workers here have the GPU to themselves
             plugin = ExtractionPlugin(self.job, schema, self.lock.id, marks)
-            return _Written(n_shards, *run_on_cluster(plugin, missing, writer, started))
+            return _Written(n_shards, *extract_on_cluster(plugin, missing, writer, started))
         extractor = ShardExtractor(self.job, schema, read_rms(self.kvstore, schema))
         return _Written(n_shards, _run_here(extractor, missing, writer, started))
 

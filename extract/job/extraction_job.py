@@ -10,6 +10,7 @@ from typing import Any
 from extract.backbones.backbone import Backbone, load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.forward.frozen_forward import FrozenForward
+from extract.job.workers import Workers
 from extract.sources.open_source import ImageSource
 from store.config import StoreConfig
 from store.layout import resolve_layers
@@ -42,9 +43,9 @@ class ExtractionJob:
         return self.data.on_error == "skip"
 
     @property
-    def uses_cluster(self) -> bool:
-        """Whether dask workers extract the shards."""
-        return self.extract.workers > 1 or self.extract.scheduler is not None
+    def workers(self) -> Workers:
+        """The dask workers that extract the shards, if there are several."""
+        return Workers(section="extract", count=self.extract.workers, scheduler=self.extract.scheduler)
 
     def forward(self, layers: Sequence[int]) -> FrozenForward:
         """The backbone, moved to the job's device, for some layers."""

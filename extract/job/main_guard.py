@@ -13,10 +13,13 @@ from store.errors import UserError
 _STATUS_OF_RERUN = 64  # exit status of a process in which the job was run again
 
 
-def require_main_guard() -> None:
+def require_main_guard(option: str = "extract.workers") -> None:
     """Import the main script in a new process, and check that this does not run the job again.
 
     If it does, it calls this function there, which ends that process at once, from any thread.
+
+    Args:
+        option: the one that asks for processes, for the message.
 
     Raises:
         UserError: the script has no guard.
@@ -29,6 +32,6 @@ def require_main_guard() -> None:
     if probe.exitcode == _STATUS_OF_RERUN:
         script = sys.modules["__main__"].__file__
         raise UserError(
-            f"extract.workers starts processes, each of which imports {script} and would run its job again; put the "
-            'calls of the script below `if __name__ == "__main__":`, or leave extract.workers at 1'
+            f"{option} starts processes, each of which imports {script} and would run its job again; put the "
+            f'calls of the script below `if __name__ == "__main__":`, or leave {option} at 1'
         )

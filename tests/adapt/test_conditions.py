@@ -27,11 +27,10 @@ def conditions(
 
 
 def test_every_setting_and_how_rows_are_drawn_is_a_condition_and_the_seed_is_none() -> None:
-    names = {field.name for field in (*fields(Settings), *fields(RowDraw))}
-    assert names <= {*conditions()}
+    assert {field.name for field in fields(Settings)} <= {*conditions()}
     assert "seed" not in conditions()
-    for row_draw in (RowDraw(val_fraction=0.3), RowDraw(val_fraction=0.2, refit=True)):
-        assert conditions(row_draw=row_draw) != conditions()
+    for change in ({"val_fraction": 0.3}, {"val_fraction": None}, {"shots": 4}, {"fraction": 0.1}, {"refit": True}):
+        assert conditions(row_draw=replace(ROW_DRAW, **change)) != conditions(), change  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [*IDENTITY, "data"])
@@ -50,7 +49,7 @@ def test_a_run_directory_keeps_settings_apart(tiny_config: MakeConfig) -> None:
     sc.run(tiny_config("train.epochs=1"))
     rows = sc.run(tiny_config("methods=[linear_probe]", "train.class_weights=balanced"))
     plain, balanced = comparisons_of(summarize(rows))
-    assert [s.label for s in plain.summaries] == ["linear_probe", "losa epochs=2", "losa epochs=1"]
+    assert [s.label for s in plain.summaries] == ["linear_probe", "losa epochs=1", "losa epochs=2"]
     assert [s.label for s in balanced.summaries] == ["linear_probe"]
     assert balanced.title.endswith(" · balance_classes=true")
 

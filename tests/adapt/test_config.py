@@ -53,7 +53,7 @@ def test_the_documentation_has_every_key_with_its_default() -> None:
 @pytest.mark.parametrize(
     ("section", "value", "key", "legal"),
     [
-        ("epochs", 3, "epochs", "name, run_dir, data, backbone, store, extract, train, methods, sweep"),
+        ("epochs", 3, "epochs", "name, run_dir, data, backbone, store, extract, train, methods, sweep, search"),
         ("a.b", 3, "a.b", "name, run_dir, data"),
         ("data", {"rot": "x"}, "data.rot", "source, root, test_split"),
         ("backbone", {"weights": "random", "size": 3}, "backbone.size", "name, weights, image_size, model_kwargs"),
@@ -202,17 +202,20 @@ def test_a_huge_value_is_cut_in_the_message() -> None:
     assert "given a huge int" in refuse(name=10**5000)
 
 
+@pytest.mark.parametrize(("section", "limit"), [("extract", "shard_seconds"), ("train", "trial_seconds")])
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("extract.workers=0", "extract.workers: given 0; input should be greater than or equal to 1"),
-        ("extract.scheduler=localhost", "legal: null or the address of a dask scheduler, such as tcp://10.0.0.1:8786"),
-        ("extract.shard_seconds=0", "legal: auto or a positive number of seconds"),
+        ("workers=0", "given 0; input should be greater than or equal to 1"),
+        ("scheduler=localhost", "legal: null or the address of a dask scheduler, such as tcp://10.0.0.1:8786"),
+        ("{limit}=0", "legal: auto or a positive number of seconds"),
     ],
 )
-def test_workers_and_schedulers_are_checked(override: str, message: str) -> None:
-    load("extract.workers=3", "extract.scheduler=tls://a:1", "extract.shard_seconds=30.0")
-    assert message in refuse(override)
+def test_workers_and_schedulers_are_checked(section: str, limit: str, override: str, message: str) -> None:
+    load(f"{section}.workers=3", f"{section}.scheduler=tls://a:1", f"{section}.{limit}=30.0")
+    refused = refuse(f"{section}.{override.format(limit=limit)}")
+    assert refused.startswith(f"{section}.")
+    assert message in refused
 
 
 # Overrides and YAML
@@ -439,7 +442,7 @@ def test_a_method_may_have_its_own_epochs() -> None:
 # Anything at all
 
 
-SECTIONS = ["name", "run_dir", "data", "backbone", "store", "extract", "train", "methods", "sweep", "x.y"]
+SECTIONS = ["name", "run_dir", "data", "backbone", "store", "extract", "train", "methods", "sweep", "search", "x.y"]
 KEYS = st.sampled_from(
     [
         "source",
@@ -455,6 +458,10 @@ KEYS = st.sampled_from(
         "seeds",
         "rank",
         "sweep",
+        "driver",
+        "trials",
+        "uniform",
+        "choice",
         "a.b",
     ]
 )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapt.training.batch_order import WINDOW, epoch_batches
-from adapt.training.validation_split import draw_validation
+from adapt.training.row_draw import RowDraw, draw_rows
 
 N_ROWS, SIZES = st.integers(1, 300), st.integers(1, 40)
 
@@ -42,7 +42,7 @@ def test_epochs_differ() -> None:
 def test_no_batch_is_drawn_as_the_validation_rows_are(number: int) -> None:
     """Of an epoch and a seed with the same number; a batch of validation rows would train nothing."""
     labels = torch.ones(400, 3, dtype=torch.uint8)  # multi-label: drawn from all rows at once
-    rows, _ = draw_validation(labels, 0.25, seed=number)
+    rows, _ = draw_rows(labels, RowDraw(val_fraction=0.25), seed=number)
     n_trained = [len(np.intersect1d(batch, rows)) for batch in epoch_batches(400, 10, number)]
     assert min(n_trained) > 15  # of 40, where 30 are expected
     assert max(n_trained) < 40

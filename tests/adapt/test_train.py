@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_features import MadeFeatures, draw_rows, make_candidate, metrics_of, train
+from made_features import MadeFeatures, make_candidate, make_rows, metrics_of, train
 from method_cases import build
 from torch import Tensor
 
@@ -26,16 +26,16 @@ from adapt.training.loop import Loop, TrainingPass
 from adapt.training.metrics import evaluate
 from adapt.training.objective import Objective, class_weights
 from adapt.training.optimizer import make_optimizer, make_schedule
+from adapt.training.row_draw import RowDraw, draw_rows
 from adapt.training.seed_part import PartRows, SeedPart, SeedParts
 from adapt.training.settings import Settings
 from adapt.training.stacks import CandidateStack
-from adapt.training.validation_split import draw_validation
 from store.errors import JobError, UserError
 
 SETTINGS = Settings(epochs=4, batch_size=8)
 PLAIN = Objective(multi_label=False)
 FEATURES = MadeFeatures()
-ROWS = draw_rows(FEATURES)
+ROWS = make_rows(FEATURES)
 
 
 def candidate(lr: float = 0.01, **options: Any) -> Candidate:
@@ -341,7 +341,7 @@ def test_a_candidate_that_diverges_later_keeps_its_best_epoch_and_takes_no_furth
 @pytest.mark.parametrize("balanced", [False, True])
 def test_every_kind_of_task_trains(optimizer: str, multi_label: bool, balanced: bool) -> None:
     features = MadeFeatures(multi_label=multi_label)
-    trained = make_candidate(draw_rows(features, balanced=balanced), lr=0.01 if optimizer == "adamw" else 0.1)
+    trained = make_candidate(make_rows(features, balanced=balanced), lr=0.01 if optimizer == "adamw" else 0.1)
     settings = Settings(epochs=25, batch_size=8, optimizer=optimizer, balance_classes=balanced)  # type: ignore[arg-type]
     train([trained], features, settings)
     metrics = metrics_of(trained, features)
@@ -352,7 +352,7 @@ def test_every_kind_of_task_trains(optimizer: str, multi_label: bool, balanced: 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(multi_label: bool, balanced: bool) -> None:
     features = MadeFeatures(multi_label=multi_label)
-    data, states = draw_rows(features, balanced=balanced), []
+    data, states = make_rows(features, balanced=balanced), []
     for at_once in (32, 3):
         features.at_once, trained = at_once, make_candidate(data)
         settings = Settings(epochs=2, batch_size=8, optimizer="sgd", balance_classes=balanced)
@@ -467,13 +467,13 @@ def test_without_warm_up_the_first_step_is_whole() -> None:
 
 def test_validation_keeps_every_class_in_its_share_and_comes_from_the_seed() -> None:
     labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 5)
-    rows, val_rows = draw_validation(labels, 0.2, seed=0)
+    rows, val_rows = draw_rows(labels, RowDraw(val_fraction=0.2), seed=0)
     assert np.bincount(labels[torch.from_numpy(val_rows)]).tolist() == [8, 4, 1]
     assert sorted([*rows, *val_rows]) == list(range(65))
-    assert np.array_equal(val_rows, draw_validation(labels, 0.2, seed=0)[1])
-    assert not np.array_equal(val_rows, draw_validation(labels, 0.2, seed=1)[1])
+    assert np.array_equal(val_rows, draw_rows(labels, RowDraw(val_fraction=0.2), seed=0)[1])
+    assert not np.array_equal(val_rows, draw_rows(labels, RowDraw(val_fraction=0.2), seed=1)[1])
 
 
 def test_a_split_too_small_to_validate_on_is_refused() -> None:
     with pytest.raises(UserError, match=r"val_fraction 0.1 of 3 training samples leaves 3 to train on and 0"):
-        draw_validation(torch.tensor([0, 1, 2]), 0.1, seed=0)
+        draw_rows(torch.tensor([0, 1, 2]), RowDraw(val_fraction=0.1), seed=0)

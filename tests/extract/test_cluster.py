@@ -17,9 +17,10 @@ from trapped_source import Trap, lay_traps
 
 from extract.backbones.backbone import TimmBackbone, load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
-from extract.job.cluster_worker import _device
 from extract.job.extraction import Extraction, extract_tokens
 from extract.job.extraction_job import ExtractionJob
+from extract.job.task_plugin import device_of_worker
+from extract.job.workers import Workers
 from extract.sources.open_source import ImageSource, open_source
 from store.config import StoreConfig
 from store.errors import JobError, UserError
@@ -147,17 +148,17 @@ def test_workers_that_see_other_files_are_refused(
     data: DataConfig, tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a cluster whose machines have different disks: a file changes after it was listed."""
-    from extract.job import cluster
+    from extract.job import cluster_extraction
 
-    connect = cluster._connect
+    connect = cluster_extraction.connect
 
-    def change_first(config: ExtractConfig) -> Any:
+    def change_first(workers: Workers) -> Any:
         assert data.root is not None
         file = data.root / "train/red/0.png"
         file.write_bytes((data.root / "train/red/1.png").read_bytes())
-        return connect(config)
+        return connect(workers)
 
-    monkeypatch.setattr(cluster, "_connect", change_first)
+    monkeypatch.setattr(cluster_extraction, "connect", change_first)
     with pytest.raises(JobError, match=r"sample 'train/red/0\.png' of train differs on this worker from the one that"):
         extract(open_source(data), data, tmp_path / "c.zarr", scheduler=scheduler)
 
@@ -204,10 +205,10 @@ def test_a_scheduler_with_tls_is_reached_with_the_files_of_dask_s_configuration(
 
 
 def test_local_workers_and_their_scheduler_listen_on_loopback_alone() -> None:
-    from extract.job.cluster import _connect
+    from extract.job.cluster import connect
 
     before = _listening()
-    with _connect(ExtractConfig(workers=2)):
+    with connect(Workers(section="extract", count=2, scheduler=None)):
         opened = _listening() - before
     assert len(opened) >= 3  # a scheduler and two workers
     assert {host for host, _ in opened} == {"127.0.0.1"}
@@ -233,6 +234,6 @@ def test_workers_that_see_several_gpus_share_them_by_their_numbers(
     name: Any, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert _device("auto", name) == device
-    assert _device("cuda:2", name) == "cuda:2"
-    assert _device("cpu", name) == "cpu"
+    assert device_of_worker("auto", name) == device
+    assert device_of_worker("cuda:2", name) == "cuda:2"
+    assert device_of_worker("cpu", name) == "cpu"

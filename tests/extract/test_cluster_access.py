@@ -15,8 +15,8 @@ from distributed import Client, LocalCluster, Security
 from distributed.core import rpc
 from distributed.protocol.pickle import dumps
 
-from extract.config import ExtractConfig
-from extract.job.cluster import _connect, _note_if_open
+from extract.job.cluster import _note_if_open, connect
+from extract.job.workers import Workers
 from store.errors import Note
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def ports(scratch: Path) -> Iterator[list[int]]:
     before = listening()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(scratch))
-        with _connect(ExtractConfig(workers=2)) as client:
+        with connect(Workers(section="extract", count=2, scheduler=None)) as client:
             client.wait_for_workers(2)
             opened = listening() - before
             assert {host for host, _ in opened} == {"127.0.0.1"}

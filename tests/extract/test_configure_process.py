@@ -13,7 +13,7 @@ import torch
 import sidecache as sc
 from adapt.config.pipeline import Config
 from extract.forward.device import configure_process
-from extract.job.cluster_worker import extract_on_worker
+from extract.job.task_plugin import run_on_worker
 from sidecache.command_line import _repair, app
 
 PAGES = 64 * 2**20 // 4096
@@ -85,7 +85,7 @@ DOORS: dict[str, Callable[[Config, Path], Any]] = {
     "sidecache intrinsic": command("intrinsic"),
     "sidecache predict": lambda _, job: app(["predict", str(job), str(job)], standalone_mode=False),
     "sidecache verify --repair": lambda config, _: _repair(config.store.path, config, None),  # type: ignore[arg-type]
-    "a task of a dask worker": lambda *_: extract_on_worker("sidecache-0", "train", 0),
+    "a task of a dask worker": lambda *_: run_on_worker("sidecache-0", 0, b""),
 }
 
 
@@ -96,7 +96,7 @@ def test_every_door_configures_the_process_first(
     def configure() -> None:
         raise CalledError
 
-    for module in ("extract.forward.device", "extract.job.cluster_worker", "adapt.adaptor"):
+    for module in ("extract.forward.device", "extract.job.task_plugin", "adapt.adaptor"):
         monkeypatch.setattr(f"{module}.configure_process", configure)
     (tmp_path / "job.yaml").write_text("backbone: {name: vit_tiny_patch16_224, weights: random}")
     with pytest.raises(CalledError):

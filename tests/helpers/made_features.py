@@ -14,6 +14,7 @@ from adapt.training.evaluation import predict_split
 from adapt.training.loop import TrainingPass, fit
 from adapt.training.metrics import Metrics, evaluate
 from adapt.training.row_draw import RowDraw
+from adapt.training.seed_draw import rows_of_seed
 from adapt.training.seed_rows import SeedRows
 from adapt.training.settings import Settings
 
@@ -41,6 +42,9 @@ class MadeFeatures(FrozenFeatures):
     def labels(self, split: str) -> Tensor:
         return self.of_rows
 
+    def validation_rows(self) -> None:
+        return None
+
     def samples_at_once(self, layers: Sequence[int]) -> int:
         return self.at_once
 
@@ -51,10 +55,9 @@ class MadeFeatures(FrozenFeatures):
             yield rows, {layer: self.tokens[layer][torch.from_numpy(rows)] for layer in layers}
 
 
-def draw_rows(features: MadeFeatures, seed: int = 0, balanced: bool = False, refit: bool = False) -> SeedRows:
+def make_rows(features: MadeFeatures, seed: int = 0, balanced: bool = False, refit: bool = False) -> SeedRows:
     """The rows of a seed: three quarters are trained on, the others validate."""
-    settings = Settings(epochs=1, batch_size=1, balance_classes=balanced)
-    return RowDraw(val_fraction=0.25, refit=refit).draw(features, settings, seed)
+    return rows_of_seed(features, RowDraw(val_fraction=0.25, refit=refit), seed, balance_classes=balanced)
 
 
 def make_candidate(

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt.config.trials import MethodConfig, Trial
+from adapt.config.trials import Trial
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.feature_source import Features
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.registry import find_method
-from adapt.training.loop import Settings
-from adapt.training.trials import TrainingData, train_trials
+from adapt.training.row_draw import RowDraw
+from adapt.training.settings import Settings
+from adapt.training.trials import Entry, TrainingData, train_entries
 from benchmarks.record import machine
 from benchmarks.tables import table
 from extract.forward.device import configure_process
@@ -68,6 +69,14 @@ class Subset:
         """See `Features.samples_at_once`."""
         return self._features.samples_at_once(layers)
 
+    def part_size(self, layers: Any) -> int:
+        """See `Features.part_size`."""
+        return self._features.part_size(layers)
+
+    def validation_rows(self) -> None:
+        """See `Features.validation_rows`; validation is drawn, whether the source has a split for it or not."""
+        return
+
     def for_epoch(self, seed: int, epoch: int) -> "Subset":
         """See `Features.for_epoch`."""
         return self
@@ -86,15 +95,15 @@ def run_variant(
     name: str, trials: list[dict[str, Any]], pooled: PooledFeatures, epochs: int, seeds: int
 ) -> dict[str, Any]:
     """Mean validation score over seeds, of the trial that is best in the mean."""
-    scores = []
-    for seed in range(seeds):
-        parsed = [_trial(name, trial) for trial in trials]
-        method = MethodConfig(name=name, epochs=epochs, batch_size=32, trials=tuple(parsed))
-        settings = Settings(epochs, 32, seed)
-        trained = train_trials(method, parsed, TrainingData(pooled), settings, val_fraction=0.5)
-        scores.append([candidate.score for candidate in trained.candidates])
-    best = np.mean(scores, axis=0).argmax()
-    scores_of_best = [of_seed[best] for of_seed in scores]
+    settings = Settings(epochs=epochs, batch_size=32)
+    entries = [
+        Entry(method=name, trial=_trial(name, trial), seed=seed, settings=settings)
+        for seed in range(seeds)
+        for trial in trials
+    ]
+    trained = train_entries(entries, TrainingData(pooled), RowDraw(val_fraction=0.5))
+    scores = np.array([candidate.score for candidate in trained]).reshape(seeds, len(trials))
+    scores_of_best = scores[:, scores.mean(axis=0).argmax()].tolist()
     return {"score": float(np.mean(scores_of_best)), "scores": scores_of_best}
 
 

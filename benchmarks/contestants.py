@@ -1,8 +1,10 @@
 """Builds the models that `training.py` compares, the features or images that they train from, and their epochs."""
 
 import argparse
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +18,12 @@ from adapt.features.image_batches import ImageBatches
 from adapt.features.online import OnlineFeatures
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.registry import METHODS, build_model
+from adapt.training.batch_order import epoch_batches
 from adapt.training.candidate import Candidate
-from adapt.training.loop import Loop, Settings, TrainingTask
+from adapt.training.loop import Loop, TrainingPass
 from adapt.training.objective import Objective
+from adapt.training.seed_rows import SeedRows
+from adapt.training.settings import Settings
 from extract.backbones.backbone import load_backbone
 from extract.config import BackboneConfig, DataConfig, ExtractConfig
 from extract.forward.device import autocast, synchronize
@@ -27,7 +32,6 @@ from extract.job.extraction import extract_tokens
 from extract.job.extraction_job import ExtractionJob
 from extract.sources.open_source import open_source
 from store.config import StoreConfig
-from store.layout import in_groups
 from store.reader import open_store
 
 FROM_CACHE, RESIDENT, ONLINE, PEFT = "losa from the cache", "losa resident", "losa online", "peft lora"
@@ -36,6 +40,14 @@ FROM_STORE = (FROM_CACHE, NARROW, RESIDENT)
 CONTESTANTS = (*FROM_STORE, ONLINE, PEFT, "lora", "full")
 RANK = 4  # of peft's LoRA: the default of our `lora`
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2}  # of `--small`
+
+
+class Contestant(NamedTuple):
+    """A model, what it is trained from, and the name of its method; none for peft's."""
+
+    model: nn.Module
+    inputs: Any
+    method: str | None
 
 
 class Bench:
@@ -59,18 +71,18 @@ class Bench:
             ExtractionJob(source=source, backbone=backbone, data=self._data, store=store, extract=self._config)
         )
 
-    def contestant(self, name: str) -> tuple[nn.Module, Any]:
+    def contestant(self, name: str) -> Contestant:
         """A model and its inputs; nothing that only the others need is opened."""
         if name in FROM_STORE:
             streamed = StreamedFeatures(open_store(self.store), self.device)
             resident = ResidentFeatures(streamed, streamed.spec.layers) if name == RESIDENT else None
             options = {"rank": NARROW_RANK} if name == NARROW else {}
-            return build("losa", streamed.spec, **options), resident or streamed
+            return Contestant(build("losa", streamed.spec, **options), resident or streamed, "losa")
         source, backbone = open_source(self._data), load_backbone(self._backbone)
         if name == ONLINE:
             forward = FrozenForward(backbone, range(backbone.depth), "all", self._config)
             online = OnlineFeatures(source, forward, "all")
-            return build("losa", online.spec), online
+            return Contestant(build("losa", online.spec), online, "losa")
         rows = {"train": np.arange(len(source.splits["train"]))}
         images = ImageBatches(source=source, backbone=backbone, device=self.device, rows=rows)
         if name == PEFT:
@@ -78,8 +90,9 @@ class Bench:
             module.requires_grad_(requires_grad=False)
             module.reset_classifier(2)
             inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"]), module)
-            return module.to(self.device), images
-        return build(name, spec_of_backbone(backbone, range(backbone.depth)), backbone=backbone), images
+            return Contestant(module.to(self.device), images, None)
+        model = build(name, spec_of_backbone(backbone, range(backbone.depth)), backbone=backbone)
+        return Contestant(model, images, name)
 
 
 def draw_photographs(root: Path, samples: int) -> None:
@@ -97,25 +110,67 @@ def build(name: str, spec: Any, backbone: Any = None, **options: Any) -> nn.Modu
     return build_model(name, spec, 2, METHODS[name].options(**options), backbone=backbone)
 
 
-class Epochs:
-    """Epochs of a model over some rows: by sidecache's loop, and by a plain one over the same batches for peft."""
+class FirstRows:
+    """The first rows of the training split; see `adapt.training.batches.Batches`."""
 
-    def __init__(self, model: nn.Module, inputs: Any, rows: np.ndarray, batch: int, precision: str) -> None:
-        self._model, self._inputs, self._precision = model.train(), inputs, precision
-        self.device, self.rows, self._groups = inputs.device, len(rows), in_groups(rows, batch)
-        self._optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    def __init__(self, inputs: Any, count: int) -> None:
+        self._inputs, self._count = inputs, count
+        self.device, self.views = inputs.device, inputs.views
+
+    def labels(self, split: str) -> torch.Tensor:
+        """See `Batches.labels`."""
+        labels: torch.Tensor = self._inputs.labels(split)[: self._count]
+        return labels
+
+    def samples_at_once(self, layers: Any) -> int:
+        """See `Batches.samples_at_once`."""
+        return int(self._inputs.samples_at_once(layers))
+
+    def part_size(self, layers: Any) -> int:
+        """See `Batches.part_size`."""
+        return int(self._inputs.part_size(layers))
+
+    def for_epoch(self, seed: int, epoch: int) -> "FirstRows":
+        """See `Batches.for_epoch`."""
+        return self
+
+    def batches(self, split: str, groups: Any, layers: Any, together: int = 1) -> Iterator[tuple[np.ndarray, Any]]:
+        """See `Batches.batches`."""
+        batches: Iterator[tuple[np.ndarray, Any]] = self._inputs.batches(split, groups, layers, together)
+        return batches
+
+
+class Epochs:
+    """Epochs of a model over some rows: by sidecache's loop, and by a plain one over the same batches for peft.
+
+    Args:
+        contestant: the model and its inputs.
+        rows: number of the first rows of the training split that are trained on.
+        batch: rows of a step.
+        precision: of autocast.
+    """
+
+    def __init__(self, contestant: Contestant, rows: int, batch: int, precision: str) -> None:
+        self._model, self._precision = contestant.model.train(), precision
+        self._inputs, self.device, self.rows = FirstRows(contestant.inputs, rows), contestant.inputs.device, rows
+        self._groups = epoch_batches(rows, math.ceil(rows / batch), epoch=0)
         self._loop = None
-        if hasattr(model, "readout"):
-            settings = Settings(1000, batch, 0, precision=precision)
-            loss = Objective(multi_label=False)
-            task = TrainingTask(features=inputs, rows=rows, val_rows=rows[:0], objective=loss)
-            self._loop = Loop([Candidate(model, 1e-3, 0.01)], task, settings)
+        if contestant.method:
+            every = np.arange(rows)
+            data = SeedRows(seed=0, rows=every, val_rows=every[:0], objective=Objective(multi_label=False))
+            candidate = Candidate(contestant.model, 1e-3, 0.01, data=data, method=contestant.method)
+            settings = Settings(epochs=1000, batch_size=batch, precision=precision)
+            self._loop = Loop(TrainingPass(candidates=[candidate], inputs=self._inputs, settings=settings))
+        else:
+            trained = [tensor for tensor in contestant.model.parameters() if tensor.requires_grad]
+            self._optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
 
     def run(self) -> None:
         """Train one epoch, and wait for the GPU."""
         if self._loop:
-            for _ in self._loop.train(0, self._groups):
+            for _ in self._loop.train(0):
                 pass
+            self._loop.settle()
         else:
             self._run_plainly()
         synchronize(self.device)

@@ -24,12 +24,13 @@ from adapt.config.load_config import load_config
 from adapt.config.pipeline import Config
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.pooled import PooledFeatures
-from adapt.job.training_job import settings_of
-from adapt.training.candidate import Candidate
+from adapt.job.trial_run import settings_of
+from adapt.methods.readout import Readout
+from adapt.training.evaluation import predict_split
 from adapt.training.linear_solver import readout_of
-from adapt.training.loop import evaluate_split
-from adapt.training.row_draw import draw_validation
-from adapt.training.trials import TrainingData, train_trials
+from adapt.training.metrics import evaluate
+from adapt.training.row_draw import RowDraw, draw_rows
+from adapt.training.trials import Entry, TrainingData, train_entries
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
 from extract.forward.device import configure_process
@@ -51,18 +52,17 @@ class Searches:
     """Searches of the grid of a pipeline's linear probe, on the pooled features of a store."""
 
     def __init__(self, config: Config, store: Store) -> None:
-        self._config, self._store = config, store
+        self._config, self._store, self._row_draw = config, store, RowDraw.of(config)
         self._method = next(method for method in config.parsed_methods() if method.name == "linear_probe")
         layer = store.layers[-1]
         self._pooled = PooledFeatures(ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), [layer]))
-        readouts = {
-            trial.options.pool: readout_of(
-                Candidate(TrainingData(self._pooled).new_model(self._method.name, trial, 0), None, 0.0)
-            )
+        self._data = TrainingData(self._pooled)
+        readouts: dict[str, Readout] = {
+            trial.options.pool: self._data.new_model(self._method.name, trial, 0).readout
             for trial in self._method.trials
         }
         for split in ("train", "test"):
-            self._pooled.require(split, layer, list(readouts.values()))
+            self._pooled.require(split, [(layer, readout) for readout in readouts.values()])
         self._train, self._test = (
             {mode: self._pooled.whole(split, layer, readout).numpy() for mode, readout in readouts.items()}
             for split in ("train", "test")
@@ -70,19 +70,21 @@ class Searches:
 
     def by_probe(self, seed: int) -> Choice:
         """Search as `sidecache train` does."""
-        settings, fraction = settings_of(self._config, self._method, seed), self._config.data.val_fraction
-        data = TrainingData(self._pooled)
-        best = train_trials(self._method, self._method.trials, data, settings, val_fraction=fraction).best
+        name, settings, features = self._method.name, settings_of(self._config, self._method), self._pooled.features
+        entries = [Entry(method=name, trial=trial, seed=seed, settings=settings) for trial in self._method.trials]
+        best = max(train_entries(entries, self._data, self._row_draw), key=lambda candidate: candidate.rank)
 
         def accuracy() -> float:
-            return evaluate_split(best.model, self._pooled.features, "test").top1
+            (logits,) = predict_split([best], features, "test")
+            return evaluate(logits, features.labels("test")[:: features.views]).top1
 
         return Choice(readout_of(best).mode, best.weight_decay, accuracy)
 
     def by_sklearn(self, seed: int, tolerance: float) -> Choice:
         """Search with models of scikit-learn."""
-        labels, fraction = self._store.labels("train"), self._config.data.val_fraction
-        rows, val_rows = draw_validation(self._pooled.features.labels("train"), fraction, seed)
+        labels, features = self._store.labels("train"), self._pooled.features
+        own = features.validation_rows()
+        rows, val_rows = draw_rows(features.labels("train"), self._row_draw, seed=seed, validation_rows=own)
         best: tuple[tuple[float, float], Choice] | None = None
         for mode, x in self._train.items():
             mean, std = x[rows].mean(axis=0), np.maximum(x[rows].std(axis=0), 1e-6)

@@ -13,6 +13,7 @@ Needs 4 GB of disk in --folder, and a few minutes. Libraries that are not instal
 
 import argparse
 import importlib.util
+import math
 import multiprocessing
 import os
 import statistics
@@ -160,12 +161,12 @@ def cold(store: Store, folder: Path, setting: Setting, repeats: int) -> dict[str
     return {"gb_per_second": rates, "ratio_to_sequential": shares, "seconds": seconds}
 
 
-def read_together(setting: Setting, seed: int, block: int) -> list[np.ndarray]:
+def read_together(setting: Setting, epoch: int, block: int) -> list[np.ndarray]:
     """The groups of rows that training reads at once: batches or, with blocks, windows of as many rows, sorted."""
-    rows = np.arange(setting.samples)
+    batch_size = setting.batch_size if block == 1 else max(1, setting.batch_size // WINDOW)
+    batches = epoch_batches(setting.samples, math.ceil(setting.samples / batch_size), epoch, block)
     if block == 1:
-        return epoch_batches(rows, setting.batch_size, seed, epoch=0)
-    batches = epoch_batches(rows, max(1, setting.batch_size // WINDOW), seed, epoch=0, block=block)
+        return batches
     return [np.sort(np.concatenate(window)) for window in in_groups(batches, WINDOW)]
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from adapt.config.trials import MethodConfig, Trial
+from adapt.config.trials import Trial
 from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.cost import peak_memory
 from adapt.methods.from_features.losa import LoSAOptions
-from adapt.training.loop import Settings
-from adapt.training.trials import TrainingData, train_trials
+from adapt.training.row_draw import RowDraw
+from adapt.training.settings import Settings
+from adapt.training.trials import Entry, TrainingData, train_entries
 from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
 from extract.forward.device import configure_process
@@ -46,17 +47,16 @@ def main() -> None:
             store = open_store(folder)
             features = StreamedFeatures(store, torch.device("cpu"))
             trial = Trial(options=LoSAOptions(), lr=0.001, weight_decay=0.01)
-            method = MethodConfig(name="losa", epochs=1, batch_size=64, trials=(trial,))
-            fraction = min(1 - args.samples_trained / num_samples, 0.9)
-            data, settings = TrainingData(PooledFeatures(features)), Settings(epochs=1, batch_size=64, seed=0)
-            trained = train_trials(method, [trial], data, settings, val_fraction=fraction)
+            entry = Entry(method="losa", trial=trial, seed=0, settings=Settings(epochs=1, batch_size=64))
+            row_draw = RowDraw(val_fraction=min(1 - args.samples_trained / num_samples, 0.9))
+            (trained,) = train_entries([entry], TrainingData(PooledFeatures(features)), row_draw)
         assert idle.n_bytes is not None
         assert peak.n_bytes is not None
         figures = {
             "store_bytes": store.n_bytes(),
             "samples": num_samples,
             "samples_at_once": features.samples_at_once(store.layers),
-            "samples_per_second": trained.samples_per_second,
+            "samples_per_second": len(trained.data.rows) / trained.seconds,
             "idle_bytes": idle.n_bytes,
             "bytes_above_idle": peak.n_bytes - idle.n_bytes,
         }

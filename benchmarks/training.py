@@ -29,7 +29,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
@@ -44,6 +43,7 @@ from benchmarks.contestants import (
     PEFT,
     RESIDENT,
     Bench,
+    Contestant,
     Epochs,
     build,
 )
@@ -77,8 +77,7 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     epochs = {}
     for name in CONTESTANTS:
         count = args.batch * (args.batches if name in FROM_STORE else 1)
-        model, inputs = bench.contestant(name)
-        epochs[name] = Epochs(model, inputs, np.arange(count), args.batch, precision=args.precision)
+        epochs[name] = Epochs(bench.contestant(name), count, args.batch, precision=args.precision)
     figures = compare(epochs, args.rounds)
     for taken in figures.values():
         for clock in ("seconds", "cpu_seconds"):
@@ -116,8 +115,8 @@ def measure_peak(args: argparse.Namespace, folder: Path) -> int:
     device = torch.device(args.device)
     idle = psutil.Process().memory_info().rss if device.type == "cpu" else 0
     with peak_memory(device) as peak:
-        model, inputs = Bench(folder, 0, args).contestant(args.child)
-        Epochs(model, inputs, np.arange(args.memory_batch), args.memory_batch, precision=args.precision).run()
+        contestant = Bench(folder, 0, args).contestant(args.child)
+        Epochs(contestant, args.memory_batch, args.memory_batch, precision=args.precision).run()
     assert peak.n_bytes is not None
     return peak.n_bytes - idle
 
@@ -130,8 +129,8 @@ def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     epochs, device = {}, torch.device(args.device)
     for size in sizes:
         streamed = StreamedFeatures(store, device)
-        model = build("losa", streamed.spec)
-        epochs[str(size)] = Epochs(model, streamed, shuffled(size), 256, precision=args.precision)
+        contestant = Contestant(build("losa", streamed.spec), streamed, "losa")
+        epochs[str(size)] = Epochs(contestant, size, 256, precision=args.precision)
     figures = compare(epochs, args.rounds)
     for name, each in epochs.items():
         with peak_memory(device) as peak:
@@ -147,11 +146,6 @@ def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for clock, per_row in by_clock.items()
     }
     return {"figures": figures, "per_row": by_clock, "per_row / that of the first": relative, "peak_bytes": peaks}
-
-
-def shuffled(size: int) -> np.ndarray:
-    """Numbers below `size`, in random order."""
-    return np.random.default_rng(0).permutation(size)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {

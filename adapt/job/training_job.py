@@ -158,7 +158,7 @@ class TrainingJob:
         run_dir, fraction = self.config.run_dir, self.config.data.val_fraction
         settings = settings_of(self.config, method, self.config.train.seeds[0])
         settings = replace(settings, epochs=self.config.search.epochs or settings.epochs)
-        determining = (self.features.provenance, data.kind, method, self.config.search, settings, fraction)
+        determining = (self.features.provenance, self.config.search, data.kind, method, settings, fraction)
         search_id = digest(*determining)
 
         def train_pass(trials: Sequence[Trial]) -> list[Score]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,6 +84,10 @@ class TokenBatch(dict[int, Tensor]):
             self._prefixes[size] = TokenBatch({layer: tokens[:, :size] for layer, tokens in self.items()})
         return self._prefixes[size]
 
+    def select(self, rows: Int64[Tensor, "rows"]) -> "TokenBatch":
+        """Some samples of the batch, which take what it remembers already; tokens are copied when they are read."""
+        return _SelectedTokens(self, rows)
+
     def layer_norm(self, layer: int) -> Float[Tensor, "batch tokens dim"]:
         """Tokens after a LayerNorm without parameters."""
         return self.remember("layer_norm", layer, lambda: F.layer_norm(self[layer], self[layer].shape[-1:]))
@@ -98,6 +102,30 @@ class TokenBatch(dict[int, Tensor]):
         if key not in self._remembered:
             self._remembered[key] = compute()
         return self._remembered[key]
+
+
+class _SelectedTokens(TokenBatch):
+    """Some samples of a batch."""
+
+    def __init__(self, batch: TokenBatch, rows: Int64[Tensor, "rows"]) -> None:
+        super().__init__({})
+        self._batch, self._rows = batch, rows
+
+    def __missing__(self, layer: int) -> Tensor:
+        self[layer] = self._batch[layer][self._rows]
+        return self[layer]
+
+    def prefix(self, size: int) -> TokenBatch:
+        if size not in self._prefixes:
+            self._prefixes[size] = _SelectedTokens(self._batch.prefix(size), self._rows)
+        return self._prefixes[size]
+
+    def layer_norm(self, layer: int) -> Tensor:
+        return self.remember("layer_norm", layer, lambda: self._batch.layer_norm(layer)[self._rows])
+
+    def normalized(self, layer: int, pre_logits: PreLogits) -> Tensor:
+        name = ("normalized", pre_logits)
+        return self.remember(name, layer, lambda: self._batch.normalized(layer, pre_logits)[self._rows])
 
 
 def autocast_dtype(tokens: Float[Tensor, "..."]) -> torch.dtype:

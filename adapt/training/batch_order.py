@@ -12,6 +12,7 @@ from jaxtyping import Int
 from store.layout import in_groups
 
 WINDOW = 8  # batches that blocks are shuffled over; all of them are in memory at once
+_ORDER = 1  # else an epoch and a seed of the same number would draw the same: batches of validation rows only
 
 Rows = Int[np.ndarray, "_"]
 
@@ -29,7 +30,7 @@ def epoch_batches(n_rows: int, n_batches: int, epoch: int, block: int = 1) -> li
     Returns:
         the rows of every batch.
     """
-    draw = np.random.default_rng([epoch])
+    draw = np.random.default_rng([epoch, _ORDER])
     if block == 1:
         return np.array_split(draw.permutation(n_rows), n_batches)
     # cut into blocks, from another start in every epoch: else the same rows would share a block every time

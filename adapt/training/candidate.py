@@ -30,7 +30,9 @@ class Candidate:
         was_dropped: whether successive halving dropped it.
         epochs: how many epochs it was trained for.
         seconds: training seconds of these epochs: reading of all batches, and its share of the steps of its stack.
-        train_loss: mean loss of the batches of the last epoch.
+        train_loss: mean loss of the steps of the last epoch.
+        loss_sum: sum of the losses of the steps of the current epoch.
+        n_steps: number of these steps.
         val_score: validation score after the last epoch; nan without validation rows.
         val_loss: validation loss after the last epoch.
         last_lr: learning rate of the last step.
@@ -51,6 +53,8 @@ class Candidate:
     epochs: int = 0
     seconds: float = 0.0
     train_loss: float = math.nan
+    loss_sum: float = 0.0
+    n_steps: int = 0
     val_score: float = math.nan
     val_loss: float = math.nan
     last_lr: float | None = None

@@ -129,11 +129,7 @@ class Loop:
             for number, part in parts:
                 self._add_gradients(PartRows(rows, part, epoch=epoch, step=step, number=number), next(read))
             for stack in self._stacks:
-                if self._seeds[stack.seed].mask[rows].any():
-                    stack.step(self._world)
-            for state in self.states:
-                state.candidate.last_lr = float(state.scheduler.get_last_lr()[0])
-                state.scheduler.step()
+                stack.step(self._world, has_rows=bool(self._seeds[stack.seed].mask[rows].any()))
             yield int(self._needed[rows].sum())
 
     def settle(self) -> None:

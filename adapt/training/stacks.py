@@ -69,29 +69,42 @@ class CandidateStack:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    def step(self, world: World) -> None:
-        """Sum the gradients of all processes, and update every candidate."""
-        self._n_steps += 1
+    def step(self, world: World, has_rows: bool) -> None:
+        """Sum the gradients of all processes, update every candidate, and advance its learning rate.
+
+        Args:
+            world: the processes.
+            has_rows: whether the seed trains on any row of the batch; if not, no candidate is changed.
+        """
+        self._n_steps += has_rows
         with self._stopwatch:
-            for candidate, optimizer, _ in self._states:
-                world.all_reduce_gradients(p for p in candidate.model.parameters() if p.requires_grad)
-                optimizer.step()
+            for candidate, optimizer, scheduler in self._states:
+                if has_rows:
+                    candidate.last_lr = float(scheduler.get_last_lr()[0])
+                    world.all_reduce_gradients(p for p in candidate.model.parameters() if p.requires_grad)
+                optimizer.step()  # tensors without a gradient are left as they are
                 optimizer.zero_grad(set_to_none=True)
+                scheduler.step()
 
     def settle(self, shared_seconds: float) -> None:
-        """Add the seconds since the last call to every candidate.
+        """Add the seconds and the losses since the last call to every candidate.
 
         Args:
             shared_seconds: that reading took, for all stacks.
         """
         seconds = shared_seconds + self._stopwatch.take() / len(self.candidates)
-        for candidate in self.candidates:
+        for candidate, loss in zip(self.candidates, self._losses.tolist(), strict=True):
             candidate.seconds += seconds
+            candidate.loss_sum += loss
+            candidate.n_steps += self._n_steps
+        self._losses.zero_()
+        self._n_steps = 0
 
     def set_train_loss(self) -> None:
-        """Set the mean loss of the batches so far, which are those of one epoch."""
-        for candidate, loss in zip(self.candidates, self._losses.tolist(), strict=True):
-            candidate.train_loss = loss / max(1, self._n_steps)
+        """Set the mean loss of the steps of the epoch, all of which were settled."""
+        for candidate in self.candidates:
+            candidate.train_loss = candidate.loss_sum / max(1, candidate.n_steps)
+            candidate.loss_sum, candidate.n_steps = 0.0, 0
 
 
 def stacked_forward(candidates: Sequence[Candidate]) -> Stack | None:

@@ -26,7 +26,7 @@ Where = Annotated[
 ]
 By = Annotated[
     Literal["dataset", "backbone", "method", "trial"] | None,
-    typer.Option(help="means, with one column a data set, backbone or method; or every trial, with one row each"),
+    typer.Option(help="means, with one column a data set, backbone or method; or one row a trial"),
 ]
 Rank = Annotated[
     bool,
@@ -49,12 +49,7 @@ def results_command(
     form: FormatOption = "table",
     output: Output = None,
 ) -> None:
-    """Show the results of any number of runs as one table.
-
-    Every row is a data set, a backbone and a method with its options: mean and deviation over seeds, an interval from
-    the predictions for the test samples, and costs. The best method on validation is bold; those that the test samples
-    cannot tell from it are marked.
-    """
+    """Show the results of any number of runs as one table: mean, deviation over seeds, 95 % interval, costs."""
     if by and rank:
         raise UserError("--by and --rank make different tables: give one of the two")
     if form == "parquet" and output is None:

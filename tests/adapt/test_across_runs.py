@@ -115,7 +115,7 @@ def test_conditions_select_by_field_and_by_option():
     ("condition", "reason"),
     [
         ("losa", "legal: NAME=VALUE"),
-        ("metod=losa", "no result has 'metod'; legal: .*method"),
+        ("nothing=losa", "no result has 'nothing'; legal: .*method"),
         ("options.rnk=8", r"no result has 'options.rnk'; legal: .*options\.rank"),
         ("method=lora", "no result has this value; there are: losa"),
         ("options.rank=true", "no result has this value; there are: 1"),

@@ -8,19 +8,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adapt.across_runs.runs import results
     from adapt.adaptor import Adaptor, load_adaptor
     from adapt.config.load_config import load_config
     from adapt.config.pipeline import Config
+    from adapt.config.study import Study, load_study
     from adapt.create import create_model
     from adapt.job.extraction import OnChanged
     from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
     from adapt.methods.from_features.losa import LoSA, LoSAOptions
     from adapt.methods.in_backbone.merge import merge, unmerge
+    from adapt.run_dir.predictions import Predictions, read_predictions
     from adapt.run_dir.results import Row
+    from adapt.study.results import StudyResult
     from extract.backbones.backbone import Backbone, TappedBackbone
     from extract.job.extraction import Extraction
     from extract.sources.open_source import ImageSource
     from extract.sources.user_datasets import from_datasets
+    from sidecache.studies import run_study
     from store.errors import JobError, UserError
     from store.reader import Store, open_store
 
@@ -34,16 +39,23 @@ _MODULES = {
     "LinearProbeOptions": "adapt.methods.from_features.linear_probe",
     "LoSA": "adapt.methods.from_features.losa",
     "LoSAOptions": "adapt.methods.from_features.losa",
+    "Predictions": "adapt.run_dir.predictions",
     "Store": "store.reader",
+    "Study": "adapt.config.study",
+    "StudyResult": "adapt.study.results",
     "TappedBackbone": "extract.backbones.backbone",
     "UserError": "store.errors",
     "create_model": "adapt.create",
     "from_datasets": "extract.sources.user_datasets",
     "load_adaptor": "adapt.adaptor",
     "load_config": "adapt.config.load_config",
+    "load_study": "adapt.config.study",
     "main": "sidecache.entry_point",
     "merge": "adapt.methods.in_backbone.merge",
     "open_store": "store.reader",
+    "read_predictions": "adapt.run_dir.predictions",
+    "results": "adapt.across_runs.runs",
+    "run_study": "sidecache.studies",
     "unmerge": "adapt.methods.in_backbone.merge",
 }
 __all__ = [
@@ -54,7 +66,10 @@ __all__ = [
     "LinearProbeOptions",
     "LoSA",
     "LoSAOptions",
+    "Predictions",
     "Store",
+    "Study",
+    "StudyResult",
     "TappedBackbone",
     "UserError",
     "create_model",
@@ -62,9 +77,13 @@ __all__ = [
     "from_datasets",
     "load_adaptor",
     "load_config",
+    "load_study",
     "merge",
     "open_store",
+    "read_predictions",
+    "results",
     "run",
+    "run_study",
     "train",
     "unmerge",
 ]
@@ -97,7 +116,7 @@ def extract(
         UserError: the store was made from something else, or a sample cannot be decoded.
         JobError: a value cannot be stored, or a file cannot be written.
     """
-    _check_main_script(config)
+    check_main_script(config)
     from adapt.job.extraction import extract as extract_to_store
     from adapt.job.inputs import Inputs
     from extract.forward.device import configure_process
@@ -136,7 +155,7 @@ def run(
     Arguments and errors are those of `extract`, the returned rows those of `train`.
     """
     if config.train.feature_source != "online":
-        _check_main_script(config)
+        check_main_script(config)
     from adapt.job.checks import require_trainable
     from adapt.job.inputs import Inputs
     from adapt.training.distributed import own_run_dir
@@ -151,7 +170,7 @@ def run(
         return train_and_report(own_config, inputs)
 
 
-def _check_main_script(config: "Config") -> None:
+def check_main_script(config: "Config") -> None:
     """Refuse a script without main guard if processes will be started, which import it. Done before torch is loaded."""
     if config.extract.workers > 1 and not config.extract.scheduler:
         from extract.job.main_guard import require_main_guard

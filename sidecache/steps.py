@@ -8,9 +8,9 @@ from adapt.job.inputs import Inputs
 from adapt.job.training_job import train
 from adapt.methods.registry import find_method
 from adapt.report.page import write_report
-from adapt.report.seed_averages import summarize
+from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import print_table
-from adapt.run_dir.config_file import read_config
+from adapt.run_dir.config_file import configured_methods, read_config
 from adapt.run_dir.results import Row, read_results
 from adapt.training.distributed import world
 from extract.job.extraction import Extraction
@@ -67,12 +67,16 @@ def log_extraction(extraction: Extraction, config: Config) -> None:
 def write_run_report(run_dir: Path) -> None:
     """Write report.html of a run directory."""
     text, title = read_config(run_dir)
-    write_report(run_dir, read_results(run_dir), text, title)
+    write_report(run_dir, _reported(run_dir), text, title)
 
 
 def print_results(run_dir: Path) -> None:
     """Print the table of results, on rank 0."""
     if not world().is_main_process:
         return
-    print_table(summarize(read_results(run_dir)), Terminal())
+    print_table(_reported(run_dir).comparisons(), Terminal())
     log(f"results: {run_dir / 'results.json'}, report: {run_dir / 'report.html'}")
+
+
+def _reported(run_dir: Path) -> ReportedRows:
+    return ReportedRows.of_run(run_dir, read_results(run_dir), configured_methods(run_dir))

@@ -1,5 +1,6 @@
 """Checks that the methods of a job fit its backbone, and that configuration, backbone and samples match its store."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from adapt.methods.registry import build_model, find_method
 from extract.backbones.backbone import Backbone, ModelBackbone, digests
 from extract.backbones.backbone_shape import backbone_shape
 from extract.backbones.vivit_weights import VIVIT
+from extract.config import BackboneConfig
 from extract.forward.device import resolve_device
 from extract.job.store_schema import list_split
 from extract.sources.open_source import ImageSource
@@ -52,6 +54,18 @@ def require_trainable(config: Config, own_backbone: Backbone | None = None) -> N
             if not options.needs_measurement:  # else a measurement during the job chooses its targets
                 with torch.device("meta"):
                     build_model(method.name, spec, 2, options, backbone=whole)
+
+
+def require_weights(config: BackboneConfig) -> None:
+    """Refuse weights that are a path with nothing there.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    weights = config.weights
+    is_name = weights in ("pretrained", "random") or weights.startswith("hf-hub:")
+    if not is_name and not Path(weights).exists():
+        raise UserError(f"backbone.weights {weights!r} does not exist: the job cannot start without it")
 
 
 def require_match(

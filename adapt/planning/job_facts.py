@@ -1,19 +1,19 @@
 """Collects the facts of a job that are known before it runs: samples, shapes, stored shards, free disk space."""
 
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from adapt.config.pipeline import Config, MethodConfig
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig
 from adapt.features.specs import spec_of_backbone
-from adapt.job.checks import require_match
+from adapt.job.checks import require_match, require_weights
 from adapt.job.feature_set import needed_layers
 from adapt.job.intrinsic_dimension import entry_of
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
-from adapt.training.validation_split import RowDraw, draw_rows
+from adapt.training.row_draw import RowDraw, draw_rows
 from extract.backbones.backbone_shape import backbone_shape
 from extract.job.store_schema import DatasetInfo, schema_for
 from extract.sources.open_source import ImageSource, open_source
@@ -163,7 +163,7 @@ class JobFacts:
         return store
 
     def _note_weights(self) -> None:
-        weights = self.config.backbone.weights
-        is_name = weights in ("pretrained", "random") or weights.startswith("hf-hub:")
-        if not is_name and not Path(weights).exists():
-            self.notes.append(f"backbone.weights {weights!r} does not exist: the job cannot start without it")
+        try:
+            require_weights(self.config.backbone)
+        except UserError as error:
+            self.notes.append(str(error))

@@ -5,7 +5,6 @@ seconds, whose cells may be empty: such a sample is a part of the file, and its 
 """
 
 import csv
-import importlib
 import io
 import math
 import os
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
+
+from pyarrow import parquet
 
 from extract.config import DataConfig
 from extract.sources.data_root import root_file
@@ -46,10 +47,6 @@ def list_csv(config: DataConfig, kind: FileKind = IMAGES) -> SourceSamples:
 def list_parquet(config: DataConfig) -> SourceSamples:
     """All samples of the Parquet file `data.root`."""
     path = root_file(config)
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise UserError("source parquet needs pyarrow; install it with: pip install 'sidecache[parquet]'") from error
     try:
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)

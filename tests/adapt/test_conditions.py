@@ -43,7 +43,7 @@ def test_a_run_directory_keeps_settings_apart(tiny_config: MakeConfig) -> None:
     sc.run(tiny_config("train.epochs=1"))
     rows = sc.run(tiny_config("methods=[linear_probe]", "train.class_weights=balanced"))
     plain, balanced = comparisons_of(summarize(rows))
-    assert [s.label for s in plain.summaries] == ["linear_probe", "losa epochs=2", "losa epochs=1"]
+    assert [s.label for s in plain.summaries] == ["linear_probe", "losa epochs=1", "losa epochs=2"]
     assert [s.label for s in balanced.summaries] == ["linear_probe"]
     assert balanced.title.endswith(" · balance_classes=true")
 

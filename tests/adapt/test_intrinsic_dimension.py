@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import sidecache as sc
-from adapt.config.pipeline import Config, MethodConfig, Trial
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig, Trial
 from adapt.job.inputs import Inputs
 from adapt.job.intrinsic_dimension import (
     TARGETS_OF,

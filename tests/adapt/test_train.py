@@ -23,7 +23,7 @@ from adapt.training.distributed import World
 from adapt.training.loop import Loop, Settings, TrainingTask, evaluate_split, fit, predict_logits
 from adapt.training.objective import Objective, class_weights, make_objective
 from adapt.training.optimizer import make_optimizer, make_schedule
-from adapt.training.validation_split import draw_validation
+from adapt.training.row_draw import draw_validation
 from store.errors import JobError, UserError
 
 SETTINGS = Settings(epochs=4, batch_size=8, seed=1)

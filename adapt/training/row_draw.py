@@ -28,16 +28,19 @@ class RowDraw:
         val_fraction: share of the samples that validation takes; None: it has the source's own validation split.
         shots: samples of each class that are used; None for all.
         fraction: share of each class's samples that is used; None for all.
+        refit: whether validation rows are trained on too; the last epoch then counts.
     """
 
     val_fraction: float | None
     shots: int | None = None
     fraction: float | None = None
+    refit: bool = False
 
     @classmethod
-    def of(cls, config: Config) -> "RowDraw":
-        """The settings of a configuration."""
+    def of(cls, config: Config, for_search: bool = False) -> "RowDraw":
+        """The settings of a configuration; a search always keeps rows for validation."""
         return cls(
+            refit=config.train.refit and not for_search,
             val_fraction=None if config.data.val_split is not None else config.data.val_fraction,
             shots=config.train.shots,
             fraction=None if config.train.fraction == 1.0 else config.train.fraction,
@@ -45,14 +48,9 @@ class RowDraw:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """The settings by name; those of a subset only if there is one, so that rows without it keep their names."""
-        subset = {"shots": self.shots, "fraction": self.fraction}
+        """The settings by name; all but `val_fraction` only where they are set."""
+        subset = {"shots": self.shots, "fraction": self.fraction, "refit": self.refit}
         return {"val_fraction": self.val_fraction} | {name: value for name, value in subset.items() if value}
-
-    @property
-    def identity(self) -> "RowDraw | float | None":
-        """The part of a trial's id: without a subset only `val_fraction`, as in the ids of earlier trials."""
-        return self.val_fraction if self == RowDraw(val_fraction=self.val_fraction) else self
 
     def size(self, n_samples: int) -> int:
         """How many of a class's samples are used; at least one."""
@@ -107,13 +105,6 @@ def draw_rows(
     training = np.setdiff1d(np.concatenate(used), validation)
     _require_both(draw, training, validation)
     return _rows_of(training, views), _rows_of(validation, views)
-
-
-def draw_validation(
-    labels: Shaped[Tensor, "rows ..."], fraction: float, seed: int, views: int = 1
-) -> tuple[Rows, Rows]:
-    """The draw of all samples with validation rows by fraction; arguments and errors are those of `draw_rows`."""
-    return draw_rows(labels, RowDraw(val_fraction=fraction), seed=seed, views=views)
 
 
 def warn_of_small_classes(

@@ -1,0 +1,67 @@
+"""Runs the commands on a study: each does the work of a single job for every part."""
+
+from typing import TYPE_CHECKING
+
+import sidecache
+from adapt.config.pipeline import Config
+from adapt.config.study import Study
+from adapt.study.checks import StartChecks
+from adapt.study.results import StudyResult, collect
+from adapt.study.runner import Stage, work_through
+from adapt.training.distributed import world
+from sidecache.messages import log
+
+if TYPE_CHECKING:
+    from adapt.job.extraction import OnChanged
+
+
+def run_study(study: Study, on_changed: "OnChanged" = "fail") -> StudyResult:
+    """Run a study: for every part, extract what its store lacks, train what is not trained yet, and report.
+
+    A part that fails is recorded with its reason, and the others go on. What can be refused before the work, such as a
+    missing folder, is found for all parts first. The same call goes on after an interruption and repeats nothing.
+
+    Args:
+        study: from `load_study`.
+        on_changed: as of `sidecache.run`, for every part.
+
+    Returns:
+        the rows of all parts (`.rows`), what became of each (`.parts`) and those that failed (`.failures`).
+
+    Raises:
+        UserError: no run directory can be made.
+        JobError: another study is running in it, its record is damaged, or the results cannot be written.
+    """
+    checks = StartChecks()
+    stage = Stage(
+        command="run",
+        checks=(checks.methods, checks.inputs),
+        work=lambda config: sidecache.run(config, on_changed=on_changed),
+    )
+    return _report(study, stage)
+
+
+def train_study(study: Study) -> StudyResult:
+    """Train every method of every part from the stores that exist; arguments and errors are those of `run_study`."""
+    return _report(study, Stage(command="train", checks=(StartChecks().methods,), work=sidecache.train))
+
+
+def extract_study(study: Study, on_changed: "OnChanged" = "fail") -> StudyResult:
+    """Extract what the stores of all parts lack; arguments and errors are those of `run_study`."""
+    from sidecache.steps import log_extraction
+
+    def extract(config: Config) -> None:
+        log_extraction(sidecache.extract(config, on_changed=on_changed), config)
+
+    sidecache.check_main_script(study.parts[0].config)
+    record = work_through(study, Stage(command="extract", checks=(StartChecks().inputs,), work=extract), log)
+    return collect(study.run_dir, record)
+
+
+def _report(study: Study, stage: Stage) -> StudyResult:
+    """Work through a study, and write the results of the whole."""
+    sidecache.check_main_script(study.parts[0].config)
+    result = collect(study.run_dir, work_through(study, stage, log))
+    if world().is_main_process:
+        result.write()
+    return result

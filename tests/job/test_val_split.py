@@ -15,7 +15,7 @@ from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.job.feature_set import open_features
 from adapt.job.inputs import Inputs
 from adapt.planning.job_facts import JobFacts
-from adapt.training.validation_split import RowDraw, draw_rows
+from adapt.training.row_draw import RowDraw, draw_rows
 from sidecache.command_line import app
 from store.errors import ChangedError, Note, OtherStoreError, UserError
 from store.verify import verify_store
@@ -53,7 +53,7 @@ def test_every_feature_source_and_the_images_have_the_validation_rows(tiny_confi
     if source != "online":
         assert validation_ids(sc.extract(config).store) == [f"val/{name}/{k}.png" for name in CLASSES for k in "01"]
     opened = open_features(config, Inputs(config), lambda _: None)
-    features, images = opened.pooled.features, opened.images(augment=False)
+    features, images = opened.pooled.features, opened.training_data(config, trains_backbone=True).images
     for inputs in (features, images):
         rows = inputs.validation_rows()
         assert rows is not None
@@ -74,7 +74,7 @@ def test_skipped_samples_are_in_no_feature_source(tiny_config: MakeConfig, val_f
     assert all(name.startswith("val/") for name in validation_ids(store))
     opened = open_features(config, Inputs(config), lambda _: None)
     streamed = StreamedFeatures(store, torch.device("cpu"))
-    for inputs in (streamed, ResidentFeatures(streamed, [2]), opened.images(augment=False)):
+    for inputs in (streamed, ResidentFeatures(streamed, [2]), opened.training_data(config, trains_backbone=True).images):
         rows = inputs.validation_rows()
         assert rows is not None
         assert rows.tolist() == list(range(23, 28))
@@ -153,7 +153,13 @@ def test_classes_with_fewer_samples_than_shots_are_named(tiny_config: MakeConfig
 
 @pytest.mark.parametrize(
     ("overrides", "rows"),
-    [((VAL,), 24), ((VAL, "train.shots=2"), 6), ((VAL, "train.fraction=0.5"), 12), ((VAL, "train.shots=1"), 3)],
+    [
+        ((VAL,), 24),
+        ((VAL, "train.refit=true"), 30),
+        ((VAL, "train.shots=2"), 6),
+        ((VAL, "train.fraction=0.5"), 12),
+        ((VAL, "train.shots=1"), 3),
+    ],
 )
 def test_a_plan_counts_the_rows_that_are_trained_on(
     tiny_config: MakeConfig, overrides: tuple[str, ...], rows: int

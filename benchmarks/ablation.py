@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt.config.pipeline import MethodConfig, Trial
+from adapt.config.trials import MethodConfig, Trial
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.feature_source import Features
 from adapt.features.pooled import PooledFeatures

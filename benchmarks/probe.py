@@ -28,8 +28,8 @@ from adapt.job.training_job import settings_of
 from adapt.training.candidate import Candidate
 from adapt.training.linear_solver import readout_of
 from adapt.training.loop import evaluate_split
+from adapt.training.row_draw import draw_validation
 from adapt.training.trials import TrainingData, train_trials
-from adapt.training.validation_split import draw_validation
 from benchmarks.record import add_record_options, machine, save
 from benchmarks.rounds import compare
 from extract.forward.device import configure_process

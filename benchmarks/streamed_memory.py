@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from adapt.config.pipeline import MethodConfig, Trial
+from adapt.config.trials import MethodConfig, Trial
 from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.cost import peak_memory

@@ -65,7 +65,8 @@ class DataConfig(StrictModel):
         root: the path of the data.
         test_split: the source's split to test on; by default `test`, else `val`, `validation` or `valid`.
         test_fraction: share of the samples to test on if the source has a single split; chosen by a hash of their ids.
-        val_fraction: share of the training split that validation takes.
+        val_split: the source's split to validate on, for every seed; None draws validation samples from `train`.
+        val_fraction: share of the training split that validation takes if it is drawn.
         on_error: whether a sample that cannot be decoded stops the job or is skipped.
         split_seed: of the hash; another one draws another test set.
         label_column: the column of a CSV or Parquet file with the class.
@@ -76,6 +77,7 @@ class DataConfig(StrictModel):
     root: Path | None = Field(None, strict=False, description="a path")
     test_split: str | None = None
     test_fraction: Fraction = 0.25
+    val_split: str | None = None
     val_fraction: Fraction = 0.2
     on_error: Literal["fail", "skip"] = "fail"
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -91,6 +93,12 @@ class DataConfig(StrictModel):
     def _require_video_source(self) -> "DataConfig":
         if self.video and not self.clips:
             raise ValueError(f"data.video is given, but data.source is {self.source}; use video_folder or video_csv")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_validation_on_test(self) -> "DataConfig":
+        if self.val_split is not None and self.val_split == self.test_split:
+            raise ValueError(f"data.val_split and data.test_split are both {self.val_split!r}; name two splits")
         return self
 
 

@@ -5,23 +5,30 @@ for torch.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adapt.across_runs.runs import results
     from adapt.adaptor import Adaptor, load_adaptor
     from adapt.config.load_config import load_config
     from adapt.config.pipeline import Config, TrainConfig
+    from adapt.config.study import Study, load_study
     from adapt.create import create_model
     from adapt.job.extraction import OnChanged
     from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
     from adapt.methods.from_features.losa import LoSA, LoSAOptions
     from adapt.methods.in_backbone.merge import merge, unmerge
+    from adapt.run_dir.predictions import Predictions, read_predictions
     from adapt.run_dir.results import Row
+    from adapt.study.results import StudyResult
+    from adapt.training.callbacks import Callback, EpochEvent
     from extract.backbones.backbone import Backbone, TappedBackbone
     from extract.config import ExtractConfig
     from extract.job.extraction import Extraction
     from extract.sources.open_source import ImageSource
     from extract.sources.user_datasets import from_datasets
+    from sidecache.studies import run_study
     from store.errors import JobError, UserError
     from store.reader import Store, open_store
 
@@ -29,33 +36,47 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Adaptor": "adapt.adaptor",
+    "Callback": "adapt.training.callbacks",
     "Config": "adapt.config.pipeline",
+    "EpochEvent": "adapt.training.callbacks",
     "JobError": "store.errors",
     "LinearProbe": "adapt.methods.from_features.linear_probe",
     "LinearProbeOptions": "adapt.methods.from_features.linear_probe",
     "LoSA": "adapt.methods.from_features.losa",
     "LoSAOptions": "adapt.methods.from_features.losa",
+    "Predictions": "adapt.run_dir.predictions",
     "Store": "store.reader",
+    "Study": "adapt.config.study",
+    "StudyResult": "adapt.study.results",
     "TappedBackbone": "extract.backbones.backbone",
     "UserError": "store.errors",
     "create_model": "adapt.create",
     "from_datasets": "extract.sources.user_datasets",
     "load_adaptor": "adapt.adaptor",
     "load_config": "adapt.config.load_config",
+    "load_study": "adapt.config.study",
     "main": "sidecache.entry_point",
     "merge": "adapt.methods.in_backbone.merge",
     "open_store": "store.reader",
+    "read_predictions": "adapt.run_dir.predictions",
+    "results": "adapt.across_runs.runs",
+    "run_study": "sidecache.studies",
     "unmerge": "adapt.methods.in_backbone.merge",
 }
 __all__ = [
     "Adaptor",
+    "Callback",
     "Config",
+    "EpochEvent",
     "JobError",
     "LinearProbe",
     "LinearProbeOptions",
     "LoSA",
     "LoSAOptions",
+    "Predictions",
     "Store",
+    "Study",
+    "StudyResult",
     "TappedBackbone",
     "UserError",
     "create_model",
@@ -63,9 +84,13 @@ __all__ = [
     "from_datasets",
     "load_adaptor",
     "load_config",
+    "load_study",
     "merge",
     "open_store",
+    "read_predictions",
+    "results",
     "run",
+    "run_study",
     "train",
     "unmerge",
 ]
@@ -98,7 +123,7 @@ def extract(
         UserError: the store was made from something else, or a sample cannot be decoded.
         JobError: a value cannot be stored, or a file cannot be written.
     """
-    _check_main_script(extract=config.extract)
+    check_main_script(extract=config.extract)
     from adapt.job.extraction import extract as extract_to_store
     from adapt.job.inputs import Inputs
     from extract.forward.device import configure_process
@@ -107,24 +132,31 @@ def extract(
     return extract_to_store(config, Inputs(config, source, backbone), on_changed)
 
 
-def train(config: "Config", source: "ImageSource | None" = None, backbone: "Backbone | None" = None) -> "list[Row]":
+def train(
+    config: "Config",
+    source: "ImageSource | None" = None,
+    backbone: "Backbone | None" = None,
+    callbacks: "Sequence[Callback]" = (),
+) -> "list[Row]":
     """Train every method of a configuration from every seed; write results.json, results.csv and report.html.
 
-    Arguments and errors are those of `extract`.
+    Arguments and errors are those of `extract`, except:
+
+    Args:
+        callbacks: are called after every epoch and every trial; see `adapt.training.callbacks` and docs/search.md.
 
     Returns:
         a row for every trained trial, those of earlier calls included.
     """
-    _check_main_script(train=config.train)
-    from adapt.job.inputs import Inputs
-    from adapt.training.distributed import own_run_dir
+    check_main_script(train=config.train)
+    from adapt.job.executor import open_executor
     from extract.forward.device import configure_process
-    from sidecache.steps import train_and_report
+    from sidecache.messages import log
+    from sidecache.steps import OwnParts, train_job
 
     configure_process()
-    with own_run_dir(config.run_dir) as run_dir:
-        own_config = config.model_copy(update={"run_dir": run_dir})
-        return train_and_report(own_config, Inputs(own_config, source, backbone))
+    with open_executor(config.train, log) as executor:
+        return train_job(config, executor, OwnParts(source=source, backbone=backbone, callbacks=callbacks))
 
 
 def run(
@@ -132,30 +164,28 @@ def run(
     source: "ImageSource | None" = None,
     backbone: "Backbone | None" = None,
     on_changed: "OnChanged" = "fail",
+    callbacks: "Sequence[Callback]" = (),
 ) -> "list[Row]":
     """Run the whole job: `extract` what the store lacks, `train` what is not trained yet, write results and report.
 
-    Arguments and errors are those of `extract`, the returned rows those of `train`.
+    Arguments and errors are those of `extract` and `train`, the returned rows those of `train`.
     """
     if config.train.feature_source == "online":
-        _check_main_script(train=config.train)
+        check_main_script(train=config.train)
     else:
-        _check_main_script(extract=config.extract, train=config.train)
-    from adapt.job.checks import require_trainable
-    from adapt.job.inputs import Inputs
-    from adapt.training.distributed import own_run_dir
+        check_main_script(extract=config.extract, train=config.train)
+    from adapt.job.executor import open_executor
     from extract.forward.device import configure_process
-    from sidecache.steps import extract_first, train_and_report
+    from sidecache.messages import log
+    from sidecache.steps import OwnParts, run_job
 
     configure_process()
-    require_trainable(config, backbone)  # before the extraction spends hours
-    with own_run_dir(config.run_dir) as run_dir:
-        own_config = config.model_copy(update={"run_dir": run_dir})
-        own_config, inputs = extract_first(own_config, Inputs(own_config, source, backbone), on_changed)
-        return train_and_report(own_config, inputs)
+    own = OwnParts(source=source, backbone=backbone, callbacks=callbacks)
+    with open_executor(config.train, log) as executor:
+        return run_job(config, executor, own, on_changed)
 
 
-def _check_main_script(**sections: "ExtractConfig | TrainConfig") -> None:
+def check_main_script(**sections: "ExtractConfig | TrainConfig") -> None:
     """Refuse a script without main guard if processes will be started, which import it. Done before torch is loaded."""
     started = [name for name, section in sections.items() if section.workers > 1 and not section.scheduler]
     if started:

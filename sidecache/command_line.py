@@ -8,9 +8,11 @@ import typer
 
 import sidecache
 from sidecache.messages import log, print_json
+from sidecache.results_command import results_command
 
 if TYPE_CHECKING:
     from adapt.config.pipeline import Config
+    from adapt.config.study import Study
     from store.verify_report import Report
 
 app = typer.Typer(
@@ -21,6 +23,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="the job's configuration")]
+JobPath = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="the configuration of a job or a study")]
 Overrides = Annotated[
     list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="override a field; may be repeated")
 ]
@@ -33,6 +36,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document an
 
 def _read(path: Path, overrides: list[str] | None) -> "Config":
     return sidecache.load_config(path, overrides or [])
+
+
+def _read_job(path: Path, overrides: list[str] | None) -> "Config | Study":
+    from adapt.config.study import load_job
+
+    return load_job(path, overrides or [])
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,40 +60,31 @@ def _options(
 
 
 @app.command("run", epilog="Example: sidecache run pipeline.yaml -o train.epochs=5")
-def run_command(config: ConfigPath, overrides: Overrides = None, on_changed: OnChangedOption = "fail") -> None:
-    """Run the whole job: extract what is missing, train, and report."""
-    from sidecache.steps import print_results
+def run_command(config: JobPath, overrides: Overrides = None, on_changed: OnChangedOption = "fail") -> None:
+    """Run the whole job, or every job of a study: extract what is missing, train, and report."""
+    from sidecache import commands
 
-    parsed = _read(config, overrides)
-    sidecache.run(parsed, on_changed=on_changed)
-    print_results(parsed.run_dir)
+    commands.run(_read_job(config, overrides), on_changed)
 
 
 @app.command("plan", epilog="Example: sidecache plan pipeline.yaml --budget 20GB --json")
 def plan_command(
-    config: ConfigPath,
+    config: JobPath,
     overrides: Overrides = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="BYTES", help="disk space for the store, such as 20GB; shows what would fit")
+        str | None, typer.Option(metavar="BYTES", help="disk space for all stores, such as 20GB; shows what would fit")
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Estimate the cost of a job, in bytes and seconds on this machine, before it runs."""
-    from adapt.planning.plan import print_plan
-    from adapt.planning.planner import make_plan, parse_bytes
-    from extract.forward.device import configure_process
+    """Estimate the cost of a job or a study, in bytes and seconds on this machine, before it runs."""
+    from sidecache import commands
 
-    configure_process()
-    plan = make_plan(_read(config, overrides), None if budget is None else parse_bytes(budget))
-    if json:
-        print_json(plan.document())
-    else:
-        print_plan(plan, str(config))
+    commands.plan(_read_job(config, overrides), budget, as_json=json, title=str(config))
 
 
 @app.command("extract", epilog="Example: sidecache extract pipeline.yaml --workers 4")
 def extract_command(
-    config: ConfigPath,
+    config: JobPath,
     overrides: Overrides = None,
     workers: Annotated[
         int | None, typer.Option(help="processes on this machine, one a GPU; same as -o extract.workers=")
@@ -96,25 +96,22 @@ def extract_command(
     on_changed: OnChangedOption = "fail",
 ) -> None:
     """Run the frozen backbone over every sample that is not in the store yet."""
-    from sidecache.steps import log_extraction
+    from sidecache import commands
 
     options = list(overrides or [])
     if workers is not None:
         options.append(f"extract.workers={workers}")
     if scheduler is not None:
         options.append(f"extract.scheduler={json.dumps(scheduler, ensure_ascii=False)}")  # quoted: "" is not null
-    parsed = _read(config, options)
-    log_extraction(sidecache.extract(parsed, on_changed=on_changed), parsed)
+    commands.extract(_read_job(config, options), on_changed)
 
 
 @app.command("train", epilog="Example: sidecache train pipeline.yaml -o train.seeds=[0]")
-def train_command(config: ConfigPath, overrides: Overrides = None) -> None:
+def train_command(config: JobPath, overrides: Overrides = None) -> None:
     """Train every method from the store, and report."""
-    from sidecache.steps import print_results
+    from sidecache import commands
 
-    parsed = _read(config, overrides)
-    sidecache.train(parsed)
-    print_results(parsed.run_dir)
+    commands.train(_read_job(config, overrides))
 
 
 @app.command("intrinsic", epilog="Example: sidecache intrinsic pipeline.yaml --dims 16,64,256 --json")
@@ -153,11 +150,15 @@ def intrinsic_command(
 
 @app.command("report", epilog="Example: sidecache report runs/digits")
 def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
-    """Print the table of a run, and write its report.html again."""
-    from sidecache.steps import print_results, write_run_report
+    """Print the table of a run or a study, and write its report.html again."""
+    from sidecache import commands
 
-    write_run_report(run_dir)
-    print_results(run_dir)
+    commands.report(run_dir)
+
+
+app.command("results", epilog="Example: sidecache results runs --by dataset --where method=losa --format markdown")(
+    results_command
+)
 
 
 @app.command("inspect", epilog="Example: sidecache inspect runs/digits/cache.zarr --json")

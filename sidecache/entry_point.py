@@ -19,9 +19,9 @@ _UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 def main() -> None:
     """The command `sidecache`. Exit status: 0 success, 1 failure, 2 a mistake of the user, 130 interrupted."""
     _require_own_packages()
+    from adapt.failures import explain_failure
     from store.console.visible import visible
-    from store.errors import JobError, UserError
-    from store.out_of_memory import is_shortage
+    from store.errors import UserError
 
     _open_streams()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -37,14 +37,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of standard output has closed it, as in `sidecache methods | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except JobError as error:
-        _fail(error, 1)
     except Exception as error:
-        if is_shortage(error):
-            _fail(_explain_shortage(error), 1)
-        if not isinstance(error, OSError):
+        reason = explain_failure(error)
+        if reason is None:
             raise  # a bug, which needs its traceback
-        _fail(error, 1)
+        _fail(reason, 1)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     if status == 130:  # newer versions of typer return it for an interrupt
@@ -72,14 +69,6 @@ def _open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _explain_shortage(error: Exception) -> str:
-    less = "lower train.batch_size or extract.batch_size"
-    if "out of memory" in str(error):  # torch has several exception types for this
-        return f"the GPU is out of memory; {less}"
-    reason = " ".join(str(error).split())[:200]
-    return f"out of memory{f' ({reason})' if reason else ''}; {less}, or raise the limit if there is one (`ulimit -v`)"
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *location: Any) -> None:

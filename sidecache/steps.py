@@ -1,21 +1,76 @@
 """The steps of a job that the public functions and the commands share: extract, train, report."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from adapt.config.pipeline import Config
+from adapt.job.checks import require_trainable
+from adapt.job.executor import Executor
 from adapt.job.extraction import OnChanged, at_store, extract
 from adapt.job.inputs import Inputs
 from adapt.job.training_job import train
 from adapt.methods.registry import find_method
 from adapt.report.page import write_report
-from adapt.report.seed_averages import summarize
+from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import print_table
-from adapt.run_dir.config_file import read_config
+from adapt.run_dir.config_file import configured_methods, read_config
 from adapt.run_dir.results import Row, read_results
-from adapt.training.distributed import world
+from adapt.training.callbacks import Callback
+from adapt.training.distributed import own_run_dir, world
+from extract.backbones.backbone import Backbone
 from extract.job.extraction import Extraction
+from extract.sources.open_source import ImageSource
 from sidecache.messages import log
 from store.console.terminal import Terminal
+from store.errors import UserError
+
+_EXTRACTING = Lock()  # the parts of a study are extracted one after the other, also where they are trained in parallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnParts:
+    """What a caller from Python gives in place of sections of the configuration, or beside it.
+
+    Args:
+        source: samples, instead of `data:`.
+        backbone: module, instead of `backbone:`.
+        callbacks: follow the training.
+    """
+
+    source: ImageSource | None = None
+    backbone: Backbone | None = None
+    callbacks: Sequence[Callback] = ()
+
+
+def run_job(
+    config: Config, executor: Executor, own: OwnParts = OwnParts(), on_changed: OnChanged = "fail"
+) -> list[Row]:
+    """Extract, train and report; see `sidecache.run`."""
+    _require_callable(config, own)
+    require_trainable(config, own.backbone)  # before the extraction spends hours
+    with own_run_dir(config.run_dir) as run_dir:
+        own_config = config.model_copy(update={"run_dir": run_dir})
+        with _EXTRACTING:
+            own_config, inputs = extract_first(own_config, Inputs(own_config, own.source, own.backbone), on_changed)
+        return train_and_report(own_config, inputs, executor, own.callbacks)
+
+
+def train_job(config: Config, executor: Executor, own: OwnParts = OwnParts()) -> list[Row]:
+    """Train and report; see `sidecache.train`."""
+    _require_callable(config, own)
+    with own_run_dir(config.run_dir) as run_dir:
+        own_config = config.model_copy(update={"run_dir": run_dir})
+        return train_and_report(own_config, Inputs(own_config, own.source, own.backbone), executor, own.callbacks)
+
+
+def _require_callable(config: Config, own: OwnParts) -> None:
+    if own.callbacks and (config.train.workers > 1 or config.train.scheduler):
+        raise UserError(
+            "callbacks are called in this process, but train.workers or train.scheduler trains in others; leave both "
+            "out, or use train.tensorboard, which works there too"
+        )
 
 
 def extract_first(config: Config, inputs: Inputs, on_changed: OnChanged = "fail") -> tuple[Config, Inputs]:
@@ -40,9 +95,11 @@ def extract_first(config: Config, inputs: Inputs, on_changed: OnChanged = "fail"
     return extracted, inputs
 
 
-def train_and_report(config: Config, inputs: Inputs) -> list[Row]:
+def train_and_report(
+    config: Config, inputs: Inputs, executor: Executor, callbacks: Sequence[Callback] = ()
+) -> list[Row]:
     """Train all methods, and write results and report to the run directory."""
-    rows = train(config, inputs, log)
+    rows = train(config, inputs, executor, log=log, callbacks=callbacks)
     write_run_report(config.run_dir)
     return rows
 
@@ -67,12 +124,16 @@ def log_extraction(extraction: Extraction, config: Config) -> None:
 def write_run_report(run_dir: Path) -> None:
     """Write report.html of a run directory."""
     text, title = read_config(run_dir)
-    write_report(run_dir, read_results(run_dir), text, title)
+    write_report(run_dir, _reported(run_dir), text, title)
 
 
 def print_results(run_dir: Path) -> None:
     """Print the table of results, on rank 0."""
     if not world().is_main_process:
         return
-    print_table(summarize(read_results(run_dir)), Terminal())
+    print_table(_reported(run_dir).comparisons(), Terminal())
     log(f"results: {run_dir / 'results.json'}, report: {run_dir / 'report.html'}")
+
+
+def _reported(run_dir: Path) -> ReportedRows:
+    return ReportedRows.of_run(run_dir, read_results(run_dir), configured_methods(run_dir))

@@ -103,6 +103,17 @@ def new_context() -> ts.Context:
 
 def free_disk_bytes(url: str) -> int | None:
     """Free bytes on the disk of a store, which need not exist yet; None where it is not on a local disk."""
-    path = local_path(url)
-    existing = next((parent for parent in (path, *path.parents) if parent.exists()), None) if path else None
+    existing = _existing_folder(url)
     return shutil.disk_usage(existing).free if existing else None
+
+
+def disk_number(url: str) -> int | None:
+    """A number that stores on the same local disk share; None where a store is not on a local disk."""
+    existing = _existing_folder(url)
+    return existing.stat().st_dev if existing else None
+
+
+def _existing_folder(url: str) -> Path | None:
+    """The folder of a store, or the lowest one above it that exists; None where it is not local."""
+    path = local_path(url)
+    return next((parent for parent in (path, *path.parents) if parent.exists()), None) if path else None

@@ -22,10 +22,10 @@ from store.zarr_metadata import array_metadata, chunk_codecs, sharded
 MISSING, STORED, SKIPPED = 0, 1, 2  # the values of a split's `status`; other than MISSING marks a row as committed
 LOG, STATUS, DIGEST = "_log", "status", "shard_digest"
 NEXT, ADDED = f"{LOG}/next", f"{LOG}/added"  # the redo log of a growing store; layers that are being added
-LABEL, SAMPLE_ID, SAMPLE_DIGEST = "label", "sample_id", "sample_digest"
+LABEL, SAMPLE_ID, SAMPLE_DIGEST, VALIDATION = "label", "sample_id", "sample_digest", "validation"
 _FILE_OF_STORE = re.compile(
     rf"zarr\.json.*|({LOG}|rms|tail)(/.*)?|"
-    rf"(train|test)(/(zarr\.json.*|(layer|scale)_\d+|{LABEL}|{SAMPLE_ID}|{SAMPLE_DIGEST}|{STATUS}|{DIGEST}))?"
+    rf"(train|test)(/(zarr\.json.*|(layer|scale)_\d+|{LABEL}|{SAMPLE_ID}|{SAMPLE_DIGEST}|{VALIDATION}|{STATUS}|{DIGEST}))?"
 )
 _MAX_COST = 1e15
 

@@ -22,6 +22,7 @@ _SCHEMA_FIELDS = (
     "prefix_sets",
     "views",
     "tail_tensors",
+    "val_split",
 )
 _MAX_SHOWN = 3
 
@@ -124,8 +125,15 @@ def _sample_lines(split: str, stored: Listing, current: Listing, same_classes: b
         "of another class": [
             stored.ids[old] for old, new in pairs if same_classes and (stored.labels[old] != current.labels[new]).any()
         ],
+        "moved between training and validation": [
+            stored.ids[old] for old, new in pairs if _is_validation(stored, old) != _is_validation(current, new)
+        ],
     }
     return [f"\n  {split}: {_count(samples)} {change}" for change, samples in changes.items() if samples]
+
+
+def _is_validation(listing: Listing, row: int) -> bool:
+    return listing.validation is not None and bool(listing.validation[row])
 
 
 def _count(names: Sequence[str]) -> str:

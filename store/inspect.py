@@ -18,6 +18,7 @@ def describe_store(store: Store) -> dict[str, Any]:
             "shards": len(schema.shards(split)),
             "missing_shards": store.missing_shards(split),
             "skipped": store.skipped(split),
+            "validation": _count_validation(store, split),
         }
         for split in store.splits
     }
@@ -27,6 +28,7 @@ def describe_store(store: Store) -> dict[str, Any]:
         "dataset": schema.dataset,
         "classes": list(schema.classes),
         "multi_label": schema.multi_label,
+        "val_split": schema.val_split or None,
         "layers": list(schema.layers),
         "num_tokens": schema.token_layout.num_tokens,
         "num_prefix_tokens": schema.num_prefix_tokens,
@@ -43,6 +45,12 @@ def describe_store(store: Store) -> dict[str, Any]:
     }
 
 
+def _count_validation(store: Store, split: str) -> int | None:
+    """The number of a split's samples that the source itself sets apart for validation; None if it does not."""
+    rows = store.validation_rows() if store.schema.marks_validation(split) else None
+    return None if rows is None else len(rows)
+
+
 def print_store(description: dict[str, Any]) -> None:
     """Print a description from `describe_store` as a table on standard output."""
     table = Table(title=one_line(description["url"]), show_header=False)
@@ -53,9 +61,11 @@ def print_store(description: dict[str, Any]) -> None:
             )
     for split, facts in description["splits"].items():
         missing, skipped = len(facts["missing_shards"]), len(facts["skipped"])
+        validation = f" ({facts['validation']:,} of them for validation)" if facts["validation"] else ""
         table.add_row(
             f"split {one_line(split)}",
-            f"{facts['num_samples']:,} samples, {missing} of {facts['shards']} shards missing, {skipped} skipped",
+            f"{facts['num_samples']:,} samples{validation}, {missing} of {facts['shards']} shards missing, "
+            f"{skipped} skipped",
         )
     for key, value in description["provenance"].items():
         table.add_row(f"provenance.{key}", one_line(str(value)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Integer, Shaped
+from jaxtyping import Bool, Float32, Int, Shaped
 
 from store.address import store_url
 from store.array_io import read_array, read_strings
@@ -17,6 +17,7 @@ from store.arrays import (
     SAMPLE_DIGEST,
     SAMPLE_ID,
     SKIPPED,
+    VALIDATION,
     Status,
     open_schema,
     read_log,
@@ -26,15 +27,14 @@ from store.arrays import (
 from store.compare import may_grow_into
 from store.dataset import StoreDataset
 from store.dtypes import Encoded, decode_numpy
-from store.errors import JobError, UserError
+from store.errors import JobError
 from store.io_errors import NEEDS_REPLACING, OutageError
 from store.kvstore import KeyValueStore, check_process
 from store.layer_reader import LayerReader, PendingRead
-from store.listing import Listing, Values, label_fault, read_while_growing
+from store.listing import Listing, Values, as_marks, label_fault, read_while_growing
 from store.local.chunks import SelectedRows
+from store.row_indices import RowIndices, check_indices
 from store.schema import Schema
-
-RowIndices = Sequence[int] | Integer[np.ndarray, "rows"] | slice
 
 
 class Store:
@@ -133,7 +133,12 @@ class Store:
         """Ids, labels and digests in row order; raises as `labels`."""
         rows = self._rows(split)
         digests: np.ndarray = self._read_listing_array(read_array, split, SAMPLE_DIGEST)[rows]
-        return Listing(tuple(self.sample_ids(split)), self.labels(split), digests)
+        validation = self._validation_marks() if self.schema.marks_validation(split) else None
+        return Listing(tuple(self.sample_ids(split)), self.labels(split), digests, validation)
+
+    def validation_rows(self) -> Int[np.ndarray, "_"] | None:
+        """Rows of `train` that are the source's own validation split, ascending; None without; raises as `labels`."""
+        return np.flatnonzero(self._validation_marks()) if self.schema.marks_validation("train") else None
 
     def skipped(self, split: str) -> dict[str, str]:
         """Id -> reason for every sample that could not be decoded; raises as `labels`."""
@@ -250,6 +255,12 @@ class Store:
             raise JobError(f"{lists}, the store has {n:,}; {NEEDS_REPLACING}")
         return values
 
+    def _validation_marks(self) -> Bool[np.ndarray, "samples"]:
+        """Whether each row of `train` is for validation."""
+        rows = self._rows("train")
+        values: np.ndarray = self._read_listing_array(read_array, "train", VALIDATION)[rows]
+        return as_marks(values, len(rows), f"{self._kvstore.place}train/{VALIDATION}")
+
     def _require_not_replaced(self) -> None:
         """Refuse to read if the store was replaced by another one; it may have grown."""
         current = open_schema(self._kvstore)
@@ -263,22 +274,12 @@ class Store:
     def _stored_rows(self, split: str, rows: RowIndices) -> Int[np.ndarray, "rows"]:
         """The rows of the arrays for rows of a request, which leave out skipped samples."""
         readable = self._rows(split)
-        stored = readable[rows] if isinstance(rows, slice) else readable[_check_indices(rows, len(readable), split)]
+        stored = readable[rows] if isinstance(rows, slice) else readable[check_indices(rows, len(readable), split)]
         missing = stored[self._status[split][stored] == MISSING]
         if missing.size:
             shard = f"shard {missing[0] // self.schema.shard_samples} of {split} in {self._kvstore.place}"
             raise JobError(f"{shard} is not extracted yet; run `sidecache extract`")
         return stored
-
-
-def _check_indices(
-    rows: Sequence[int] | Integer[np.ndarray, "rows"], total: int, split: str
-) -> Integer[np.ndarray, "rows"]:
-    """Refuse anything but integers: a mask of booleans would otherwise select rows 0 and 1."""
-    indices = np.asarray(rows) if len(rows) else np.zeros(0, np.int64)
-    if indices.dtype.kind not in "iu" or indices.ndim != 1 or not ((indices >= 0) & (indices < total)).all():
-        raise UserError(f"rows must be a list of indices from 0 to {total - 1} in {split!r}, got {rows!r}")
-    return indices
 
 
 def open_store(path: str | Path) -> Store:

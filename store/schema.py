@@ -1,10 +1,10 @@
 """The schema of a store: the attributes of its root group, parsed and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from store.config import MAX_SHARD_SAMPLES, Compressor, Dtype
 from store.dtypes import bytes_per_token
@@ -57,6 +57,7 @@ class Schema(_Frozen):
         shard_samples: rounded up to whole samples if there are many views.
         libraries: versions with which the store was created, for the record; their effects are in the provenance.
         tail_tensors: the arrays of the group `tail`, the backbone's own read-out (final norm, attention pool).
+        val_split: the source's split whose samples are in `train`, marked for validation; empty if there is none.
     """
 
     format_version: int
@@ -77,6 +78,13 @@ class Schema(_Frozen):
     provenance: Provenance
     libraries: dict[str, str] = {}
     tail_tensors: tuple[Name, ...]
+    val_split: str = ""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, serialize: Callable[["Schema"], dict[str, Any]]) -> dict[str, Any]:
+        """The fields, without `val_split` if it is empty: such stores are readable by versions that lack it."""
+        fields = serialize(self)
+        return {name: value for name, value in fields.items() if name != "val_split" or value}
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
@@ -111,6 +119,10 @@ class Schema(_Frozen):
         if split not in self.splits:
             raise UserError(f"there is no split {split!r}; legal: {', '.join(self.splits)}")
         return Shards(self.splits[split].num_samples, self.shard_samples)
+
+    def marks_validation(self, split: str) -> bool:
+        """Whether the listing of a split says which of its rows are for validation."""
+        return split == "train" and self.val_split != ""
 
     def check_layers(self, layers: tuple[int, ...] | list[int]) -> tuple[int, ...]:
         """The layers as they were given.

@@ -31,6 +31,7 @@ from store.arrays import (
     SKIPPED,
     STATUS,
     STORED,
+    VALIDATION,
     is_log,
     layer_arrays,
     layer_digest,
@@ -46,7 +47,7 @@ from store.errors import JobError, UserError
 from store.growing.added_layers import names_of_added
 from store.io_errors import AccessError, OutageError
 from store.kvstore import LOCK, KeyValueStore, wait
-from store.listing import label_fault
+from store.listing import label_fault, validation_fault
 from store.lock import read_owner
 from store.schema import Schema
 from store.verify_report import Damage, Report
@@ -149,12 +150,16 @@ class _Verification:
             self._add_fault(f"{name}/zarr.json", "is another group's")
 
     def _check_listing(self, split: str) -> None:
-        """Check labels, ids and digests of samples."""
+        """Check labels, ids, digests and validation marks of samples."""
         n = self._schema.splits[split].num_samples
         labels = self._read_whole(f"{split}/{LABEL}")
         if labels is not None and (fault := label_fault(labels, self._schema, n)):
             self._add_fault(f"{split}/{LABEL}", fault)
         self._read_whole(f"{split}/{SAMPLE_DIGEST}", "uint8", (n, 16))
+        if self._schema.marks_validation(split):
+            marks = self._read_whole(f"{split}/{VALIDATION}")
+            if marks is not None and (fault := validation_fault(marks, n)):
+                self._add_fault(f"{split}/{VALIDATION}", fault)
         self._whole_arrays.add(f"{split}/{SAMPLE_ID}")
         ids = _attempt(self._report, lambda: read_strings(self._kvstore, f"{split}/{SAMPLE_ID}"))
         if ids is not None and len(ids) != n:

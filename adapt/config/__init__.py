@@ -1,1 +1,1 @@
-"""Reads pipeline.yaml into checked, frozen objects."""
+"""Reads pipeline.yaml, or a study of several jobs, into checked, frozen objects."""

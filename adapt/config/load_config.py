@@ -7,15 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from adapt.config.document import Document, Source, read_document
 from adapt.config.messages import explain, show
-from adapt.config.overrides import apply_overrides
 from adapt.config.pipeline import Config
 from adapt.config.variables import ExpandedText, Keys, expand, expanded_texts
-from adapt.config.yaml_text import read_yaml
 from store.errors import UserError
 
 
-def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def load_config(source: Source, overrides: Sequence[str] = ()) -> Config:
     """Read pipeline.yaml, or a dict of the same shape.
 
     Args:
@@ -25,20 +24,35 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     Raises:
         UserError: not YAML, an unknown key or an illegal value; the message names the key and the legal values.
     """
-    if isinstance(source, Mapping):
-        document, folder = dict(source), Path.cwd()
-    else:
-        document = read_yaml(Path(source))
-        folder = Path(source).expanduser().absolute().parent
-    document = apply_overrides(document, overrides, Config)
+    document = read_document(source, overrides)
+    if document.is_study:
+        name = "this configuration" if isinstance(source, Mapping) else str(source)
+        raise UserError(
+            f"{name} is a study of several jobs, since it has `datasets:` or `backbones:`; give the configuration of "
+            "one job, such as the config.yaml that a study writes for each of its parts. From Python, load a study "
+            "with `load_study`"
+        )
+    return parse_config(document)
+
+
+def parse_config(document: Document, more_keys: Sequence[str] = ()) -> Config:
+    """Check the configuration of a job, expand its variables and make its paths absolute.
+
+    Args:
+        more_keys: further legal keys of the document, which the caller has removed.
+
+    Raises:
+        UserError: an unknown key or an illegal value.
+    """
     try:
-        config = Config.model_validate(expand(document))
+        config = Config.model_validate(expand(document.values))
     except ValidationError as error:
-        raise UserError(explain(error, Config)) from error
+        raise UserError(explain(error, Config, more_keys)) from error
     except RecursionError as error:
         raise UserError("the configuration is nested too deeply, or holds itself") from error
+    folder, texts = document.folder, expanded_texts(document.values)
     config = _make_paths_absolute(config, folder)
-    config._expanded_texts = tuple(_make_text_absolute(text, config, folder) for text in expanded_texts(document))
+    config._expanded_texts = tuple(_make_text_absolute(text, config, folder) for text in texts)
     return config
 
 

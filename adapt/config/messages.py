@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -19,7 +19,7 @@ def explain(error: ValidationError, model: type[BaseModel], more_keys: Sequence[
     """All mistakes, one a line: the key, the given value, the legal values.
 
     Args:
-        more_keys: further legal keys, which the caller has removed before validation.
+        more_keys: further legal keys of the whole, which the caller has removed before validation.
     """
     by_key: dict[Key, str] = {}
     for detail in error.errors():
@@ -37,11 +37,13 @@ class _Place:
 
     Args:
         field: None if the key is a section or unknown.
+        is_named: whether the key is a section of a map such as `datasets:`, whose name is the user's own.
     """
 
     key: Key
     section: type[BaseModel]
     field: FieldInfo | None
+    is_named: bool = False
 
     @property
     def name(self) -> str:
@@ -51,15 +53,25 @@ class _Place:
 
 def _locate(loc: Key, model: type[BaseModel]) -> _Place:
     """Find the key of an error; names and numbers that pydantic adds inside unions and lists are cut off."""
-    section = model
-    for depth, part in enumerate(loc):
+    section, depth, in_map = model, 0, False
+    while depth < len(loc):
+        part = loc[depth]
         field = section.model_fields.get(part) if isinstance(part, str) else None
         inner: Any = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            n_parts = depth + 2 if get_origin(inner) is dict else depth + 1
-            return _Place(loc[:n_parts], section, field)
+        depth += 1
+        if get_origin(inner) is dict:
+            if not _is_section(get_args(inner)[1]) or depth == len(loc):
+                return _Place(loc[: depth + 1], section, field)
+            # a map of named sections
+            inner, depth, in_map = get_args(inner)[1], depth + 1, True
+        if not _is_section(inner):
+            return _Place(loc[:depth], section, field)
         section = inner
-    return _Place(loc, section, None)
+    return _Place(loc, section, None, in_map)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _explain_one(place: _Place, detail: Any, more_keys: Sequence[str]) -> str:
@@ -67,10 +79,11 @@ def _explain_one(place: _Place, detail: Any, more_keys: Sequence[str]) -> str:
     reason = str(detail["msg"]).removeprefix("Value error, ")
     # an error of a whole section names the keys itself
     if not name or (field is None and detail["type"] == "value_error"):
-        return reason
-    keys = ", ".join([*place.section.model_fields, *more_keys])
+        return f"{name}: {reason}" if place.is_named else reason
+    keys = ", ".join(place.section.model_fields)
     if detail["type"] == "extra_forbidden" and field is None:
-        return f"{name}: unknown key; legal keys here: {keys}"
+        more = more_keys if len(place.key) == 1 else ()
+        return f"{name}: unknown key; legal keys here: {', '.join([keys, *more])}"
     given = "is missing" if detail["type"] == "missing" else f"given {show(detail['input'])}"
     if field is None and detail["type"] != "invalid_key":
         return f"{name}: {given}; legal: a section with the keys {keys}"

@@ -21,11 +21,13 @@ from store.errors import UserError
 _LONGEST_OVERRIDE = 300  # characters in a message
 
 
-def apply_overrides(document: dict[str, Any], overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
+def apply_overrides(
+    document: dict[str, Any], overrides: Sequence[str], model: type[BaseModel] | UnionType
+) -> dict[str, Any]:
     """A copy of a document with overrides applied, in their order.
 
     Args:
-        model: its fields say which keys hold text.
+        model: its fields say which keys hold text; a union has the fields of all its models.
 
     Raises:
         UserError: not of the form `section.key=value`, or the value is not YAML.
@@ -77,15 +79,22 @@ class TextKind(Enum):
     NULLABLE = "nullable"  # paths too: they refuse null, as they refuse an empty text
 
 
-def text_kind(model: type[BaseModel], keys: Sequence[str]) -> TextKind | None:
+def text_kind(model: type[BaseModel] | UnionType, keys: Sequence[str]) -> TextKind | None:
     """The kind of the field at a path of keys; None if it does not hold text, or does not exist."""
     types = _union_members(model)
     for key in keys:
-        fields = [member.model_fields.get(key) for member in types if _is_model(member)]
-        types = [member for field in fields if field for member in _union_members(field.annotation)]
+        types = [inner for member in types for inner in _types_at(member, key)]
     if not types or not all(map(_is_text, types)):
         return None
     return TextKind.PLAIN if str in types and NoneType not in types else TextKind.NULLABLE
+
+
+def _types_at(member: Any, key: str) -> list[Any]:
+    """The types of a model's field, or of the values of a dict with any keys."""
+    if get_origin(member) is dict:
+        return _union_members(get_args(member)[1])
+    field = member.model_fields.get(key) if _is_model(member) else None
+    return _union_members(field.annotation) if field else []
 
 
 def _union_members(annotation: Any) -> list[Any]:

@@ -48,6 +48,10 @@ class StreamedFeatures(FrozenFeatures):
         """See `Features.labels`."""
         return torch.from_numpy(self.store.labels(split))
 
+    def validation_rows(self) -> Rows | None:
+        """See `Features.validation_rows`."""
+        return self.store.validation_rows()
+
     def batches(
         self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
     ) -> Iterator[tuple[Rows, TokensByLayer]]:
@@ -104,6 +108,10 @@ class ResidentFeatures(FrozenFeatures):
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """See `Features.labels`."""
         return self._streamed.labels(split)
+
+    def validation_rows(self) -> Rows | None:
+        """See `Features.validation_rows`."""
+        return self._streamed.validation_rows()
 
     def batches(
         self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1

@@ -44,8 +44,16 @@ class Features(Protocol):
         """Class indices (samples,), or multi-label 0/1 (samples, classes)."""
         ...
 
+    def validation_rows(self) -> Rows | None:
+        """Rows of `train` that are the source's own validation split, ascending; None if validation is drawn."""
+        ...
+
     def samples_at_once(self, layers: Sequence[int]) -> int:
         """Number of samples that fit into one forward and backward pass."""
+        ...
+
+    def part_size(self, layers: Sequence[int]) -> int:
+        """Number of samples of a batch that are trained on at once, whatever other candidates of the pass read."""
         ...
 
     def for_epoch(self, seed: int, epoch: int) -> "Features":
@@ -80,6 +88,10 @@ class FrozenFeatures:
         """See `Features.samples_at_once`."""
         n_bytes = 4 * len(layers) * self.spec.layout.num_tokens * self.spec.dim
         return max(1, bytes_at_once(self.device, _BYTES_ON_CPU, _SHARE_OF_GPU) // n_bytes)
+
+    def part_size(self, layers: Sequence[int]) -> int:
+        """Number of samples whose tokens of all layers fit, so that it does not depend on the layers that are read."""
+        return self.samples_at_once(self.spec.layers)
 
     def for_epoch(self, seed: int, epoch: int) -> Any:
         """See `Features.for_epoch`: frozen features are the same in every epoch."""

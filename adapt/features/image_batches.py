@@ -44,7 +44,7 @@ class ImageBatches:
     @property
     def kind(self) -> str:
         """The name of these inputs in results."""
-        return "augmented images" if self.augment else "images"
+        return image_kind(self.augment)
 
     @property
     def views(self) -> int:
@@ -55,10 +55,19 @@ class ImageBatches:
         """See `adapt.features.feature_source.Features.labels`."""
         return torch.from_numpy(np.asarray(self.source.splits[split].labels)[self.rows[split]])
 
+    def validation_rows(self) -> Rows | None:
+        """See `adapt.features.feature_source.Features.validation_rows`."""
+        marks = self.source.splits["train"].validation
+        return None if marks is None else np.flatnonzero(marks[self.rows["train"]])
+
     def samples_at_once(self, layers: Sequence[int]) -> int:
         """See `adapt.features.feature_source.Features.samples_at_once`."""
         n_bytes = 4 * _VALUES_KEPT * (max(layers) + 1) * self.backbone.layout.num_tokens * self.backbone.dim
         return max(1, bytes_at_once(self.device, _BYTES_ON_CPU, _SHARE_OF_GPU) // n_bytes)
+
+    def part_size(self, layers: Sequence[int]) -> int:
+        """Number of images of a batch that are trained on at once."""
+        return self.samples_at_once(layers)
 
     def for_epoch(self, seed: int, epoch: int) -> "ImageBatches":
         """The images as one epoch of training reads them."""
@@ -85,3 +94,8 @@ class ImageBatches:
             return preprocess(self.backbone.transform, picture, sample_id)
         seed = [*self.view, row]  # every frame of a clip gets the same random crop
         return preprocess(lambda image: self.backbone.augment(image, np.random.default_rng(seed)), picture, sample_id)
+
+
+def image_kind(augment: bool) -> str:
+    """The name of images as inputs in results."""
+    return "augmented images" if augment else "images"

@@ -40,6 +40,11 @@ class OnlineFeatures(FrozenFeatures):
         """See `Features.labels`."""
         return torch.from_numpy(np.asarray(self._source.splits[split].labels))
 
+    def validation_rows(self) -> Rows | None:
+        """See `Features.validation_rows`."""
+        marks = self._source.splits["train"].validation
+        return None if marks is None else np.flatnonzero(marks)
+
     def batches(
         self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
     ) -> Iterator[tuple[Rows, TokensByLayer]]:

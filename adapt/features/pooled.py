@@ -1,7 +1,7 @@
 """Pooled tokens of whole splits in memory: read-outs are standardized by them, and linear probes read nothing else."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,37 +27,46 @@ class PooledFeatures:
         self.features = features
         self._poolings: dict[tuple[str, int, str], _PooledSplit] = {}
 
-    def require(self, split: str, layer: int, readouts: Sequence[Readout]) -> None:
-        """Compute all that these read-outs need of a split in one pass over it."""
-        missing: dict[str, Readout] = {
-            readout.mode: readout for readout in readouts if (split, layer, readout.mode) not in self._poolings
+    def require(self, split: str, wanted: Sequence[tuple[int, Readout]]) -> None:
+        """Compute all that these read-outs need of a split in one pass over it.
+
+        Args:
+            split: name of the split.
+            wanted: (layer, read-out) pairs.
+        """
+        missing: dict[tuple[int, str], Readout] = {
+            (layer, readout.mode): readout
+            for layer, readout in wanted
+            if (split, layer, readout.mode) not in self._poolings
         }
         if missing:
-            poolings = self._pool(split, layer, list(missing.values()))
-            self._poolings |= {(split, layer, mode): pooling for mode, pooling in zip(missing, poolings, strict=True)}
+            self._poolings |= {(split, *key): pooling for key, pooling in self._pool(split, missing).items()}
 
     def whole(self, split: str, layer: int, readout: Readout) -> Float[Tensor, "samples features"]:
         """Pooled features of a whole split, in store order, on the CPU, to leave a GPU's memory to the tokens."""
-        self.require(split, layer, [readout])
+        self.require(split, [(layer, readout)])
         return self._poolings[split, layer, readout.mode].values
 
     def rounding(self, split: str, layer: int, readout: Readout) -> Float[Tensor, "features"]:
         """How far the rounding of the tokens moves each pooled feature, for `Readout.standardize`."""
-        self.require(split, layer, [readout])
+        self.require(split, [(layer, readout)])
         return self._poolings[split, layer, readout.mode].rounding
 
     @torch.no_grad()
-    def _pool(self, split: str, layer: int, readouts: Sequence[Readout]) -> list["_PooledSplit"]:
-        rows = np.arange(len(self.features.labels(split)))
-        groups = in_groups(rows, self.features.samples_at_once([layer]))
-        poolings = [_PooledSplit(readout, len(rows)) for readout in readouts]
-        step, generator = math.ceil(len(rows) / _ROWS_FOR_ROUNDING), torch.Generator().manual_seed(0)
+    def _pool(self, split: str, readouts: Mapping[tuple[int, str], Readout]) -> dict[tuple[int, str], "_PooledSplit"]:
+        rows, layers = np.arange(len(self.features.labels(split))), sorted({layer for layer, _ in readouts})
+        groups = in_groups(rows, self.features.samples_at_once(layers))
+        poolings = {key: _PooledSplit(readout, len(rows)) for key, readout in readouts.items()}
+        step = math.ceil(len(rows) / _ROWS_FOR_ROUNDING)
+        generators = {layer: torch.Generator().manual_seed(0) for layer in layers}
         with progress(f"pooling {split}", len(rows), "samples") as advance:
-            for group, tokens in self.features.batches(split, groups, [layer]):
-                some = tokens[layer][group % step == 0]
-                error = self.features.rounding(layer, some) * _random_signs(some, generator)
-                for pooling in poolings:
-                    pooling.add(group, tokens[layer], some, error)
+            for group, tokens in self.features.batches(split, groups, layers):
+                for layer in layers:
+                    some = tokens[layer][group % step == 0]
+                    error = self.features.rounding(layer, some) * _random_signs(some, generators[layer])
+                    for (of_layer, _), pooling in poolings.items():
+                        if of_layer == layer:
+                            pooling.add(group, tokens[layer], some, error)
                 advance(len(group))
         return poolings
 

@@ -1,5 +1,6 @@
 """Checks that the methods of a job fit its backbone, and that configuration, backbone and samples match its store."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from adapt.methods.registry import build_model, find_method
 from extract.backbones.backbone import Backbone, ModelBackbone, digests
 from extract.backbones.backbone_shape import backbone_shape
 from extract.backbones.vivit_weights import VIVIT
+from extract.config import BackboneConfig
 from extract.forward.device import resolve_device
 from extract.job.store_schema import list_split
 from extract.sources.open_source import ImageSource
@@ -54,6 +56,18 @@ def require_trainable(config: Config, own_backbone: Backbone | None = None) -> N
                     build_model(method.name, spec, 2, options, backbone=whole)
 
 
+def require_weights(config: BackboneConfig) -> None:
+    """Refuse weights that are a path with nothing there.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    weights = config.weights
+    is_name = weights in ("pretrained", "random") or weights.startswith("hf-hub:")
+    if not is_name and not Path(weights).exists():
+        raise UserError(f"backbone.weights {weights!r} does not exist: the job cannot start without it")
+
+
 def require_match(
     store: Store, config: Config, own_source: ImageSource | None = None, own_backbone: bool = False
 ) -> tuple[int, ...]:
@@ -76,6 +90,7 @@ def require_match(
         "store.dtype": (provenance.dtype, config.store.dtype),
         "store.tokens": (provenance.tokens, describe_tokens(config.store.tokens)),
         "data.video, how frames are drawn": (provenance.sampling, _sampling(config, own_source)),
+        "data.val_split": (store.schema.val_split or None, _val_split(config, own_source)),
     }
     if not own_backbone:
         pairs |= _backbone_pairs(store, config)
@@ -106,6 +121,10 @@ def _sampling(config: Config, own_source: ImageSource | None) -> str:
     if own_source is not None:
         return own_source.sampling
     return sampling_text(config.data.clips) if config.data.clips else ""
+
+
+def _val_split(config: Config, own_source: ImageSource | None) -> str | None:
+    return config.data.val_split if own_source is None else own_source.val_split or None
 
 
 def require_whole(backbone: Backbone, spec: FeatureSpec) -> ModelBackbone:
@@ -140,7 +159,8 @@ def source_rows(store: Store, source: ImageSource) -> dict[str, Rows]:
     Raises:
         UserError: classes, samples or labels differ from the stored ones.
     """
-    refuse_difference({"multi_label": (store.schema.multi_label, source.multi_label)}, store.url)
+    fields = ("multi_label", "val_split")
+    refuse_difference({name: (getattr(store.schema, name), getattr(source, name)) for name in fields}, store.url)
     rows, listings = dict[str, Rows](), {}
     for split in store.splits:
         images = source.splits[split]

@@ -1,10 +1,10 @@
 """Runs units of training, such as one trial from one seed: in this process, or on the workers of a dask cluster."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from adapt.config.pipeline import TrainConfig
 from adapt.training.distributed import world
@@ -12,6 +12,10 @@ from extract.job.workers import Workers
 from store.errors import UserError
 
 Log = Callable[[str], None]
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @runtime_checkable
@@ -34,6 +38,9 @@ class Unit(Protocol):
         """
 
 
+UnitType = TypeVar("UnitType", bound=Unit)
+
+
 @runtime_checkable
 class Executor(Protocol):
     """Runs units; `open_executor` makes one."""
@@ -44,6 +51,16 @@ class Executor(Protocol):
         Returns:
             a future of the result of `Unit.run`, or of its error; other units go on after an error.
         """
+
+    def results(self, units: Sequence[UnitType]) -> Iterator[tuple[UnitType, Any]]:
+        """Every unit with its result, as they are finished.
+
+        Raises:
+            UserError, JobError: a unit failed; elsewhere than in this process the others have been run then.
+        """
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Call a function that submits units on every item: at the same time, if units run elsewhere."""
 
 
 @contextmanager
@@ -90,3 +107,12 @@ class InProcess:
             else:
                 future.set_result(result)
         return future
+
+    def results(self, units: Sequence[UnitType]) -> Iterator[tuple[UnitType, Any]]:
+        """See `Executor`; a unit starts when its result is asked for."""
+        for unit in units:
+            yield unit, self.submit(unit).result()
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """See `Executor`."""
+        return [function(item) for item in items]

@@ -13,7 +13,7 @@ from adapt.adaptor import Facts
 from adapt.config.pipeline import Config
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.choice import Choice, choose_source
-from adapt.features.image_batches import ImageBatches
+from adapt.features.image_batches import ImageBatches, image_kind
 from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.features.specs import spec_of_backbone
@@ -22,6 +22,8 @@ from adapt.job.inputs import Inputs
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
 from adapt.training.distributed import world
+from adapt.training.row_draw import RowDraw, warn_of_small_classes
+from adapt.training.trials import TrainingData
 from extract.backbones.backbone import ModelBackbone, digests, empty_backbone
 from extract.backbones.vivit_weights import VIVIT
 from extract.forward.device import resolve_device, resolve_precision
@@ -58,6 +60,8 @@ class FeatureSet:
         store: None if the features are computed online.
         pooled: the features, and their pooled values.
         provenance: everything that determines the value of a feature; part of the id of every trial.
+        dataset: its name in the results.
+        backbone_name: its name in the results.
         shape: the backbone without its weights; None for a user's own module.
     """
 
@@ -71,7 +75,25 @@ class FeatureSet:
     facts: Facts
     costs: ExtractionCosts
 
-    def images(self, augment: bool) -> ImageBatches:
+    def sample_ids(self, split: str) -> Sequence[str]:
+        """The id of every sample of a split; its views have it with the number of the view."""
+        ids = self.store.sample_ids(split) if self.store else self.inputs.source.splits[split].ids
+        views = self.pooled.features.views
+        return ids if views == 1 else [sample.removesuffix("#0") for sample in ids[::views]]
+
+    def kind(self, config: Config, trains_backbone: bool) -> str:
+        """What a method is trained from, as results name it."""
+        return image_kind(_augments(config)) if trains_backbone else self.pooled.features.kind
+
+    def training_data(self, config: Config, trains_backbone: bool) -> TrainingData:
+        """What a method is trained from.
+
+        Raises:
+            UserError: as of `images`.
+        """
+        return TrainingData(self.pooled, self._images(_augments(config)) if trains_backbone else None)
+
+    def _images(self, augment: bool) -> ImageBatches:
         """The images behind the features, for end-to-end methods.
 
         Raises:
@@ -96,6 +118,10 @@ class FeatureSet:
         return _as_rows(here.broadcast({split: numbers.tolist() for split, numbers in rows.items()}))
 
 
+def _augments(config: Config) -> bool:
+    return config.train.augment == "crop_flip"
+
+
 def _as_rows(lists: Mapping[str, list[int]]) -> dict[str, Rows]:
     return {split: np.array(numbers, np.int64) for split, numbers in lists.items()}
 
@@ -112,6 +138,19 @@ def open_features(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
         UserError: the store does not match the configuration.
         JobError: the store is damaged or incomplete.
     """
+    opened = _open(config, inputs, log)
+    features = opened.pooled.features
+    warn_of_small_classes(
+        features.labels("train"),
+        RowDraw.of(config),
+        opened.facts.classes,
+        views=features.views,
+        validation_rows=features.validation_rows(),
+    )
+    return opened
+
+
+def _open(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
     if config.train.feature_source == "online":
         return _online_features(config, inputs)
     # all processes open the same snapshot, even while the store grows
@@ -141,8 +180,8 @@ def _stored_features(
         store=store,
         pooled=PooledFeatures(features),
         provenance={**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)},
-        dataset=store.schema.dataset,
-        backbone_name=provenance.backbone,
+        dataset=config.report_as.dataset or store.schema.dataset,
+        backbone_name=config.report_as.backbone or provenance.backbone,
         shape=_shape(inputs, provenance.backbone, provenance.model_kwargs, provenance.image_size),
         facts=Facts(
             backbone=config.backbone,
@@ -191,8 +230,8 @@ def _online_features(config: Config, inputs: Inputs) -> FeatureSet:
         store=None,
         pooled=PooledFeatures(OnlineFeatures(source, forward, config.store.tokens, stored)),
         provenance=provenance,
-        dataset=source.name,
-        backbone_name=backbone.name,
+        dataset=config.report_as.dataset or source.name,
+        backbone_name=config.report_as.backbone or backbone.name,
         shape=_shape(inputs, backbone.name, backbone.model_kwargs, backbone.image_size),
         facts=facts,
         costs=ExtractionCosts(),

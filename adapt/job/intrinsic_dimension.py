@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adapt.config.pipeline import Config, MethodConfig, Trial
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig, Trial
 from adapt.job.feature_set import Log
 from adapt.methods.in_backbone.random_subspace import Subspace, count
 from adapt.methods.in_backbone.target_modules import Sublayer, Target
@@ -143,7 +144,8 @@ def resolve_targets(method: MethodConfig, measure_block: Callable[[], Measuremen
     trials = (
         _with_options(trial, targets=targets) if trial.options.needs_measurement else trial for trial in method.trials
     )
-    return method.model_copy(update={"trials": tuple(dict.fromkeys(trials))})
+    space = method.space and method.space.replace_value("targets", "auto", targets)
+    return method.model_copy(update={"trials": tuple(dict.fromkeys(trials)), "space": space})
 
 
 def _with_options(trial: Trial, **options: Any) -> Trial:

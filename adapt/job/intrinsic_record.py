@@ -82,8 +82,8 @@ class IntrinsicRecord:
 
     def add_score(self, run: TrialRun, score: float) -> None:
         """Write the validation score of a trial that was trained."""
-        fields = run.trial.model_dump(mode="json", serialize_as_any=True)
-        self._document.scores[run.trial_id] = _Score(score=score, method=run.method.name, **fields)
+        fields = run.spec.trial.model_dump(mode="json", serialize_as_any=True)
+        self._document.scores[run.trial_id] = _Score(score=score, method=run.spec.method.name, **fields)
         self._write()
 
     def save(self, features: str, measurement: Measurement) -> None:

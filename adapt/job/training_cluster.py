@@ -1,13 +1,13 @@
 """Runs units of training on dask workers, by the code that extraction uses."""
 
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
 from adapt.config.pipeline import TrainConfig
-from adapt.job.executor import Log, Unit
+from adapt.job.executor import Item, Log, Result, Unit, UnitType
 from extract.job.cluster import connect
 from extract.job.dispatch import Dispatcher, open_dispatcher
 from extract.job.retry_rules import RetryRules
@@ -15,6 +15,7 @@ from extract.job.task_plugin import TaskPlugin
 from extract.job.workers import Workers
 
 _DAY = 86_400.0
+_MOST_THREADS = 4_096  # that wait for units: one a part of a study, and one a method of it
 
 
 class UnitPlugin(TaskPlugin):
@@ -41,12 +42,29 @@ class OnCluster:
     again, since training is deterministic.
     """
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, dispatcher: Dispatcher, threads: ThreadPoolExecutor) -> None:
+        self._dispatcher, self._threads = dispatcher, threads
 
     def submit(self, unit: Unit) -> Future[Any]:
         """See `Executor`; raises UserError if the unit cannot be pickled."""
         return self._dispatcher.submit(unit, unit.name)
+
+    def results(self, units: Sequence[UnitType]) -> Iterator[tuple[UnitType, Any]]:
+        """See `Executor`."""
+        futures, errors = {self.submit(unit): unit for unit in units}, list[BaseException]()
+        for future in as_completed(futures):
+            if (error := future.exception()) is None:
+                yield futures[future], future.result()
+            else:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """See `Executor`; a function that fails leaves the others to end."""
+        futures = [self._threads.submit(function, item) for item in items]
+        wait(futures)
+        return [future.result() for future in futures]
 
 
 @contextmanager
@@ -60,5 +78,10 @@ def open_cluster(train: TrainConfig, workers: Workers, log: Log) -> Iterator[OnC
         retry_job_errors=False,
     )
     plugin = UnitPlugin(workers, train.device)
-    with connect(workers) as client, open_dispatcher(client, plugin, rules, log) as dispatcher:
-        yield OnCluster(dispatcher)
+    with (
+        # ended last: its threads wait for units, which end with the dispatcher
+        ThreadPoolExecutor(_MOST_THREADS, "sidecache-methods") as threads,
+        connect(workers) as client,
+        open_dispatcher(client, plugin, rules, log) as dispatcher,
+    ):
+        yield OnCluster(dispatcher, threads)

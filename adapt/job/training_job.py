@@ -1,40 +1,66 @@
-"""Trains the methods of a configuration: chooses a trial on validation, then trains it from every seed."""
+"""Trains the methods of a configuration: chooses a trial of each on validation, then trains it from every seed.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+Methods that train from features share each read of them: one pass trains the trials of all searches, another the chosen
+trials of all methods from all seeds. Methods that train inside the backbone need a copy of it each, so each of their
+trials is a pass.
+"""
 
-from adapt.config.pipeline import Config, MethodConfig, Trial
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig, Trial
+from adapt.job.batch_unit import BatchUnit, ResolvePrecision, remember
+from adapt.job.executor import Executor, InProcess
 from adapt.job.feature_set import FeatureSet, Log, open_features
 from adapt.job.inputs import Inputs
-from adapt.job.intrinsic_dimension import Measurement, entry_of, measure, resolve_targets
+from adapt.job.intrinsic_dimension import Measurement, measure, resolve_targets
 from adapt.job.intrinsic_record import IntrinsicRecord
-from adapt.job.trial_run import TrialRun, delete_checkpoints, read_rows
+from adapt.job.method_search import MethodSearch, describe
+from adapt.job.trial_batch import TrialBatch, batches_of
+from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows
 from adapt.methods.registry import find_method
 from adapt.report.fingerprint import digest
 from adapt.run_dir.config_file import write_config
 from adapt.run_dir.files import make_run_dir
 from adapt.run_dir.results import Row, read_results
-from adapt.training.loop import Settings
-from adapt.training.search import choose_trial, read_points
-from adapt.training.trials import Trained, TrainingData, train_trials
-from extract.forward.device import resolve_device, resolve_precision
+from adapt.training.callbacks import Callback
+from adapt.training.candidate import diverged
+from adapt.training.row_draw import RowDraw
+from adapt.training.scores import Score
+from adapt.training.trials import TrainingData, train_entries
+from store.errors import JobError
 
 
-def train(config: Config, inputs: Inputs, log: Log = lambda _: None) -> list[Row]:
+def train(
+    config: Config, inputs: Inputs, executor: Executor, log: Log = lambda _: None, callbacks: Sequence[Callback] = ()
+) -> list[Row]:
     """Train every method of a configuration from every seed; finished trials are not trained again.
 
     Args:
         config: the configuration.
         inputs: its samples and backbone.
+        executor: runs the passes.
         log: is called with one line for every choice.
+        callbacks: follow the training; only if the executor is this process.
 
     Returns:
         all rows of the run directory.
+
+    Raises:
+        JobError: a method diverged from the start; the others are trained all the same.
     """
     prepare_run_dir(config)
-    job = TrainingJob(config=config, features=open_features(config, inputs, log), log=log)
-    for method in config.parsed_methods():
-        job.train_method(method)
+    precision = executor.submit(ResolvePrecision(config.train.precision)).result()
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+    features = open_features(config, inputs, log)
+    remember(config, features)
+    job = TrainingJob(config=config, features=features, log=log, executor=executor, callbacks=callbacks)
+    job.train_all()
     return read_results(config.run_dir)
 
 
@@ -52,7 +78,8 @@ def measure_intrinsic_dimension(
     """
     prepare_run_dir(config)
     only_full = config.model_copy(update={"methods": ["full"]})  # needs the features of the last layer only
-    job = TrainingJob(config=config, features=open_features(only_full, inputs, log), log=log)
+    features = open_features(only_full, inputs, log)
+    job = TrainingJob(config=config, features=features, log=log, executor=InProcess(log, config.train.device))
     return job.measure(block, dims)
 
 
@@ -62,23 +89,7 @@ def prepare_run_dir(config: Config) -> None:
     write_config(config)
 
 
-def settings_of(config: Config, method: MethodConfig, seed: int) -> Settings:
-    """The hyperparameters of a method that its trials share."""
-    train, trains_backbone = config.train, find_method(method.name).trains_backbone
-    return Settings(
-        epochs=method.epochs,
-        batch_size=method.batch_size,
-        seed=seed,
-        optimizer=train.optimizer,
-        warmup=train.warmup,
-        balance_classes=train.class_weights == "balanced",
-        precision=resolve_precision(train.precision, resolve_device(train.device)),
-        head_lr=train.head_lr,
-        grad_accumulation=None if train.grad_accumulation == "auto" else train.grad_accumulation,
-        grad_checkpointing=trains_backbone and train.grad_checkpointing,
-        mixup=train.mixup if trains_backbone else 0.0,
-        shuffle_block=train.shuffle_block,
-    )
+_MEASURING = Lock()  # measuring trains in this process, where jobs of a study may run in several threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +100,81 @@ class TrainingJob:
         config: the configuration.
         features: its features.
         log: is called with one line for every choice and every trained point.
+        executor: runs the passes.
+        callbacks: follow the training.
     """
 
     config: Config
     features: FeatureSet
     log: Log
+    executor: Executor
+    callbacks: Sequence[Callback] = ()
 
-    def train_method(self, method: MethodConfig) -> None:
-        """Choose a trial of a method, and train it from every seed."""
-        method = resolve_targets(method, self.measure, self.log)
-        data = self._data_of(method)
-        trial = self._choose_trial(method, data)
-        for seed in self.config.train.seeds:
-            run = self._trial_run(method, trial, data, seed)
-            if run.is_finished:
-                self.log(f"{method.name} seed {seed}: finished before")
-            else:
-                run.finish()
+    def train_all(self) -> None:
+        """Choose a trial of every method, and train it from every seed.
+
+        Raises:
+            JobError: a method diverged from the start; the others are trained all the same.
+        """
+        with _MEASURING:
+            methods = [resolve_targets(method, self.measure, self.log) for method in self.config.parsed_methods()]
+        from_features = [method for method in methods if not find_method(method.name).trains_backbone]
+        end_to_end = [method for method in methods if find_method(method.name).trains_backbone]
+        groups = [from_features, *([method] for method in end_to_end)]
+        failures = self.executor.map(self._train_methods, [group for group in groups if group])
+        for error in itertools.chain.from_iterable(failures):
+            raise error
+
+    def _train_methods(self, methods: Sequence[MethodConfig]) -> list[JobError]:
+        """Train methods that share passes; returns the errors of those that diverged."""
+        searches = [MethodSearch(self.config, self.features, method) for method in methods]
+        while asked := [(search, specs) for search in searches if (specs := search.ask())]:
+            self._score(asked)
+        specs, failures = list[TrialSpec](), list[JobError]()
+        for search in searches:
+            try:
+                specs += search.chosen(self.log)
+            except JobError as error:
+                failures.append(error)
+        unfinished = [spec for spec in specs if not self._was_finished(spec)]
+        for batch, scores in self._run_all(batches_of(self.config, unfinished, for_search=False)):
+            delete_checkpoints(batch.checkpoint(self.features))
+            out = [spec for spec, score in zip(batch.specs, scores, strict=True) if score.score == -math.inf]
+            failures += [diverged([spec.trial.lr]) for spec in out]
+        return failures
+
+    def _score(self, asked: Sequence[tuple[MethodSearch, Sequence[TrialSpec]]]) -> None:
+        """Train what several searches have asked for in as few passes as possible, and tell them the scores."""
+        search_of = {id(spec): search for search, specs in asked for spec in specs}
+        all_specs = [spec for _, specs in asked for spec in specs]
+        for batch, scores in self._run_all(batches_of(self.config, all_specs, for_search=True)):
+            told: dict[MethodSearch, list[tuple[TrialSpec, Score]]] = {}
+            for spec, score in zip(batch.specs, scores, strict=True):
+                told.setdefault(search_of[id(spec)], []).append((spec, score))
+            for search, pairs in told.items():
+                search.tell([spec for spec, _ in pairs], [score for _, score in pairs])
+            delete_checkpoints(batch.checkpoint(self.features))
+
+    def _run_all(self, batches: Sequence[TrialBatch]) -> Iterator[tuple[TrialBatch, list[Score]]]:
+        """Every batch with its scores, as they are finished."""
+        inputs = self.features.inputs
+        units = [
+            BatchUnit(
+                batch=batch,
+                own_source=inputs.own_source,
+                own_backbone=inputs.own_backbone,
+                callbacks=self.callbacks,
+            )
+            for batch in batches
+        ]
+        for unit, scores in self.executor.results(units):
+            yield unit.batch, scores
+
+    def _was_finished(self, spec: TrialSpec) -> bool:
+        finished = TrialRun(config=self.config, features=self.features, spec=spec).is_finished
+        if finished:
+            self.log(f"{spec.method.name} seed {spec.seed}: finished before")
+        return finished
 
     def measure(self, block: int | None = None, dims: Sequence[int] | None = None) -> Measurement:
         """Measure the local intrinsic dimension of a block.
@@ -115,65 +184,38 @@ class TrainingJob:
             dims: dimensions of the subspaces, ascending; None, as `block`, for those of the last measurement in the run
                 directory, which `sidecache intrinsic` may have made.
         """
-        config, features = self.config, digest(self.features.provenance)
+        # scored on validation rows also where trials are trained on them in the end
+        config = self.config.model_copy(update={"train": self.config.train.model_copy(update={"refit": False})})
+        features = digest(self.features.provenance)
         record = IntrinsicRecord(config.run_dir, read_rows(config.run_dir))
         if dims is None:
             block, dims = record.last_measured(features)
         if block is None:
             block = self.features.facts.layers[-1]
-        data = self._data_of(entry_of(config, "full"))
+        data = self.features.training_data(config, trains_backbone=True)
 
         def score(method: MethodConfig, trial: Trial) -> float:
-            run = self._trial_run(method, trial, data, config.train.seeds[0])
-            checkpoint = config.run_dir / "checkpoints" / f"intrinsic-{run.trial_id}"
+            spec = TrialSpec(method=method, trial=trial, seed=config.train.seeds[0])
+            run = TrialRun(config=config, features=self.features, spec=spec)
             found = record.find_score(run.trial_id)
             if found is None:
-                found = run.train(checkpoint).best.score
-                self.log(f"{method.name}: {found:.2f} on validation with {_describe(trial)}")
+                found = self._score_alone(run, data)
+                self.log(f"{method.name}: {found:.2f} on validation with {describe(trial)}")
                 record.add_score(run, found)
-            delete_checkpoints(checkpoint)
+            delete_checkpoints(_checkpoint_of_point(run))
             return found
 
         measurement = measure(config, data, score, block=block, dims=dims)
         record.save(features, measurement)
         return measurement
 
-    def _trial_run(self, method: MethodConfig, trial: Trial, data: TrainingData, seed: int) -> TrialRun:
-        settings = settings_of(self.config, method, seed)
-        return TrialRun(
-            config=self.config, features=self.features, data=data, method=method, trial=trial, settings=settings
-        )
-
-    def _data_of(self, method: MethodConfig) -> TrainingData:
-        """What a method is trained from."""
-        if find_method(method.name).trains_backbone:
-            augment = self.config.train.augment == "crop_flip"
-            return TrainingData(self.features.pooled, self.features.images(augment))
-        return TrainingData(self.features.pooled)
-
-    def _choose_trial(self, method: MethodConfig, data: TrainingData) -> Trial:
-        """Search the grid with the first seed; the scores are kept in the run directory."""
-        run_dir, fraction = self.config.run_dir, self.config.data.val_fraction
-        settings = settings_of(self.config, method, self.config.train.seeds[0])
-        settings = replace(settings, epochs=self.config.train.search_epochs or settings.epochs)
-        determining = (self.features.provenance, data.kind, method, settings, fraction)
-        search_id = digest(*determining)
-
-        def train_pass(trials: Sequence[Trial], name: str) -> Trained:
-            checkpoint = run_dir / "checkpoints" / f"search-{search_id}-{name}"
-            trained = train_trials(method, trials, data, settings, val_fraction=fraction, checkpoint=checkpoint)
-            delete_checkpoints(checkpoint)
-            return trained
-
-        scores_file = run_dir / "search" / f"{method.name}-{search_id}.json"
-        trial = choose_trial(method, train_pass, scores_file)
-        if len(method.trials) > 1:
-            n_trials = len(read_points(scores_file))  # more than the grid has if that was extended
-            self.log(f"{method.name}: chose {_describe(trial)} among {n_trials} on validation")
-        return trial
+    def _score_alone(self, run: TrialRun, data: TrainingData) -> float:
+        """Train a trial for its validation score."""
+        [trained] = train_entries([run.entry()], data, RowDraw.of(run.config), _checkpoint_of_point(run))
+        if trained.diverged:
+            raise diverged([run.spec.trial.lr])
+        return trained.score
 
 
-def _describe(trial: Trial) -> str:
-    options = ", ".join(f"{name}={value}" for name, value in trial.options.model_dump(mode="json").items())
-    rate = "" if trial.lr is None else f"lr={trial.lr:g}, "
-    return f"{rate}weight_decay={trial.weight_decay:g}, {options}"
+def _checkpoint_of_point(run: TrialRun) -> Path:
+    return run.config.run_dir / "checkpoints" / f"intrinsic-{run.trial_id}"

@@ -1,109 +1,161 @@
-"""Trains one trial from one seed, evaluates it on the test split, and writes its adaptor and its row of results."""
+"""Identifies one trial of a method and seed, and records it: test metrics, adaptor, card, predictions and row."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from adapt.adaptor import Card, save_adaptor
-from adapt.config.pipeline import Config, MethodConfig, Trial
-from adapt.job.cost import break_even_epochs, inference_gflops, peak_memory
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig, Trial
+from adapt.job.cost import break_even_epochs, inference_gflops
 from adapt.job.feature_set import FeatureSet
+from adapt.job.test_split import predictions_of
+from adapt.methods.registry import find_method
 from adapt.methods.trained_parameters import count_params
 from adapt.report.fingerprint import conditions_of, digest
+from adapt.run_dir.predictions import predictions_path, write_predictions
 from adapt.run_dir.results import Row, read_results, write_results
-from adapt.training.loop import Settings, evaluate_split
-from adapt.training.metrics import Metrics
-from adapt.training.trials import Trained, TrainingData, train_trials
+from adapt.training.candidate import Candidate
+from adapt.training.halving import Rung
+from adapt.training.metrics import Metrics, evaluate
+from adapt.training.row_draw import RowDraw
+from adapt.training.settings import Settings
+from adapt.training.trials import Entry
+from adapt.training.version import TRAINING_VERSION
 from extract.config import BackboneConfig
+from extract.forward.device import resolve_device, resolve_precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """A trial of a method, to be trained from one seed.
+
+    Args:
+        method: the method.
+        trial: a point of its search space.
+        seed: the seed.
+        chosen_by: validation score by which the trial was chosen; None if it was the only one.
+    """
+
+    method: MethodConfig
+    trial: Trial
+    seed: int
+    chosen_by: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRun:
-    """One trial of a method, to be trained from one seed.
+    """A trial with the features of its job.
 
     Args:
         config: the configuration of the job.
         features: the features of the job.
-        data: what the method is trained from.
-        method: the method.
-        trial: a point of its grid.
-        settings: hyperparameters, seed included.
+        spec: the trial.
+        for_search: whether only its validation score is wanted.
     """
 
     config: Config
     features: FeatureSet
-    data: TrainingData
-    method: MethodConfig
-    trial: Trial
-    settings: Settings
+    spec: TrialSpec
+    for_search: bool = False
+
+    @property
+    def settings(self) -> Settings:
+        """The hyperparameters that the trial shares with others."""
+        return settings_of(self.config, self.spec.method, self.for_search)
 
     @property
     def trial_id(self) -> str:
         """A digest of everything that determines the result."""
-        data, method, fraction = self.data.kind, self.method.name, self.config.data.val_fraction
-        determining = (self.features.provenance, data, method, self.trial, self.settings, fraction)
-        return digest(*determining)
+        trained = (self.spec.method.name, self.spec.trial, self.spec.seed, self.settings)
+        drawn = RowDraw.of(self.config, self.for_search)
+        return digest(self.features.provenance, self._kind, *trained, drawn, TRAINING_VERSION)
 
     @property
     def is_finished(self) -> bool:
-        """Whether row, adaptor and card exist; if one of them was deleted, the trial is trained again."""
+        """Whether row, adaptor, card and predictions exist; if one was deleted, the trial is trained again."""
         run_dir = self.config.run_dir
-        paths = [adaptor_path(run_dir, row) for row in read_rows(run_dir) if row.trial_id == self.trial_id]
-        return any(path.exists() and path.with_suffix(".json").exists() for path in paths)
+        rows = [row for row in read_rows(run_dir) if row.trial_id == self.trial_id]
+        adaptors = [adaptor_path(run_dir, row) for row in rows]
+        files = [*adaptors, *(path.with_suffix(".json") for path in adaptors)]
+        return bool(rows) and all(path.exists() for path in [*files, *(predictions_path(run_dir, row) for row in rows)])
 
-    def train(self, checkpoint: Path) -> Trained:
-        """Train the trial; an interrupted one resumes from its checkpoint."""
-        fraction = self.config.data.val_fraction
-        return train_trials(
-            self.method, [self.trial], self.data, self.settings, val_fraction=fraction, checkpoint=checkpoint
+    def entry(self, rungs: tuple[Rung, ...] = ()) -> Entry:
+        """The trial for training.
+
+        Args:
+            rungs: of successive halving among the trials of its method.
+        """
+        return Entry(
+            method=self.spec.method.name,
+            trial=self.spec.trial,
+            seed=self.spec.seed,
+            settings=self.settings,
+            contest=digest(self.spec.method),
+            rungs=rungs,
         )
 
-    def finish(self) -> None:
-        """Train the trial, evaluate it on the test split, and write adaptor, card and row."""
-        checkpoint = self.config.run_dir / "checkpoints" / self.trial_id
-        with peak_memory(self.data.inputs.device) as peak:
-            trained = self.train(checkpoint)
-        best = trained.best
-        # the only read of the test split
-        metrics = evaluate_split(best.model, self.data.inputs, "test", self.settings.precision)
-        row = self._row(trained, metrics, peak.n_bytes)
-        # the adaptor first, so that no row is ever without one
-        save_adaptor(adaptor_path(self.config.run_dir, row), best.model, self._card(metrics))
-        write_results(self.config.run_dir, [row])
-        delete_checkpoints(checkpoint)
+    def record(
+        self, trained: Candidate, logits: Float[Tensor, "samples classes"], peak_memory_bytes: int | None
+    ) -> Row:
+        """Write adaptor, card, predictions and row of the trained trial.
 
-    def _row(self, trained: Trained, metrics: Metrics, peak_memory_bytes: int | None) -> Row:
-        best, costs = trained.best, self.features.costs
-        trainable_params, head_params = count_params(best.model)
+        Args:
+            trained: the trained model.
+            logits: of the test split, averaged over the views of a sample.
+            peak_memory_bytes: of the pass that trained it.
+
+        Returns:
+            the row.
+        """
+        source = self.features.pooled.features
+        labels = source.labels("test")[:: source.views]
+        metrics = evaluate(logits, labels)
+        row = self._row(trained, metrics, peak_memory_bytes)
+        # adaptor and predictions first, so that no row is ever without them
+        save_adaptor(adaptor_path(self.config.run_dir, row), trained.model, self._card(metrics))
+        predictions = predictions_of(self.features, self.trial_id, logits)
+        write_predictions(predictions_path(self.config.run_dir, row), predictions)
+        write_results(self.config.run_dir, [row])
+        return row
+
+    def _row(self, trained: Candidate, metrics: Metrics, peak_memory_bytes: int | None) -> Row:
+        costs, samples = self.features.costs, len(trained.data.rows)
+        trainable_params, head_params = count_params(trained.model)
+        seconds = trained.seconds / max(1, trained.epochs)
         return Row(
             trial_id=self.trial_id,
-            method=self.method.name,
+            method=self.spec.method.name,
             options=self._options,
-            seed=self.settings.seed,
+            seed=self.spec.seed,
             dataset=self.features.dataset,
             backbone=self.features.backbone_name,
-            feature_source=self.data.kind,
-            lr=self.trial.lr,
-            weight_decay=self.trial.weight_decay,
-            epochs=None if self.trial.lr is None else self.method.epochs,
-            best_epoch=best.best_epoch,
-            val_score=best.score,
+            feature_source=self._kind,
+            lr=self.spec.trial.lr,
+            weight_decay=self.spec.trial.weight_decay,
+            epochs=None if self.spec.trial.lr is None else self.spec.method.epochs,
+            best_epoch=trained.best_epoch,
+            val_score=self.spec.chosen_by if math.isnan(trained.score) else trained.score,
             **asdict(metrics),
             trainable_params=trainable_params,
             head_params=head_params,
-            seconds_per_epoch=trained.seconds_per_epoch,
-            samples_per_second=trained.samples_per_second,
+            seconds_per_epoch=seconds,
+            samples_per_second=samples / seconds if seconds else None,
             peak_memory_bytes=peak_memory_bytes,
             extract_seconds=costs.extract_seconds,
             store_bytes=costs.store_bytes,
-            break_even_epochs=self._break_even_epochs(trained),
+            break_even_epochs=self._break_even_epochs(samples),
             inference_gflops=self._inference_gflops(),
             conditions=self._conditions(),
         )
 
     def _card(self, metrics: Metrics) -> Card:
         return Card(
-            method=self.method.name,
+            method=self.spec.method.name,
             options=self._options,
             metrics=asdict(metrics),
             train_precision=self.settings.precision,
@@ -112,7 +164,7 @@ class TrialRun:
 
     @property
     def _options(self) -> dict[str, Any]:
-        return self.trial.options.model_dump(mode="json")
+        return self.spec.trial.options.model_dump(mode="json")
 
     def _backbone_as_written(self) -> BackboneConfig:
         """The backbone with `${VARIABLE}` in the path of its weights, as the user wrote it; names stay as they are."""
@@ -121,29 +173,54 @@ class TrialRun:
             return backbone
         return backbone.model_copy(update={"weights": self.config.as_written()["backbone"]["weights"]})
 
-    def _break_even_epochs(self, trained: Trained) -> float | None:
+    def _break_even_epochs(self, samples: int) -> float | None:
         """None for end-to-end methods, which do not train from the store."""
         costs = self.features.costs
-        if self.data.images or costs.extract_seconds is None or costs.forward_seconds is None:
+        if self._trains_backbone or costs.extract_seconds is None or costs.forward_seconds is None:
             return None
-        samples_per_epoch = round(trained.samples_per_second * trained.seconds_per_epoch)
-        return break_even_epochs(costs.extract_seconds, costs.forward_seconds, costs.forward_samples, samples_per_epoch)
+        return break_even_epochs(costs.extract_seconds, costs.forward_seconds, costs.forward_samples, samples)
 
     def _inference_gflops(self) -> float | None:
         backbone, facts = self.features.shape, self.features.facts
         if backbone is None or facts.tokens != "all":
             return None
         layers, num_classes = facts.layers, len(facts.classes)
-        return inference_gflops(self.method.name, self.trial.options, layers, num_classes, backbone=backbone)
+        return inference_gflops(self.spec.method.name, self.spec.trial.options, layers, num_classes, backbone=backbone)
 
     def _conditions(self) -> dict[str, Any]:
-        name, fraction = self.method.name, self.config.data.val_fraction
-        return conditions_of(name, self.features.provenance, self.data.kind, self.settings, val_fraction=fraction)
+        name, row_draw = self.spec.method.name, RowDraw.of(self.config)
+        return conditions_of(name, self.features.provenance, self._kind, settings=self.settings, row_draw=row_draw)
+
+    @property
+    def _trains_backbone(self) -> bool:
+        return find_method(self.spec.method.name).trains_backbone
+
+    @property
+    def _kind(self) -> str:
+        return self.features.kind(self.config, self._trains_backbone)
+
+
+def settings_of(config: Config, method: MethodConfig, for_search: bool = False) -> Settings:
+    """The hyperparameters of a method that its trials share."""
+    train, trains_backbone = config.train, find_method(method.name).trains_backbone
+    return Settings(
+        epochs=(config.search.epochs if for_search else None) or method.epochs,
+        batch_size=method.batch_size,
+        optimizer=train.optimizer,
+        warmup=train.warmup,
+        balance_classes=train.class_weights == "balanced",
+        precision=resolve_precision(train.precision, resolve_device(train.device)),
+        head_lr=train.head_lr,
+        grad_accumulation=None if train.grad_accumulation == "auto" else train.grad_accumulation,
+        grad_checkpointing=trains_backbone and train.grad_checkpointing,
+        mixup=train.mixup if trains_backbone else 0.0,
+        shuffle_block=train.shuffle_block,
+    )
 
 
 def adaptor_path(run_dir: Path, row: Row) -> Path:
     """The adaptor file of a row."""
-    return run_dir / "adaptors" / f"{row.method}-seed{row.seed}-{row.trial_id[:8]}.safetensors"
+    return run_dir / "adaptors" / f"{row.file_stem}.safetensors"
 
 
 def read_rows(run_dir: Path) -> list[Row]:

@@ -1,17 +1,19 @@
 """Collects the facts of a job that are known before it runs: samples, shapes, stored shards, free disk space."""
 
 from functools import cached_property
-from pathlib import Path
 
+import numpy as np
 import torch
 
-from adapt.config.pipeline import Config, MethodConfig
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig
 from adapt.features.specs import spec_of_backbone
-from adapt.job.checks import require_match
+from adapt.job.checks import require_match, require_weights
 from adapt.job.feature_set import needed_layers
 from adapt.job.intrinsic_dimension import entry_of
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
+from adapt.training.row_draw import RowDraw, draw_rows
 from extract.backbones.backbone_shape import backbone_shape
 from extract.job.store_schema import DatasetInfo, schema_for
 from extract.sources.open_source import ImageSource, open_source
@@ -46,6 +48,28 @@ class JobFacts:
         if self.source:
             return {name: len(split) for name, split in self.source.splits.items()}
         return {name: info.num_samples for name, info in self.store.schema.splits.items()} if self.store else None
+
+    @cached_property
+    def trained_rows(self) -> int | None:
+        """Rows of an epoch of the final training; None if they are unknown, or the draw is refused."""
+        if self.source:
+            split, views = self.source.splits["train"], self.source.views
+            labels = np.asarray(split.labels)
+            validation = None if split.validation is None else np.flatnonzero(split.validation)
+        elif self.store:
+            labels, views = self.store.labels("train"), self.store.schema.views
+            validation = self.store.validation_rows()
+        else:
+            return None
+        draw, seed = RowDraw.of(self.config), self.config.train.seeds[0]
+        try:
+            rows, val_rows = draw_rows(
+                torch.from_numpy(labels), draw, seed=seed, views=views, validation_rows=validation
+            )
+        except UserError as error:
+            self.notes.append(str(error))
+            return None
+        return len(rows) + len(val_rows) if draw.refit else len(rows)
 
     @cached_property
     def rows_to_extract(self) -> int | None:
@@ -96,6 +120,7 @@ class JobFacts:
             multi_label=bool(source and source.multi_label),
             views=clips.views if clips else 1,
             rows=self.rows or {},
+            val_split=source.val_split if source else "",
         )
         return schema_for(self.shape, store, dataset, unknown)
 
@@ -140,7 +165,7 @@ class JobFacts:
         return store
 
     def _note_weights(self) -> None:
-        weights = self.config.backbone.weights
-        is_name = weights in ("pretrained", "random") or weights.startswith("hf-hub:")
-        if not is_name and not Path(weights).exists():
-            self.notes.append(f"backbone.weights {weights!r} does not exist: the job cannot start without it")
+        try:
+            require_weights(self.config.backbone)
+        except UserError as error:
+            self.notes.append(str(error))

@@ -27,6 +27,9 @@ class Plan:
             job trains through the backbone.
         samples_per_second: the same as rates, and the rate of extraction as `extract`.
         break_even_epochs: epochs after which extracting once has cost less than online training.
+        trials: trainings of the job: the points of every search, and every method from every seed.
+        train_seconds: of all trials, each trained alone, without validation; linear probes, which are solved, count as
+            nothing.
         feature_source: the source that training will use, for this `reason`.
         proposals: smaller stores that fit, the least harmful first.
         notes: what is missing, or would stop the job.
@@ -50,6 +53,8 @@ class Plan:
     epoch_seconds: dict[str, float | None]
     samples_per_second: dict[str, float]
     break_even_epochs: float | None
+    trials: int
+    train_seconds: float | None
     feature_source: str
     reason: str
     proposals: list[Proposal]
@@ -99,7 +104,7 @@ class Plan:
         if online is None or cached is None:
             return f"{choice}."
         if self.break_even_epochs is None:
-            times = f"{_duration(online)} against {_duration(cached)}"
+            times = f"{duration(online)} against {duration(cached)}"
             return (
                 f"An online epoch takes no longer than one from {self.feature_source} features ({times}): train online."
             )
@@ -129,13 +134,15 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
     for n_bytes, name in plan._limits():
         yield f"bytes {name}", f"{n_bytes:,}"
     if plan.extract_seconds is not None:
-        yield "extraction", f"{_duration(plan.extract_seconds)} for {plan.samples_to_extract:,} samples"
+        yield "extraction", f"{duration(plan.extract_seconds)} for {plan.samples_to_extract:,} samples"
     elif "extract" in plan.samples_per_second:
         yield "extraction", _rate(plan.samples_per_second["extract"])
     for source, seconds in plan.epoch_seconds.items():
         if source in plan.samples_per_second:
-            duration = "" if seconds is None else f"{_duration(seconds)} an epoch, "
-            yield f"training, {source}", f"{duration}{_rate(plan.samples_per_second[source])}"
+            an_epoch = "" if seconds is None else f"{duration(seconds)} an epoch, "
+            yield f"training, {source}", f"{an_epoch}{_rate(plan.samples_per_second[source])}"
+    total = "" if plan.train_seconds is None else f"{duration(plan.train_seconds)} for "
+    yield "training, all", f"{total}{plan.trials:,} trials"
     if plan.break_even_epochs is not None:
         yield "break-even", f"{plan.break_even_epochs:.1f} epochs"
 
@@ -147,11 +154,12 @@ def _proposal_table(proposals: list[Proposal]) -> Table:
     return table
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a text such as `12.3 s` or `1:02:03`."""
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def _rate(samples_per_second: float) -> str:
     if samples_per_second < 1:
-        return f"{_duration(1 / samples_per_second)} a sample"
+        return f"{duration(1 / samples_per_second)} a sample"
     return f"{samples_per_second:,.1f} samples/s"

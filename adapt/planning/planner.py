@@ -12,6 +12,7 @@ from adapt.planning.job_facts import JobFacts
 from adapt.planning.plan import Plan
 from adapt.planning.proposals import Proposal, propose
 from adapt.planning.speeds import Speeds, measure_speeds
+from adapt.planning.trials import training_seconds, trials_of
 from extract.forward.device import resolve_device
 from extract.job.int8_calibration import CALIBRATION_SAMPLES
 from store.errors import UserError
@@ -41,8 +42,17 @@ def make_plan(config: Config, budget: int | None = None, with_speeds: bool = Tru
         UserError: the configuration does not name a backbone that can be built.
     """
     job = JobFacts(config)
-    seconds = _seconds_a_sample(job, measure_speeds(job)) if with_speeds else {}
-    return _make_plan(job, seconds, budget)
+    return plan_job(job, measure_speeds(job) if with_speeds else None, budget)
+
+
+def plan_job(job: JobFacts, speeds: Speeds | None, budget: int | None = None) -> Plan:
+    """Make the plan of a job from its facts.
+
+    Args:
+        speeds: seconds a sample; None leaves all values that depend on them unknown.
+        budget: bytes that the store may take.
+    """
+    return _make_plan(job, _seconds_a_sample(job, speeds) if speeds else {}, budget)
 
 
 def _seconds_a_sample(job: JobFacts, speeds: Speeds) -> dict[str, float]:
@@ -73,10 +83,9 @@ def _make_plan(job: JobFacts, seconds: Mapping[str, float], budget: int | None) 
         has_room = job.free_bytes is None or to_extract * bytes_per_sample <= job.free_bytes
         fits = has_room and (budget is None or store_bytes <= budget)
     # seconds
-    trained_rows = None if rows is None else round(rows["train"] * (1 - job.config.data.val_fraction))
     extract_seconds = _extract_seconds(job, seconds)
     sources = (*_SOURCES, "end_to_end") if job.end_to_end else _SOURCES
-    epoch_seconds = {source: _times(seconds.get(source), trained_rows) for source in sources}
+    epoch_seconds = {source: _times(seconds.get(source), job.trained_rows) for source in sources}
     choice = _choose_source(job)
     return Plan(
         samples=rows,
@@ -97,6 +106,8 @@ def _make_plan(job: JobFacts, seconds: Mapping[str, float], budget: int | None) 
         epoch_seconds=epoch_seconds,
         samples_per_second={name: 1 / value for name, value in seconds.items()},
         break_even_epochs=_break_even(extract_seconds, epoch_seconds, choice.kind),
+        trials=sum(trials.number for trials in trials_of(job.config)),
+        train_seconds=training_seconds(job.config, epoch_seconds, choice.kind),
         feature_source=choice.kind,
         reason=choice.reason,
         proposals=_proposals(job, budget) if fits is False and choice.kind != "online" else [],

@@ -18,16 +18,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.config.pipeline import Config, MethodConfig
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.feature_source import Features
-from adapt.job.training_job import settings_of
+from adapt.job.trial_run import settings_of
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model
 from adapt.planning.job_facts import JobFacts
 from adapt.training.candidate import Candidate
-from adapt.training.loop import TrainingTask, fit
+from adapt.training.loop import TrainingPass, fit
 from adapt.training.objective import make_objective
+from adapt.training.seed_rows import SeedRows
 from extract.backbones.backbone import ModelBackbone
 from extract.config import ExtractConfig
 from extract.forward.device import resolve_device, synchronize
@@ -223,11 +225,12 @@ def _step_seconds(features: Features, method: MethodConfig, config: Config) -> f
     if "layers" in type(options).model_fields:
         options = options.model_copy(update={"layers": "all"})
     model = build_model(method.name, features.spec, features.num_classes, options)
-    candidate = Candidate(model, trial.lr or config.train.lr, trial.weight_decay)
     objective = make_objective(labels, features.num_classes, features.multi_label, balance_classes=False)
-    settings, rows = replace(settings_of(config, method, 0), epochs=1), np.arange(len(labels))
-    task = TrainingTask(features=features, rows=rows, val_rows=rows[:1], objective=objective)
-    return _lap(lambda: fit([candidate], task, settings), features.device) / len(rows)
+    settings, rows = replace(settings_of(config, method), epochs=1), np.arange(len(labels))
+    data = SeedRows(seed=0, rows=rows, val_rows=rows[:1], objective=objective)
+    candidate = Candidate(model, trial.lr or config.train.lr, trial.weight_decay, data=data, method=method.name)
+    task = TrainingPass(candidates=[candidate], inputs=features, settings=settings)
+    return _lap(lambda: fit(task), features.device) / len(rows)
 
 
 def _lap(work: Callable[[], object], device: torch.device) -> float:

@@ -1,12 +1,17 @@
 """Compares methods with one another: those of one data set and backbone that were evaluated in the same way."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from adapt.report.evidence import Evidence, Key, ReadPredictions, evidence_of, no_predictions
 from adapt.report.seed_averages import Stat, Summary, differing, name_value_pairs
 from adapt.run_dir.results import COLUMNS
 
 UNKNOWN = "–"
+INSIDE_NOISE = "≈"
+TEST_NAME = "paired bootstrap test, level 0.05, Holm"
+INTERVAL_LEGEND = "95 % CI: bootstrap over the test samples"
+NOISE_LEGEND = f"{INSIDE_NOISE} inside the noise of the best on validation ({TEST_NAME})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +21,7 @@ class Comparison:
     Args:
         protocol: the samples and the score, if the data set and backbone were evaluated in several ways; else empty.
         metric: the field of `Row` by which the methods are compared.
+        evidence: intervals and tests, by `Summary.trial_ids`, of the methods that have predictions.
     """
 
     dataset: str
@@ -23,6 +29,7 @@ class Comparison:
     protocol: str
     metric: str
     summaries: tuple[Summary, ...]
+    evidence: Mapping[Key, Evidence] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -44,6 +51,13 @@ class Comparison:
         assert stat is not None
         return stat.mean
 
+    def is_inside_noise(self, summary: Summary) -> bool | None:
+        """Whether the test samples cannot tell a method from the best one on validation; None if that is unknown."""
+        found = self.evidence.get(summary.trial_ids)
+        if found is None or (found.p_value is None and summary != self.best):
+            return None
+        return found.is_inside_noise
+
     @property
     def best(self) -> Summary | None:
         """The best method on validation: the best one on the test split may only be the luckiest."""
@@ -64,12 +78,27 @@ def _validation(summary: Summary) -> float:
     return float("-inf") if score is None else score.mean
 
 
-def comparisons_of(summaries: Sequence[Summary]) -> list[Comparison]:
-    """Summaries by data set, backbone and protocol."""
+def comparisons_of(summaries: Sequence[Summary], read: ReadPredictions = no_predictions) -> list[Comparison]:
+    """Summaries by data set, backbone and protocol.
+
+    Args:
+        summaries: methods of any number of data sets and backbones.
+        read: gives the predictions of a row, which intervals and tests are computed from.
+
+    Raises:
+        UserError: predictions are damaged, or those of a comparison are not of the same samples.
+    """
     groups: dict[tuple[str, str], list[Summary]] = {}
     for summary in summaries:
         groups.setdefault((summary.dataset, summary.backbone), []).append(summary)
-    return [comparison for group in groups.values() for comparison in _comparisons_of_dataset(group)]
+    comparisons = [comparison for group in groups.values() for comparison in _comparisons_of_dataset(group)]
+    return [_with_evidence(comparison, read) for comparison in comparisons]
+
+
+def _with_evidence(comparison: Comparison, read: ReadPredictions) -> Comparison:
+    if (best := comparison.best) is None:
+        return comparison
+    return replace(comparison, evidence=evidence_of(comparison.summaries, comparison.metric, best, read))
 
 
 def _comparisons_of_dataset(summaries: list[Summary]) -> list[Comparison]:
@@ -91,10 +120,12 @@ def _comparisons_of_dataset(summaries: list[Summary]) -> list[Comparison]:
 
 
 def _metric(summaries: list[Summary]) -> str:
-    """Top-1 accuracy, or average precision for multi-label data."""
+    """What validation maximizes: average precision for multi-label data, else an accuracy (see `Metrics.score`)."""
     has_top1 = any(s.metrics["top1"] for s in summaries)
     has_average_precision = any(s.metrics["mean_average_precision"] for s in summaries)
-    return "mean_average_precision" if has_average_precision and not has_top1 else "top1"
+    if has_average_precision and not has_top1:
+        return "mean_average_precision"
+    return "mean_class_accuracy" if summaries[0].protocol.get("balance_classes") is True else "top1"
 
 
 def percent(stat: Stat | None) -> str:
@@ -120,4 +151,28 @@ def headline(comparison: Comparison) -> str:
     probe_mean = comparison.mean(probe)
     gain, probe_error = comparison.mean(best) - probe_mean, 100 - probe_mean
     ratio = f", {(probe_error - gain) / probe_error:.2f} times its error" if probe_error > 0 else ""
-    return f"{line}: {gain:+.2f} points on the linear probe ({probe_mean:.2f}){ratio}."
+    return f"{line}: {gain:+.2f} points on the linear probe ({probe_mean:.2f}){ratio}{_surety(comparison, probe)}."
+
+
+def _surety(comparison: Comparison, probe: Summary) -> str:
+    """Whether the difference between the best method and the linear probe is inside the noise, where that is known."""
+    found = comparison.evidence.get(probe.trial_ids)
+    if found is None or found.p_value is None:
+        return ""
+    side = "inside" if found.is_inside_noise else "outside"
+    return f"; this is {side} the noise of the test samples (p = {found.p_value:.2g})"
+
+
+def interval_text(comparison: Comparison, summary: Summary) -> str:
+    """The interval of a method, marked if the method is inside the noise of the best one; a dash if it is unknown."""
+    found = comparison.evidence.get(summary.trial_ids)
+    if found is None:
+        return UNKNOWN
+    mark = f" {INSIDE_NOISE}" if found.is_inside_noise else ""
+    return f"{found.interval.low:.1f}–{found.interval.high:.1f}{mark}"
+
+
+def legend(comparison: Comparison) -> list[str]:
+    """Lines that explain interval and mark; none if no method has them."""
+    is_marked = any(found.is_inside_noise for found in comparison.evidence.values())
+    return [INTERVAL_LEGEND] * bool(comparison.evidence) + [NOISE_LEGEND] * is_marked

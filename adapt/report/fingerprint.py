@@ -12,28 +12,32 @@ from typing import Any
 from pydantic import BaseModel
 
 from adapt.methods.registry import find_method
-from adapt.training.loop import Settings
+from adapt.training.row_draw import RowDraw
+from adapt.training.settings import Settings
 
 _STORE_FIELDS = ("layers", "tokens", "dtype")
 _SETTINGS_OF_SOLVED = ("balance_classes", "precision")  # the settings that affect a method without training steps
 
 
 def conditions_of(
-    method: str, identity: Mapping[str, Any], feature_source: str, settings: Settings, val_fraction: float
+    method: str, identity: Mapping[str, Any], feature_source: str, *, settings: Settings, row_draw: RowDraw
 ) -> dict[str, Any]:
     """The conditions of a trial, by name, so that a table can show which ones differ; long values are digests.
 
     Args:
+        method: name of the method.
         identity: everything that the features depend on.
+        feature_source: what the trial is trained from.
+        settings: hyperparameters.
+        row_draw: how training and validation rows are drawn.
     """
     is_solved, features = find_method(method).solved, dict(identity)
     samples = features.pop("samples", None)
     stored = {f"store.{name}": features.pop(name, None) for name in _STORE_FIELDS}
     trained = {name: value for name, value in asdict(settings).items() if name in _SETTINGS_OF_SOLVED or not is_solved}
-    trained.pop("seed", None)
     return {
         "samples": digest(samples)[:8],
-        "val_fraction": val_fraction,
+        **row_draw.conditions,
         "feature_source": feature_source,
         "features": digest(features)[:8],
         **stored,

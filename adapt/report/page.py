@@ -5,53 +5,65 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from adapt.report.chart import chart
-from adapt.report.comparison import comparisons_of, headline
-from adapt.report.seed_averages import differing_by_method, label, summarize
+from adapt.report.comparison import headline, legend
+from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import table_columns
 from adapt.run_dir.files import write_text
-from adapt.run_dir.results import Row
 from store.console.visible import visible
 from store.errors import UserError
 
 
-def write_report(run_dir: str | Path, rows: Sequence[Row], config_text: str | None = None, title: str = "") -> Path:
+def write_report(
+    run_dir: str | Path,
+    reported: ReportedRows,
+    config_text: str | None = None,
+    title: str = "",
+    failures: Sequence[tuple[str, str]] = (),
+) -> Path:
     """Write `report.html` into a run directory.
 
     Args:
+        run_dir: the run directory.
+        reported: its rows.
         config_text: the resolved configuration, as YAML.
         title: default: the name of the run directory.
+        failures: name and reason of the jobs that failed.
 
     Returns:
         The path of the report.
 
     Raises:
-        UserError: there are no rows.
+        UserError: there are neither rows nor failures, or predictions are damaged.
         JobError: the file cannot be written.
     """
-    if not rows:
+    if not reported.rows and not failures:
         raise UserError(f"no results to report in {run_dir}: run `sidecache run` first")
-    environment = Environment(
-        autoescape=True, finalize=_visible_text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(files("adapt.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
-    in_label = differing_by_method(rows)
-    page = template.render(
+    page = _template().render(
         name=title or Path(run_dir).resolve().name,
-        comparisons=comparisons_of(summarize(rows)),
+        comparisons=reported.comparisons(),
         table_columns=table_columns,
         headline=headline,
+        legend=legend,
         chart=chart,
-        rows=[(label(row, in_label[row.method]), row) for row in rows],
+        rows=reported.labeled(),
         config_text=config_text,
+        failures=failures,
     )
     path = Path(run_dir) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page + "\n")
     return path
+
+
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, finalize=_visible_text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(files("adapt.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
 
 
 def _visible_text(value: Any) -> Any:

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapt.run_dir.results import COLUMNS, Row
+from adapt.run_dir.results import COLUMNS, Row, in_order
 
 # Conditions that define the evaluation: results that differ in one of them are not comparable.
-PROTOCOL = ("samples", "val_fraction", "balance_classes")
+PROTOCOL = ("samples", "val_fraction", "shots", "fraction", "refit", "balance_classes")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Summary:
     """One group of rows, averaged over its seeds.
 
     Args:
-        label: the method, with the options and conditions in which it differs from others.
+        label: the method, with the options and conditions in which it differs from others of its data set and backbone.
         protocol: the conditions named in `PROTOCOL`.
+        rows: one a seed, by seed.
         metrics: columns with a mean and a deviation, by field of `Row`; None where undefined.
         costs: the other columns, by field of `Row`; None where unknown.
     """
@@ -41,9 +42,19 @@ class Summary:
     options: dict[str, Any]
     label: str
     protocol: dict[str, Any]
-    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
     metrics: dict[str, Stat | None]
     costs: dict[str, int | float | None]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, ascending."""
+        return tuple(row.seed for row in self.rows)
+
+    @property
+    def trial_ids(self) -> tuple[str, ...]:
+        """The ids of its trials, which identify it among others."""
+        return tuple(row.trial_id for row in self.rows)
 
     @property
     def trainable_params(self) -> int:
@@ -51,11 +62,24 @@ class Summary:
         return int(self.costs["trainable_params"] or 0)
 
 
-def summarize(rows: Sequence[Row]) -> list[Summary]:
-    """Group rows and average each group over its seeds, in the order in which groups first appear."""
+def summarize(rows: Sequence[Row], methods: Sequence[str] = ()) -> list[Summary]:
+    """Group rows and average each group over its seeds, in an order that does not depend on the order of the rows.
+
+    Args:
+        rows: of any number of data sets and backbones.
+        methods: names of methods in the order in which they are shown; others follow by name.
+    """
+    of_dataset: dict[tuple[str, str], list[Row]] = {}
+    for row in in_order(rows, methods):
+        of_dataset.setdefault((row.dataset, row.backbone), []).append(row)
+    return [summary for group in of_dataset.values() for summary in _summarize_dataset(group)]
+
+
+def _summarize_dataset(rows: list[Row]) -> list[Summary]:
+    """The groups of one data set and backbone."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        key = (row.dataset, row.backbone, row.method, _sorted_json(row.options), _sorted_json(row.conditions))
+        key = (row.method, _sorted_json(row.options), _sorted_json(row.conditions))
         groups.setdefault(key, []).append(row)
     in_label = {method: names - {*PROTOCOL} for method, names in differing_by_method(rows).items()}
     return [_summarize_group(_best_of_each_seed(group), in_label[group[0].method]) for group in groups.values()]
@@ -103,7 +127,7 @@ def _best_of_each_seed(rows: list[Row]) -> list[Row]:
     for row in rows:
         if row.seed not in best or _rank(row) >= _rank(best[row.seed]):
             best[row.seed] = row
-    return list(best.values())
+    return [best[seed] for seed in sorted(best)]
 
 
 def _rank(row: Row) -> float:
@@ -120,7 +144,7 @@ def _summarize_group(rows: list[Row], in_label: Collection[str]) -> Summary:
         options=first.options,
         label=label(first, in_label),
         protocol={name: first.conditions[name] for name in PROTOCOL if name in first.conditions},
-        seeds=tuple(sorted(row.seed for row in rows)),
+        rows=tuple(rows),
         metrics={field: _stat(values[field]) for field, column in COLUMNS.items() if column.average == "mean_std"},
         costs={
             field: _average(column.average, values[field])

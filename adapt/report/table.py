@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adapt.report.comparison import UNKNOWN, Comparison, comparisons_of, headline, percent
+from adapt.report.comparison import UNKNOWN, Comparison, headline, interval_text, legend, percent
 from adapt.report.seed_averages import Stat, Summary
 from adapt.run_dir.results import COLUMNS
 from store.console.visible import visible
@@ -27,14 +27,15 @@ class TableColumn:
 
 
 def table_columns(comparison: Comparison) -> list[TableColumn]:
-    """The columns that have a value: the metric, the brief ones, the other metrics, the rest by header, the seeds."""
-    declared = {field: _table_column(field) for field, column in COLUMNS.items() if column.name}
+    """The columns that have a value: the metric with its interval, the brief ones, the other metrics, the rest."""
+    declared = {field: table_column(field) for field, column in COLUMNS.items() if column.name}
     metric = declared.pop(comparison.metric)
     metrics = [column for field, column in declared.items() if COLUMNS[field].average == "mean_std"]
     costs = [column for field, column in declared.items() if COLUMNS[field].average != "mean_std"]
     columns = [
         TableColumn(metric.header, metric.cell, brief=True),
-        TableColumn("error\n%", lambda summary: _error(comparison.stat(summary)), brief=True),
+        TableColumn("95 % CI\n%", lambda summary: interval_text(comparison, summary), brief=True),
+        TableColumn("error\n%", lambda summary: _error(comparison.stat(summary)), brief=False),
         *(column for column in costs if column.brief),
         *metrics,
         *sorted((column for column in costs if not column.brief), key=lambda column: column.header.lower()),
@@ -43,7 +44,8 @@ def table_columns(comparison: Comparison) -> list[TableColumn]:
     return [column for column in columns if any(column.cell(s) != UNKNOWN for s in comparison.summaries)]
 
 
-def _table_column(field: str) -> TableColumn:
+def table_column(field: str) -> TableColumn:
+    """The column that a field of `Row` declares."""
     column = COLUMNS[field]
     header = "\n".join(part for part in (column.name, column.unit) if part)
     if column.average == "mean_std":
@@ -64,11 +66,11 @@ def _number(value: int | float | None, scale: int) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def print_table(summaries: Sequence[Summary], console: Console) -> None:
-    """Print a table and a headline for each comparison."""
-    if not summaries:
+def print_table(comparisons: Sequence[Comparison], console: Console) -> None:
+    """Print a table, its legend and a headline for each comparison."""
+    if not comparisons:
         console.print("no results yet")
-    for comparison in comparisons_of(summaries):
+    for comparison in comparisons:
         columns = [column for column in table_columns(comparison) if column.brief]
         table = Table(title=_text(comparison.title), box=box.SIMPLE, padding=0)
         table.add_column("method", overflow="fold")
@@ -78,7 +80,26 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
             style = "bold" if summary == comparison.best else ""
             table.add_row(_text(summary.label), *(Text(c.cell(summary)) for c in columns), style=style)
         console.print(table)
+        for line in legend(comparison):
+            console.print(_text(line))
         console.print(_text(headline(comparison)))
+
+
+def print_failures(failures: Sequence[tuple[str, str]], console: Console, title: str = "failed") -> None:
+    """Print a table of the jobs that failed; nothing if there are none.
+
+    Args:
+        failures: name and reason of each.
+        title: of the table; their number is added.
+    """
+    if not failures:
+        return
+    table = Table(title=f"{title} ({len(failures)})", box=box.SIMPLE, padding=0)
+    table.add_column("part", overflow="fold", style="bold")
+    table.add_column("reason", overflow="fold")
+    for name, reason in failures:
+        table.add_row(_text(name), _text(reason))
+    console.print(table)
 
 
 def _text(untrusted: str) -> Text:

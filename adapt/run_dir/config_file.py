@@ -52,6 +52,19 @@ def read_config(run_dir: Path) -> tuple[str | None, str]:
     return text, str(document.get("name", "")) if isinstance(document, dict) else ""
 
 
+def configured_methods(run_dir: Path) -> list[str]:
+    """Names of the methods of a run directory's configuration, in their order; none if it has no configuration.
+
+    Raises:
+        UserError: the file is not as a job has written it.
+    """
+    text, _ = read_config(run_dir)
+    document = parse_yaml(text or "", str(run_dir / _NAME))
+    entries = document.get("methods") if isinstance(document, dict) else None
+    names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries or ()]
+    return [name for name in names if isinstance(name, str)]
+
+
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
         f"{path} was damaged, or edited by hand ({reason}): run the job again, which replaces it, or delete it, and "

@@ -18,25 +18,35 @@ _MOST_BYTES = 64 << 20  # of a file that is read; ten thousand result rows take 
 
 
 def make_run_dir(run_dir: Path) -> None:
-    """Make the run directory, unless it exists.
+    """Make the run directory of a job, unless it exists; raises what `make_folder` raises."""
+    make_folder(run_dir, "checkpoints")
+
+
+def make_folder(run_dir: Path, inner: str = ".") -> None:
+    """Make a run directory and a folder in it, unless they exist.
 
     Raises:
         UserError: no folder can be made at this path.
     """
     try:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run_dir / inner).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_dir {run_dir} cannot be made ({error.strerror}); choose another one") from error
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file; see `write_bytes`."""
+    write_bytes(path, memoryview(text.encode()))
+
+
+def write_bytes(path: Path, content: memoryview) -> None:
     """Write a file atomically: a reader, or a crash at any time, finds either the old or the new file complete.
 
     Raises:
         JobError: the file cannot be written; the old one is kept.
     """
     try:
-        write_files([(path, [memoryview(text.encode())])])
+        write_files([(path, [content])])
     except OSError as error:
         reason = error.strerror or error
         raise JobError(f"{path} cannot be written ({reason}); what was there before is kept") from error

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from adapt.run_dir.files import make_run_dir
+from adapt.run_dir.files import make_folder
 from store.errors import JobError, Note
 from store.local.durable_files import TEMPORARY
 from store.lock import describe_owner, this_process
@@ -22,7 +22,7 @@ from store.lock import describe_owner, this_process
 _FILE = ".run.lock"
 _MOST_BYTES = 64 << 10  # of an owner's description that is read
 _LOCKED_BY_ANOTHER = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
-_FOLDERS = (".", "adaptors", "checkpoints", "search")  # where only the job that holds the lock writes
+_FOLDERS = (".", "adaptors", "checkpoints", "predictions", "search")  # where only the job that holds the lock writes
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def hold_run_dir(run_dir: Path) -> Iterator[None]:
         UserError: no folder can be made at this path.
         JobError: another job holds the lock.
     """
-    make_run_dir(run_dir)
+    make_folder(run_dir)
     path = run_dir / _FILE
     with ExitStack() as stack:
         try:

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -79,6 +79,11 @@ class Row(BaseModel):
     inference_gflops: Annotated[float | None, Column("GFLOPs", "/image", "first")] = None
     conditions: dict[str, Any] = {}  # see `adapt.report.fingerprint`
 
+    @property
+    def file_stem(self) -> str:
+        """The name, without suffix, of the files that belong to this trial: its adaptor and its predictions."""
+        return f"{self.method}-seed{self.seed}-{self.trial_id[:8]}"
+
 
 def declared_columns(rows: type[Row]) -> dict[str, Column]:
     """The columns that a class of rows declares, by field."""
@@ -93,21 +98,56 @@ def declared_columns(rows: type[Row]) -> dict[str, Column]:
 COLUMNS = declared_columns(Row)
 
 
+def in_order(rows: Iterable[Row], methods: Sequence[str] = ()) -> list[Row]:
+    """Rows by data set, backbone, method, options, conditions and seed: in any order of rows, the result is the same.
+
+    Args:
+        rows: rows of different trials.
+        methods: names of methods in the order in which they come; others follow by name.
+    """
+    positions = {name: position for position, name in enumerate(dict.fromkeys(methods))}
+
+    def key(row: Row) -> tuple[Any, ...]:
+        method = (positions.get(row.method, len(positions)), row.method)
+        settings = (_sort_key(row.options), _sort_key(row.conditions))
+        return row.dataset, row.backbone, method, settings, row.seed, row.trial_id
+
+    return sorted(rows, key=key)
+
+
+def _sort_key(values: dict[str, Any]) -> list[tuple[str, bool, float, str]]:
+    """Options by name; numbers by value, before texts."""
+    return [
+        (name, False, float(value), "")
+        if isinstance(value, int | float)
+        else (name, True, 0.0, json.dumps(value, sort_keys=True))
+        for name, value in sorted(values.items())
+    ]
+
+
 def write_results(run_dir: str | Path, rows: Iterable[Row]) -> None:
-    """Merge rows into the files of `run_dir`: a row of the same trial is replaced in place, all others are kept."""
+    """Merge rows into the files of `run_dir`: a row of the same trial is replaced, all others are kept."""
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     # Without the lock, jobs that finish at the same time would drop one another's rows.
     with open_locked(run_dir / ".results.lock", wait=True):
         old = read_results(run_dir) if (run_dir / "results.json").exists() else []
-        merged = list({row.trial_id: row for row in [*old, *rows]}.values())
-        as_json, as_csv = _to_json(merged), _to_csv(merged)
-        write_text(run_dir / "results.json", as_json)
-        write_text(run_dir / "results.csv", as_csv)
+        merged = in_order({row.trial_id: row for row in [*old, *rows]}.values())
+        write_text(run_dir / "results.json", _to_json(merged))
+        write_csv(run_dir, merged)
+
+
+def write_csv(run_dir: Path, rows: Sequence[Row]) -> None:
+    """Write `results.csv` with these rows.
+
+    Raises:
+        JobError: the file cannot be written.
+    """
+    write_text(run_dir / "results.csv", _to_csv(rows))
 
 
 def read_results(run_dir: str | Path) -> list[Row]:
-    """All rows of a run, in the order in which their trials were first written.
+    """All rows of a run, in the order of `in_order` if nobody has moved them.
 
     Raises:
         UserError: there are no results, or the file is damaged.
@@ -157,12 +197,22 @@ def _to_json(rows: Sequence[Row]) -> str:
 
 
 def _to_csv(rows: Sequence[Row]) -> str:
+    return csv_text(list(Row.model_fields), [csv_record(row) for row in rows])
+
+
+def csv_record(row: Row) -> dict[str, Any]:
+    """The fields of a row, with its options and conditions as JSON."""
+    nested = {name: json.dumps(getattr(row, name), ensure_ascii=False) for name in ("options", "conditions")}
+    return {**row.model_dump(), **nested}
+
+
+def csv_text(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as CSV with a header, in which no cell is run by a spreadsheet as a formula."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(Row.model_fields), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        nested = {name: json.dumps(getattr(row, name), ensure_ascii=False) for name in ("options", "conditions")}
-        writer.writerow({name: _cell(value) for name, value in {**row.model_dump(), **nested}.items()})
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([_cell(name) for name in names])
+    for record in records:
+        writer.writerow([_cell(record[name]) for name in names])
     return buffer.getvalue()
 
 

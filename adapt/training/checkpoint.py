@@ -5,35 +5,29 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from adapt.training.candidate import Candidate
+from adapt.training.stacks import TrainState
 from store.errors import JobError
 from store.local.durable_files import replacing
 from store.out_of_memory import is_shortage
 
 _SAVE_EVERY_SECONDS = 5.0  # of work that an interruption may lose
 _SHARE_OF_TIME = 1 / 20  # that saving may take; large models are saved less often
-
-
-class TrainState(NamedTuple):
-    """A candidate with its optimizer and scheduler."""
-
-    candidate: Candidate
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+_CANDIDATE_FIELDS = (
+    *("best", "best_epoch", "score", "loss", "active", "was_dropped"),
+    *("epochs", "seconds", "train_loss", "loss_sum", "n_steps"),
+)
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a run is: whole epochs, steps of the next one, and the training seconds of both."""
+    """How far a pass is: whole epochs, and steps of the next one."""
 
     epochs: int = 0
     steps: int = 0
-    seconds: float = 0.0
 
 
 class Checkpoint:
@@ -42,12 +36,11 @@ class Checkpoint:
     Args:
         path: the file.
         states: what is saved and restored.
-        device: where the run computes, whose random generators are saved too.
+        device: where the states are restored to.
     """
 
     def __init__(self, path: Path | None, states: Sequence[TrainState], device: torch.device) -> None:
         self._path, self._states, self._device = path, states, device
-        self._rng: list[Tensor] = []
         self._save_at = time.perf_counter() + _SAVE_EVERY_SECONDS
 
     def load(self) -> TrainingProgress:
@@ -75,29 +68,26 @@ class Checkpoint:
             candidate.load(parts["model"])
             optimizer.load_state_dict(parts["optimizer"])
             scheduler.load_state_dict(parts["scheduler"])
-            candidate.best, candidate.best_epoch = parts["best"], parts["best_epoch"]
-            candidate.score, candidate.loss = parts["score"], parts["loss"]
-        self._rng = [state.cpu() for state in saved["rng"]]
+            for name in _CANDIDATE_FIELDS:
+                setattr(candidate, name, parts[name])
         return TrainingProgress(**saved["done"])
 
-    def restore_rng(self) -> None:
-        """Set the random generators to their state in the file that was loaded."""
-        if self._rng:
-            for generator, state in zip(_generators(self._device), self._rng, strict=True):
-                generator.set_state(state)
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to save, so that little work can be lost and saving takes little of the time."""
+        return self._path is not None and time.perf_counter() >= self._save_at
 
     def save(self, progress: TrainingProgress) -> None:
-        """Replace the file atomically, unless it was saved a short time ago.
+        """Replace the file atomically.
 
         Raises:
             JobError: it cannot be written; the previous one is kept.
         """
-        started = time.perf_counter()
-        if self._path is None or started < self._save_at:
+        if self._path is None:
             return
-        rng = [generator.get_state() for generator in _generators(self._device)]
+        started = time.perf_counter()
         candidates = [_state_of(each) for each in self._states]
-        state = {"file": self._path.name, "done": asdict(progress), "rng": rng, "candidates": candidates}
+        state = {"file": self._path.name, "done": asdict(progress), "candidates": candidates}
         try:
             # An open file, not a path, for which torch would raise a RuntimeError that does not name the reason.
             with replacing(self._path) as partial, partial.open("wb") as file:
@@ -127,16 +117,5 @@ def _state_of(state: TrainState) -> dict[str, Any]:
         "model": candidate.trained_state(),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
-        "best": candidate.best,
-        "best_epoch": candidate.best_epoch,
-        "score": candidate.score,
-        "loss": candidate.loss,
+        **{name: getattr(candidate, name) for name in _CANDIDATE_FIELDS},
     }
-
-
-def _generators(device: torch.device) -> list[torch.Generator]:
-    """The generators that dropout and mixup draw from."""
-    if device.type != "cuda":
-        return [torch.default_generator]
-    number = torch.cuda.current_device() if device.index is None else device.index
-    return [torch.default_generator, torch.cuda.default_generators[number]]

@@ -1,180 +1,88 @@
-"""Trains many candidates of one method in one pass over the features.
+"""Trains many candidates, of any methods and seeds, in one pass over the features.
 
 The learning rate warms up and then follows a cosine; the weights of the epoch that is best on validation are kept. All
-randomness derives from the seed, and the state of a run is saved while it trains, so that an interrupted run gives the
-same result. A batch is split into parts that fit into memory, whose gradients are accumulated.
+randomness derives from the seed of a candidate, so that it trains alone as it trains among others; the state of a pass
+is saved while it trains, so that an interrupted one gives the same result. A batch is split into parts that fit into
+memory, whose gradients are accumulated.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor, nn
 
 from adapt.training.batch_order import WINDOW, Rows, epoch_batches
-from adapt.training.candidate import Candidate, all_finite
-from adapt.training.checkpoint import Checkpoint, TrainingProgress, TrainState
+from adapt.training.batches import Batches, as_model_input
+from adapt.training.candidate import Candidate, all_finite, union_of_layers
+from adapt.training.checkpoint import Checkpoint, TrainingProgress
 from adapt.training.distributed import world
-from adapt.training.metrics import Metrics, average_views, evaluate
-from adapt.training.objective import Objective
-from adapt.training.optimizer import Optimizer, make_optimizer, make_schedule
-from extract.forward.device import autocast, synchronize, to_device
+from adapt.training.evaluation import predict_logits
+from adapt.training.halving import Rung, drop_worst
+from adapt.training.optimizer import make_schedule
+from adapt.training.seed_part import PartRows, SeedParts
+from adapt.training.settings import Settings
+from adapt.training.stacks import CandidateStack, grouped, make_state
+from extract.forward.device import Stopwatch
 from store.console.progress import progress
-from store.layout import in_groups
 
-
-@runtime_checkable
-class Batches(Protocol):
-    """What the loop needs of features, or of images."""
-
-    device: torch.device
-
-    @property
-    def views(self) -> int:
-        """Consecutive rows that show the same sample."""
-        ...
-
-    def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
-        """Labels by row."""
-        ...
-
-    def samples_at_once(self, layers: Sequence[int]) -> int:
-        """How many samples fit into memory in one forward and backward pass."""
-        ...
-
-    def for_epoch(self, seed: int, epoch: int) -> "Batches":
-        """The inputs of one epoch: images may be augmented."""
-        ...
-
-    def batches(
-        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
-    ) -> Iterator[tuple[Rows, Any]]:
-        """(rows, inputs of a model) for every group of rows; `together` groups may be read at once."""
-        ...
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Hyperparameters that all candidates of a pass share."""
-
-    epochs: int
-    batch_size: int
-    seed: int
-    optimizer: Optimizer = "adamw"
-    warmup: float = 0.1  # fraction of all steps
-    balance_classes: bool = False
-    precision: str = "float32"  # of autocast
-    head_lr: float | None = None  # None: that of the candidate
-    grad_accumulation: int | None = None  # parts of a batch; None: as few as fit into memory
-    grad_checkpointing: bool = False
-    mixup: float = 0.0  # alpha of the Beta distribution; 0 for none
-    shuffle_block: int = 1  # neighboring rows that are read at once; see `adapt.training.batch_order`
+NumberedRows = tuple[int, Rows]  # a part of a batch, and its position there
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingTask:
-    """Inputs, rows and loss that all candidates of a pass share.
+class TrainingPass:
+    """Candidates that are trained on the same batches.
 
     Args:
-        features: inputs and labels.
-        rows: rows of the training split that are trained on.
-        val_rows: rows of the training split that the best epoch is chosen by.
-        objective: the loss.
+        candidates: of any methods and seeds.
+        inputs: features, or images for a single candidate.
+        settings: hyperparameters.
+        rungs: of successive halving; none by default.
+        on_epoch: is called with every candidate that was trained in an epoch.
+        description: label of the progress bar.
     """
 
-    features: Batches
-    rows: Rows
-    val_rows: Rows
-    objective: Objective
+    candidates: Sequence[Candidate]
+    inputs: Batches
+    settings: Settings
+    rungs: Sequence[Rung] = ()
+    on_epoch: Callable[[Candidate], None] = lambda _: None
+    description: str = "training"
 
 
-def fit(
-    candidates: Sequence[Candidate],
-    task: TrainingTask,
-    settings: Settings,
-    checkpoint: Path | None = None,
-    description: str = "training",
-) -> float:
+def fit(job: TrainingPass, checkpoint: Path | None = None) -> None:
     """Train all candidates on the same batches, and load the weights of its best epoch into each.
 
     A candidate that diverges keeps its best epoch; one that diverges in the first epoch has a score of minus infinity.
-    Training ends early if all do.
 
     Args:
-        candidates: models of one method, which all read the same layers.
-        task: what they are trained on.
-        settings: hyperparameters.
-        checkpoint: file for the state of the run; if it exists, training resumes from it.
-        description: label of the progress bar.
-
-    Returns:
-        training seconds of an epoch, without validation and saving.
+        job: what is trained.
+        checkpoint: file for the state of the pass; if it exists, training resumes from it.
     """
-    loop = Loop(candidates, task, settings)
-    file = Checkpoint(checkpoint, loop.states, task.features.device)
-    current, n_rows = file.load(), len(task.rows)
+    loop = Loop(job)
+    file = Checkpoint(checkpoint, loop.states, job.inputs.device)
+    current = file.load()
     with (
-        progress(description, settings.epochs * n_rows, "samples") as advance,
-        torch.random.fork_rng(_cuda_devices(task.features)),
+        progress(job.description, job.settings.epochs * loop.n_rows, "samples") as advance,
+        torch.random.fork_rng(_cuda_devices(job.inputs)),
     ):
-        torch.manual_seed(settings.seed)
-        file.restore_rng()
-        advance(current.epochs * n_rows + current.steps * settings.batch_size)
-        while current.epochs < settings.epochs and (current.epochs == 0 or any(one.best for one in candidates)):
-            current = _train_epoch(loop, file, current, advance)
-            loop.validate(task.val_rows, current.epochs)
-            current = TrainingProgress(epochs=current.epochs + 1, steps=0, seconds=current.seconds)
-            file.save(current)
-    for candidate in candidates:
+        advance(current.epochs * loop.n_rows + current.steps * job.settings.batch_size)
+        while current.epochs < job.settings.epochs and any(candidate.active for candidate in job.candidates):
+            for n_rows in loop.train(current.epochs, current.steps):
+                advance(n_rows)
+                current = replace(current, steps=current.steps + 1)
+                if file.is_due:
+                    loop.settle()
+                    file.save(current)
+            loop.end_epoch(current.epochs)
+            current = TrainingProgress(epochs=current.epochs + 1, steps=0)
+            if file.is_due:
+                file.save(current)
+    for candidate in job.candidates:
         candidate.load(candidate.best)
-    return current.seconds / current.epochs
-
-
-def _train_epoch(
-    loop: "Loop", checkpoint: Checkpoint, current: TrainingProgress, advance: Callable[[int], None]
-) -> TrainingProgress:
-    """Take the remaining steps of an epoch, and save the state after each."""
-    batches = loop.epoch_batches(current.epochs)[current.steps :]
-    lap = time.perf_counter()
-    for n_rows in loop.train(current.epochs, batches, current.steps):
-        advance(n_rows)
-        seconds = current.seconds + time.perf_counter() - lap
-        current = replace(current, steps=current.steps + 1, seconds=seconds)
-        checkpoint.save(current)
-        lap = time.perf_counter()
-    synchronize(loop.device)  # queued steps belong to this epoch
-    return replace(current, seconds=current.seconds + time.perf_counter() - lap)
-
-
-@torch.no_grad()
-def predict_logits(
-    models: Sequence[nn.Module], features: Batches, split: str, rows: Rows, precision: str = "float32"
-) -> list[Float[Tensor, "rows classes"]]:
-    """Logits of several models of one method in one pass over the rows, on the CPU."""
-    logits: list[list[Tensor]] = [[] for _ in models]
-    for model in models:
-        model.eval()
-    layers = _layers(models)
-    for _, inputs in features.batches(split, in_groups(rows, features.samples_at_once(layers)), layers):
-        for model, parts in zip(models, logits, strict=True):
-            with autocast(features.device, precision):
-                parts.append(model(inputs).float().to("cpu", non_blocking=True))
-    synchronize(features.device)  # the copies are asynchronous
-    return [torch.cat(parts) for parts in logits]
-
-
-def evaluate_split(model: nn.Module, features: Batches, split: str, precision: str = "float32") -> Metrics:
-    """Metrics on a whole split; the logits of the views of a sample are averaged."""
-    labels = features.labels(split)
-    (logits,) = predict_logits([model], features, split, np.arange(len(labels)), precision=precision)
-    return evaluate(average_views(logits, features.views), labels[:: features.views])
 
 
 class Loop:
@@ -182,118 +90,118 @@ class Loop:
 
     Attributes:
         states: every candidate with its optimizer and scheduler.
-        device: where they are trained.
+        n_rows: rows that an epoch reads.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], task: TrainingTask, settings: Settings) -> None:
-        features = task.features
-        self._candidates, self._task, self._settings = candidates, task, settings
-        self.device, self._world = features.device, world()
-        self._objective, self._labels = task.objective.to(self.device), features.labels("train")
-        self._layers = _layers([candidate.model for candidate in candidates])
-        # split a batch into parts of equal size: a small last one would take longer a sample
-        parts = settings.grad_accumulation or math.ceil(settings.batch_size / features.samples_at_once(self._layers))
-        part_size = math.ceil(settings.batch_size / parts)
-        self._part_size = min(part_size, math.ceil(settings.batch_size / self._world.size))
-        for candidate in candidates:
-            candidate.model.to(self.device)
-            if settings.grad_checkpointing:
+    def __init__(self, job: TrainingPass) -> None:
+        self._job, self._settings, inputs = job, job.settings, job.inputs
+        self._device, self._world = inputs.device, world()
+        self._labels, self._layers = inputs.labels("train"), union_of_layers(job.candidates)
+        by_seed = {candidate.data.seed: candidate.data for candidate in job.candidates}
+        self._seeds = {seed: SeedParts(data, self._labels, self._device) for seed, data in by_seed.items()}
+        self._needed = np.logical_or.reduce([seed.mask for seed in self._seeds.values()])
+        self.n_rows = int(self._needed.sum())
+        # draws are stratified alike, so that all seeds have as many rows
+        n_trained = max(len(data.rows) for data in by_seed.values())
+        self._n_batches = math.ceil(n_trained / self._settings.batch_size)
+        for candidate in job.candidates:
+            candidate.model.to(self._device)
+            if self._settings.grad_checkpointing:
                 candidate.model.checkpoint_blocks()  # type: ignore[operator]
-        steps = settings.epochs * math.ceil(len(task.rows) / settings.batch_size)
-        schedule = make_schedule(steps, settings.warmup)
-        self.states = [_train_state(candidate, settings, schedule) for candidate in candidates]
+        schedule = make_schedule(self._settings.epochs * self._n_batches, self._settings.warmup)
+        self.states = [make_state(candidate, self._settings, schedule) for candidate in job.candidates]
+        self._reading, self._stacks = Stopwatch(self._device), list[CandidateStack]()
 
-    def epoch_batches(self, epoch: int) -> list[Rows]:
-        """Rows of every batch of an epoch."""
-        size, seed, block = self._settings.batch_size, self._settings.seed, self._settings.shuffle_block
-        return epoch_batches(self._task.rows, size, seed, epoch=epoch, block=block)
-
-    def train(self, epoch: int, batches: Sequence[Rows], first: int = 0) -> Iterator[int]:
-        """Take one step for every batch, and yield its number of rows.
+    def train(self, epoch: int, first: int = 0) -> Iterator[int]:
+        """Take the steps of an epoch, and yield the number of rows that each has read.
 
         Args:
             epoch: number of the epoch.
-            batches: batches of the epoch, from number `first` on.
-            first: number of the first batch; not 0 where an interrupted epoch resumes.
+            first: number of the first step; not 0 where an interrupted epoch resumes.
         """
-        for candidate in self._candidates:
-            candidate.model.train()
+        self._stacks = self._make_stacks()
+        order = epoch_batches(len(self._labels), self._n_batches, epoch, self._settings.shuffle_block)[first:]
         # start reading this process's parts of all batches
-        parts = [self._world.shard(in_groups(rows, self._part_size)) for rows in batches]
-        features = self._task.features.for_epoch(self._settings.seed, epoch)
-        together = WINDOW * max(map(len, parts), default=1) if self._settings.shuffle_block > 1 else 1
-        inputs = features.batches("train", [part for batch in parts for part in batch], self._layers, together)
-        for number, (rows, batch) in enumerate(zip(batches, parts, strict=True), start=first):
-            if self._world.size > 1:  # one process alone resumes from the generators in its checkpoint
-                torch.manual_seed(_step_seed(self._settings.seed, epoch, number, self._world.rank))
+        batches = [self._world.shard(self._parts_of(rows)) for rows in order]
+        read = self._read(epoch, batches)
+        for step, (rows, parts) in enumerate(zip(order, batches, strict=True), start=first):
             # accumulate the gradients of the parts, then step every candidate
-            labels = self._labels_of(rows)
-            for part, values in islice(inputs, len(batch)):
-                self._add_gradients(values, self._labels_of(part), labels)
-            for candidate, optimizer, scheduler in self.states:
-                self._world.all_reduce_gradients(p for p in candidate.model.parameters() if p.requires_grad)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                scheduler.step()
-            yield len(rows)
+            for number, part in parts:
+                self._add_gradients(PartRows(rows, part, epoch=epoch, step=step, number=number), next(read))
+            for stack in self._stacks:
+                stack.step(self._world, has_rows=bool(self._seeds[stack.seed].mask[rows].any()))
+            yield int(self._needed[rows].sum())
 
-    def _add_gradients(self, inputs: Any, labels: Tensor, batch_labels: Tensor) -> None:
+    def settle(self) -> None:
+        """Add the seconds since the last call to every candidate."""
+        seconds = self._reading.take()
+        for stack in self._stacks:
+            stack.settle(seconds)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Validate every candidate, keep its weights if they are its best so far, and drop those that are out."""
+        self.settle()
+        for stack in self._stacks:
+            stack.set_train_loss()
+        active = [candidate for candidate in self._job.candidates if candidate.active]
+        self._validate(active, epoch + 1)
+        for rung in self._job.rungs:
+            if rung.epoch == epoch + 1:
+                drop_worst(self._job.candidates, rung.share)
+        for candidate in active:
+            self._job.on_epoch(candidate)
+
+    def _validate(self, active: Sequence[Candidate], epoch: int) -> None:
+        rows = [candidate.data.val_rows for candidate in active]
+        predicted = predict_logits(active, self._job.inputs, "train", rows, precision=self._settings.precision)
+        for candidate, logits in zip(active, predicted, strict=True):
+            candidate.epochs = epoch
+            data = candidate.data
+            if not all_finite(logits) or not all(map(all_finite, candidate.trained_state().values())):
+                candidate.active = False  # it has diverged
+            elif len(logits):
+                candidate.consider(data.objective.judge(logits, self._labels[torch.from_numpy(data.val_rows)]), epoch)
+            else:  # trained on all rows: the last epoch counts
+                candidate.keep((math.nan, math.nan), epoch)
+
+    def _make_stacks(self) -> list[CandidateStack]:
+        active = [state for state in self.states if state.candidate.active]
+        for state in active:
+            state.candidate.model.train()
+        groups = grouped([state.candidate for state in active])
+        return [CandidateStack([active[k] for k in group], self._settings, self._device) for group in groups]
+
+    def _parts_of(self, rows: Rows) -> list[NumberedRows]:
+        """Split a batch into parts of equal size, and leave out the rows that no seed trains on.
+
+        The split does not depend on the other candidates of the pass, so that neither does dropout.
+        """
+        at_once = self._job.inputs.part_size(self._layers)
+        n_parts = self._settings.grad_accumulation or math.ceil(len(rows) / at_once)
+        split = np.array_split(rows, max(n_parts, self._world.size))
+        needed = [(number, part[self._needed[part]]) for number, part in enumerate(split)]
+        return [(number, part) for number, part in needed if len(part)]
+
+    def _read(self, epoch: int, batches: Sequence[Sequence[NumberedRows]]) -> Iterator[Any]:
+        """The inputs of all parts of some batches."""
+        inputs = self._job.inputs.for_epoch(self._job.candidates[0].data.seed, epoch)
+        together = WINDOW * max(map(len, batches), default=1) if self._settings.shuffle_block > 1 else 1
+        rows = [part for parts in batches for _, part in parts]
+        parts = inputs.batches("train", rows, self._layers, together)
+        for _ in rows:
+            with self._reading:
+                _, values = next(parts)
+            yield as_model_input(values)
+
+    def _add_gradients(self, of: PartRows, values: Any) -> None:
         """Backward of a part of a batch, for every candidate."""
-        share, order = self._draw_mixup(len(labels))
-        if share < 1:
-            inputs = share * inputs + (1 - share) * inputs[order]
-        for candidate in self._candidates:
-            with autocast(self.device, self._settings.precision):
-                logits = candidate.model(inputs).float()
-            loss = share * self._objective(logits, labels, batch_labels)
-            if share < 1:
-                loss = loss + (1 - share) * self._objective(logits, labels[order], batch_labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-
-    def _draw_mixup(self, size: int) -> tuple[float, Tensor]:
-        """The weight lambda of every image, and the images that are mixed in (Zhang et al., arXiv 1710.09412)."""
-        if not self._settings.mixup:
-            return 1.0, torch.empty(0)
-        alpha = torch.tensor(self._settings.mixup)
-        share = float(torch.distributions.Beta(alpha, alpha).sample())
-        return share, to_device(torch.randperm(size), self.device)
-
-    def _labels_of(self, rows: Rows) -> Tensor:
-        return to_device(self._labels[torch.from_numpy(rows)], self.device)
-
-    def validate(self, rows: Rows, epoch: int) -> None:
-        """Evaluate every candidate, and keep its weights if they are its best so far."""
-        models = [candidate.model for candidate in self._candidates]
-        labels = self._labels[torch.from_numpy(rows)]
-        predicted = predict_logits(models, self._task.features, "train", rows, precision=self._settings.precision)
-        for candidate, logits in zip(self._candidates, predicted, strict=True):
-            if all_finite(logits):  # else it has diverged
-                candidate.consider(self._objective.judge(logits, labels), epoch + 1)
+        for seed, parts in self._seeds.items():
+            stacks = [stack for stack in self._stacks if stack.seed == seed]
+            own_part = parts.part(of, values, self._settings.mixup) if stacks else None
+            for stack in stacks:
+                if own_part:
+                    stack.add_gradients(own_part)
 
 
-def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """A seed for dropout and mixup: another for every process, and the same when a run resumes."""
-    return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)[0])
-
-
-def _layers(models: Sequence[nn.Module]) -> tuple[int, ...]:
-    """The layers that all of the models read."""
-    layers: tuple[int, ...] = models[0].layers  # type: ignore[assignment]
-    assert all(model.layers == layers for model in models)
-    return layers
-
-
-def _cuda_devices(features: Batches) -> list[torch.device]:
-    return [features.device] if features.device.type == "cuda" else []
-
-
-def _train_state(candidate: Candidate, settings: Settings, schedule: Callable[[int], float]) -> TrainState:
-    assert candidate.lr is not None
-    optimizer = make_optimizer(
-        candidate.model,
-        settings.optimizer,
-        lr=candidate.lr,
-        weight_decay=candidate.weight_decay,
-        head_lr=settings.head_lr,
-    )
-    return TrainState(candidate, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule))
+def _cuda_devices(inputs: Batches) -> list[torch.device]:
+    return [inputs.device] if inputs.device.type == "cuda" else []

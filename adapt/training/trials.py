@@ -1,51 +1,52 @@
-"""Trains the trials of one method from one seed; those that read the same layers share one pass over the features."""
+"""Trains trials of any methods and seeds together: they share each read of the features."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from adapt.config.pipeline import MethodConfig, Trial
+from adapt.config.trials import Trial
+from adapt.features.feature_source import Features
 from adapt.features.image_batches import ImageBatches
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.readout import Readout
 from adapt.methods.registry import build_model, find_method
+from adapt.training.callbacks import EpochEvent, Phase
 from adapt.training.candidate import Candidate
+from adapt.training.halving import Rung
 from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
-from adapt.training.loop import Settings, TrainingTask, fit
-from adapt.training.objective import make_objective
-from adapt.training.validation_split import draw_validation
-from store.errors import JobError
+from adapt.training.loop import TrainingPass, fit
+from adapt.training.row_draw import RowDraw
+from adapt.training.seed_draw import rows_of_seed
+from adapt.training.seed_rows import SeedRows
+from adapt.training.settings import Settings
+
+_Key = TypeVar("_Key")
+_Item = TypeVar("_Item")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """Trained candidates in the order of their trials, and how fast they were trained.
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A trial of a method, to be trained from one seed.
 
-    Attributes:
-        seconds_per_epoch: of a solved method, the seconds of a pass over the samples.
+    Args:
+        method: name of the method.
+        trial: its hyperparameters.
+        seed: the seed.
+        settings: hyperparameters that other entries may share; those with equal ones are trained together.
+        contest: name of the search that the entry is part of, if any.
+        rungs: of successive halving among the entries of a contest.
     """
 
-    candidates: list[Candidate]
-    seconds_per_epoch: float
-    samples_per_second: float
-
-    @property
-    def best(self) -> Candidate:
-        """The candidate with the best validation score.
-
-        Raises:
-            JobError: all candidates diverged in their first epoch.
-        """
-        best = max(self.candidates, key=lambda candidate: candidate.rank)
-        if best.score == -math.inf:
-            raise diverged(self.candidates)
-        return best
+    method: str
+    trial: Trial
+    seed: int
+    settings: Settings
+    contest: str = ""
+    rungs: tuple[Rung, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,104 +80,124 @@ class TrainingData:
             return build_model(name, features.spec, features.num_classes, trial.options, backbone=backbone)
 
 
-def train_trials(
-    method: MethodConfig,
-    trials: Sequence[Trial],
+def train_entries(
+    entries: Sequence[Entry],
     data: TrainingData,
-    settings: Settings,
-    val_fraction: float,
+    row_draw: RowDraw,
     checkpoint: Path | None = None,
-) -> Trained:
-    """Train trials of one method from one seed, all on the same rows.
+    on_epoch: Callable[[Entry, Candidate], None] = lambda entry, candidate: None,
+) -> list[Candidate]:
+    """Train entries of any methods and seeds, in as few passes over the features as their settings allow.
 
     Args:
-        method: the method.
-        trials: points of its grid.
+        entries: what is trained; a single one if `data` has images, whose methods need a backbone each.
         data: what they are trained from.
-        settings: hyperparameters, seed included.
-        val_fraction: fraction of the training split that is for validation.
-        checkpoint: path without suffix for the state of the run; if it exists, training resumes from it.
+        row_draw: how the rows of each seed are drawn.
+        checkpoint: path without suffix for the state of every pass; where one exists, training resumes from it.
+        on_epoch: is called with an entry and its candidate after each of its epochs.
+
+    Returns:
+        a trained candidate for every entry.
     """
-    seed_trainer = _SeedTrainer(method.name, data, settings, val_fraction)
-    candidates = [
-        Candidate(data.new_model(method.name, trial, settings.seed), trial.lr, trial.weight_decay) for trial in trials
-    ]
-    seconds = [
-        seed_trainer.train(group, checkpoint.with_suffix(f".{number}.pt") if checkpoint else None)
-        for number, group in enumerate(_by_layers(candidates))
-    ]
-    return Trained(candidates, mean(seconds), len(seed_trainer.rows) / mean(seconds))
+    seeds = _draw_seeds(entries, data.pooled.features, row_draw)
+    candidates = [_new_candidate(entry, data, seeds[entry.seed]) for entry in entries]
+    _standardize(candidates, data.pooled)
+    both = list(zip(entries, candidates, strict=True))
+    _solve([candidate for candidate in candidates if find_method(candidate.method).solved], data.pooled)
+    in_steps = [pair for pair in both if not find_method(pair[0].method).solved]
+    entry_of = {id(candidate): entry for entry, candidate in both}
+    passes = _grouped(in_steps, lambda pair: (pair[0].settings, pair[0].rungs))
+    for number, pairs in enumerate(passes):
+        first = pairs[0][0]
+        job = TrainingPass(
+            candidates=[candidate for _, candidate in pairs],
+            inputs=data.inputs,
+            settings=first.settings,
+            rungs=first.rungs,
+            on_epoch=lambda candidate: on_epoch(entry_of[id(candidate)], candidate),
+            description=_describe(entries=[entry for entry, _ in pairs]),
+        )
+        fit(job, checkpoint.with_suffix(f".{number}.pt") if checkpoint else None)
+    return candidates
 
 
-def diverged(tried: Sequence[Trial] | Sequence[Candidate]) -> JobError:
-    """The error for a method of which no trial had finite logits after its first epoch."""
-    rates = ", ".join(f"{rate:g}" for rate in sorted({one.lr for one in tried if one.lr}))
-    return JobError(f"training diverged in its first epoch at learning rates {rates}; lower train.lr")
+def epoch_event(entry: Entry, candidate: Candidate, phase: Phase) -> EpochEvent:
+    """What callbacks are told of the last epoch of a candidate."""
+    return EpochEvent(
+        method=entry.method,
+        options=entry.trial.options.model_dump(mode="json"),
+        lr=entry.trial.lr,
+        last_lr=candidate.last_lr,
+        weight_decay=entry.trial.weight_decay,
+        seed=entry.seed,
+        epoch=candidate.epochs,
+        train_loss=candidate.train_loss,
+        val_score=candidate.val_score,
+        val_loss=candidate.val_loss,
+        phase=phase,
+    )
 
 
-def _by_layers(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    groups: dict[tuple[int, ...], list[Candidate]] = {}
-    for candidate in candidates:
-        groups.setdefault(candidate.layers, []).append(candidate)
+def _draw_seeds(entries: Sequence[Entry], features: Features, row_draw: RowDraw) -> dict[int, SeedRows]:
+    """The rows of every seed."""
+    balance_classes = entries[0].settings.balance_classes  # the same for all entries of a job
+    seeds = dict.fromkeys(entry.seed for entry in entries)
+    return {seed: rows_of_seed(features, row_draw, seed, balance_classes) for seed in seeds}
+
+
+def _new_candidate(entry: Entry, data: TrainingData, rows: SeedRows) -> Candidate:
+    trial = entry.trial
+    return Candidate(
+        data.new_model(entry.method, trial, entry.seed),
+        trial.lr,
+        trial.weight_decay,
+        data=rows,
+        method=entry.method,
+        contest=entry.contest,
+    )
+
+
+def _describe(entries: Sequence[Entry]) -> str:
+    """The label of a progress bar."""
+    methods = list(dict.fromkeys(entry.method for entry in entries))
+    seeds = sorted({entry.seed for entry in entries})
+    names = ", ".join(methods[:3]) + (" ..." if len(methods) > 3 else "")
+    text = f"{names} seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"{text} ({len(entries)} trials)" if len(entries) > 1 else text
+
+
+def _grouped(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> list[list[_Item]]:
+    """Items with equal keys, in order of their first."""
+    groups: dict[_Key, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return list(groups.values())
 
 
-class _SeedTrainer:
-    """The rows and the loss of one seed, and training on them in steps or by the solver."""
+def _standardize(candidates: Sequence[Candidate], pooled: PooledFeatures) -> None:
+    """Give every read-out mean and deviation of the training rows, computed once for each seed, layer and pooling."""
+    pooled.require("train", [(candidate.layers[-1], readout_of(candidate)) for candidate in candidates])
+    first_of: dict[tuple[int, int, str], Readout] = {}
+    for candidate in candidates:
+        readout, layer = readout_of(candidate).to(pooled.features.device), candidate.layers[-1]
+        key = (candidate.data.seed, layer, readout.mode)
+        if key not in first_of:
+            values = pooled.whole("train", layer, readout)[torch.from_numpy(candidate.data.rows)]
+            readout.standardize(values, pooled.rounding("train", layer, readout))
+            first_of[key] = readout
+        readout.mean, readout.std = first_of[key].mean, first_of[key].std
 
-    def __init__(self, name: str, data: TrainingData, settings: Settings, val_fraction: float) -> None:
-        self._name, self._data, self._settings = name, data, settings
-        features = data.pooled.features
-        self._labels = features.labels("train")
-        self.rows, self._val_rows = draw_validation(self._labels, val_fraction, settings.seed, features.views)
-        trained_on = self._labels[torch.from_numpy(self.rows)]
-        self._objective = make_objective(
-            trained_on,
-            features.num_classes,
-            multi_label=features.multi_label,
-            balance_classes=settings.balance_classes,
-            views=features.views,
-        )
 
-    def train(self, group: Sequence[Candidate], checkpoint: Path | None) -> float:
-        """Train candidates that read the same layers; returns the seconds of an epoch, or of a pass of the solver."""
-        description = f"{self._name} seed {self._settings.seed}"
-        if len(group) > 1:
-            description += f" ({len(group)} trials)"
-        self._standardize(group)
-        if find_method(self._name).solved:
-            return self._solve(group, description)
-        task = TrainingTask(
-            features=self._data.inputs, rows=self.rows, val_rows=self._val_rows, objective=self._objective
-        )
-        return fit(group, task, self._settings, checkpoint=checkpoint, description=description)
-
-    def _standardize(self, group: Sequence[Candidate]) -> None:
-        """Give the read-outs mean and deviation of the training rows, computed once for each pooling."""
-        pooled, layer = self._data.pooled, group[0].layers[-1]
-        readouts = [readout_of(candidate).to(pooled.features.device) for candidate in group]
-        pooled.require("train", layer, readouts)
-        rows, first_of_mode = torch.from_numpy(self.rows), dict[str, Readout]()
-        for readout in readouts:
-            if readout.mode not in first_of_mode:
-                values, rounding = pooled.whole("train", layer, readout), pooled.rounding("train", layer, readout)
-                readout.standardize(values[rows], rounding)
-                first_of_mode[readout.mode] = readout
-            first = first_of_mode[readout.mode]
-            readout.mean, readout.std = first.mean, first.std
-
-    def _solve(self, group: Sequence[Candidate], description: str) -> float:
-        """Solve linear probes, those with the same pooling together; returns the mean seconds of a pass."""
-        pooled, layer = self._data.pooled, group[0].layers[-1]
-        index, val_index = torch.from_numpy(self.rows), torch.from_numpy(self._val_rows)
-        device, labels = pooled.features.device, self._labels
-        by_mode: dict[str, list[Candidate]] = {}
+def _solve(candidates: Sequence[Candidate], pooled: PooledFeatures) -> None:
+    """Solve linear probes, those with the same rows, layer and pooling together."""
+    device, labels = pooled.features.device, pooled.features.labels("train")
+    for group in _grouped(candidates, lambda c: (c.data.seed, c.layers[-1], readout_of(c).mode)):
+        readout, rows = readout_of(group[0]), group[0].data
+        values = pooled.whole("train", group[0].layers[-1], readout)
+        index, val_index = torch.from_numpy(rows.rows), torch.from_numpy(rows.val_rows)
+        parts = (values[index], labels[index], values[val_index], labels[val_index])
+        probe_data = ProbeData(*(part.to(device) for part in parts))
+        description = f"{group[0].method} seed {rows.seed}, {readout.mode}"
+        seconds = solve_heads(group, probe_data, rows.objective, description)
         for candidate in group:
-            by_mode.setdefault(readout_of(candidate).mode, []).append(candidate)
-        seconds = []
-        for mode, candidates in by_mode.items():
-            values = pooled.whole("train", layer, readout_of(candidates[0]))
-            parts = (values[index], labels[index], values[val_index], labels[val_index])
-            data = ProbeData(*(part.to(device) for part in parts))
-            seconds.append(solve_heads(candidates, data, self._objective, f"{description}, {mode}"))
-        return mean(seconds)
+            candidate.seconds, candidate.epochs = seconds, 1

@@ -73,7 +73,8 @@ def _with_new_samples(
     """The schema of the store after samples that it does not have were added to it, if there are any."""
     if holds_all_samples(stored, wanted, kvstore.place):
         return stored
-    held = Samples(stored.classes, {split: read_listing(kvstore, split) for split in stored.splits})
+    held_listings = {s: read_listing(kvstore, s, stored.marks_validation(s)) for s in stored.splits}
+    held = Samples(stored.classes, held_listings)
     refuse_changed_samples(held, Samples(wanted.classes, listings), kvstore.place, _REMEDY)
     provenance = stored.provenance.model_copy(update={"samples": wanted.provenance.samples})
     target = stored.model_copy(update={"splits": wanted.splits, "provenance": provenance})

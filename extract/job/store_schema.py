@@ -30,11 +30,11 @@ def list_split(name: str, split: ImageSplit) -> Listing:
             rows.append(np.frombuffer(digest, np.uint8))
             advance(1)
     sample_digests = np.stack(rows) if rows else np.zeros((0, 16), np.uint8)
-    return Listing(tuple(split.ids), np.asarray(split.labels), sample_digests)
+    return Listing(tuple(split.ids), np.asarray(split.labels), sample_digests, split.validation)
 
 
 def sample_digests(listings: Mapping[str, Listing]) -> dict[str, str]:
-    """Split -> digest of the ids, labels and contents of its samples, in their order."""
+    """Split -> digest of the ids, labels, contents and validation marks of its samples, in their order."""
     return {split: _listing_digest(listing) for split, listing in listings.items()}
 
 
@@ -42,6 +42,8 @@ def _listing_digest(listing: Listing) -> str:
     digest = hashlib.blake2b("\0".join(listing.ids).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(listing.labels).tobytes())
     digest.update(listing.digests.tobytes())
+    if listing.validation is not None:
+        digest.update(listing.validation.tobytes())
     return digest.hexdigest()
 
 
@@ -63,6 +65,7 @@ def schema_of(job: ExtractionJob, listings: Mapping[str, Listing]) -> Schema:
         multi_label=source.multi_label,
         views=source.views,
         rows={split: len(listing.ids) for split, listing in listings.items()},
+        val_split=source.val_split,
     )
     schema = schema_for(backbone, job.store, dataset, facts)
     libraries = decoder_info().versions if source.is_decoded_here else {}
@@ -72,13 +75,17 @@ def schema_of(job: ExtractionJob, listings: Mapping[str, Listing]) -> Schema:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """A dataset's part of a schema; `rows` are the rows of every split, `views` of them per sample."""
+    """A dataset's part of a schema; `rows` are the rows of every split, `views` of them per sample.
+
+    `val_split` is the source's split that validates; empty if validation samples are drawn.
+    """
 
     name: str
     classes: tuple[str, ...]
     multi_label: bool
     views: int
     rows: Mapping[str, int]
+    val_split: str = ""
 
 
 def schema_for(backbone: Backbone, store: StoreConfig, dataset: DatasetInfo, facts: Mapping[str, Any]) -> Schema:
@@ -107,6 +114,7 @@ def schema_for(backbone: Backbone, store: StoreConfig, dataset: DatasetInfo, fac
         compressor=store.compressor,
         provenance=_provenance(backbone, store, facts),
         tail_tensors=(),
+        val_split=dataset.val_split,
     )
 
 

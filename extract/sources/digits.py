@@ -5,12 +5,12 @@ from sklearn.datasets import load_digits
 
 from extract.config import DataConfig
 from extract.sources.samples import FileBytes, Sample, SourceSamples
-from extract.sources.splits import choose_test
+from extract.sources.splits import choose_splits
 
 
 def list_digits(config: DataConfig) -> SourceSamples:
     """All digits as training samples, from which the test split is drawn."""
-    choose_test((), config)
+    choose_splits((), config)
     bunch = load_digits()
     gray = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # (samples, 8, 8), from 0..16
     # As PGM, which is not compressed: the bytes, and so the digests, are the same with every library version.

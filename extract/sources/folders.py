@@ -10,7 +10,7 @@ from extract.config import DataConfig
 from extract.sources.data_root import root_folder
 from extract.sources.ignored_files import IgnoredFiles, is_system_file
 from extract.sources.samples import IMAGES, FileKind, Sample, SourceSamples
-from extract.sources.splits import TRAIN, choose_test
+from extract.sources.splits import TRAIN, choose_splits
 from store.errors import UserError
 
 _LIKE_A_SPLIT = re.compile(r"(train|test|val|eval|dev)", re.IGNORECASE)
@@ -37,17 +37,19 @@ class _FolderLister:
         if not names:
             raise UserError(f"data.root {self.root} holds no class folders; {self._layout()}")
         splits = names if self._are_splits(names) else []
-        test = choose_test(splits, config)
+        chosen = choose_splits(splits, config)
         train_folder = self.root / TRAIN if splits else self.root
         self._check_depth(train_folder)
         samples = SourceSamples(
             name=self.root.resolve().name,
             train=self._list_split(train_folder),
-            test=None if test is None else self._list_split(self.root / test),
+            test=None if chosen.test is None else self._list_split(self.root / chosen.test),
+            validation=() if chosen.validation is None else self._list_split(self.root / chosen.validation),
             classes=tuple(_folder_names(train_folder)),  # sorted as text, as torchvision's ImageFolder does
         )
         self.ignored.warn(self.root, f"extensions other than those of {self.kind.plural}")
-        used = [self.root, *(self.root / split for split in (TRAIN, test) if splits and split)]
+        used_splits = (TRAIN, chosen.test, chosen.validation)
+        used = [self.root, *(self.root / split for split in used_splits if splits and split)]
         self._find_outside_classes(used).warn(self.root, "in no class folder")
         return samples
 
@@ -60,7 +62,7 @@ class _FolderLister:
         """Whether the top folders are splits, not classes: a class may be called `train` too, and have subfolders."""
         nested = [name for name in names if _folder_names(self.root / name)]
         without_files = [name for name in nested if not self._holds_files(self.root / name)]
-        # Names such as `seg_train` and `seg_test` are taken for splits, so that choose_test reports that `train` is
+        # Names such as `seg_train` and `seg_test` are taken for splits, so that choose_splits reports that `train` is
         # missing; otherwise they would silently become classes.
         if any(map(_TRAIN_WORD.search, nested)) and any(map(_TEST_WORD.search, nested)):
             return True

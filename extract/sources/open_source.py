@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch.utils.data import Dataset
 
 from extract.config import DataConfig
@@ -37,10 +37,16 @@ LISTERS: dict[str, Callable[[DataConfig], SourceSamples]] = {
 
 @runtime_checkable
 class ImageSplit(Protocol):
-    """A map-style torch Dataset of upright RGB images or clips; several threads may call every method at once."""
+    """A map-style torch Dataset of upright RGB images or clips; several threads may call every method at once.
+
+    Attributes:
+        validation: of the training split, whether each row is of the source's own validation split; None if it has
+            none there.
+    """
 
     ids: Sequence[str]
     labels: Labels
+    validation: Bool[np.ndarray, "samples"] | None
 
     def __len__(self) -> int: ...
 
@@ -59,10 +65,11 @@ class ImageSource:
         name: of the data set, for the store and the report.
         classes: class names in order of their index.
         multi_label: whether a sample may have several labels.
-        splits: `train` and `test`.
+        splits: `train` and `test`; `train` holds the samples of the source's own validation split too.
         views: number of consecutive rows that show the same sample.
         sampling: settings that determine which frames of a video are taken, as JSON; empty for images.
         drawn: settings that determine how the test split was drawn, as JSON; empty if the source has its own.
+        val_split: the source's split that the validation samples come from; empty if validation is drawn.
         is_decoded_here: whether the samples are videos that `extract.video` decodes. If so, the decoder is part of the
             provenance.
     """
@@ -74,15 +81,22 @@ class ImageSource:
     views: int = 1
     sampling: str = ""
     drawn: str = ""
+    val_split: str = ""
     is_decoded_here: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.splits["train"].validation is not None) != bool(self.val_split):
+            raise ValueError("val_split names the split of the validation samples, which `train` must mark")
 
 
 class SampleSplit(Dataset[DecodedSample]):
     """An ImageSplit made of listed samples; every image or clip is decoded when its row is read."""
 
-    def __init__(self, samples: Sequence[Sample], labels: Labels) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], labels: Labels, validation: Bool[np.ndarray, "samples"] | None = None
+    ) -> None:
         self.ids: Sequence[str] = tuple(sample.id for sample in samples)
-        self.labels = labels
+        self.labels, self.validation = labels, validation
         self._contents: tuple[SampleContent, ...] = tuple(sample.content for sample in samples)
 
     def __len__(self) -> int:
@@ -108,39 +122,66 @@ def open_source(config: DataConfig, known: Known | None = None) -> ImageSource:
         UserError: the data are missing, or their listing is faulty.
     """
     listed = LISTERS[config.source.partition(":")[0]](config)
-    train, test, drawn = listed.train, listed.test, ""
-    if test is None:
-        train, test = _draw_splits(listed, config, known)
-        drawn = draw_settings(config)
     # one row for each view of a video
-    views, sampling = 1, ""
-    if config.clips:
-        views, sampling = config.clips.views, sampling_text(config.clips)
-        train, test = (expand_views(samples, views) for samples in (train, test))
+    views = config.clips.views if config.clips else 1
+    parts = _divide(listed, config, known).expanded(views)
     # number the classes
-    _check_samples(listed.name, train, test)
-    classes = listed.classes or order_classes(labels_of(train))
-    _check_classes(listed.name, classes, train, test)
+    _check_samples(listed.name, parts)
+    classes = listed.classes or order_classes(labels_of(parts.train))
+    _check_classes(listed.name, classes, parts)
     warn_of_similar_names(listed.name, classes)
     return ImageSource(
         name=listed.name,
         classes=classes,
         multi_label=listed.multi_label,
-        splits={
-            name: SampleSplit(samples, _number_labels(samples, classes, listed.multi_label))
-            for name, samples in (("train", train), ("test", test))
-        },
+        splits=_number_splits(parts, classes, listed.multi_label),
         views=views,
-        sampling=sampling,
-        drawn=drawn,
+        sampling=sampling_text(config.clips) if config.clips else "",
+        drawn=draw_settings(config) if listed.test is None else "",
+        val_split=config.val_split or "",
         is_decoded_here=config.clips is not None,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """The samples to train on, to validate on (empty if they are drawn later) and to test on."""
+
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
+    test: Sequence[Sample]
+
+    def expanded(self, views: int) -> "_Parts":
+        """The same parts, with one sample for each view of a video."""
+        return _Parts(
+            train=expand_views(self.train, views),
+            validation=expand_views(self.validation, views),
+            test=expand_views(self.test, views),
+        )
+
+
+def _divide(listed: SourceSamples, config: DataConfig, known: Known | None) -> _Parts:
+    """The parts of a source; a test split that it lacks is drawn from its training samples."""
+    train, test = listed.train, listed.test
+    if test is None:
+        train, test = _draw_splits(listed, config, known)
+    return _Parts(train=train, validation=listed.validation, test=test)
+
+
+def _number_splits(parts: _Parts, classes: Sequence[str], multi_label: bool) -> dict[str, ImageSplit]:
+    """The splits with class indices; validation samples follow the others of `train`."""
+    train = [*parts.train, *parts.validation]
+    is_validation = np.arange(len(train)) >= len(parts.train) if parts.validation else None
+    return {
+        "train": SampleSplit(train, _number_labels(train, classes, multi_label), is_validation),
+        "test": SampleSplit(parts.test, _number_labels(parts.test, classes, multi_label)),
+    }
 
 
 def _draw_splits(
     listed: SourceSamples, config: DataConfig, known: Known | None
 ) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """Divide the samples of a source without a test split into train and test."""
+    """Divide the training samples of a source without a test split into train and test."""
     test_ids = draw_test(
         listed.train,
         config.test_fraction,
@@ -179,16 +220,17 @@ def _number_labels(samples: Sequence[Sample], classes: Sequence[str], multi_labe
     return labels
 
 
-def _check_samples(name: str, train: Sequence[Sample], test: Sequence[Sample]) -> None:
-    for split, samples in (("train", train), ("test", test)):
+def _check_samples(name: str, parts: _Parts) -> None:
+    for split, samples, others in (("train", parts.train, parts.validation), ("test", parts.test, ())):
         if not samples:
             raise UserError(
                 f"the {split} split of {name} is empty; add samples, or change data.test_fraction if it is drawn"
             )
         seen: set[str] = set()
-        for sample in samples:
+        for sample in (*samples, *others):
             if sample.id in seen:
-                raise UserError(f"the id {sample.id!r} occurs twice in the {split} split of {name}; rename one")
+                where = f"the {split} and validation splits" if others else f"the {split} split"
+                raise UserError(f"the id {sample.id!r} occurs twice in {where} of {name}; rename one")
             seen.add(sample.id)
             if not _is_utf8(sample.id):
                 raise UserError(f"the name {sample.id!r} in {name} is not valid UTF-8; rename the file")
@@ -203,13 +245,13 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _check_classes(name: str, classes: Sequence[str], train: Sequence[Sample], test: Sequence[Sample]) -> None:
+def _check_classes(name: str, classes: Sequence[str], parts: _Parts) -> None:
     if len(classes) < 2:
         raise UserError(f"{name} has only one class, {classes[0]!r}; a classifier requires at least two")
-    unknown = sorted(labels_of(test).difference(classes))
-    if unknown:
-        raise UserError(
-            f"the test split of {name} has classes that train lacks: {', '.join(unknown[:5])}; "
-            f"known are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}. "
-            "Add training samples of these classes, or remove them from the test split"
-        )
+    for split, samples in (("test", parts.test), ("validation", parts.validation)):
+        if unknown := sorted(labels_of(samples).difference(classes)):
+            raise UserError(
+                f"the {split} split of {name} has classes that train lacks: {', '.join(unknown[:5])}; "
+                f"known are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}. "
+                f"Add training samples of these classes, or remove them from the {split} split"
+            )

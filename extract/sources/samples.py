@@ -125,6 +125,7 @@ class SourceSamples:
         name: of the data set, for the store and the report.
         train: the samples to train on.
         test: the samples of the test split; None if it must be drawn from `train`.
+        validation: the samples of the source's own validation split; empty if validation is drawn from `train`.
         classes: class names in order of their index; None if they are derived from the labels.
         multi_label: whether a sample may have several labels.
     """
@@ -132,5 +133,6 @@ class SourceSamples:
     name: str
     train: Sequence[Sample]
     test: Sequence[Sample] | None
+    validation: Sequence[Sample] = ()
     classes: tuple[str, ...] | None = None
     multi_label: bool = False

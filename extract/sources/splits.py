@@ -1,8 +1,9 @@
-"""Chooses the test split: one of the source's own splits, or a fraction drawn from the training samples."""
+"""Chooses the test and validation splits: the source's own splits, or a fraction drawn from the training samples."""
 
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from extract.config import DataConfig
@@ -15,47 +16,93 @@ TEST_NAMES = ("test", "val", "validation", "valid")
 KNOWN_SPLITS = frozenset((TRAIN, *TEST_NAMES))
 
 
-def choose_test(splits: Collection[str], config: DataConfig) -> str | None:
-    """The name of the source's split that serves as the test set; None if the test set must be drawn."""
-    chosen = _find_test(splits, config)
-    if unused := ", ".join(sorted(set(splits) - {TRAIN, chosen})):
-        warnings.warn(
-            f"{describe_source(config)}: {unused} is used neither for training nor for testing; training uses {TRAIN}, "
-            f"testing uses {chosen} (set data.test_split for another), and validation takes data.val_fraction of "
-            f"{TRAIN}. To use these samples, move them into {TRAIN}",
-            Note,
-            stacklevel=2,
-        )
-    return chosen
+@dataclass(frozen=True, kw_only=True)
+class ChosenSplits:
+    """The names of the source's splits that a job uses beside `train`.
+
+    Attributes:
+        test: the split to test on; None if the test set must be drawn from `train`.
+        validation: the split to validate on; None if validation samples are drawn from `train`.
+    """
+
+    test: str | None
+    validation: str | None
 
 
-def _find_test(splits: Collection[str], config: DataConfig) -> str | None:
-    wanted, found = config.test_split, ", ".join(sorted(splits))
+def choose_splits(splits: Collection[str], config: DataConfig) -> ChosenSplits:
+    """Choose the splits to test and to validate on among those of a source, and warn of the others.
+
+    Args:
+        splits: names of the source's splits; empty for a source without splits.
+        config: the `data:` section.
+
+    Raises:
+        UserError: a split that the configuration names does not exist, or none can be the test split.
+    """
     if not splits:
-        if wanted is not None:
-            raise UserError(
-                f"data.test_split is {wanted!r}, but {describe_source(config)} has no splits; remove test_split"
-            )
-        return None
+        _refuse_named_splits(config)
+        return ChosenSplits(test=None, validation=None)
     if TRAIN not in splits:
+        found = ", ".join(sorted(splits))
         raise UserError(
             f"{describe_source(config)} has the splits {found} but no {TRAIN!r}; rename the one to train on"
         )
-    if wanted is not None:
-        if wanted not in splits or wanted == TRAIN:
-            raise UserError(
-                f"data.test_split is {wanted!r}, but the splits of {describe_source(config)} are {found}; "
-                f"name one other than {TRAIN}"
-            )
-        return wanted
-    for name in TEST_NAMES:
+    validation = _named_split("val_split", config.val_split, splits, config)
+    test = _named_split("test_split", config.test_split, splits, config) or _default_test(splits, config)
+    chosen = ChosenSplits(test=test, validation=validation)
+    _warn_of_unused(splits, chosen, config)
+    return chosen
+
+
+def _refuse_named_splits(config: DataConfig) -> None:
+    """Refuse a configuration that names splits of a source without splits."""
+    for key, name in (("test_split", config.test_split), ("val_split", config.val_split)):
+        if name is not None:
+            raise UserError(f"data.{key} is {name!r}, but {describe_source(config)} has no splits; remove {key}")
+
+
+def _named_split(key: str, name: str | None, splits: Collection[str], config: DataConfig) -> str | None:
+    """The split that a key of the configuration names, checked; None if the key is not set."""
+    if name is not None and (name not in splits or name == TRAIN):
+        raise UserError(
+            f"data.{key} is {name!r}, but the splits of {describe_source(config)} are {', '.join(sorted(splits))}; "
+            f"name one other than {TRAIN}"
+        )
+    return name
+
+
+def default_test_names(config: DataConfig) -> tuple[str, ...]:
+    """Names of the splits that serve as the test set by default, the first that exists; never the validation split."""
+    return tuple(name for name in TEST_NAMES if name != config.val_split)
+
+
+def _default_test(splits: Collection[str], config: DataConfig) -> str | None:
+    """The split to test on if the configuration names none; None if `train` has to give the test set."""
+    for name in default_test_names(config):
         if name in splits:
             return name
-    if len(splits) == 1:
+    if not set(splits) - {TRAIN, config.val_split}:
         return None
     raise UserError(
-        f"the splits of {describe_source(config)} are {found}, none named {', '.join(TEST_NAMES)}; "
-        "set data.test_split to the one to test on"
+        f"the splits of {describe_source(config)} are {', '.join(sorted(splits))}, none named "
+        f"{', '.join(default_test_names(config))}; set data.test_split to the one to test on"
+    )
+
+
+def _warn_of_unused(splits: Collection[str], chosen: ChosenSplits, config: DataConfig) -> None:
+    """Warn of splits that are used neither for training nor for validation or testing."""
+    unused = ", ".join(sorted(set(splits) - {TRAIN, chosen.test, chosen.validation}))
+    if not unused:
+        return
+    validation, remedy = f"uses {chosen.validation}", ""
+    if chosen.validation is None:
+        validation, remedy = f"takes data.val_fraction of {TRAIN}", "set data.val_split to validate on them, or "
+    warnings.warn(
+        f"{describe_source(config)}: {unused} is used neither for training nor for testing; training uses {TRAIN}, "
+        f"testing uses {chosen.test} (set data.test_split for another), and validation {validation}. "
+        f"To use these samples, {remedy}move them into {TRAIN}",
+        Note,
+        stacklevel=3,
     )
 
 

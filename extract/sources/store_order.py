@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from extract.sources.open_source import ImageSource, ImageSplit, Labels
 
@@ -17,6 +17,9 @@ class OrderedSplit:
         self._split, self._rows = split, rows
         self.ids: Sequence[str] = tuple(split.ids[row] for row in rows)
         self.labels: Labels = np.asarray(split.labels)[rows]
+        self.validation: Bool[np.ndarray, "samples"] | None = None
+        if split.validation is not None:
+            self.validation = split.validation[rows]
 
     def __len__(self) -> int:
         return len(self._rows)

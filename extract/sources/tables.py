@@ -5,7 +5,6 @@ seconds, whose cells may be empty: such a sample is a part of the file, and its 
 """
 
 import csv
-import importlib
 import io
 import math
 import os
@@ -16,10 +15,12 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
+from pyarrow import parquet
+
 from extract.config import DataConfig
 from extract.sources.data_root import root_file
 from extract.sources.samples import IMAGES, FileKind, Sample, SourceSamples
-from extract.sources.splits import TRAIN, choose_test
+from extract.sources.splits import TRAIN, choose_splits
 from store.errors import UserError
 
 SEPARATOR = "|"
@@ -46,10 +47,6 @@ def list_csv(config: DataConfig, kind: FileKind = IMAGES) -> SourceSamples:
 def list_parquet(config: DataConfig) -> SourceSamples:
     """All samples of the Parquet file `data.root`."""
     path = root_file(config)
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise UserError("source parquet needs pyarrow; install it with: pip install 'sidecache[parquet]'") from error
     try:
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
@@ -139,11 +136,12 @@ class _Table:
             splits.setdefault(split, []).append(sample)
         if not places:
             raise UserError(f"{self.path} lists no samples; add a line for each of the {self.kind.plural}")
-        test = choose_test(splits if "split" in self.columns else (), config)
+        chosen = choose_splits(splits if "split" in self.columns else (), config)
         return SourceSamples(
             name=f"{folder.name}-{self.path.stem}",
             train=splits[TRAIN],
-            test=None if test is None else splits[test],
+            test=None if chosen.test is None else splits[chosen.test],
+            validation=() if chosen.validation is None else splits[chosen.validation],
             multi_label=multi_label,
         )
 

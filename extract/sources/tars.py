@@ -9,7 +9,8 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from extract.images.decode import EXTENSIONS
 from extract.sources.data_root import required_root
 from extract.sources.ignored_files import IgnoredFiles, is_system_file
 from extract.sources.samples import FileSlice, Sample, SourceSamples
-from extract.sources.splits import KNOWN_SPLITS, TRAIN, choose_test
+from extract.sources.splits import KNOWN_SPLITS, TRAIN, choose_splits
 from extract.sources.tables import label_text
 from store.errors import UserError
 
@@ -63,20 +64,31 @@ class _HeaderReader(io.BufferedReader):
 def list_tars(config: DataConfig) -> SourceSamples:
     """All samples of `data.root`: a tar, a folder of tars, or a folder with a folder of tars for each split."""
     root = required_root(config)
-    shards = _shards_by_split(root, config.test_split)
-    test = choose_test([] if None in shards else [split for split in shards if split], config)
+    shards = _shards_by_split(root, {name for name in (config.test_split, config.val_split) if name})
+    chosen = choose_splits([] if None in shards else [split for split in shards if split], config)
     ignored = IgnoredFiles()
     samples = SourceSamples(
         name=root.resolve().name if root.is_dir() else root.stem,
         train=_list_shards(shards[None if None in shards else TRAIN], ignored),
-        test=None if test is None else _list_shards(shards[test], ignored),
+        test=None if chosen.test is None else _list_shards(shards[chosen.test], ignored),
+        validation=() if chosen.validation is None else _list_validation(chosen.validation, shards, ignored),
     )
     ignored.warn(root, "no image and label with this name up to its first dot")
     return samples
 
 
-def _shards_by_split(root: Path, test_split: str | None) -> dict[str | None, list[Path]]:
-    """Shards by split, or all under None if the source has no splits."""
+def _list_validation(split: str, shards: Mapping[str | None, Sequence[Path]], ignored: IgnoredFiles) -> list[Sample]:
+    """The samples of the validation split; their ids begin with its name, since `train` may have the same keys."""
+    return [replace(sample, id=f"{split}/{sample.id}") for sample in _list_shards(shards[split], ignored)]
+
+
+def _shards_by_split(root: Path, named: Collection[str]) -> dict[str | None, list[Path]]:
+    """Shards by split, or all under None if the source has no splits.
+
+    Args:
+        root: a tar, or a folder.
+        named: splits that the configuration names, to be found in the names of shards beside the usual ones.
+    """
     if root.is_file():
         return {None: [root]}
     # a folder for each split
@@ -96,7 +108,7 @@ def _shards_by_split(root: Path, test_split: str | None) -> dict[str | None, lis
             f"{root} holds no tars; legal: train-000000.tar and so on, train/*.tar, or *.tar without splits"
         )
     # the split in the name of each shard
-    known = KNOWN_SPLITS | ({test_split} if test_split else set())
+    known = KNOWN_SPLITS.union(named)
     splits: dict[str | None, list[Path]] = {}
     for path in direct:
         splits.setdefault(_split_in_name(path, known), []).append(path)
@@ -111,7 +123,7 @@ def _tars_in(folder: Path) -> list[Path]:
     return [path for path in names if path.suffix == ".tar"]
 
 
-def _split_in_name(path: Path, known: frozenset[str] | set[str]) -> str:
+def _split_in_name(path: Path, known: Collection[str]) -> str:
     """`train` for train-000000.tar, and for flowers-train-000000.tar as well."""
     prefix = _NUMBERS.sub("", path.stem)
     last = re.split(r"[-_.]", prefix)[-1]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from extract.config import DataConfig
 from extract.images.decode import DecodeError, decode_rgb, to_rgb, undecodable
 from extract.sources.data_root import root_folder
 from extract.sources.samples import Sample, SourceSamples, content_digest
-from extract.sources.splits import TEST_NAMES, TRAIN, choose_test
+from extract.sources.splits import TRAIN, choose_splits, default_test_names
 from extract.sources.torchvision_targets import Targets, class_names, read_targets
 from store.errors import UserError
 
@@ -117,14 +117,19 @@ def list_torchvision(config: DataConfig) -> SourceSamples:
     """All samples of the data set in `data.source`, such as torchvision:CIFAR10."""
     dataset_class = _find(config.source.partition(":")[2])
     fixed = _fixed_arguments(dataset_class, config)
-    train, test = _build_splits(dataset_class, config, fixed)
-    targets = read_targets(dataset_class.name, train)
-    names = class_names(train, targets)
+    built = _build_splits(dataset_class, config, fixed)
+    targets = read_targets(dataset_class.name, built.train)
+    names = class_names(built.train, targets)
     prefix = dataset_class.name.lower()
+
+    def list_split(split: str, dataset: Any) -> list[Sample]:
+        return _samples(f"{prefix}/{split}", dataset, read_targets(dataset_class.name, dataset), names)
+
     return SourceSamples(
         name=prefix,
-        train=_samples(prefix if test is None else f"{prefix}/train", train, targets, names),
-        test=None if test is None else _samples(f"{prefix}/test", test, read_targets(dataset_class.name, test), names),
+        train=_samples(prefix if built.test is None else f"{prefix}/train", built.train, targets, names),
+        test=None if built.test is None else list_split("test", built.test),
+        validation=() if built.validation is None else list_split("val", built.validation),
         classes=names,
         multi_label=targets.ndim == 2,
     )
@@ -184,26 +189,42 @@ def _load(path: str | Path) -> Image.Image:
     return decode_rgb(Path(path).read_bytes(), str(path))
 
 
-def _build_splits(dataset_class: _DatasetClass, config: DataConfig, fixed: dict[str, Any]) -> tuple[Any, Any]:
-    """The data sets of train and test; test is None if it must be drawn from train."""
+class _BuiltSplits(NamedTuple):
+    """The data sets of the splits; None for a test or validation split that must be drawn from train."""
+
+    train: Any
+    test: Any = None
+    validation: Any = None
+
+
+def _build_splits(dataset_class: _DatasetClass, config: DataConfig, fixed: dict[str, Any]) -> _BuiltSplits:
     if dataset_class.split_keyword is None:
-        choose_test((), config)
-        return dataset_class.build(fixed), None
+        choose_splits((), config)
+        return _BuiltSplits(dataset_class.build(fixed))
     train = dataset_class.build_first(fixed, _TRAIN_NAMES)
     if train is None:
         raise UserError(f"{dataset_class.full_name} has no split {' or '.join(_TRAIN_NAMES)}; use another source")
-    if config.test_split is None:
-        return train, dataset_class.build_first(fixed, TEST_NAMES)
-    test = None
-    if config.test_split not in _TRAIN_NAMES:
-        test = dataset_class.build_first(fixed, (config.test_split,))
-    if test is None:
+    validation, test = None, None
+    if config.val_split is not None:
+        validation = _build_named(dataset_class, fixed, "val_split", config.val_split)
+    if config.test_split is not None:
+        test = _build_named(dataset_class, fixed, "test_split", config.test_split)
+    else:
+        test = dataset_class.build_first(fixed, default_test_names(config))
+    return _BuiltSplits(train, test, validation)
+
+
+def _build_named(dataset_class: _DatasetClass, fixed: dict[str, Any], key: str, split: str) -> Any:
+    """The data set of the split that a key of the configuration names."""
+    dataset = None if split in _TRAIN_NAMES else dataset_class.build_first(fixed, (split,))
+    if dataset is None:
+        kind = "validation" if key == "val_split" else "test"
         raise UserError(
-            f"data.test_split is {config.test_split!r}, which is not a test split of {dataset_class.full_name}; name "
+            f"data.{key} is {split!r}, which is not a {kind} split of {dataset_class.full_name}; name "
             f"another value of its argument {dataset_class.split_keyword!r} (train: true and false are called train "
             "and test)"
         )
-    return train, test
+    return dataset
 
 
 def _samples(prefix: str, dataset: Any, targets: Targets, names: tuple[str, ...] | None) -> list[Sample]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image
 
 from extract.images.decode import to_rgb
@@ -14,6 +15,8 @@ from store.errors import UserError
 
 class DatasetSplit:
     """An ImageSplit over a map-style dataset of (sample, label) pairs; samples are images or backbone inputs."""
+
+    validation: Bool[np.ndarray, "samples"] | None = None
 
     def __init__(self, name: str, dataset: Any, num_classes: int) -> None:
         self._dataset = dataset

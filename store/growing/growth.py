@@ -178,7 +178,7 @@ def _extend(kvstore: KeyValueStore, stored: Schema, target: Schema, split: str, 
     if remainder and target.splits[split].num_samples > n_before:
         rows = target.shards(split).rows(n_full)
         StoreWriter(kvstore, target, lock).mark(split, n_full, np.full(len(rows), MISSING, np.uint8))
-    write_listing(kvstore, split, read_listing(kvstore, f"{NEXT}/{split}"))
+    write_listing(kvstore, split, read_listing(kvstore, f"{NEXT}/{split}", target.marks_validation(split)))
 
 
 def _replace_digests(kvstore: KeyValueStore, target: Schema, split: str) -> None:

@@ -11,20 +11,26 @@ from adapt.config.pipeline import Config
 from adapt.report.comparison import comparisons_of
 from adapt.report.fingerprint import conditions_of, digest
 from adapt.report.seed_averages import summarize
-from adapt.training.loop import Settings
+from adapt.training.row_draw import RowDraw
+from adapt.training.settings import Settings
 
 MakeConfig = Callable[..., Config]
-SETTINGS = Settings(epochs=10, batch_size=64, seed=0)
+SETTINGS, ROW_DRAW = Settings(epochs=10, batch_size=64), RowDraw(val_fraction=0.2)
 IDENTITY = {"samples": {"train": "a"}, "layers": [0, 1], "tokens": "all", "dtype": "int8", "weights_digest": "b"}
 
 
-def conditions(method: str = "losa", identity: dict[str, Any] = IDENTITY, **changes: Any) -> dict[str, Any]:
-    return conditions_of(method, identity, "resident", replace(SETTINGS, **changes), 0.2)
+def conditions(
+    method: str = "losa", identity: dict[str, Any] = IDENTITY, row_draw: RowDraw = ROW_DRAW, **changes: Any
+) -> dict[str, Any]:
+    settings = replace(SETTINGS, **changes)
+    return conditions_of(method, identity, "resident", settings=settings, row_draw=row_draw)
 
 
-def test_every_setting_but_the_seed_is_a_condition() -> None:
-    assert {field.name for field in fields(Settings)} - {*conditions()} == {"seed"}
-    assert conditions(seed=7) == conditions()
+def test_every_setting_and_how_rows_are_drawn_is_a_condition_and_the_seed_is_none() -> None:
+    assert {field.name for field in fields(Settings)} <= {*conditions()}
+    assert "seed" not in conditions()
+    for change in ({"val_fraction": 0.3}, {"val_fraction": None}, {"shots": 4}, {"fraction": 0.1}, {"refit": True}):
+        assert conditions(row_draw=replace(ROW_DRAW, **change)) != conditions(), change  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [*IDENTITY, "data"])
@@ -43,7 +49,7 @@ def test_a_run_directory_keeps_settings_apart(tiny_config: MakeConfig) -> None:
     sc.run(tiny_config("train.epochs=1"))
     rows = sc.run(tiny_config("methods=[linear_probe]", "train.class_weights=balanced"))
     plain, balanced = comparisons_of(summarize(rows))
-    assert [s.label for s in plain.summaries] == ["linear_probe", "losa epochs=2", "losa epochs=1"]
+    assert [s.label for s in plain.summaries] == ["linear_probe", "losa epochs=1", "losa epochs=2"]
     assert [s.label for s in balanced.summaries] == ["linear_probe"]
     assert balanced.title.endswith(" · balance_classes=true")
 

@@ -53,7 +53,7 @@ def test_the_documentation_has_every_key_with_its_default() -> None:
 @pytest.mark.parametrize(
     ("section", "value", "key", "legal"),
     [
-        ("epochs", 3, "epochs", "name, run_dir, data, backbone, store, extract, train, methods, sweep"),
+        ("epochs", 3, "epochs", "name, run_dir, data, backbone, store, extract, train, methods, sweep, search"),
         ("a.b", 3, "a.b", "name, run_dir, data"),
         ("data", {"rot": "x"}, "data.rot", "source, root, test_split"),
         ("backbone", {"weights": "random", "size": 3}, "backbone.size", "name, weights, image_size, model_kwargs"),
@@ -442,7 +442,7 @@ def test_a_method_may_have_its_own_epochs() -> None:
 # Anything at all
 
 
-SECTIONS = ["name", "run_dir", "data", "backbone", "store", "extract", "train", "methods", "sweep", "x.y"]
+SECTIONS = ["name", "run_dir", "data", "backbone", "store", "extract", "train", "methods", "sweep", "search", "x.y"]
 KEYS = st.sampled_from(
     [
         "source",
@@ -458,6 +458,10 @@ KEYS = st.sampled_from(
         "seeds",
         "rank",
         "sweep",
+        "driver",
+        "trials",
+        "uniform",
+        "choice",
         "a.b",
     ]
 )

@@ -113,7 +113,7 @@ def test_a_variable_that_is_not_utf8_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 NAMES = """name run_dir data backbone store extract train methods sweep source root weights path layers tokens lr
-seeds rank epochs every last pool image_size model_kwargs <<"""
+seeds rank epochs every last pool image_size model_kwargs search driver trials log_uniform int_uniform choice <<"""
 KEYS = st.sampled_from(NAMES.split()) | st.text(max_size=4)
 LEAVES = (
     st.none()

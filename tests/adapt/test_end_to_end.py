@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+import adapt.training.trials
 import sidecache as sc
 from adapt.config.pipeline import Config
 from adapt.features.image_batches import ImageBatches
 from adapt.job.inputs import Inputs
 from adapt.job.trial_run import adaptor_path
+from adapt.training.loop import TrainingPass
 from extract.backbones.augmentation import Augment, random_box
 from extract.backbones.backbone import TappedBackbone, TimmBackbone
 from extract.sources.user_datasets import from_datasets
@@ -76,15 +78,15 @@ def test_the_search_tries_every_point_and_resumes_between_them(
 ) -> None:
     config = tiny_config("methods=[bitfit]", "sweep={lr: [0.001, 0.01], weight_decay: [0.0, 0.1]}")
     trained: list[float] = []
-    import adapt.training.trials
-
     fit = adapt.training.trials.fit
 
-    def counted(group: list[adapt.training.trials.Candidate], *rest: object, **more: object) -> float:
-        trained.append(group[0].lr)
+    def counted(job: TrainingPass, checkpoint: Path | None) -> None:
+        (candidate,) = job.candidates  # one model inside the backbone at a time
+        assert candidate.lr
+        trained.append(candidate.lr)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return fit(group, *rest, **more)  # type: ignore[arg-type]
+        fit(job, checkpoint)
 
     monkeypatch.setattr("adapt.training.trials.fit", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import sidecache as sc
-from adapt.config.pipeline import Config, MethodConfig, Trial
+from adapt.config.pipeline import Config
 from adapt.job.inputs import Inputs
 from adapt.job.intrinsic_dimension import (
     TARGETS_OF,
@@ -24,7 +24,8 @@ from adapt.job.intrinsic_dimension import (
 )
 from adapt.job.intrinsic_figure import draw
 from adapt.job.training_job import measure_intrinsic_dimension
-from adapt.training.trials import Trained, train_trials
+from adapt.training.candidate import Candidate
+from adapt.training.trials import Entry, train_entries
 from extract.sources.open_source import SampleSplit
 from store.errors import JobError, UserError
 
@@ -45,12 +46,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The trials that are trained for a measurement, in order."""
     found: list[dict[str, Any]] = []
 
-    def counted(method: MethodConfig, trials: Sequence[Trial], *rest: Any, checkpoint: Path, **more: Any) -> Trained:
-        if checkpoint.name.startswith("intrinsic"):  # not a trial of the job itself
-            found.extend({"method": method.name, "lr": trial.lr, **trial.options.model_dump()} for trial in trials)
-        return train_trials(method, trials, *rest, checkpoint=checkpoint, **more)
+    def counted(entries: Sequence[Entry], *rest: Any) -> list[Candidate]:
+        found.extend(
+            {"method": entry.method, "lr": entry.trial.lr, **entry.trial.options.model_dump()} for entry in entries
+        )
+        return train_entries(entries, *rest)
 
-    monkeypatch.setattr("adapt.job.trial_run.train_trials", counted)
+    monkeypatch.setattr("adapt.job.training_job.train_entries", counted)  # the trials of a job are trained elsewhere
     return found
 
 
@@ -141,7 +143,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(
     config = tiny_config("train.epochs=1")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "adapt.job.training_job._describe",
+            "adapt.job.training_job.describe",
             lambda trial: sys.exit() if getattr(trial.options, "dim", 0) == 16 else "",
         )
         with pytest.raises(SystemExit):

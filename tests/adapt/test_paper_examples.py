@@ -11,7 +11,8 @@ import torch
 import torchvision
 
 from adapt.config.load_config import load_config
-from adapt.config.pipeline import Config, MethodConfig
+from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.registry import build_model, find_method
 from adapt.methods.trained_parameters import count_params

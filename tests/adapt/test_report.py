@@ -13,6 +13,7 @@ from adapt.report.chart import chart
 from adapt.report.chart_labels import Box, place_label
 from adapt.report.comparison import comparisons_of, headline
 from adapt.report.page import write_report
+from adapt.report.reported_rows import ReportedRows
 from adapt.report.seed_averages import summarize
 from adapt.run_dir.results import COLUMNS, Column, Row, declared_columns
 from store.errors import UserError
@@ -27,7 +28,7 @@ ROWS = [
 
 
 def page(tmp_path, rows: list[Row], **options) -> str:
-    return write_report(tmp_path, rows, **options).read_text(encoding="utf-8")
+    return write_report(tmp_path, ReportedRows.of_run(tmp_path, rows), **options).read_text(encoding="utf-8")
 
 
 def multi_label(row: Row) -> Row:
@@ -35,9 +36,9 @@ def multi_label(row: Row) -> Row:
     return row.model_copy(update={**gone, "mean_average_precision": row.top1})
 
 
-def test_table_shows_accuracy_cost_and_parameters():
+def test_table_shows_accuracy_parameters_and_costs():
     losa = next(line for line in terminal(ROWS).splitlines() if line.strip().startswith("losa"))
-    assert " ".join(losa.split()) == "losa 96.00 ± 1.41 4.00 64,321 7,690 0.412 5,432 300 1.53"
+    assert " ".join(losa.split()) == "losa 96.00 ± 1.41 64,321 7,690 0.412 5,432 300 1.53"
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -145,7 +146,7 @@ def test_results_on_other_samples_are_not_compared(tmp_path):
 
 def test_report_holds_figures_config_and_trials(tmp_path):
     text = page(tmp_path, ROWS, config_text="name: digits & co")
-    assert write_report(tmp_path, ROWS) == tmp_path / "report.html"
+    assert write_report(tmp_path, ReportedRows.of_run(tmp_path, ROWS)) == tmp_path / "report.html"
     for expected in ("96.00 ± 1.41", "64,321", "name: digits &amp; co", "losa-2", "times its error"):
         assert expected in text
 
@@ -232,7 +233,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
 
 def test_report_without_rows_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no results to report in .*: run `sidecache run` first"):
-        write_report(tmp_path, [])
+        write_report(tmp_path, ReportedRows(rows=[]))
 
 
 @given(st.lists(st.tuples(st.floats(60, 500), st.floats(40, 280), st.floats(10, 120)), max_size=8))

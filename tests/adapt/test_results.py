@@ -8,13 +8,13 @@ import statistics
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from result_rows import PLAIN_ROW
 
 from adapt.report.seed_averages import Stat, summarize
 from adapt.run_dir.files import with_checksum
-from adapt.run_dir.results import Row, read_results, write_results
+from adapt.run_dir.results import Row, in_order, read_results, write_results
 from store.errors import JobError, UserError
 from store.local import durable_files as durable
 
@@ -96,7 +96,7 @@ def test_a_text_that_is_no_formula_is_itself_in_the_csv(tmp_path):
     names = ["digits", "a=b", "'quoted'", "", "x-1", " =1"]
     write_results(tmp_path, [make_row(name, dataset=name) for name in names])
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
-        assert [cells["dataset"] for cells in csv.DictReader(file)] == names
+        assert [cells["dataset"] for cells in csv.DictReader(file)] == sorted(names)
 
 
 def test_a_crash_while_writing_leaves_the_old_file_and_no_temporary_ones(tmp_path, monkeypatch):
@@ -169,10 +169,30 @@ def test_one_seed_has_no_deviation():
 
 
 @given(st.permutations(range(6)))
-def test_order_of_rows_changes_order_of_groups_only(order):
+def test_order_of_rows_changes_nothing(order):
     rows = [make_row(str(i), seed=i % 3, options={"rank": 8 * (i // 3)}, top1=float(i)) for i in range(6)]
-    shuffled = summarize([rows[i] for i in order])
-    assert sorted(shuffled, key=lambda s: s.label) == sorted(summarize(rows), key=lambda s: s.label)
+    assert summarize([rows[i] for i in order]) == summarize(rows)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(6)))
+def test_files_do_not_depend_on_the_order_in_which_trials_finish(tmp_path_factory, order):
+    rows = [make_row(str(i), seed=i % 3, options={"rank": 8 * (i // 3)}) for i in range(6)]
+    folder = tmp_path_factory.mktemp("run")
+    for number in order:
+        write_results(folder, [rows[number]])
+    assert read_results(folder) == rows
+
+
+def test_methods_come_in_the_given_order_and_others_by_name():
+    rows = [make_row(name, method=name) for name in ("bitfit", "lora", "losa", "full")]
+    assert [row.method for row in in_order(rows, ["losa", "full", "losa"])] == ["losa", "full", "bitfit", "lora"]
+
+
+def test_options_come_by_value_and_numbers_before_texts():
+    values = [None, "a", 10, 9.5, [2], 2]
+    rows = [make_row(str(i), options={"rank": value}) for i, value in enumerate(values)]
+    assert [row.options["rank"] for row in in_order(rows)] == [2, 9.5, 10, "a", [2], None]
 
 
 def test_groups_are_dataset_backbone_method_and_options():
@@ -184,7 +204,7 @@ def test_groups_are_dataset_backbone_method_and_options():
         make_row("e", options={"rank": 4}),
         make_row("f", seed=1),
     ]
-    assert [len(summary.seeds) for summary in summarize(rows)] == [2, 1, 1, 1, 1]
+    assert [len(summary.seeds) for summary in summarize(rows)] == [1, 1, 1, 2, 1]
 
 
 def test_order_of_options_makes_no_group():
@@ -196,10 +216,10 @@ def test_a_label_names_the_options_that_differ():
     options = [{"rank": 8, "mix": True, "pool": "cls"}, {"rank": 4, "mix": True, "pool": "cls"}, {"mix": True}]
     rows = [make_row(str(i), options=o) for i, o in enumerate(options)]
     assert [s.label for s in summarize([*rows, make_row("x", method="lora")])] == [
-        "losa rank=8 pool=cls",
-        "losa rank=4 pool=cls",
-        "losa",
         "lora",
+        "losa",
+        "losa rank=4 pool=cls",
+        "losa rank=8 pool=cls",
     ]
 
 

@@ -19,6 +19,7 @@ from adapt.training.candidate import Candidate
 from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
 from adapt.training.newton import LinearProblem
 from adapt.training.objective import Objective, make_objective
+from adapt.training.seed_rows import SeedRows
 from store.errors import JobError
 
 DECAYS = (1e-3, 1.0, 0.03)
@@ -33,8 +34,13 @@ def draw(total: int = 200) -> tuple[Tensor, Tensor]:
     return features, labels
 
 
+def probe(decay: float) -> Candidate:
+    data = SeedRows(seed=0, rows=np.arange(200), val_rows=np.arange(50), objective=Objective(multi_label=False))
+    return Candidate(build("linear_probe", {"pool": "mean"}), None, decay, data=data, method="linear_probe")
+
+
 def probes() -> list[Candidate]:
-    return [Candidate(build("linear_probe", {"pool": "mean"}), None, decay) for decay in DECAYS]
+    return [probe(decay) for decay in DECAYS]
 
 
 def pooled(labels: Tensor, features: Tensor) -> ProbeData:
@@ -69,7 +75,7 @@ def test_a_solution_does_not_depend_on_the_others_of_the_search() -> None:
 
 def excess_loss(features: Tensor, labels: Tensor, decay: float) -> float:
     """Our loss above that of scikit-learn at its tightest tolerance, as a fraction of it."""
-    candidate = Candidate(build("linear_probe", {"pool": "mean"}), None, decay)
+    candidate = probe(decay)
     solve_heads([candidate], pooled(labels, features), Objective(multi_label=False), "solving")
     theirs = LogisticRegression(C=1 / (len(labels) * decay), tol=1e-10, max_iter=100_000)
     theirs.fit(features.double().numpy(), labels.numpy())
@@ -142,7 +148,7 @@ def test_the_optimum_is_the_same_whether_rows_are_converted_at_once_or_in_parts(
 
 def test_without_weight_decay() -> None:
     features, labels = draw()
-    candidate = Candidate(build("linear_probe", {"pool": "mean"}), None, 0.0)
+    candidate = probe(0.0)
     solve_heads([candidate], pooled(labels, features), Objective(multi_label=False), "solving")
     theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=100_000).fit(features.double().numpy(), labels.numpy())
     ours = readout_of(candidate).classify(features).softmax(dim=1).detach().numpy()
@@ -151,7 +157,7 @@ def test_without_weight_decay() -> None:
 
 def solve_one(features: Tensor, labels: Tensor, decay: float, multi_label: bool = False, balanced: bool = False) -> Any:
     """The candidate, and the warnings."""
-    candidate = Candidate(build("linear_probe", {"pool": "mean"}), None, decay)
+    candidate = probe(decay)
     objective = make_objective(labels, CLASSES, multi_label, balanced)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

@@ -1,18 +1,19 @@
 """The training loop: results depend on the seed alone, the best epoch is kept, and interrupted runs resume."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from method_cases import build, make_spec
+from hypothesis import given
+from hypothesis import strategies as st
+from made_features import MadeFeatures, make_candidate, make_rows, metrics_of, train
+from method_cases import build
 from torch import Tensor
 
 import adapt.training.checkpoint
@@ -20,73 +21,44 @@ import adapt.training.loop
 from adapt.training.candidate import Candidate
 from adapt.training.checkpoint import Checkpoint, TrainingProgress
 from adapt.training.distributed import World
-from adapt.training.loop import Loop, Settings, TrainingTask, evaluate_split, fit, predict_logits
-from adapt.training.objective import Objective, class_weights, make_objective
+from adapt.training.evaluation import predict_logits, predict_split
+from adapt.training.loop import Loop, TrainingPass
+from adapt.training.metrics import evaluate
+from adapt.training.objective import Objective, class_weights
 from adapt.training.optimizer import make_optimizer, make_schedule
-from adapt.training.validation_split import draw_validation
+from adapt.training.row_draw import RowDraw, draw_rows
+from adapt.training.seed_part import PartRows, SeedPart, SeedParts
+from adapt.training.settings import Settings
+from adapt.training.stacks import CandidateStack
 from store.errors import JobError, UserError
 
-SETTINGS = Settings(epochs=4, batch_size=8, seed=1)
+SETTINGS = Settings(epochs=4, batch_size=8)
 PLAIN = Objective(multi_label=False)
+FEATURES = MadeFeatures()
+ROWS = make_rows(FEATURES)
 
 
-class MadeFeatures:
-    """Tokens with the class in one patch: hard for a probe of the mean, easy for LoSA."""
-
-    kind = "made"
-    at_once, views = 32, 1
-
-    def __init__(self, total: int = 60, multi_label: bool = False) -> None:
-        draw = torch.Generator().manual_seed(0)
-        self.spec, self.device, self.num_classes, self.multi_label = make_spec(), torch.device("cpu"), 5, multi_label
-        self._labels = torch.randint(0, 5, (total,), generator=draw)
-        shape = (total, self.spec.layout.num_tokens, self.spec.dim)
-        self._tokens = {layer: torch.randn(shape, generator=draw) for layer in self.spec.layers}
-        for values in self._tokens.values():
-            values[torch.arange(total), 1, self._labels] += 6.0
-        if multi_label:
-            self._labels = torch.nn.functional.one_hot(self._labels, 5).to(torch.uint8)
-
-    def labels(self, split: str) -> Tensor:
-        return self._labels
-
-    def samples_at_once(self, layers: Sequence[int]) -> int:
-        return self.at_once
-
-    def for_epoch(self, seed: int, epoch: int) -> "MadeFeatures":
-        return self
-
-    def batches(
-        self, split: str, groups: Sequence[np.ndarray], layers: Sequence[int], together: int = 1
-    ) -> Iterator[tuple[np.ndarray, Any]]:
-        for rows in groups:
-            yield rows, {layer: self._tokens[layer][torch.from_numpy(rows)] for layer in layers}
+def candidate(lr: float = 0.01, **options: Any) -> Candidate:
+    return make_candidate(ROWS, lr, **options)
 
 
-def candidate(lr: float = 0.01, method: str = "losa", **options: Any) -> Candidate:
-    torch.manual_seed(0)
-    options = {"rank": 4, "token_rank": 2, "pool": "mean"} | options if method == "losa" else options
-    return Candidate(build(method, options), lr, 0.01)
-
-
-def task_of(features: MadeFeatures, objective: Objective = PLAIN) -> TrainingTask:
-    rows, val_rows = draw_validation(features.labels("train"), 0.25, seed=0)
-    return TrainingTask(features=features, rows=rows, val_rows=val_rows, objective=objective)
+def loop_of(*candidates: Candidate) -> Loop:
+    return Loop(TrainingPass(candidates=candidates, inputs=FEATURES, settings=SETTINGS))
 
 
 def test_training_learns() -> None:
-    features, trained = MadeFeatures(), candidate()
-    fit([trained], task_of(features), Settings(epochs=15, batch_size=8, seed=0))
+    trained = candidate()
+    train([trained], FEATURES, Settings(epochs=15, batch_size=8))
     assert trained.score > 60  # chance is 20
-    assert evaluate_split(trained.model, features, "train").top1 > 80
+    assert metrics_of(trained, FEATURES).top1 > 80
 
 
 def test_one_seed_gives_the_same_bits_and_another_gives_others() -> None:
-    features = MadeFeatures()
+    """Also where the rows of the seeds are the same: dropout differs."""
     models = []
     for seed in (1, 1, 2):
-        trained = candidate(dropout=0.2)
-        fit([trained], task_of(features), Settings(epochs=2, batch_size=8, seed=seed))
+        trained = make_candidate(replace(ROWS, seed=seed), dropout=0.2)
+        train([trained], FEATURES, Settings(epochs=2, batch_size=8))
         models.append(trained.model.state_dict())
     same, other = ([torch.equal(models[0][name], models[k][name]) for name in models[0]] for k in (1, 2))
     assert all(same)
@@ -94,29 +66,28 @@ def test_one_seed_gives_the_same_bits_and_another_gives_others() -> None:
 
 
 def test_candidates_in_one_pass_train_as_they_would_alone() -> None:
-    features = MadeFeatures()
     together = [candidate(0.01), candidate(0.001), candidate(0.03)]
-    fit(together, task_of(features), SETTINGS)
+    train(together, FEATURES, SETTINGS)
     for trained in together:
+        assert trained.lr
         alone = candidate(trained.lr)
-        fit([alone], task_of(features), SETTINGS)
+        train([alone], FEATURES, SETTINGS)
         assert (alone.score, alone.loss, alone.best_epoch) == (trained.score, trained.loss, trained.best_epoch)
 
 
 def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
     features, trained = MadeFeatures(), candidate(lr=0.01)
-    task = task_of(features)
-    mislabeled = torch.from_numpy(task.val_rows[::3])  # so that no epoch scores on validation as on training rows
-    features.labels("train")[mislabeled] = (features.labels("train")[mislabeled] + 1) % 5
-    fit([trained], task, Settings(epochs=8, batch_size=8, seed=0))
-    logits = predict_logits([trained.model], features, "train", task.val_rows)[0]
-    accuracy = 100 * (logits.argmax(1) == features.labels("train")[torch.from_numpy(task.val_rows)]).float().mean()
+    mislabeled = torch.from_numpy(ROWS.val_rows[::3])  # so that no epoch scores on validation as on training rows
+    features.of_rows[mislabeled] = (features.of_rows[mislabeled] + 1) % 5
+    train([trained], features, Settings(epochs=8, batch_size=8))
+    (logits,) = predict_logits([trained], features, "train", [ROWS.val_rows])
+    accuracy = 100 * (logits.argmax(1) == features.of_rows[torch.from_numpy(ROWS.val_rows)]).float().mean()
     assert float(accuracy) == pytest.approx(trained.score)
 
 
 def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if later epochs were worse."""
-    features, trained, states, scores = MadeFeatures(), candidate(), [], iter([1.0, 3.0, 2.0, 0.0])
+    trained, states, scores = candidate(), [], iter([1.0, 3.0, 2.0, 0.0])
     judge = Objective.judge
 
     def judged(*args: Any) -> tuple[float, float]:
@@ -124,7 +95,7 @@ def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyP
         return next(scores), judge(*args)[1]
 
     monkeypatch.setattr(Objective, "judge", judged)
-    fit([trained], task_of(features), SETTINGS)
+    train([trained], FEATURES, SETTINGS)
     left = trained.trained_state()
     assert trained.best_epoch == 2
     assert all(torch.equal(left[name], states[1][name]) for name in left)
@@ -138,40 +109,74 @@ class OneOfTwo(World):
         pass
 
 
+@pytest.fixture
+def dropout_seeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds of dropout of all parts that were trained on, in order."""
+    seeds: list[int] = []
+    add_gradients = CandidateStack.add_gradients
+
+    def watched(stack: CandidateStack, part: SeedPart) -> None:
+        seeds.append(part.random_seed)
+        add_gradients(stack, part)
+
+    monkeypatch.setattr(CandidateStack, "add_gradients", watched)
+    return seeds
+
+
+def test_processes_draw_the_dropout_that_a_single_one_draws_for_the_same_parts(
+    monkeypatch: pytest.MonkeyPatch, dropout_seeds: list[int]
+) -> None:
+    """So no two of them draw the same."""
+    drawn = []
+    for here in (World(0, 1), OneOfTwo(0, 2), OneOfTwo(1, 2)):
+        monkeypatch.setattr(adapt.training.loop, "world", lambda here=here: here)
+        train([candidate(dropout=0.2)], FEATURES, replace(SETTINGS, grad_accumulation=2))
+        drawn.append(dropout_seeds.copy())
+        dropout_seeds.clear()
+    single, *shares = drawn
+    assert len(set(single)) == len(single)
+    assert sorted(single) == sorted(shares[0] + shares[1])
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 40)] * 4), min_size=2, max_size=20, unique=True))
+def test_every_seed_epoch_step_and_part_has_a_dropout_of_its_own(numbers: list[tuple[int, int, int, int]]) -> None:
+    seeds = set()
+    for seed, epoch, step, number in numbers:
+        parts = SeedParts(replace(ROWS, seed=seed), FEATURES.labels("train"), FEATURES.device)
+        of = PartRows(ROWS.rows[:8], ROWS.rows[:4], epoch=epoch, step=step, number=number)
+        part = parts.part(of, torch.zeros(4, 3), 0.0)
+        assert part
+        seeds.add(part.random_seed)
+    assert len(seeds) == len(numbers)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_among_others_draws_its_own_dropout_and_the_same_after_an_interruption(
+def test_a_process_among_others_draws_the_same_dropout_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    """The checkpoint is written by rank 0, with the generators of that process."""
-    features, file = MadeFeatures(), tmp_path / "state.pt"
-    ends = []
+    """The checkpoint is written by rank 0."""
+    file, ends = tmp_path / "state.pt", []
+    monkeypatch.setattr(adapt.training.loop, "world", lambda: OneOfTwo(rank, 2))
     for stops in (False, True, False):
         trained = candidate(dropout=0.2)
-        monkeypatch.setattr(adapt.training.loop, "world", lambda: OneOfTwo(rank, 2))
         with monkeypatch.context() as patch:
             if stops:
                 patch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
                 patch.setattr(adapt.training.checkpoint, "_SHARE_OF_TIME", 1e9)
-                patch.setattr(Loop, "validate", stop_at(Loop.validate, 2))
+                patch.setattr(Loop, "end_epoch", stop_at(Loop.end_epoch, 2))
             with contextlib.suppress(KeyboardInterrupt):
-                fit([trained], task_of(features), SETTINGS, file if ends else None)
-        if stops:
-            torch.save({**torch.load(file), "rng": [torch.Generator().manual_seed(9).get_state()]}, file)
+                train([trained], FEATURES, SETTINGS, checkpoint=file if ends else None)
         ends.append(trained.model.state_dict())
     whole, _, resumed = ends
+    assert file.exists()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    other = candidate(dropout=0.2)
-    monkeypatch.setattr(adapt.training.loop, "world", lambda: OneOfTwo(1 - rank, 2))
-    monkeypatch.setattr(OneOfTwo, "shard", lambda self, parts: list(parts[rank::2]))  # the same samples
-    fit([other], task_of(features), SETTINGS)
-    assert not all(torch.equal(whole[name], values) for name, values in other.model.state_dict().items())
 
 
-def stop_at(validate: Callable[..., None], epoch: int) -> Callable[..., None]:
-    def stopped(loop: Loop, rows: np.ndarray, current: int) -> None:
+def stop_at(end_epoch: Callable[..., None], epoch: int) -> Callable[..., None]:
+    def stopped(loop: Loop, current: int) -> None:
         if current == epoch:
             raise KeyboardInterrupt
-        validate(loop, rows, current)
+        end_epoch(loop, current)
 
     return stopped
 
@@ -181,10 +186,9 @@ def stop_at(validate: Callable[..., None], epoch: int) -> Callable[..., None]:
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: tuple[int, int], shuffle_block: int
 ) -> None:
-    features, file = MadeFeatures(), tmp_path / "state.pt"
-    settings = replace(SETTINGS, shuffle_block=shuffle_block)
+    file, settings = tmp_path / "state.pt", replace(SETTINGS, shuffle_block=shuffle_block)
     whole, resumed = candidate(dropout=0.2), candidate(dropout=0.2)
-    fit([whole], task_of(features), settings)
+    train([whole], FEATURES, settings)
     save = Checkpoint.save
 
     def save_then_stop(checkpoint: Checkpoint, progress: TrainingProgress) -> None:
@@ -196,18 +200,46 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     monkeypatch.setattr(adapt.training.checkpoint, "_SHARE_OF_TIME", 1e9)
     monkeypatch.setattr(Checkpoint, "save", save_then_stop)
     with pytest.raises(KeyboardInterrupt):
-        fit([candidate(dropout=0.2)], task_of(features), settings, file)
+        train([candidate(dropout=0.2)], FEATURES, settings, checkpoint=file)
     monkeypatch.setattr(Checkpoint, "save", save)
     assert file.exists()
-    fit([resumed], task_of(features), settings, file)
+    losses: list[float] = []
+    train([resumed], FEATURES, settings, checkpoint=file, on_epoch=lambda each: losses.append(each.train_loss))
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (resumed.score, resumed.best_epoch) == (whole.score, whole.best_epoch)
+    assert len(losses) == settings.epochs - stop_after[0]
+
+
+def test_the_training_loss_of_an_epoch_is_the_same_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, resumed, once = list[float](), list[float](), iter([True])
+    monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(adapt.training.checkpoint, "_SHARE_OF_TIME", 1e9)
+    train([candidate()], FEATURES, SETTINGS, on_epoch=lambda each: whole.append(each.train_loss))
+    save = Checkpoint.save
+
+    def save_then_stop(checkpoint: Checkpoint, progress: TrainingProgress) -> None:
+        save(checkpoint, progress)
+        if (progress.epochs, progress.steps) == (2, 3) and next(once, False):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", save_then_stop)
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            train(
+                [candidate()],
+                FEATURES,
+                SETTINGS,
+                checkpoint=tmp_path / "state.pt",
+                on_epoch=lambda each: resumed.append(each.train_loss),
+            )
+    assert resumed == pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
     checkpoint = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
     checkpoint.save(TrainingProgress(1))
     fresh = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu"))
@@ -219,15 +251,10 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monke
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
 
 
-def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_named(tmp_path: Path) -> None:
     """It raises two errors: at the write, and when it closes the archive."""
-    monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(
-        adapt.training.checkpoint, "_generators", lambda _: [mock.Mock(get_state=lambda: torch.zeros(10**6))]
-    )
-    checkpoint, limits = Checkpoint(tmp_path / "state.pt", [], torch.device("cpu")), getrlimit(RLIMIT_FSIZE)
+    large = loop_of(candidate(rank=20_000)).states
+    checkpoint, limits = Checkpoint(tmp_path / "state.pt", large, torch.device("cpu")), getrlimit(RLIMIT_FSIZE)
     setrlimit(RLIMIT_FSIZE, (2**20, limits[1]))
     try:
         with pytest.raises(JobError, match=r"the checkpoint .*state\.pt cannot be written \(File too large\)"):
@@ -239,18 +266,25 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_named(
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"no checkpoint")
-    features = MadeFeatures()
     with pytest.raises(JobError, match=r"the checkpoint .*state\.pt is damaged; delete it to start again"):
-        fit([candidate()], task_of(features), SETTINGS, tmp_path / "state.pt")
+        train([candidate()], FEATURES, SETTINGS, checkpoint=tmp_path / "state.pt")
 
 
-def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checkpoint_of_other_candidates_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    Checkpoint(file, loop_of(candidate()).states, torch.device("cpu")).save(TrainingProgress(1))
+    for others in ([], [candidate(), candidate()], [candidate(rank=3)]):
+        states = loop_of(*others).states if others else []
+        with pytest.raises(JobError, match="is damaged; delete it to start again"):
+            Checkpoint(file, states, torch.device("cpu")).load()
+
+
+def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path) -> None:
     """Torch does not verify the CRC-32 of a record when it reads."""
-    monkeypatch.setattr(adapt.training.checkpoint, "_SAVE_EVERY_SECONDS", 0.0)
     file, draw = tmp_path / "state.pt", np.random.default_rng(0)
 
     def checkpoint() -> tuple[Checkpoint, Loop]:
-        loop = Loop([candidate()], task_of(MadeFeatures()), SETTINGS)
+        loop = loop_of(candidate())
         return Checkpoint(file, loop.states, torch.device("cpu")), loop
 
     written, saved = checkpoint()
@@ -278,14 +312,28 @@ def test_no_flipped_bit_of_a_checkpoint_changes_a_run(tmp_path: Path, monkeypatc
 
 
 def test_a_rate_that_diverges_loses_and_alone_ends_early() -> None:
-    features = MadeFeatures()
     wild, tame = candidate(1e30), candidate(0.01)
-    fit([wild, tame], task_of(features), SETTINGS)
+    train([wild, tame], FEATURES, SETTINGS)
     assert tame.rank > wild.rank
-    alone, epochs = candidate(1e30), []
+    assert (tame.epochs, wild.epochs) == (4, 1)
+    features, alone, epochs = MadeFeatures(), candidate(1e30), []
     features.for_epoch = lambda _, epoch: epochs.append(epoch) or features  # type: ignore[method-assign, func-returns-value]
-    fit([alone], task_of(features), SETTINGS)
-    assert (alone.score, epochs) == (-np.inf, [0])
+    train([alone], features, SETTINGS)
+    assert (alone.score, alone.diverged, epochs) == (-np.inf, True, [0])
+
+
+def test_a_candidate_that_diverges_later_keeps_its_best_epoch_and_takes_no_further_step() -> None:
+    lost, steady = candidate(0.01), candidate(0.001)
+
+    def break_it(each: Candidate) -> None:
+        if each is lost and each.epochs == 2:
+            with torch.no_grad():
+                each.model.readout.head.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
+
+    train([lost, steady], FEATURES, SETTINGS, on_epoch=break_it)
+    assert (lost.active, lost.diverged, lost.epochs, steady.epochs) == (False, False, 3, 4)
+    assert lost.best_epoch <= 2
+    assert all(torch.isfinite(tensor).all() for tensor in lost.trained_state().values())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -293,12 +341,10 @@ def test_a_rate_that_diverges_loses_and_alone_ends_early() -> None:
 @pytest.mark.parametrize("balanced", [False, True])
 def test_every_kind_of_task_trains(optimizer: str, multi_label: bool, balanced: bool) -> None:
     features = MadeFeatures(multi_label=multi_label)
-    trained = candidate(lr=0.01 if optimizer == "adamw" else 0.1)
-    settings = Settings(epochs=25, batch_size=8, seed=0, optimizer=optimizer, balance_classes=balanced)
-    labels = features.labels("train")[torch.from_numpy(task_of(features).rows)]
-    task = task_of(features, make_objective(labels, 5, multi_label, balanced))
-    fit([trained], task, settings)
-    metrics = evaluate_split(trained.model, features, "train")
+    trained = make_candidate(make_rows(features, balanced=balanced), lr=0.01 if optimizer == "adamw" else 0.1)
+    settings = Settings(epochs=25, batch_size=8, optimizer=optimizer, balance_classes=balanced)  # type: ignore[arg-type]
+    train([trained], features, settings)
+    metrics = metrics_of(trained, features)
     assert (metrics.mean_average_precision if multi_label else metrics.top1) > 50  # chance is 20
 
 
@@ -306,13 +352,11 @@ def test_every_kind_of_task_trains(optimizer: str, multi_label: bool, balanced: 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(multi_label: bool, balanced: bool) -> None:
     features = MadeFeatures(multi_label=multi_label)
-    labels = features.labels("train")[torch.from_numpy(task_of(features).rows)]
-    task = task_of(features, make_objective(labels, 5, multi_label, balanced))
-    states = []
+    data, states = make_rows(features, balanced=balanced), []
     for at_once in (32, 3):
-        features.at_once, trained = at_once, candidate()
-        settings = Settings(epochs=2, batch_size=8, seed=0, optimizer="sgd", balance_classes=balanced)
-        fit([trained], task, settings)
+        features.at_once, trained = at_once, make_candidate(data)
+        settings = Settings(epochs=2, batch_size=8, optimizer="sgd", balance_classes=balanced)
+        train([trained], features, settings)
         states.append(trained.model.state_dict())
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6)
@@ -335,15 +379,14 @@ def test_the_schedule_warms_up_and_ends_near_zero() -> None:
 
 
 def test_every_step_is_taken_at_the_rate_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, trained, rates = MadeFeatures(), candidate(0.01), []
+    trained, rates = candidate(0.01), []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(
         torch.optim.AdamW, "step", lambda it, *args: rates.append(it.param_groups[0]["lr"]) or step(it, *args)
     )
-    task = task_of(features)
-    fit([trained], task, SETTINGS)
+    train([trained], FEATURES, SETTINGS)
     factor = make_schedule(len(rates), SETTINGS.warmup)
-    assert len(rates) == SETTINGS.epochs * -(-len(task.rows) // SETTINGS.batch_size)
+    assert len(rates) == SETTINGS.epochs * -(-len(ROWS.rows) // SETTINGS.batch_size)
     assert rates == pytest.approx([0.01 * factor(number) for number in range(len(rates))])
 
 
@@ -365,37 +408,56 @@ def test_weight_decay_spares_vectors(name: str) -> None:
 
 def test_mixup_trains_on_mixtures_of_images_and_of_their_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     share, order = 0.75, torch.tensor([1, 2, 0])
-    loop, model = Loop([candidate()], task_of(MadeFeatures()), SETTINGS), torch.nn.Linear(4, 5)
-    monkeypatch.setattr(loop, "_candidates", [SimpleNamespace(model=model)])
-    monkeypatch.setattr(loop, "_draw_mixup", lambda size: (share, order))
-    images, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
-    loop._add_gradients(images, labels, labels)
+    rows, model = ROWS.rows[:3], torch.nn.Linear(4, 5)
+    monkeypatch.setattr(SeedParts, "_draw_mixup", lambda *_: (share, order))
+    images, labels = torch.randn(3, 4), FEATURES.labels("train")[torch.from_numpy(rows)]
+    of = PartRows(rows, rows, epoch=0, step=0, number=0)
+    part = SeedParts(ROWS, FEATURES.labels("train"), FEATURES.device).part(of, images, 0.5)
+    assert part
+    (found,) = torch.autograd.grad(part.loss(model(part.inputs)), [model.weight])
     logits = model(share * images + (1 - share) * images[order])
     loss = share * PLAIN(logits, labels, labels) + (1 - share) * PLAIN(logits, labels[order], labels)
     (expected,) = torch.autograd.grad(loss, [model.weight])
-    assert torch.allclose(model.weight.grad, expected, atol=1e-7)
+    assert torch.allclose(found, expected, atol=1e-7)
+
+
+def test_mixup_is_drawn_again_for_every_part_and_the_same_for_the_same_part() -> None:
+    parts, images = SeedParts(ROWS, FEATURES.labels("train"), FEATURES.device), torch.randn(8, 4)
+    of = PartRows(ROWS.rows[:8], ROWS.rows[:8], epoch=0, step=0, number=0)
+
+    def mixed(of: PartRows) -> Tensor:
+        part = parts.part(of, images, 0.5)
+        assert part
+        inputs: Tensor = part.inputs
+        return inputs
+
+    assert torch.equal(mixed(of), mixed(of))
+    others = [of._replace(epoch=1), of._replace(step=1), of._replace(number=1)]
+    assert not any(torch.equal(mixed(of), mixed(other)) for other in others)
 
 
 def test_evaluation_is_without_dropout() -> None:
-    features, trained = MadeFeatures(), candidate(dropout=0.5)
+    trained = candidate(dropout=0.5)
     with torch.no_grad():
         for tensor in trained.model.parameters():
             tensor.add_(torch.randn_like(tensor))
     trained.model.train()
-    one, other = (predict_logits([trained.model], features, "train", np.arange(60))[0] for _ in range(2))
+    one, other = (predict_logits([trained], FEATURES, "train", [np.arange(60)])[0] for _ in range(2))
     assert torch.equal(one, other)
 
 
 def test_the_views_of_a_sample_are_judged_by_their_mean_logits() -> None:
     features, trained = MadeFeatures(), candidate()
-    fit([trained], task_of(features), SETTINGS)
-    features._labels = features._labels.repeat_interleave(3)[:60]
+    train([trained], features, SETTINGS)
+    features.of_rows = features.of_rows.repeat_interleave(3)[:60]
     features.views = 3
-    (logits,) = predict_logits([trained.model], features, "train", np.arange(60))
+    (logits,) = predict_logits([trained], features, "train", [np.arange(60)])
     right = logits.view(20, 3, 5).mean(dim=1).argmax(dim=1) == features.labels("train")[::3]
     expected = 100 * float(right.float().mean())
     assert expected != 100 * float((logits[::3].argmax(dim=1) == features.labels("train")[::3]).float().mean())
-    assert evaluate_split(trained.model, features, "train").top1 == pytest.approx(expected)
+    (averaged,) = predict_split([trained], features, "train")
+    assert evaluate(averaged, features.labels("train")[::3]).top1 == pytest.approx(expected)
+    assert Objective(multi_label=False, views=3).judge(logits, features.labels("train"))[0] == pytest.approx(expected)
 
 
 def test_without_warm_up_the_first_step_is_whole() -> None:
@@ -405,13 +467,13 @@ def test_without_warm_up_the_first_step_is_whole() -> None:
 
 def test_validation_keeps_every_class_in_its_share_and_comes_from_the_seed() -> None:
     labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 5)
-    rows, val_rows = draw_validation(labels, 0.2, seed=0)
+    rows, val_rows = draw_rows(labels, RowDraw(val_fraction=0.2), seed=0)
     assert np.bincount(labels[torch.from_numpy(val_rows)]).tolist() == [8, 4, 1]
     assert sorted([*rows, *val_rows]) == list(range(65))
-    assert np.array_equal(val_rows, draw_validation(labels, 0.2, seed=0)[1])
-    assert not np.array_equal(val_rows, draw_validation(labels, 0.2, seed=1)[1])
+    assert np.array_equal(val_rows, draw_rows(labels, RowDraw(val_fraction=0.2), seed=0)[1])
+    assert not np.array_equal(val_rows, draw_rows(labels, RowDraw(val_fraction=0.2), seed=1)[1])
 
 
 def test_a_split_too_small_to_validate_on_is_refused() -> None:
     with pytest.raises(UserError, match=r"val_fraction 0.1 of 3 training samples leaves 3 to train on and 0"):
-        draw_validation(torch.tensor([0, 1, 2]), 0.1, seed=0)
+        draw_rows(torch.tensor([0, 1, 2]), RowDraw(val_fraction=0.1), seed=0)

@@ -532,12 +532,6 @@ def test_a_file_that_is_no_parquet_is_refused(images: Path) -> None:
         open_at("parquet", images / "0.png")
 
 
-def test_without_pyarrow_the_remedy_is_named(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"pip install 'sidecache\[parquet\]'"):
-        open_at("parquet", images / "0.png")
-
-
 # --- tars
 
 

@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 
 from rich.console import Console
 
+from adapt.report.comparison import comparisons_of
+from adapt.report.evidence import ReadPredictions, no_predictions
 from adapt.report.seed_averages import summarize
 from adapt.report.table import print_table
 from adapt.run_dir.results import Row
@@ -50,10 +52,10 @@ def make_row(method: str = "losa", seed: int = 0, **changes) -> Row:
     return Row(**{**PLAIN_ROW, **fields, **changes})
 
 
-def terminal(rows: list[Row], width: int = 100) -> str:
+def terminal(rows: list[Row], width: int = 100, read: ReadPredictions = no_predictions) -> str:
     """The tables as they are printed in a terminal of this width."""
     console = Console(file=io.StringIO(), width=width)
-    print_table(summarize(rows), console)
+    print_table(comparisons_of(summarize(rows), read), console)
     return console.file.getvalue()
 
 

@@ -57,6 +57,11 @@ class TrappedSplit:
         """See ImageSplit."""
         return self.split.labels
 
+    @property
+    def validation(self) -> Any:
+        """See ImageSplit."""
+        return self.split.validation
+
     def __len__(self) -> int:
         return len(self.split)
 

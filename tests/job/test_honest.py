@@ -24,8 +24,8 @@ from adapt.job.inputs import Inputs
 from adapt.job.training_job import measure_intrinsic_dimension, settings_of
 from adapt.methods.registry import METHODS
 from adapt.training.objective import class_weights
+from adapt.training.row_draw import draw_validation
 from adapt.training.trials import TrainingData, train_trials
-from adapt.training.validation_split import draw_validation
 from extract.sources.open_source import SampleSplit
 from store.errors import JobError
 from store.reader import Store

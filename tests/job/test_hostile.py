@@ -32,6 +32,7 @@ from torch import nn
 
 from adapt.adaptor import Card, card_document, load_adaptor
 from adapt.report.page import write_report
+from adapt.report.reported_rows import ReportedRows
 from extract.backbones.backbone import TimmBackbone, digests, empty_backbone, load_backbone
 from extract.backbones.module_count_limit import limit_module_count
 from extract.config import BackboneConfig, ClipConfig, DataConfig
@@ -614,7 +615,9 @@ def structure(folder: Path, text: Callable[[str], str], given: dict[str, str]) -
         for seed in (0, 1)
     ]
     rows[0] = rows[0].model_copy(update={"trial_id": names["trial_id"] + "!"})
-    page = write_report(folder, rows, config_text=text(given["config"])).read_text(encoding="utf-8")
+    page = write_report(folder, ReportedRows.of_run(folder, rows), config_text=text(given["config"])).read_text(
+        encoding="utf-8"
+    )
     assert not set("\0\x1b\u202e\u2066").intersection(page)
     return [(tag, list(attributes)) for tag, attributes in Tags(page).found]
 
@@ -634,7 +637,7 @@ def test_no_text_becomes_an_element_or_an_attribute(
 
 def test_the_name_of_the_run_is_a_text_like_any_other(tmp_path: Path) -> None:
     folder = tmp_path / "<script>alert(1)<\u202escript>"
-    page = write_report(folder, [make_row()]).read_text(encoding="utf-8")
+    page = write_report(folder, ReportedRows.of_run(folder, [make_row()])).read_text(encoding="utf-8")
     assert Tags(page).named("script") == []
     assert "\\u202escript" in page
 
@@ -642,7 +645,7 @@ def test_the_name_of_the_run_is_a_text_like_any_other(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows file names that are not UTF-8")
 def test_a_run_in_a_folder_that_is_not_utf8_has_its_report(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
-    assert "\\udcff" in write_report(folder, [make_row()]).read_text(encoding="utf-8")
+    assert "\\udcff" in write_report(folder, ReportedRows.of_run(folder, [make_row()])).read_text(encoding="utf-8")
 
 
 def test_the_terminal_obeys_no_name() -> None:

@@ -16,7 +16,7 @@ import zarr
 from small_store import DIM, LAYERS, RMS, SIZES, TAIL, TOKENS, expected, listing
 from torch.utils.data import DataLoader
 
-from store import reader
+from store import row_indices
 from store.config import Compressor, Dtype
 from store.errors import JobError, UserError
 from store.inspect import describe_store, print_store
@@ -107,7 +107,7 @@ def test_rows_that_do_not_exist_are_refused(store: Store, rows: Any) -> None:
 @pytest.mark.parametrize("rows", [[0.5], ["0"], [[0]], np.zeros(5, bool)])
 def test_rows_of_another_kind_are_refused_where_types_go_unchecked(rows: Any) -> None:
     with pytest.raises(UserError, match="indices from 0 to 4 in 'train', got"):
-        inspect.unwrap(reader._check_indices)(rows, 5, "train")
+        inspect.unwrap(row_indices.check_indices)(rows, 5, "train")
 
 
 def test_an_unknown_split_or_layer_names_what_is_legal(store: Store) -> None:

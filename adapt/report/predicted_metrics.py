@@ -1,0 +1,11 @@
+"""Computes the metrics of a trial from its predictions."""
+
+import torch
+
+from adapt.run_dir.predictions import Predictions
+from adapt.training.metrics import Metrics, evaluate
+
+
+def metrics_of(predictions: Predictions) -> Metrics:
+    """The metrics that `adapt.training.metrics.evaluate` gives for these logits and labels."""
+    return evaluate(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels))

@@ -1,0 +1,61 @@
+"""The interface of what the training loop reads: features or images by row."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from adapt.methods.feature_spec import TokenBatch
+from adapt.training.batch_order import Rows
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What the loop needs of features, or of images."""
+
+    device: torch.device
+
+    @property
+    def views(self) -> int:
+        """Consecutive rows that show the same sample."""
+        ...
+
+    def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
+        """Labels by row."""
+        ...
+
+    def samples_at_once(self, layers: Sequence[int]) -> int:
+        """How many samples fit into memory in one forward and backward pass."""
+        ...
+
+    def part_size(self, layers: Sequence[int]) -> int:
+        """How many samples of a batch are trained on at once, whatever other candidates read."""
+        ...
+
+    def for_epoch(self, seed: int, epoch: int) -> "Batches":
+        """The inputs of one epoch: images may be augmented."""
+        ...
+
+    def batches(
+        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
+    ) -> Iterator[tuple[Rows, Any]]:
+        """(rows, inputs of a model) for every group of rows; `together` groups may be read at once."""
+        ...
+
+
+def as_model_input(values: Any) -> Any:
+    """What a source gives for a group of rows, as models take it: tokens remember what several models compute."""
+    return values if isinstance(values, Tensor) else TokenBatch.of(values)
+
+
+def select(values: Any, index: Int[np.ndarray, "_"], n_rows: int) -> Any:
+    """Some of the rows of tokens, or of images; all of them without a copy."""
+    if len(index) == n_rows:
+        return values
+    if isinstance(values, Tensor):
+        return values[torch.from_numpy(index).to(values.device)]
+    device = next(iter(values.values())).device
+    return values.select(torch.from_numpy(index).to(device))

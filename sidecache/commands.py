@@ -1,0 +1,88 @@
+"""Does what the commands `run`, `plan`, `extract`, `train` and `report` say, for a single job or a study."""
+
+from functools import partial
+from pathlib import Path
+
+import sidecache
+from adapt.config.pipeline import Config
+from adapt.config.study import Study
+from adapt.job.extraction import OnChanged
+from adapt.planning.plan import print_plan
+from adapt.planning.planner import make_plan, parse_bytes
+from adapt.study.plan import plan_study, print_study_plan
+from adapt.study.record import has_record
+from adapt.study.results import StudyResult, read_study_results
+from adapt.training.distributed import world
+from extract.forward.device import configure_process
+from sidecache.messages import log, print_json
+from sidecache.steps import log_extraction, print_results, write_run_report
+from sidecache.studies import extract_study, run_study, train_study
+
+
+def run(job: Config | Study, on_changed: OnChanged) -> None:
+    """Extract, train and report, and print the table."""
+    if isinstance(job, Study):
+        _finish(run_study(job, on_changed=on_changed))
+    else:
+        sidecache.run(job, on_changed=on_changed)
+        print_results(job.run_dir)
+
+
+def extract(job: Config | Study, on_changed: OnChanged) -> None:
+    """Extract what the store, or the store of every part, lacks."""
+    if isinstance(job, Study):
+        extract_study(job, on_changed=on_changed).require_all()
+    else:
+        log_extraction(sidecache.extract(job, on_changed=on_changed), job)
+
+
+def train(job: Config | Study) -> None:
+    """Train and report, and print the table."""
+    if isinstance(job, Study):
+        _finish(train_study(job))
+    else:
+        sidecache.train(job)
+        print_results(job.run_dir)
+
+
+def plan(job: Config | Study, budget: str | None, as_json: bool, title: str) -> None:
+    """Print the plan."""
+    configure_process()
+    n_bytes = None if budget is None else parse_bytes(budget)
+    if isinstance(job, Study):
+        of_study = plan_study(job, n_bytes)
+        show, document = partial(print_study_plan, of_study, title), of_study.document()
+    else:
+        of_job = make_plan(job, n_bytes)
+        show, document = partial(print_plan, of_job, title), of_job.document()
+    if as_json:
+        print_json(document)
+    else:
+        show()
+
+
+def report(run_dir: Path) -> None:
+    """Write report.html again, and print the table."""
+    if has_record(run_dir):
+        result = read_study_results(run_dir)
+        result.write()
+        _print_study(result)
+    else:
+        write_run_report(run_dir)
+        print_results(run_dir)
+
+
+def _finish(result: StudyResult) -> None:
+    """Print the results of a study on rank 0.
+
+    Raises:
+        JobError: parts of it failed; the message has their names and reasons.
+    """
+    if world().is_main_process:
+        _print_study(result)
+    result.require_all()
+
+
+def _print_study(result: StudyResult) -> None:
+    result.print()
+    log(f"results: {result.run_dir / 'results.csv'}, report: {result.run_dir / 'report.html'}")

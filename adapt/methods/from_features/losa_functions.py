@@ -13,14 +13,26 @@ _BYTES_IN_CACHE = 2**22
 _gelu_backward = torch.ops.aten.gelu_backward
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """What hidden units are computed from, without gradient.
+
+    Args:
+        inputs: x of every layer.
+        keep: factors of dropout of every layer, or None.
+    """
+
+    inputs: Sequence[Float[Tensor, "batch read dim"]]
+    keep: Sequence[Float[Tensor, "models rank rows"]] | None
+
+
 class LowRankUnits(torch.autograd.Function):
     """The hidden units h_i = keep_i * GELU(D_i x_i + shift_i + sum_{j<i} C_ij h_j) of all layers, for every model."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        inputs: Sequence[Float[Tensor, "batch read dim"]],
-        keep: Sequence[Float[Tensor, "models rank rows"]] | None,
+        frozen: Frozen,
         down: Float[Tensor, "layers models rank dim"],
         shift: Float[Tensor, "layers models rank"],
         mixing: Float[Tensor, "layers models rank units"],
@@ -29,14 +41,13 @@ class LowRankUnits(torch.autograd.Function):
 
         Args:
             ctx: what is kept for the backward pass.
-            inputs: x of every layer, without gradient.
-            keep: factors of dropout of every layer, or None.
+            frozen: x and keep.
             down: D.
             shift: of the units before GELU.
             mixing: C of every layer, for the units of all layers; those from the layer itself on are not read.
         """
         models, rank = down.shape[1:3]
-        rows = [x.flatten(0, 1) for x in inputs]
+        rows, keep = [x.flatten(0, 1) for x in frozen.inputs], frozen.keep
         layers = zip(rows, down.flatten(1, 2), shift.flatten(1, 2), strict=True)
         before = [torch.addmm(s[:, None], d, x.T).view(models, rank, -1) for x, d, s in layers]
         groups = _groups(models, before)
@@ -74,7 +85,7 @@ class LowRankUnits(torch.autograd.Function):
                     gradient[:, :start].baddbmm_(mixing[layer, group, :, :start].mT, found)
         of_down = [found.flatten(0, 1) @ x for found, x in zip(of_before, ctx.rows, strict=True)]
         of_shift = [found.sum(dim=2) for found in of_before]
-        return None, None, torch.stack(of_down).view(*mixing.shape[:3], -1), torch.stack(of_shift), of_mixing
+        return None, torch.stack(of_down).view(*mixing.shape[:3], -1), torch.stack(of_shift), of_mixing
 
 
 def _groups(models: int, before: Sequence[Float[Tensor, "models rank rows"]]) -> list[slice]:

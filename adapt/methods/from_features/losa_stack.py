@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from adapt.methods.dropout import Draw, shared_draws
 from adapt.methods.feature_spec import TokenBatch, TokensByLayer
 from adapt.methods.from_features.losa import LoSA, LowRankMixer
-from adapt.methods.from_features.losa_functions import LowRankUnits, Maps, SumOfUpdates
+from adapt.methods.from_features.losa_functions import Frozen, LowRankUnits, Maps, SumOfUpdates
 from adapt.methods.readout import classify_stacked
 from adapt.methods.stack import Stack
 
@@ -65,8 +65,8 @@ def _low_rank_logits(
     mixing = down @ up  # (layers, models, rank, layers * rank); later layers in it are not read
     from_bias = torch.einsum("lmrd,lmd->lmr", down[1:], up_bias[:-1])
     shift = bias + F.pad(from_bias, (0, 0, 0, 0, 1, 0))
-    keep = _channel_factors(models, inputs, draws)
-    units = LowRankUnits.apply(inputs, keep, down.to(dtype), shift.to(dtype), mixing.to(dtype))
+    frozen = Frozen(inputs, _channel_factors(models, inputs, draws))
+    units = LowRankUnits.apply(frozen, down.to(dtype), shift.to(dtype), mixing.to(dtype))
     # the last unit is 1, and its column is the sum of the biases
     up = torch.cat([up, up_bias[-1][:, :, None]], dim=2).to(dtype)
     groups = zip(units, torch.split(up, [len(of_group) for of_group in units]), strict=True)

@@ -172,20 +172,8 @@ def print_study_plan(plan: StudyPlan, title: str) -> None:
             table.add_row(part.name, *_cells(part.plan))
     total = plan.totals()
     table.add_section()
-<<<<<<< HEAD
-    cells = (
-        f"total of {total['parts']}",
-        "",
-        decimal(total["store_bytes"]),
-        _seconds(total["extract_seconds"]),
-        f"{total['trials']:,}",
-        _seconds(total["train_seconds"]),
-    )
-    table.add_row(*cells, style="bold")
-=======
     sums = _sums(total["store_bytes"], total["extract_seconds"], total["trials"], total["train_seconds"])
     table.add_row(f"total of {total['parts']}", "", *sums, style="bold")
->>>>>>> wt-B
     console = Terminal()
     console.print(table)
     print_failures([(part.name, part.reason) for part in plan.parts if part.reason], console, "cannot start")

@@ -23,6 +23,8 @@ def predict_logits(
 ) -> list[Float[Tensor, "rows classes"]]:
     """Logits of every candidate on its rows, on the CPU; each row is read once for all of them.
 
+    Those of no rows have the shape (0, 0).
+
     Args:
         candidates: the models.
         inputs: features or images.
@@ -46,7 +48,7 @@ def predict_logits(
                 for k, of_candidate in zip(group, predicted, strict=True):
                     logits[k].append(of_candidate.to("cpu", non_blocking=True))
     synchronize(inputs.device)  # the copies are asynchronous
-    return [torch.cat(parts) for parts in logits]
+    return [torch.cat(parts) if parts else torch.empty(0, 0) for parts in logits]
 
 
 def predict_split(

@@ -64,11 +64,18 @@ def solve_heads(candidates: Sequence[Candidate], data: ProbeData, objective: Obj
             if not solution.found:
                 _warn(candidate.weight_decay, solution.passes)
             _set_head(readout_of(candidate), *problem.head(solution.weights))
-            with torch.no_grad():
-                logits = readout_of(candidate).classify(data.val_features)
-            candidate.consider(objective.judge(logits.cpu(), data.val_labels.cpu()), solution.passes)
+            candidate.keep(_judge(candidate, data, objective), solution.passes)
             advance(1)
     return (time.perf_counter() - started) / path.passes
+
+
+@torch.no_grad()
+def _judge(candidate: Candidate, data: ProbeData, objective: Objective) -> tuple[float, float]:
+    """The rank of a candidate on the validation rows; without any it is nan."""
+    if not len(data.val_labels):
+        return math.nan, math.nan
+    logits = readout_of(candidate).classify(data.val_features)
+    return objective.judge(logits.cpu(), data.val_labels.cpu())
 
 
 def readout_of(candidate: Candidate) -> Readout:

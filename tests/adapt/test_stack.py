@@ -95,6 +95,17 @@ def test_losas_are_what_each_is_alone(
     check("losa", models, [seed for _, seed in rates], draw_tokens(spec, batch=3))
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_losas_that_do_not_fit_into_the_cache_together_are_computed_in_groups(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec()
+    n_bytes = 8 * len(LAYERS) * 2 * 4 * spec.layout.num_tokens  # float64, rank 2, 4 samples
+    monkeypatch.setattr("adapt.methods.from_features.losa_functions._BYTES_IN_CACHE", at_once * n_bytes)
+    models = [build("losa", {"rank": 2, "token_rank": 0, "dropout": 0.3}, spec) for _ in range(5)]
+    check("losa", models, [0, 1, 0, 2, 1], draw_tokens(spec))
+
+
 @pytest.mark.parametrize("options", [{}, {"num_heads": 2, "pool": "mean"}, {"num_heads": 1, "pool": "backbone"}])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("prefix", [1, 5])

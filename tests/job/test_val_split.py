@@ -74,7 +74,11 @@ def test_skipped_samples_are_in_no_feature_source(tiny_config: MakeConfig, val_f
     assert all(name.startswith("val/") for name in validation_ids(store))
     opened = open_features(config, Inputs(config), lambda _: None)
     streamed = StreamedFeatures(store, torch.device("cpu"))
-    for inputs in (streamed, ResidentFeatures(streamed, [2]), opened.training_data(config, trains_backbone=True).images):
+    for inputs in (
+        streamed,
+        ResidentFeatures(streamed, [2]),
+        opened.training_data(config, trains_backbone=True).images,
+    ):
         rows = inputs.validation_rows()
         assert rows is not None
         assert rows.tolist() == list(range(23, 28))

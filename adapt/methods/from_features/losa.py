@@ -117,11 +117,18 @@ class LoSA(nn.Module):
         return x.to(autocast_dtype(x))  # once, not in every product: half the memory that is read and kept
 
     def classify(self, batch: TokenBatch, y: Float[Tensor, "batch read dim"]) -> Float[Tensor, "batch classes"]:
-        """Logits of the last layer's tokens and the sum of updates."""
-        layer = self.layers[-1]
-        if self.add == "before_norm":
-            return self.readout(self.readout.normalize(batch[layer] + y))  # type: ignore[no-any-return]
-        return self.readout(batch.normalized(layer, self.readout.tail) + y)  # type: ignore[no-any-return]
+        """Logits of the sum of updates."""
+        return self.readout(self.add_to_last(batch, y))  # type: ignore[no-any-return]
+
+    def add_to_last(
+        self, batch: TokenBatch, y: Float[Tensor, "*models batch read dim"]
+    ) -> Float[Tensor, "*models batch read dim"]:
+        """The last layer's normalized tokens with the sum of updates."""
+        layer, tail = self.layers[-1], self.readout.tail
+        if self.add == "after_norm":
+            return batch.normalized(layer, tail) + y
+        summed = batch[layer] + y
+        return self.readout.normalize(summed.view(-1, *y.shape[-2:])).view(y.shape)
 
 
 class LowRankMixer(nn.Module):

@@ -9,7 +9,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+_BYTES_IN_CACHE = 2**22
 _gelu_backward = torch.ops.aten.gelu_backward
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What hidden units are computed from, without gradient.
+
+    Args:
+        inputs: x of every layer.
+        keep: factors of dropout of every layer, or None.
+    """
+
+    inputs: Sequence[Float[Tensor, "batch read dim"]]
+    keep: Sequence[Float[Tensor, "models rank rows"]] | None
 
 
 class LowRankUnits(torch.autograd.Function):
@@ -18,61 +32,67 @@ class LowRankUnits(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        inputs: Sequence[Float[Tensor, "batch read dim"]],
-        keep: Sequence[Sequence[Float[Tensor, "rank rows"]] | None],
+        frozen: Frozen,
         down: Float[Tensor, "layers models rank dim"],
         shift: Float[Tensor, "layers models rank"],
         mixing: Float[Tensor, "layers models rank units"],
-    ) -> tuple[Float[Tensor, "_ rows"], ...]:
-        """Compute the units (layers * rank + 1, rows) of every model; the last one is 1.
+    ) -> tuple[Float[Tensor, "_ units_and_one rows"], ...]:
+        """Compute layers * rank units and a last one that is 1, for one group of models after the other.
 
         Args:
             ctx: what is kept for the backward pass.
-            inputs: x of every layer, without gradient.
-            keep: of every model, the factors of its dropout by layer, or None.
+            frozen: x and keep.
             down: D.
             shift: of the units before GELU.
             mixing: C of every layer, for the units of all layers; those from the layer itself on are not read.
         """
         models, rank = down.shape[1:3]
-        rows = [x.flatten(0, 1) for x in inputs]
+        rows, keep = [x.flatten(0, 1) for x in frozen.inputs], frozen.keep
         layers = zip(rows, down.flatten(1, 2), shift.flatten(1, 2), strict=True)
         before = [torch.addmm(s[:, None], d, x.T).view(models, rank, -1) for x, d, s in layers]
+        groups = _groups(models, before)
         units = []
-        for model, factors in enumerate(keep):
-            of_model = down.new_ones(len(before) * rank + 1, len(rows[0]))
+        for group in groups:
+            of_group = down.new_ones(len(before[0][group]), len(before) * rank + 1, len(rows[0]))
             for layer, of_layer in enumerate(before):
                 start = layer * rank
                 if layer:
-                    of_layer[model].addmm_(mixing[layer, model, :, :start], of_model[:start])
-                hidden = F.gelu(of_layer[model])
-                of_model[start : start + rank] = hidden if factors is None else hidden * factors[layer]
-            units.append(of_model)
-        ctx.rows, ctx.keep = rows, keep
+                    of_layer[group].baddbmm_(mixing[layer, group, :, :start], of_group[:, :start])
+                hidden = F.gelu(of_layer[group])
+                of_group[:, start : start + rank] = hidden if keep is None else hidden * keep[layer][group]
+            units.append(of_group)
+        ctx.rows, ctx.keep, ctx.groups = rows, keep, groups
         ctx.save_for_backward(mixing, *before, *units)
         return tuple(units)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Float[Tensor, "_ rows"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Float[Tensor, "_ units_and_one rows"]) -> tuple[Tensor | None, ...]:
         """The gradients of `down`, `shift` and `mixing`."""
         mixing, *saved = ctx.saved_tensors
         before, units = saved[: len(ctx.rows)], saved[len(ctx.rows) :]
-        rank = before[0].shape[1]
-        of_before, of_mixing = [torch.empty_like(tensor) for tensor in before], torch.zeros_like(mixing)
-        for model, factors in enumerate(ctx.keep):
-            gradient = gradients[model].clone(memory_format=torch.contiguous_format)
+        rank, of_mixing = before[0].shape[1], torch.zeros_like(mixing)
+        of_before = [torch.empty_like(tensor) for tensor in before]
+        for group, of_group, of_units in zip(ctx.groups, units, gradients, strict=True):
+            gradient = of_units.clone(memory_format=torch.contiguous_format)
             for layer in reversed(range(len(before))):
                 start = layer * rank
-                of_hidden = gradient[start : start + rank]
-                if factors is not None:
-                    of_hidden = of_hidden * factors[layer]
-                found = of_before[layer][model].copy_(_gelu_backward(of_hidden, before[layer][model]))
+                of_hidden = gradient[:, start : start + rank]
+                if ctx.keep is not None:
+                    of_hidden = of_hidden * ctx.keep[layer][group]
+                found = of_before[layer][group].copy_(_gelu_backward(of_hidden, before[layer][group]))
                 if layer:
-                    torch.mm(found, units[model][:start].T, out=of_mixing[layer, model, :, :start])
-                    gradient[:start].addmm_(mixing[layer, model, :, :start].T, found)
+                    of_mixing[layer, group, :, :start] = found @ of_group[:, :start].mT
+                    gradient[:, :start].baddbmm_(mixing[layer, group, :, :start].mT, found)
         of_down = [found.flatten(0, 1) @ x for found, x in zip(of_before, ctx.rows, strict=True)]
         of_shift = [found.sum(dim=2) for found in of_before]
-        return None, None, torch.stack(of_down).view(*mixing.shape[:3], -1), torch.stack(of_shift), of_mixing
+        return None, torch.stack(of_down).view(*mixing.shape[:3], -1), torch.stack(of_shift), of_mixing
+
+
+def _groups(models: int, before: Sequence[Float[Tensor, "models rank rows"]]) -> list[slice]:
+    """Models that are computed together: on a CPU as many as fit into its cache, elsewhere all."""
+    n_bytes = len(before) * before[0][0].nbytes
+    size = max(1, _BYTES_IN_CACHE // n_bytes) if before[0].device.type == "cpu" else models
+    return [slice(start, min(start + size, models)) for start in range(0, models, size)]
 
 
 @dataclass(frozen=True)

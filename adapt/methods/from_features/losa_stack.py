@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from adapt.methods.dropout import Draw, shared_draws
 from adapt.methods.feature_spec import TokenBatch, TokensByLayer
 from adapt.methods.from_features.losa import LoSA, LowRankMixer
-from adapt.methods.from_features.losa_functions import LowRankUnits, Maps, SumOfUpdates
+from adapt.methods.from_features.losa_functions import Frozen, LowRankUnits, Maps, SumOfUpdates
+from adapt.methods.readout import classify_stacked
 from adapt.methods.stack import Stack
 
 
@@ -64,31 +65,45 @@ def _low_rank_logits(
     mixing = down @ up  # (layers, models, rank, layers * rank); later layers in it are not read
     from_bias = torch.einsum("lmrd,lmd->lmr", down[1:], up_bias[:-1])
     shift = bias + F.pad(from_bias, (0, 0, 0, 0, 1, 0))
-    keep = [_channel_factors(model, inputs, draw) for model, draw in zip(models, draws, strict=True)]
-    units = LowRankUnits.apply(inputs, keep, down.to(dtype), shift.to(dtype), mixing.to(dtype))
+    frozen = Frozen(inputs, _channel_factors(models, inputs, draws))
+    units = LowRankUnits.apply(frozen, down.to(dtype), shift.to(dtype), mixing.to(dtype))
     # the last unit is 1, and its column is the sum of the biases
     up = torch.cat([up, up_bias[-1][:, :, None]], dim=2).to(dtype)
-    each = zip(models, units, up, strict=True)
-    return torch.stack([_classify_units(model, batch, h, of_model) for model, h, of_model in each])
+    groups = zip(units, torch.split(up, [len(of_group) for of_group in units]), strict=True)
+    pooled = [_pool_units(models[0], batch, *of_group) for of_group in groups]
+    return classify_stacked([model.readout for model in models], torch.cat(pooled))
 
 
-def _classify_units(
-    model: LoSA, batch: TokenBatch, units: Float[Tensor, "units rows"], up: Float[Tensor, "dim units"]
-) -> Float[Tensor, "batch classes"]:
-    """Logits for y_L = up units; if y_L itself is only pooled, and pooling is linear, the units are pooled first."""
-    readout, shape = model.readout, (*batch[model.layers[-1]].shape[:2], -1)
-    if model.add == "before_norm" or not readout.pools_linearly:
-        return model.classify(batch, (units.T @ up.T).view(shape))
-    pooled = readout.pool(units.T.view(shape)).view(shape[0], -1, up.shape[1]) @ up.T
-    return readout.classify(readout.pooled(batch, model.layers[-1]) + pooled.flatten(1))
+def _pool_units(
+    model: LoSA, batch: TokenBatch, units: Float[Tensor, "models units rows"], up: Float[Tensor, "models dim units"]
+) -> Float[Tensor, "models batch features"]:
+    """Pooled features for y_L = up units; if y_L itself is only pooled, and linearly, the units are pooled first."""
+    size, readout, layer = len(batch[model.layers[-1]]), model.readout, model.layers[-1]
+    if model.add == "after_norm" and readout.pools_linearly:
+        pooled = readout.pool(units.mT.reshape(len(up) * size, -1, up.shape[2]))
+        y = pooled.view(len(up), -1, up.shape[2]) @ up.mT  # (models, batch * parts, dim)
+        return readout.pooled(batch, layer) + y.view(len(up), size, -1)
+    y = (units.mT @ up.mT).view(len(up), size, -1, up.shape[1])
+    pooled = readout.pool(model.add_to_last(batch, y).flatten(0, 1))
+    return pooled.view(len(up), size, -1)
 
 
-def _channel_factors(model: LoSA, inputs: Sequence[Tensor], draw: Draw) -> list[Float[Tensor, "rank rows"]] | None:
+def _channel_factors(
+    models: Sequence[LoSA], inputs: Sequence[Tensor], draws: Sequence[Draw]
+) -> list[Float[Tensor, "models rank rows"]] | None:
     """The factors of dropout for the hidden units of every layer; None if nothing is dropped."""
-    shape = (*inputs[0].shape[:2], model.options.rank)
-    factors = [mixer.dropout.factors(shape, inputs[0], draw) for mixer in _mixers(model)]
-    found = [of_layer.flatten(0, 1).T for of_layer in factors if of_layer is not None]
-    return found or None
+    shape = (*inputs[0].shape[:2], models[0].options.rank)
+    by_model = [
+        [mixer.dropout.factors(shape, inputs[0], draw) for mixer in _mixers(model)]
+        for model, draw in zip(models, draws, strict=True)
+    ]
+    if all(factors[0] is None for factors in by_model):
+        return None
+    ones = inputs[0].new_ones(shape)
+    return [
+        torch.stack([(ones if one is None else one).flatten(0, 1).T for one in of_layer])
+        for of_layer in zip(*by_model, strict=True)
+    ]
 
 
 def _sum_of_updates(

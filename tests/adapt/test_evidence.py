@@ -13,7 +13,6 @@ from adapt.report.page import write_report
 from adapt.report.seed_averages import summarize
 from adapt.run_dir.predictions import find_predictions, predictions_path, write_predictions
 from adapt.run_dir.results import Row
-from store.errors import UserError
 
 # losa and lora differ at 4 of 1,000 samples, both from the probe at more than 100
 RIGHT = {
@@ -117,12 +116,25 @@ def test_methods_without_a_common_seed_are_not_tested(tmp_path: Path):
 
 
 @pytest.mark.parametrize("changes", [{"offset": 1}, {"classes": 4}])
-def test_predictions_of_other_samples_or_labels_are_refused(tmp_path: Path, changes: dict[str, int]):
+def test_methods_tested_on_other_samples_or_labels_are_not_compared(tmp_path: Path, changes: dict[str, int]):
+    rows = made_run(tmp_path, {name: RIGHT[name] for name in ("losa", "lora")})
+    for row in rows:
+        if row.method == "lora":
+            path = predictions_path(tmp_path, row)
+            write_predictions(path, make_predictions(first_right(848), row.trial_id, **changes))
+    comparison = compare(tmp_path, rows)
+    assert {comparison.is_inside_noise(summary) for summary in comparison.summaries} == {None}
+    assert all(interval_text(comparison, summary) != "–" for summary in comparison.summaries)
+
+
+@pytest.mark.parametrize("changes", [{"offset": 1}, {"classes": 4}])
+def test_a_method_whose_seeds_were_tested_on_other_samples_has_no_interval(tmp_path: Path, changes: dict[str, int]):
     rows = made_run(tmp_path, RIGHT)
     path = predictions_path(tmp_path, rows[-1])
     write_predictions(path, make_predictions(first_right(850), rows[-1].trial_id, **changes))
-    with pytest.raises(UserError, match=r"losa: the predictions of trial \w+ are of other samples, labels or classes"):
-        compare(tmp_path, rows)
+    comparison = compare(tmp_path, rows)
+    (losa,) = [summary for summary in comparison.summaries if summary.method == rows[-1].method]
+    assert interval_text(comparison, losa) == "–"
 
 
 def test_balanced_classes_are_compared_by_the_mean_class_accuracy():

@@ -1,34 +1,43 @@
 """Results are honest: trials are chosen, trained, standardized and weighted by training and validation rows only.
 
-The test split is read once for each chosen model, at the end; every setting that determines a result is part of the id
-of trial and search.
+The test split is read once for all chosen models of a pass, at the end; every setting that determines a result is part
+of the id of trial and search. Planted leaks are reported.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from watched_training import SplitReads, WatchedTraining
 
+import adapt.job.method_search
+import adapt.job.trial_batch
 import adapt.job.trial_run
+import adapt.training.loop
+import adapt.training.seed_draw
 import adapt.training.trials
 import sidecache as sc
 from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
-from adapt.features.image_batches import ImageBatches
-from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.job.inputs import Inputs
-from adapt.job.training_job import measure_intrinsic_dimension, settings_of
+from adapt.job.training_job import measure_intrinsic_dimension
+from adapt.job.trial_run import settings_of
 from adapt.methods.registry import METHODS
-from adapt.training.objective import class_weights
-from adapt.training.row_draw import draw_validation
-from adapt.training.trials import TrainingData, train_trials
-from extract.sources.open_source import SampleSplit
+from adapt.run_dir.files import read_json
+from adapt.training.evaluation import predict_logits, predict_split
+from adapt.training.loop import Loop, TrainingPass
+from adapt.training.objective import Objective, class_weights
+from adapt.training.row_draw import RowDraw, draw_rows
+from adapt.training.seed_part import SeedParts
+from adapt.training.trials import Entry, TrainingData, train_entries
 from store.errors import JobError
-from store.reader import Store
 
 MakeConfig = Callable[..., Config]
 N_TEST = 12
@@ -53,55 +62,6 @@ def entries(needs: str) -> list[dict[str, Any]]:
     return [PROBE, *searched] if needs == "features" else searched
 
 
-class Spy:
-    """Records every read of the test split (tokens, pooled tokens, images, labels) and every evaluation of a model."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.too_early: list[str] = []
-        self.evaluated: list[list[int]] = []  # for every evaluation, the rows that were read
-        self._now: list[int] | None = None
-        evaluate = adapt.job.trial_run.evaluate_split
-        monkeypatch.setattr(adapt.job.trial_run, "evaluate_split", lambda *args: self._evaluate(evaluate, *args))
-        for features in (StreamedFeatures, ResidentFeatures, OnlineFeatures, ImageBatches):
-            self._watch(monkeypatch, features, "labels", lambda _, split: split)
-            self._watch(monkeypatch, features, "batches", lambda _, split, *rest, **more: split)
-        self._watch(monkeypatch, PooledFeatures, "require", lambda _, split, *rest: split)
-        self._watch(
-            monkeypatch, Store, "fetch", lambda _, split, rows, *rest: split, lambda _, split, rows, *rest: rows
-        )
-        self._watch(
-            monkeypatch, SampleSplit, "__getitem__", lambda it, row: it.ids[row].split("/")[0], lambda _, k: [k]
-        )
-
-    def _evaluate(self, evaluate: Callable[..., Any], model: Any, features: Any, split: str, *rest: Any) -> Any:
-        self._now = []
-        try:
-            return evaluate(model, features, split, *rest)
-        finally:
-            self.evaluated.append(sorted(self._now))
-            self._now = None
-
-    def _watch(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        owner: Any,
-        name: str,
-        split_of: Callable[..., str],
-        rows_of: Callable[..., Any] = lambda *_: [],
-    ) -> None:
-        function = getattr(owner, name)
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            if split_of(*args, **kwargs) == "test":
-                if self._now is None:
-                    self.too_early.append(f"{owner.__name__}.{name}")
-                else:
-                    self._now += list(rows_of(*args, **kwargs))
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, watched)
-
-
 @pytest.mark.parametrize(
     ("needs", "source"),
     [
@@ -111,24 +71,24 @@ class Spy:
         pytest.param("end_to_end", "resident", marks=pytest.mark.slow),
     ],
 )
-def test_the_test_split_is_read_once_a_chosen_model_and_never_before(
+def test_the_test_split_is_read_once_a_pass_and_never_before(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, needs: str, source: str
 ) -> None:
-    """Over all methods, each with a search and two seeds."""
+    """Over all methods, each with a search and two seeds: those that train from features share a pass."""
     methods = entries(needs)
     config = tiny_config(f"methods={methods}", f"train.feature_source={source}", "train.epochs=1", "train.seeds=[0, 1]")
     sc.extract(config)  # reads all splits, but its result depends on no label
-    spy = Spy(monkeypatch)
+    reads = SplitReads(monkeypatch)
     rows = sc.train(config)
-    assert spy.too_early == []
-    assert spy.evaluated == [list(range(N_TEST))] * len(rows)
-    assert [row.method for row in rows] == [method["name"] for method in methods for _ in range(2)]
+    assert reads.too_early == []
+    assert reads.evaluated == [list(range(N_TEST))] * (1 if needs == "features" else len(rows))
+    assert sorted(row.method for row in rows) == sorted(method["name"] for method in methods for _ in range(2))
 
 
-def test_the_spy_sees_every_way_to_the_test_split(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_to_the_test_split_is_seen(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     store, inputs = sc.extract(config).store, Inputs(config)
-    spy = Spy(monkeypatch)
+    reads = SplitReads(monkeypatch)
     streamed = StreamedFeatures(store, torch.device("cpu"))
     for read in (
         lambda: streamed.labels("test"),
@@ -137,9 +97,9 @@ def test_the_spy_sees_every_way_to_the_test_split(tiny_config: MakeConfig, monke
         lambda: store.dataset("test")[0],
         lambda: inputs.source.splits["test"][0],
     ):
-        spy.too_early.clear()
+        reads.too_early.clear()
         read()
-        assert spy.too_early
+        assert reads.too_early
 
 
 def test_measuring_the_intrinsic_dimension_reads_no_test_row(
@@ -147,21 +107,33 @@ def test_measuring_the_intrinsic_dimension_reads_no_test_row(
 ) -> None:
     config = tiny_config("train.epochs=1")
     sc.extract(config)
-    spy = Spy(monkeypatch)
+    reads = SplitReads(monkeypatch)
     measure_intrinsic_dimension(config, Inputs(config), None, [4])
-    assert (spy.too_early, spy.evaluated) == ([], [])
+    assert (reads.too_early, reads.evaluated) == ([], [])
+
+
+def draw(labels: torch.Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that a seed trains and validates on."""
+    return draw_rows(labels, RowDraw(val_fraction=0.25), seed=seed)
+
+
+def entry_of(config: Config, method: MethodConfig, seed: int) -> Entry:
+    """The only trial of a method, from a seed."""
+    (trial,) = method.trials
+    return Entry(method=method.name, trial=trial, seed=seed, settings=settings_of(config, method))
 
 
 @contextmanager
 def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """Record the arguments of `fit` and `solve_heads`: rows to train and validate on, labels and class weights."""
+    """Record what `fit` and `solve_heads` train: rows to train and validate on, labels and class weights."""
     seen: list[dict[str, Any]] = []
     fit, solve = adapt.training.trials.fit, adapt.training.trials.solve_heads
 
-    def fit_seen(group: Any, task: Any, settings: Any, **more: Any) -> Any:
-        weights = task.objective.weights
-        seen.append({"seed": settings.seed, "rows": task.rows, "val_rows": task.val_rows, "weights": weights})
-        return fit(group, task, settings, **more)
+    def fit_seen(job: TrainingPass, checkpoint: Path | None) -> None:
+        for data in [candidate.data for candidate in job.candidates]:
+            weights = data.objective.weights
+            seen.append({"seed": data.seed, "rows": data.rows, "val_rows": data.val_rows, "weights": weights})
+        fit(job, checkpoint)
 
     def solve_seen(candidates: Any, data: Any, objective: Any, describe: str) -> float:
         seen.append({"data": data, "weights": objective.weights, "mode": candidates[0].model.readout.mode})
@@ -182,12 +154,12 @@ def test_search_and_training_of_a_seed_have_that_seeds_validation_rows(
     store = sc.extract(config).store
     with watching(monkeypatch) as seen:
         sc.train(config)
-    assert [each["seed"] for each in seen] == [3, 3, 4]  # the search uses the first seed
+    assert [each["seed"] for each in seen] == [3, 3, 3, 4]  # the search of two points uses the first seed
     for each in seen:
-        rows, val_rows = draw_validation(torch.from_numpy(store.labels("train")), 0.25, each["seed"])
+        rows, val_rows = draw(torch.from_numpy(store.labels("train")), each["seed"])
         assert np.array_equal(each["rows"], rows)
         assert np.array_equal(each["val_rows"], val_rows)
-    assert not np.array_equal(seen[0]["val_rows"], seen[2]["val_rows"])
+    assert not np.array_equal(seen[0]["val_rows"], seen[3]["val_rows"])
 
 
 def test_a_probe_is_solved_on_training_rows_and_chosen_by_validation_rows(
@@ -197,7 +169,7 @@ def test_a_probe_is_solved_on_training_rows_and_chosen_by_validation_rows(
     store = sc.extract(config).store
     features = StreamedFeatures(store, torch.device("cpu"))
     labels = features.labels("train")
-    rows, val_rows = map(torch.from_numpy, draw_validation(labels, 0.25, 5))
+    rows, val_rows = map(torch.from_numpy, draw(labels, 5))
     with watching(monkeypatch) as seen:
         sc.train(config)
     assert {each["mode"] for each in seen} == {"cls", "mean"}
@@ -217,7 +189,9 @@ def test_the_views_of_a_sample_are_on_one_side(tiny_config: MakeConfig, monkeypa
     features.views = 4
     (entry,) = config.parsed_methods()
     with watching(monkeypatch) as seen:
-        train_trials(entry, entry.trials, TrainingData(PooledFeatures(features)), settings_of(config, entry, 0), 0.5)
+        train_entries(
+            [entry_of(config, entry, seed=0)], TrainingData(PooledFeatures(features)), RowDraw(val_fraction=0.5)
+        )
     samples, val_samples = ({int(row) // 4 for row in seen[0][name]} for name in ("rows", "val_rows"))
     assert samples | val_samples == set(range(6))
     assert not samples & val_samples
@@ -228,11 +202,10 @@ def test_features_are_standardised_by_the_training_rows_alone(tiny_config: MakeC
     config = tiny_config("train.epochs=1")
     pooled = PooledFeatures(StreamedFeatures(sc.extract(config).store, torch.device("cpu")))
     (entry,) = (entry for entry in config.parsed_methods() if entry.name == method)
-    material, settings = TrainingData(pooled), settings_of(config, entry, 7)
-    (candidate,) = train_trials(entry, entry.trials, material, settings, 0.25).candidates
+    (candidate,) = train_entries([entry_of(config, entry, seed=7)], TrainingData(pooled), RowDraw(val_fraction=0.25))
     readout: Any = candidate.model.readout
     values = pooled.whole("train", 2, readout)
-    rows, _ = draw_validation(pooled.features.labels("train"), 0.25, 7)
+    rows, _ = draw(pooled.features.labels("train"), 7)
     trained_on = values[torch.from_numpy(rows)]
     torch.testing.assert_close(readout.mean, trained_on.mean(dim=0))
     torch.testing.assert_close(readout.std, trained_on.std(dim=0, correction=0))
@@ -247,7 +220,7 @@ def test_classes_are_weighted_by_the_training_rows_alone(
     for number in (5, 6, 7):  # leaves five blue images, so that a split for validation changes the fractions
         (config.data.root / "train" / "blue" / f"{number}.png").unlink()  # type: ignore[operator]
     labels = torch.from_numpy(sc.extract(config).store.labels("train"))
-    rows, _ = draw_validation(labels, 0.25, 0)
+    rows, _ = draw(labels, 0)
     with watching(monkeypatch) as seen:
         sc.train(config.model_copy(update={"methods": [m for m in config.methods if method in str(m)]}))
     assert not torch.allclose(class_weights(labels, 3), class_weights(labels[torch.from_numpy(rows)], 3))
@@ -259,6 +232,8 @@ SWEPT = {"losa": "{name: losa, rank: 4, token_rank: 2, sweep: {lr: [0.01, 0.001]
 DECISIVE = {
     "losa": [
         "data.val_fraction=0.5",
+        "train.shots=4",
+        "train.fraction=0.5",
         "train.seeds=[1]",
         "train.epochs=2",
         "train.batch_size=5",
@@ -288,14 +263,41 @@ def test_every_setting_that_determines_a_result_gives_another_search_and_trial(
     sc.extract(config)
     assert sc.train(config) == (rows := sc.train(config))
     for change in DECISIVE[method]:
-        more = sc.train(tiny_config(*base, change))
-        assert more[:-1] == rows, change
-        rows = more
+        more = {row.trial_id: row for row in sc.train(tiny_config(*base, change))}
+        assert len(more) == len(rows) + 1, change
+        assert {row.trial_id: row for row in rows}.items() <= more.items(), change
+        rows = [*more.values()]
         searches = list((config.run_dir / "search").glob("*"))
         assert len(searches) == (len(rows) if "sweep" in SWEPT[method] else 0), change
 
 
-@pytest.mark.parametrize("fails", ["save_adaptor", "write_results"])
+def test_a_refit_is_another_trial_of_the_same_search(tiny_config: MakeConfig) -> None:
+    base = ["train.epochs=1", f"methods=[{SWEPT['losa']}]"]
+    config = tiny_config(*base)
+    sc.extract(config)
+    (plain,) = sc.train(config)
+    both = sc.train(tiny_config(*base, "train.refit=true"))
+    assert len(both) == 2
+    assert plain in both
+    assert len(list((config.run_dir / "search").glob("*"))) == 1
+
+
+def test_another_version_of_training_gives_another_search_and_trial(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("train.epochs=1", f"methods=[{SWEPT['losa']}]")
+    sc.extract(config)
+    (row,) = sc.train(config)
+    for module in (adapt.job.method_search, adapt.job.trial_run):
+        monkeypatch.setattr(module, "TRAINING_VERSION", -1)
+    both = sc.train(config)
+    assert len(both) == 2
+    assert row in both
+    assert {each.top1 for each in both} == {row.top1}
+    assert len(list((config.run_dir / "search").glob("*"))) == 2
+
+
+@pytest.mark.parametrize("fails", ["save_adaptor", "write_predictions", "write_results"])
 def test_a_row_is_never_without_its_adaptor(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
@@ -324,3 +326,146 @@ def test_a_row_whose_adaptor_is_gone_is_trained_again(tiny_config: MakeConfig) -
     (again,) = sc.train(config)
     assert path.exists()
     assert (again.trial_id, again.top1) == (row.trial_id, row.top1)
+
+
+# Leaks
+
+
+LEAKING = {"name": "losa", **SMALL["losa"], "sweep": {"lr": [0.01, 0.001]}}
+
+
+def train_on_test_rows(patch: pytest.MonkeyPatch) -> None:
+    def read(loop: Loop, epoch: int, batches: Any) -> Iterator[Any]:
+        rows = [part % N_TEST for parts in batches for _, part in parts]
+        return (values for _, values in loop._job.inputs.batches("test", rows, loop._layers))
+
+    patch.setattr(Loop, "_read", read)
+
+
+def train_on_test_labels(patch: pytest.MonkeyPatch) -> None:
+    test = torch.arange(3).repeat_interleave(4)
+    patch.setattr(SeedParts, "_labels_of", lambda _, rows: test[torch.from_numpy(rows % N_TEST)])
+
+
+def train_on_the_labels_of_other_rows(patch: pytest.MonkeyPatch) -> None:
+    labels_of = SeedParts._labels_of
+    patch.setattr(SeedParts, "_labels_of", lambda it, rows: labels_of(it, rows - 1))
+
+
+def train_on_validation_rows(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        adapt.training.seed_draw,
+        "draw_rows",
+        lambda labels, *args, **more: (np.arange(len(labels)), draw_rows(labels, *args, **more)[1]),
+    )
+
+
+def validate_on_training_rows(patch: pytest.MonkeyPatch) -> None:
+    drawn = adapt.training.trials.rows_of_seed
+
+    def swap(*args: Any) -> Any:
+        data = drawn(*args)
+        return replace(data, val_rows=data.rows)
+
+    patch.setattr(adapt.training.trials, "rows_of_seed", swap)
+
+
+def validate_on_test_rows(patch: pytest.MonkeyPatch) -> None:
+    def predict(candidates: Any, inputs: Any, split: str, rows: Any, precision: str) -> Any:
+        return predict_logits(candidates, inputs, "test", [np.arange(len(of)) for of in rows], precision)
+
+    patch.setattr(adapt.training.loop, "predict_logits", predict)
+
+
+def validate_with_other_labels(patch: pytest.MonkeyPatch) -> None:
+    judge = Objective.judge
+    patch.setattr(Objective, "judge", lambda it, logits, labels: judge(it, logits, labels.flip(0)))
+
+
+def solve_on_validation_rows(patch: pytest.MonkeyPatch) -> None:
+    made = adapt.training.trials.ProbeData
+    patch.setattr(adapt.training.trials, "ProbeData", lambda *parts: made(*parts[2:], *parts[2:]))
+
+
+def solve_on_test_rows(patch: pytest.MonkeyPatch) -> None:
+    made, solve = adapt.training.trials.ProbeData, adapt.training.trials._solve
+
+    def solve_with(candidates: Any, pooled: PooledFeatures) -> None:
+        readout: Any = candidates[0].model.readout
+        test = pooled.whole("test", candidates[0].layers[-1], readout), pooled.features.labels("test")
+        patch.setattr(adapt.training.trials, "ProbeData", lambda *parts: made(*test, *parts[2:]))
+        solve(candidates[:1], pooled)
+
+    patch.setattr(adapt.training.trials, "_solve", solve_with)
+
+
+def evaluate_with_training_labels(patch: pytest.MonkeyPatch) -> None:
+    labels = StreamedFeatures.labels
+    patch.setattr(
+        StreamedFeatures,
+        "labels",
+        lambda it, split: labels(it, "train")[:N_TEST] if split == "test" else labels(it, split),
+    )
+
+
+def evaluate_training_rows(patch: pytest.MonkeyPatch) -> None:
+    def predict(candidates: Any, inputs: Any, split: str, precision: str) -> Any:
+        return predict_logits(candidates, inputs, "train", [np.arange(N_TEST)] * len(candidates), precision)
+
+    patch.setattr(adapt.job.trial_batch, "predict_split", predict)
+
+
+def evaluate_twice(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(adapt.job.trial_batch, "predict_split", lambda *args: (predict_split(*args), predict_split(*args))[1])
+
+
+LEAKS: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
+    (train_on_test_rows, "trained on a row of the test split"),
+    (train_on_test_labels, "trained with the label of another row"),
+    (train_on_the_labels_of_other_rows, "trained with the label of another row"),
+    (train_on_validation_rows, "trained on a row for validation"),
+    (validate_on_training_rows, "validated on a row of the train split that is not for validation"),
+    (validate_on_test_rows, "validated on a row of the test split that is not for validation"),
+    (validate_with_other_labels, "validated with labels that are not those of the rows for validation"),
+    (solve_on_validation_rows, "trained on a row for validation"),
+    (solve_on_test_rows, "trained on a row of the test split"),
+    (evaluate_with_training_labels, "evaluated with labels that are not those of the test split"),
+    (evaluate_training_rows, "a row of the training split was evaluated as one of the test split"),
+    (evaluate_twice, "an evaluation read 24 rows of the test split, not each row once"),
+]
+
+
+@pytest.mark.parametrize(("plant", "fault"), LEAKS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_planted_leak_is_reported(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None], fault: str
+) -> None:
+    config = tiny_config(f"methods=[{PROBE}, {LEAKING}]", "train.feature_source=streamed", "train.epochs=1")
+    watched = WatchedTraining(monkeypatch, config, sc.extract(config).store)
+    plant(monkeypatch)
+    sc.train(config)
+    assert fault in watched.faults
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_job_without_a_leak_has_none_reported(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, refit: bool
+) -> None:
+    """Also one that trains on all rows in the end; its score is that of the search, on rows that were held out."""
+    config = tiny_config(
+        f"methods=[{PROBE}, {LEAKING}, attentive_probe]",
+        "train.feature_source=streamed",
+        "train.epochs=1",
+        "train.seeds=[0, 1]",
+        f"train.refit={str(refit).lower()}",
+    )
+    store = sc.extract(config).store
+    watched = WatchedTraining(monkeypatch, config, store)
+    rows = sc.train(config)
+    assert watched.faults == []
+    labels = torch.from_numpy(store.labels("train"))
+    for seed, trained in watched.trained.items():
+        assert trained == {*(range(len(labels)) if refit else draw(labels, seed)[0].tolist())}
+    for row in rows if refit else ():
+        (scores,) = (config.run_dir / "search").glob(f"{row.method}-*.json")
+        assert row.val_score == max(point["score"] for point in read_json(scores)["points"])
+        assert row.best_epoch == 1 or row.lr is None

@@ -2,8 +2,8 @@
 
 Every pipeline has a store, as `sidecache extract` makes it. Measured are, for each store and in interleaved rounds,
 
-probe   64 linear probes (4 poolings, 16 weight decays from 1 to 1e-6) in one pass, and each pooling alone at the weakest
-        decay; the figure is the time of the pass divided by the mean time of a setting alone.
+probe   64 linear probes (4 poolings, 16 weight decays from 1 to 1e-6) in one pass, and each pooling alone at the
+        weakest decay; the figure is the time of the pass divided by the mean time of a setting alone.
 
 Reading and pooling the tokens belong to both. Everything runs on --threads threads.
 """

@@ -12,8 +12,9 @@ from adapt.methods.feature_spec import TokensByLayer
 Stack = Callable[[TokensByLayer, Sequence[torch.Generator]], Float[Tensor, "models batch classes"]]
 """`stack(tokens, generators)` gives the logits that every model gives alone, and their gradients to its own parameters.
 
-Dropout of model i draws from `generators[i]`, after `torch.manual_seed` the same values as a model alone draws from
-torch's global generator. Models with one seed are given one generator, from which is drawn once.
+Dropout of model i draws from `generators[i]`, which is on the device of the tokens: the values that the model alone
+would draw from torch's global generator in the same state. Models with one seed are given one generator, from which is
+drawn once. Without dropout, and in evaluation, nothing is drawn.
 """
 
 _MAY_DIFFER = {"dropout", "layers", "pool"}  # the last two are compared as the model resolved them

@@ -7,8 +7,9 @@ Where no tokens are mixed, y stays a product of low rank. With the hidden units 
 so that frozen tokens are multiplied once by the W_down of all models, and nothing else is as wide as a token before the
 last layer. Otherwise, and at high ranks, every update is added to y in place. Both forms keep only hidden units for the
 backward pass. For L layers and tokens d wide, a forward and backward pass multiplies 10d + 3Lr times a layer, token and
-hidden unit at low rank: 4d for W_down x, 3Lr for the sum, 6d for y_L. In the other form it is 14d: the backward pass
-takes the updates from y again, one by one, which costs 2d and saves a copy of y for each.
+hidden unit at low rank: 4d for W_down x, 3Lr for the sum, 6d for y_L, unless only a mean of y_L is read. In the other
+form it is 14d: the backward pass takes the updates from y again, one by one, which costs 2d and saves a copy of y for
+each.
 """
 
 from collections.abc import Sequence
@@ -30,9 +31,8 @@ from adapt.methods.stack import Stack
 def stack_losas(models: Sequence[LoSA]) -> Stack:
     """Stack networks; see `adapt.methods.stack.Stack`."""
     first = models[0]
-    mixes_tokens = bool(first.mixers[0].token_mixing_options)
-    cost, direct_cost = 10 * first.dim + 3 * len(first.layers) * first.options.rank, 14 * first.dim
-    is_low_rank = not mixes_tokens and cost <= direct_cost
+    products = (4 if _only_pools(first) else 10) * first.dim + 3 * len(first.layers) * first.options.rank
+    is_low_rank = not _mixers(first)[0].token_mixing_options and products <= 14 * first.dim
 
     def forward(tokens: TokensByLayer, generators: Sequence[torch.Generator]) -> Float[Tensor, "models batch classes"]:
         batch, draws = first.read(tokens), shared_draws(generators)
@@ -79,13 +79,18 @@ def _pool_units(
 ) -> Float[Tensor, "models batch features"]:
     """Pooled features for y_L = up units; if y_L itself is only pooled, and linearly, the units are pooled first."""
     size, readout, layer = len(batch[model.layers[-1]]), model.readout, model.layers[-1]
-    if model.add == "after_norm" and readout.pools_linearly:
+    if _only_pools(model):
         pooled = readout.pool(units.mT.reshape(len(up) * size, -1, up.shape[2]))
         y = pooled.view(len(up), -1, up.shape[2]) @ up.mT  # (models, batch * parts, dim)
         return readout.pooled(batch, layer) + y.view(len(up), size, -1)
     y = (units.mT @ up.mT).view(len(up), size, -1, up.shape[1])
     pooled = readout.pool(model.add_to_last(batch, y).flatten(0, 1))
     return pooled.view(len(up), size, -1)
+
+
+def _only_pools(model: LoSA) -> bool:
+    """Whether of y_L only a mean over tokens is read."""
+    return model.add == "after_norm" and model.readout.pools_linearly
 
 
 def _channel_factors(

@@ -29,7 +29,10 @@ class MadeFeatures(FrozenFeatures):
 
     def __init__(self, total: int = 60, multi_label: bool = False, at_once: int = 32) -> None:
         draw = torch.Generator().manual_seed(0)
-        self.spec, self.device, self.at_once = make_spec(), torch.device("cpu"), at_once
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.spec = make_spec()
+        self.device, self.at_once = torch.device("cpu"), at_once
         self.num_classes, self.multi_label = CLASSES, multi_label
         self.of_rows = torch.randint(0, CLASSES, (total,), generator=draw)
         shape = (total, self.spec.layout.num_tokens, self.spec.dim)

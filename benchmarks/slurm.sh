@@ -6,7 +6,8 @@
 # FOLDER must not exist. A SLURM of one node is set up in it, started, and ended: no installed service is used or changed.
 # The job is pipeline.yaml, three times: in one process; on two SLURM jobs; on two SLURM jobs of which one is canceled on
 # the way. `extract` (the default) compares every file of the stores except their logs of times; `run` also trains on
-# the workers, and compares every result row, except timings, and every adaptor. FOLDER/log.txt tells what happened.
+# the workers, few epochs, and compares every result row, except timings, and every adaptor. FOLDER/log.txt tells what
+# happened.
 #
 # Needs Debian with the packages slurm-wlm and munge, root, two cores, and a Python with sidecache and dask-jobqueue.
 set -euo pipefail
@@ -86,20 +87,31 @@ show() {
   "$@"
 }
 
-n_shards() { find "$FOLDER/out/cache.zarr/train/layer_00/c" -type f 2>/dev/null | wc -l; }
+# has_begun: whether some shards are written or, where it trains, some epochs are done
+has_begun() {
+  if [[ $STEP == extract ]]; then
+    [[ $(n_files out/cache.zarr/train/layer_00/c) -ge $SHARDS_BEFORE_CANCEL ]]
+  else
+    [[ $(n_files out/run/checkpoints) -ge 1 ]]
+  fi
+}
+
+n_files() { find "$FOLDER/$1" -type f 2>/dev/null | wc -l; }
 
 n_running() { squeue --noheader --states=running --format=%i | wc -l; }
 
-# cancel_one: cancels a worker once both run and some shards are written
+# cancel_one: cancels a worker once both run and have begun
 cancel_one() {
-  until [[ $(n_running) == 2 && $(n_shards) -ge $SHARDS_BEFORE_CANCEL ]]; do sleep 0.2; done
+  until [[ $(n_running) == 2 ]] && has_begun; do sleep 0.2; done
   show squeue
   show scancel "$(squeue --noheader --states=running --format=%i | head -n 1)"
   sleep 2
   show squeue
 }
 
-readonly SETTINGS=("run_dir=$FOLDER/out/run" "store.path=$FOLDER/out/cache.zarr" store.shard_samples=16)
+SETTINGS=("run_dir=$FOLDER/out/run" "store.path=$FOLDER/out/cache.zarr" store.shard_samples=16)
+[[ $STEP == extract ]] || SETTINGS+=("methods=[linear_probe,losa,bitfit]" "train.seeds=[0,1]" train.epochs=3)
+readonly SETTINGS
 
 # on_slurm NAME: the job on two SLURM jobs; what it leaves goes to FOLDER/NAME
 on_slurm() {

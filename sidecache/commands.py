@@ -31,7 +31,7 @@ def run(job: Config | Study, on_changed: OnChanged) -> None:
 def extract(job: Config | Study, on_changed: OnChanged) -> None:
     """Extract what the store, or the store of every part, lacks."""
     if isinstance(job, Study):
-        extract_study(job, on_changed=on_changed).require_all()
+        _require_all(extract_study(job, on_changed=on_changed))
     else:
         log_extraction(sidecache.extract(job, on_changed=on_changed), job)
 
@@ -73,14 +73,22 @@ def report(run_dir: Path) -> None:
 
 
 def _finish(result: StudyResult) -> None:
-    """Print the results of a study on rank 0.
-
-    Raises:
-        JobError: parts of it failed; the message has their names and reasons.
-    """
+    """Print the results of a study on rank 0, and refuse parts that failed."""
     if world().is_main_process:
         _print_study(result)
-    result.require_all()
+    _require_all(result)
+
+
+def _require_all(result: StudyResult) -> None:
+    """Refuse a study of which parts failed; by rank 0 alone, since torchrun stops it as soon as another rank fails.
+
+    Raises:
+        JobError: the message has names and reasons of the parts.
+    """
+    here = world()
+    here.barrier()
+    if here.is_main_process:
+        result.require_all()
 
 
 def _print_study(result: StudyResult) -> None:

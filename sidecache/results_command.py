@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sidecache.messages import log
-from store.console.terminal import Terminal
-from store.errors import UserError
 
 if TYPE_CHECKING:
     from adapt.across_runs.runs import Runs
@@ -26,7 +24,7 @@ Where = Annotated[
 ]
 By = Annotated[
     Literal["dataset", "backbone", "method", "trial"] | None,
-    typer.Option(help="means, with one column a data set, backbone or method; or every trial, with one row each"),
+    typer.Option(help="means, with one column a data set, backbone or method; or one row a trial"),
 ]
 Rank = Annotated[
     bool,
@@ -49,22 +47,18 @@ def results_command(
     form: FormatOption = "table",
     output: Output = None,
 ) -> None:
-    """Show the results of any number of runs as one table.
+    """Show the results of any number of runs as one table: mean, deviation over seeds, 95 % interval, costs."""
+    from adapt.across_runs.formats import format_table, print_table
+    from adapt.run_dir.files import write_bytes
+    from store.console.terminal import Terminal
+    from store.errors import UserError
 
-    Every row is a data set, a backbone and a method with its options: mean and deviation over seeds, an interval from
-    the predictions for the test samples, and costs. The best method on validation is bold; those that the test samples
-    cannot tell from it are marked.
-    """
     if by and rank:
         raise UserError("--by and --rank make different tables: give one of the two")
     if form == "parquet" and output is None:
         raise UserError("--format parquet needs a file: add --output FILE.parquet")
-    from adapt.across_runs.formats import format_table, print_table
-
     table = _make_table(_read(runs, where or []), by, rank)
     if output:
-        from adapt.run_dir.files import write_bytes
-
         write_bytes(output, memoryview(format_table(table, form)))
     elif form == "table":
         print_table(table, Terminal())

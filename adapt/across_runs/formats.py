@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich import box
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -20,8 +21,9 @@ from store.console.terminal import Terminal
 from store.console.visible import one_line, visible
 
 Format = Literal["table", "csv", "json", "markdown", "latex", "parquet"]
+_NAME = 12  # characters of a name that are not broken
 _WIDEST = 1_000  # characters of a line in a file
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&-])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&])")
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -56,14 +58,21 @@ def format_table(table: Table, how: Format) -> bytes:
 
 
 def print_table(table: Table, console: Terminal) -> None:
-    """Print a table with its legend in the terminal."""
+    """Print a table with its legend; one that is too wide for the terminal is printed as wide as it is."""
     shown = RichTable(title=_plain(table.title) if table.title else None, box=box.SIMPLE, padding=0)
     for number, name in enumerate(table.header):
         is_name = number < table.n_names
-        shown.add_column(_plain(name), justify="left" if is_name else "right", overflow="fold")
+        longest = max(len(row[number].text) for row in table.rows)
+        shown.add_column(
+            Text(visible(name)),
+            justify="left" if is_name else "right",
+            overflow="fold",
+            min_width=min(longest, _NAME) if is_name else longest,
+        )
     for row in table.rows:
         shown.add_row(*(Text(one_line(cell.text), style="bold" if cell.is_best else "") for cell in row))
-    console.print(shown)
+    needed = Measurement.get(console, console.options, shown).minimum
+    console.print(shown, width=max(console.width, needed), crop=False)
     for line in table.legend:
         console.print(_plain(line))
 
@@ -111,7 +120,7 @@ def _markdown(table: Table) -> list[str]:
 
 
 def _in_markdown(cell: Cell) -> str:
-    text = _MARKDOWN.sub(r"\\\1", one_line(cell.text))
+    text = _MARKDOWN.sub(r"\\\1", _in_one_line(cell))
     return f"**{text}**" if cell.is_best else text
 
 
@@ -134,5 +143,10 @@ def _latex(table: Table) -> list[str]:
 
 
 def _in_latex(cell: Cell) -> str:
-    text = one_line(cell.text).translate(_LATEX)
+    text = _in_one_line(cell).translate(_LATEX)
     return rf"\textbf{{{text}}}" if cell.is_best else text
+
+
+def _in_one_line(cell: Cell) -> str:
+    """Headers have line breaks for the terminal."""
+    return visible(" ".join(cell.text.split()))

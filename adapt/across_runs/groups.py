@@ -9,8 +9,8 @@ from adapt.report.comparison import UNKNOWN, Comparison, interval_text, percent
 from adapt.report.comparison import legend as legend_of
 from adapt.report.seed_averages import Summary
 from adapt.report.table import table_column
-from adapt.run_dir.results import COLUMNS
 
+_COSTS = ("trainable_params", "seconds_per_epoch", "peak_memory_bytes")  # that readers see; records have all
 Entry = tuple[Comparison, Summary]
 
 
@@ -18,10 +18,8 @@ def group_table(comparisons: Sequence[Comparison]) -> Table:
     """Mean, deviation over seeds, interval and costs of every group."""
     entries = [(comparison, summary) for comparison in comparisons for summary in comparison.summaries]
     title, keys = split_common([{**names_of(comparison), "method": ""} for comparison, _ in entries])
-    costs = [field for field, column in COLUMNS.items() if column.brief]
     columns = {
-        table_column(field).header.replace("\n", " "): [table_column(field).cell(summary) for _, summary in entries]
-        for field in costs
+        table_column(field).header: [table_column(field).cell(summary) for _, summary in entries] for field in _COSTS
     }
     columns = {header: cells for header, cells in columns.items() if any(cell != UNKNOWN for cell in cells)}
     rows = [
@@ -34,7 +32,7 @@ def group_table(comparisons: Sequence[Comparison]) -> Table:
     ]
     return Table(
         title=title,
-        header=(*keys, "method", "test %", "95 % CI", "validation %", "seeds", *columns),
+        header=(*keys, "method", "test\n%", "95 % CI\n%", "seeds", *columns),
         n_names=len(keys) + 1,
         rows=tuple(rows),
         legend=legend(comparisons),
@@ -55,7 +53,8 @@ def names_of(comparison: Comparison) -> dict[str, str]:
 def legend(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     """What marks and figures of these comparisons mean."""
     lines = ["mean ± sample standard deviation over seeds, test split; bold: the best on validation"]
-    return (*lines, *dict.fromkeys(line for comparison in comparisons if (line := legend_of(comparison))))
+    lines += [line for comparison in comparisons for line in legend_of(comparison)]
+    return tuple(dict.fromkeys(lines))
 
 
 def _figures(comparison: Comparison, summary: Summary) -> tuple[Cell, ...]:
@@ -63,7 +62,6 @@ def _figures(comparison: Comparison, summary: Summary) -> tuple[Cell, ...]:
         Cell(summary.label),
         Cell(percent(comparison.stat(summary)), is_best=summary == comparison.best),
         Cell(interval_text(comparison, summary)),
-        Cell(percent(summary.metrics["val_score"])),
         Cell(str(len(summary.seeds))),
     )
 
@@ -84,7 +82,7 @@ def _record(comparison: Comparison, summary: Summary) -> dict[str, Any]:
         "high": evidence.interval.high if evidence else None,
         "is_best": summary == comparison.best,
         "p_value": evidence.p_value if evidence else None,
-        "is_inside_noise": comparison.is_inside_noise(summary) if evidence else None,
+        "is_inside_noise": comparison.is_inside_noise(summary),
         "n_seeds": len(summary.seeds),
         "seeds": " ".join(map(str, summary.seeds)),
     }

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from adapt.across_runs.groups import Entry, legend
 from adapt.across_runs.table import Cell, Table, split_common
-from adapt.report.comparison import INSIDE_NOISE, UNKNOWN, Comparison, percent
+from adapt.report.comparison import INSIDE_NOISE, INTERVAL_LEGEND, UNKNOWN, Comparison, percent
 
 By = Literal["dataset", "backbone", "method"]
 
@@ -32,7 +32,7 @@ def pivot_table(comparisons: Sequence[Comparison], by: By) -> Table:
         rows=tuple(
             (*map(Cell, of_row), *(_cell(cells.get(column)) for column in columns)) for of_row, cells in places.items()
         ),
-        legend=legend(comparisons),
+        legend=tuple(line for line in legend(comparisons) if line != INTERVAL_LEGEND),
         records=tuple(
             _record(dict(zip(keys, of_row, strict=True)), cells, columns) for of_row, cells in places.items()
         ),

@@ -92,7 +92,7 @@ def rank_table(ranking: Ranking) -> Table:
     untested = (f"{n_untested} pairs are untested: a trial of theirs has no predictions",) if n_untested else ()
     return Table(
         title=f"mean rank over {len(ranking.datasets)} data sets: {', '.join(ranking.datasets)}",
-        header=("method", "mean rank", "all", *(f"against {method}" for method in methods)),
+        header=("method", "mean\nrank", "all", *(f"against\n{method}" for method in methods)),
         n_names=1,
         rows=tuple(rows),
         legend=(f"wins-losses-ties on test data; a tie is a difference inside the noise ({TEST_NAME})", *untested),

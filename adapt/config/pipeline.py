@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from adapt.config.search_config import SearchConfig
+from adapt.config.search_config import HalvingConfig, SearchConfig
 from adapt.config.search_space import LEGAL_SWEEP
 from adapt.config.trials import (
     SCHEDULE_KEYS,
@@ -65,6 +65,7 @@ class TrainConfig(StrictModel):
     augment: Literal["none", "crop_flip"] = "none"
     mixup: NonNegative = 0.0
     refit: bool = False
+    halving: HalvingConfig | None = Field(None, description="a section such as {factor: 3, min_epochs: 1}, or null")
     tensorboard: bool = False
     workers: PositiveInt = 1
     scheduler: SchedulerAddress = None

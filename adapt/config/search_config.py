@@ -34,7 +34,6 @@ class SearchConfig(StrictModel):
         batch: points that Optuna proposes at once, before it is told their scores.
         seed: of the points that are drawn.
         epochs: epochs of each trial of a search; None for as many as in training.
-        halving: successive halving among the trials of a method; None trains all of them for all epochs.
     """
 
     driver: Literal["grid", "random", "optuna"] = "grid"
@@ -46,8 +45,6 @@ class SearchConfig(StrictModel):
     epochs: PositiveInt | None = Field(
         None, description="a positive whole number of epochs, or null for as many as in training"
     )
-
-    halving: HalvingConfig | None = Field(None, description="a section such as {factor: 3, min_epochs: 1}, or null")
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":

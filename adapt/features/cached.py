@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ class ResidentFeatures(FrozenFeatures):
         self._streamed = streamed
         self.spec, self.device, self.views = streamed.spec, streamed.device, streamed.views
         self.num_classes, self.multi_label = streamed.num_classes, streamed.multi_label
-        self._train = self._load(layers)
+        self._layers = layers
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """See `Features.labels`."""
@@ -127,6 +128,11 @@ class ResidentFeatures(FrozenFeatures):
     def rounding(self, layer: int, tokens: Tensor) -> Tensor:
         """See `Features.rounding`."""
         return self._streamed.rounding(layer, tokens)
+
+    @cached_property
+    def _train(self) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """(values, scale) of every layer; loaded when they are first read: a job whose workers train needs none."""
+        return self._load(self._layers)
 
     def _decode(self, layer: int, index: Tensor) -> Tensor:
         return self._streamed.decode(layer, *_pick(self._train[layer], index))

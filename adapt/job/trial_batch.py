@@ -96,7 +96,13 @@ def run_batch(batch: TrialBatch, features: FeatureSet, callbacks: Sequence[Callb
             for row in _record(runs, candidates, data, peak):
                 for follower in followers:
                     follower.on_trial(row)
-    return [Score(score=each.score, loss=each.loss, epoch=each.best_epoch, epochs=each.epochs) for each in candidates]
+    return [_score_of(candidate, run.settings.epochs) for run, candidate in zip(runs, candidates, strict=True)]
+
+
+def _score_of(candidate: Candidate, epochs: int) -> Score:
+    """A candidate that diverged late counts as trained to the end: its best epoch may be the best of all."""
+    trained_for = candidate.epochs if candidate.was_dropped else epochs
+    return Score(score=candidate.score, loss=candidate.loss, epoch=candidate.best_epoch, epochs=trained_for)
 
 
 def _record(
@@ -127,7 +133,7 @@ def _tensorboard(config: Config, stack: ExitStack) -> list[Callback]:
 
 
 def _rungs_of(batch: TrialBatch, run: TrialRun) -> tuple[Rung, ...]:
-    halving = batch.config.search.halving
+    halving = batch.config.train.halving
     if halving is None or not batch.for_search:
         return ()
     return tuple(rungs(run.settings.epochs, halving.factor, halving.min_epochs))

@@ -13,7 +13,7 @@ from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig, Trial
 from adapt.job.cost import break_even_epochs, inference_gflops
 from adapt.job.feature_set import FeatureSet
-from adapt.job.test_split import predictions_of
+from adapt.job.predictions_of_test import predictions_of
 from adapt.methods.registry import find_method
 from adapt.methods.trained_parameters import count_params
 from adapt.report.fingerprint import conditions_of, digest

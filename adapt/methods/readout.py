@@ -1,12 +1,13 @@
 """The read-out, which all methods share: final norm, pooling, standardization, linear classifier."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapt.methods.feature_spec import FeatureSpec
+from adapt.methods.feature_spec import FeatureSpec, TokenBatch
 from store.errors import UserError
 
 Pooling = Literal["auto", "cls", "mean", "cls_mean", "backbone"]
@@ -88,11 +89,22 @@ class Readout(nn.Module):
             parts.append(self.tail.normalize_pooled(tokens[:, self.layout.num_prefix_tokens :].mean(dim=1)))
         return torch.cat(parts, dim=1)
 
+    @property
+    def pools_linearly(self) -> bool:
+        """Whether pooling is a mean of tokens and nothing else."""
+        part = self.mean.view(2 if self.mode == "cls_mean" else 1, -1)
+        return self.mode != "backbone" and self.tail.normalize_pooled(part) is part
+
     def _class_tokens(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch sets classes dim"]:
         """The first prefix tokens of every set."""
         sets, prefix = self.layout.prefix_sets, self.layout.num_prefix_tokens
         by_set = tokens[:, :prefix].reshape(len(tokens), sets, prefix // sets, tokens.shape[2])
         return by_set[:, :, : self.layout.num_class_tokens // sets]
+
+    def pooled(self, tokens: TokenBatch, layer: int) -> Float[Tensor, "batch features"]:
+        """The pooled frozen features of a batch, computed once for all read-outs with the same pooling."""
+        name = "pooled", self.tail, self.mode, self.layout
+        return tokens.remember(name, layer, lambda: self.pool(tokens.normalized(layer, self.tail)))
 
     def classify(self, pooled: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """Logits of pooled features."""
@@ -102,6 +114,17 @@ class Readout(nn.Module):
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
         """Logits of normalized tokens."""
         return self.classify(self.pool(tokens))
+
+
+def classify_stacked(
+    readouts: Sequence[Readout], pooled: Float[Tensor, "models batch features"]
+) -> Float[Tensor, "models batch classes"]:
+    """Logits of several read-outs of equal shape, each from its own pooled features."""
+    mean, std, weight, bias = (
+        torch.stack(tensors)
+        for tensors in zip(*((r.mean, r.std, r.head.weight, r.head.bias) for r in readouts), strict=True)
+    )
+    return torch.baddbmm(bias[:, None], (pooled - mean[:, None]) / std[:, None], weight.transpose(1, 2))
 
 
 def _legal_poolings(spec: FeatureSpec) -> list[str]:

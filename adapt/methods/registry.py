@@ -1,16 +1,17 @@
 """The registry of methods: name -> options, how the model is built, and how it is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from adapt.methods.feature_spec import FeatureSpec
-from adapt.methods.from_features.attentive_probe import AttentiveProbe, AttentiveProbeOptions
+from adapt.methods.from_features.attentive_probe import AttentiveProbe, AttentiveProbeOptions, stack_attentive_probes
 from adapt.methods.from_features.ladder import Ladder, LadderOptions
 from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
 from adapt.methods.from_features.losa import LoSA, LoSAOptions
+from adapt.methods.from_features.losa_stack import stack_losas
 from adapt.methods.from_features.transformer_probe import TransformerProbe, TransformerProbeOptions
 from adapt.methods.in_backbone.adapters import AdapterDropOptions, AdapterOptions, inject_adapters
 from adapt.methods.in_backbone.compacter import CompacterOptions, inject_compacter
@@ -23,6 +24,7 @@ from adapt.methods.in_backbone.random_subspace import IntrinsicOptions, inject_i
 from adapt.methods.in_backbone.relative_position_bias import inject_rpb
 from adapt.methods.in_backbone.tuned_backbone import Inject, TrainableBackbone, TunedBackbone, TunedOptions
 from adapt.methods.options import MethodOptions
+from adapt.methods.stack import Stack
 from store.errors import UserError
 
 
@@ -36,12 +38,15 @@ class Method:
         inject: `inject(vit, options)` changes a copy of the backbone in place, for a method that trains inside it.
         solved: whether the model is solved to its optimum (`adapt.training.linear_solver`), without a learning rate;
             the other methods are trained step by step (`adapt.training.loop`).
+        stack: `stack(models)` makes one forward pass of models with the same `stack_key`; None where it would not be
+            faster than calling each model in turn.
     """
 
     options: type[MethodOptions]
     build: Callable[[FeatureSpec, int, Any], nn.Module] | None = None
     inject: Inject | None = None
     solved: bool = False
+    stack: Callable[[Sequence[Any]], Stack] | None = None
 
     @property
     def trains_backbone(self) -> bool:
@@ -51,8 +56,8 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "linear_probe": Method(options=LinearProbeOptions, build=LinearProbe, solved=True),
-    "attentive_probe": Method(options=AttentiveProbeOptions, build=AttentiveProbe),
-    "losa": Method(options=LoSAOptions, build=LoSA),
+    "attentive_probe": Method(options=AttentiveProbeOptions, build=AttentiveProbe, stack=stack_attentive_probes),
+    "losa": Method(options=LoSAOptions, build=LoSA, stack=stack_losas),
     "ladder": Method(options=LadderOptions, build=Ladder),
     "transformer_probe": Method(options=TransformerProbeOptions, build=TransformerProbe),
     "full": Method(options=TunedOptions, inject=train_all),

@@ -51,7 +51,7 @@ class JobFacts:
 
     @cached_property
     def trained_rows(self) -> int | None:
-        """Rows of an epoch, without those for validation; None if they are unknown, or the draw is refused."""
+        """Rows of an epoch of the final training; None if they are unknown, or the draw is refused."""
         if self.source:
             split, views = self.source.splits["train"], self.source.views
             labels = np.asarray(split.labels)
@@ -63,11 +63,13 @@ class JobFacts:
             return None
         draw, seed = RowDraw.of(self.config), self.config.train.seeds[0]
         try:
-            rows, _ = draw_rows(torch.from_numpy(labels), draw, seed=seed, views=views, validation_rows=validation)
+            rows, val_rows = draw_rows(
+                torch.from_numpy(labels), draw, seed=seed, views=views, validation_rows=validation
+            )
         except UserError as error:
             self.notes.append(str(error))
             return None
-        return len(rows)
+        return len(rows) + len(val_rows) if draw.refit else len(rows)
 
     @cached_property
     def rows_to_extract(self) -> int | None:

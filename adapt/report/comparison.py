@@ -10,6 +10,8 @@ from adapt.run_dir.results import COLUMNS
 UNKNOWN = "–"
 INSIDE_NOISE = "≈"
 TEST_NAME = "paired bootstrap test, level 0.05, Holm"
+INTERVAL_LEGEND = "95 % CI: bootstrap over the test samples"
+NOISE_LEGEND = f"{INSIDE_NOISE} inside the noise of the best on validation ({TEST_NAME})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +51,12 @@ class Comparison:
         assert stat is not None
         return stat.mean
 
-    def is_inside_noise(self, summary: Summary) -> bool:
-        """Whether a method cannot be told from the best one on validation by the test samples."""
+    def is_inside_noise(self, summary: Summary) -> bool | None:
+        """Whether the test samples cannot tell a method from the best one on validation; None if that is unknown."""
         found = self.evidence.get(summary.trial_ids)
-        return found is not None and found.is_inside_noise
+        if found is None or (found.p_value is None and summary != self.best):
+            return None
+        return found.is_inside_noise
 
     @property
     def best(self) -> Summary | None:
@@ -168,11 +172,7 @@ def interval_text(comparison: Comparison, summary: Summary) -> str:
     return f"{found.interval.low:.1f}–{found.interval.high:.1f}{mark}"
 
 
-def legend(comparison: Comparison) -> str:
-    """One line that explains interval and mark; empty if no method has one."""
-    if not comparison.evidence:
-        return ""
-    line = "95 % CI: bootstrap over the test samples."
-    if any(found.is_inside_noise for found in comparison.evidence.values()):
-        line += f" {INSIDE_NOISE} not to be told from the best on validation ({TEST_NAME})."
-    return line
+def legend(comparison: Comparison) -> list[str]:
+    """Lines that explain interval and mark; none if no method has them."""
+    is_marked = any(found.is_inside_noise for found in comparison.evidence.values())
+    return [INTERVAL_LEGEND] * bool(comparison.evidence) + [NOISE_LEGEND] * is_marked

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from adapt.report.bootstrap import ALPHA, Interval, Score, holm, interval, p_value, resample, score_of
+from adapt.report.bootstrap import ALPHA, Interval, holm, interval, p_value, resample, score_of
 from adapt.report.seed_averages import Summary
 from adapt.run_dir.predictions import Predictions
 from adapt.run_dir.results import Row
-from store.errors import UserError
 
 ReadPredictions = Callable[[Row], Predictions | None]  # None for a trial without predictions
 Key = tuple[str, ...]  # see `Summary.trial_ids`
@@ -54,7 +53,7 @@ def evidence_of(summaries: Sequence[Summary], metric: str, best: Summary, read: 
         read: gives the predictions of a row.
 
     Raises:
-        UserError: predictions are damaged, or of other samples than those of the other methods.
+        UserError: predictions are damaged.
     """
     resampled = ResampledMethods(summaries, metric, read, n_pairs=len(summaries) - 1)
     p_values = resampled.test_pairs([(best.trial_ids, key) for key in resampled.keys if key != best.trial_ids])
@@ -68,7 +67,8 @@ def evidence_of(summaries: Sequence[Summary], metric: str, best: Summary, read: 
 class ResampledMethods:
     """Methods that were evaluated on the same resamples of their test split.
 
-    A method is left out if a seed of it has no predictions, or if its metric is undefined.
+    A method is left out if a seed of it has no predictions, if its metric is undefined, or if its seeds were tested on
+    different samples. Methods that were tested on other samples, labels or classes than each other are never compared.
 
     Args:
         summaries: the methods.
@@ -77,29 +77,26 @@ class ResampledMethods:
         n_pairs: how many pairs will be tested.
 
     Raises:
-        UserError: predictions are damaged, or not all of the same samples.
+        UserError: predictions are damaged.
     """
 
     def __init__(self, summaries: Sequence[Summary], metric: str, read: ReadPredictions, n_pairs: int) -> None:
         self._seeds: dict[Key, tuple[int, ...]] = {}
-        scores: list[Score] = []
-        first: Predictions | None = None
+        self._samples: dict[Key, str] = {}
+        by_samples: dict[str, list[tuple[Summary, list[Predictions]]]] = {}
         for summary in summaries:
             trials = [read(row) for row in summary.rows] if summary.metrics[metric] else []
             known = [trial for trial in trials if trial is not None]
-            if not known or len(known) < len(trials):
-                continue
-            first = first or known[0]
-            for trial in known:
-                _require_same_samples(summary, trial, first)
-            self._seeds[summary.trial_ids] = summary.seeds
-            scores += [score_of(metric, trial) for trial in known]
-        self._values = self._split(resample(scores, len(first.sample_ids), n_pairs)) if first else {}
-
-    def _split(self, values: Float[np.ndarray, "trials resamples"]) -> dict[tuple[Key, int], np.ndarray]:
-        """The values by method and seed."""
-        trials = [(key, seed) for key, seeds in self._seeds.items() for seed in seeds]
-        return dict(zip(trials, values, strict=True))
+            digests = {trial.samples_digest for trial in known}
+            if len(digests) == 1 and len(known) == len(trials):
+                self._seeds[summary.trial_ids], [self._samples[summary.trial_ids]] = summary.seeds, digests
+                by_samples.setdefault(self._samples[summary.trial_ids], []).append((summary, known))
+        self._values: dict[tuple[Key, int], np.ndarray] = {}
+        for methods in by_samples.values():
+            scores = [score_of(metric, trial) for _, known in methods for trial in known]
+            values = resample(scores, len(methods[0][1][0].sample_ids), n_pairs)
+            trials_of = [(summary.trial_ids, seed) for summary, _ in methods for seed in summary.seeds]
+            self._values |= dict(zip(trials_of, values, strict=True))
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -118,17 +115,10 @@ class ResampledMethods:
 
     def _p_value(self, a: Key, b: Key) -> float | None:
         seeds = sorted({*self._seeds.get(a, ())}.intersection(self._seeds.get(b, ())))
-        return p_value(self._mean(a, seeds), self._mean(b, seeds)) if seeds else None
+        if not seeds or self._samples[a] != self._samples[b]:
+            return None
+        return p_value(self._mean(a, seeds), self._mean(b, seeds))
 
     def _mean(self, key: Key, seeds: Sequence[int]) -> Float[np.ndarray, "resamples"]:
         mean: np.ndarray = np.stack([self._values[key, seed] for seed in seeds]).mean(axis=0)
         return mean
-
-
-def _require_same_samples(summary: Summary, trial: Predictions, first: Predictions) -> None:
-    if trial.samples_digest != first.samples_digest:
-        raise UserError(
-            f"{summary.label}: the predictions of trial {trial.trial_id} are of other samples, labels or classes than "
-            f"those of trial {first.trial_id}: only methods that were tested on the same samples can be compared; "
-            "delete the rows of one of the two from results.json"
-        )

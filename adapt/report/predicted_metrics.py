@@ -8,4 +8,4 @@ from adapt.training.metrics import Metrics, evaluate
 
 def metrics_of(predictions: Predictions) -> Metrics:
     """The metrics that `adapt.training.metrics.evaluate` gives for these logits and labels."""
-    return evaluate(torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels))
+    return evaluate(torch.tensor(predictions.logits), torch.tensor(predictions.labels))

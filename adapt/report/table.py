@@ -80,8 +80,8 @@ def print_table(comparisons: Sequence[Comparison], console: Console) -> None:
             style = "bold" if summary == comparison.best else ""
             table.add_row(_text(summary.label), *(Text(c.cell(summary)) for c in columns), style=style)
         console.print(table)
-        if text := legend(comparison):
-            console.print(_text(text))
+        for line in legend(comparison):
+            console.print(_text(line))
         console.print(_text(headline(comparison)))
 
 

@@ -172,15 +172,8 @@ def print_study_plan(plan: StudyPlan, title: str) -> None:
             table.add_row(part.name, *_cells(part.plan))
     total = plan.totals()
     table.add_section()
-    cells = (
-        f"total of {total['parts']}",
-        "",
-        decimal(total["store_bytes"]),
-        _seconds(total["extract_seconds"]),
-        f"{total['trials']:,}",
-        _seconds(total["train_seconds"]),
-    )
-    table.add_row(*cells, style="bold")
+    sums = _sums(total["store_bytes"], total["extract_seconds"], total["trials"], total["train_seconds"])
+    table.add_row(f"total of {total['parts']}", "", *sums, style="bold")
     console = Terminal()
     console.print(table)
     print_failures([(part.name, part.reason) for part in plan.parts if part.reason], console, "cannot start")
@@ -190,10 +183,16 @@ def print_study_plan(plan: StudyPlan, title: str) -> None:
 
 def _cells(plan: Plan) -> Iterator[str]:
     yield UNKNOWN if plan.samples is None else f"{sum(plan.samples.values()):,}"
-    yield UNKNOWN if plan.store_bytes is None else decimal(plan.store_bytes)
-    yield _seconds(plan.extract_seconds)
-    yield f"{plan.trials:,}"
-    yield _seconds(plan.train_seconds)
+    yield from _sums(plan.store_bytes, plan.extract_seconds, plan.trials, plan.train_seconds)
+
+
+def _sums(
+    n_bytes: int | None, extract_seconds: float | None, trials: int, train_seconds: float | None
+) -> Iterator[str]:
+    yield UNKNOWN if n_bytes is None else decimal(n_bytes)
+    yield _seconds(extract_seconds)
+    yield f"{trials:,}"
+    yield _seconds(train_seconds)
 
 
 def _seconds(seconds: float | None) -> str:

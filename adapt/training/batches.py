@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from adapt.methods.feature_spec import TokenBatch
 from adapt.training.batch_order import Rows
 
 
@@ -45,10 +46,16 @@ class Batches(Protocol):
         ...
 
 
+def as_model_input(values: Any) -> Any:
+    """What a source gives for a group of rows, as models take it: tokens remember what several models compute."""
+    return values if isinstance(values, Tensor) else TokenBatch.of(values)
+
+
 def select(values: Any, index: Int[np.ndarray, "_"], n_rows: int) -> Any:
-    """Some of the rows of tokens by layer, or of images; all of them without a copy."""
+    """Some of the rows of tokens, or of images; all of them without a copy."""
     if len(index) == n_rows:
         return values
     if isinstance(values, Tensor):
         return values[torch.from_numpy(index).to(values.device)]
-    return {layer: select(tokens, index, n_rows) for layer, tokens in values.items()}
+    device = next(iter(values.values())).device
+    return values.select(torch.from_numpy(index).to(device))

@@ -27,6 +27,7 @@ class Candidate:
 
     Attributes:
         active: whether it is trained further; false once it has diverged or was dropped.
+        was_dropped: whether successive halving dropped it.
         epochs: how many epochs it was trained for.
         seconds: training seconds of these epochs: reading of all batches, and its share of the steps of its stack.
         train_loss: mean loss of the steps of the last epoch.
@@ -48,6 +49,7 @@ class Candidate:
     score: float = -math.inf
     loss: float = math.inf
     active: bool = True
+    was_dropped: bool = False
     epochs: int = 0
     seconds: float = 0.0
     train_loss: float = math.nan

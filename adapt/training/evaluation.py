@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adapt.training.batch_order import Rows
-from adapt.training.batches import Batches, select
+from adapt.training.batches import Batches, as_model_input, select
 from adapt.training.candidate import Candidate, union_of_layers
 from adapt.training.metrics import average_views
 from adapt.training.seed_rows import mask_of
@@ -38,7 +38,8 @@ def predict_logits(
     layers, n_rows = union_of_layers(candidates), len(inputs.labels(split))
     groups = [(group, mask_of(rows[group[0]], n_rows)) for group in grouped(candidates)]
     read = in_groups(np.unique(np.concatenate(rows)), inputs.samples_at_once(layers))
-    for part, values in inputs.batches(split, read, layers):
+    for part, read_values in inputs.batches(split, read, layers):
+        values = as_model_input(read_values)
         for group, mask in groups:
             index = np.flatnonzero(mask[part])
             if len(index):

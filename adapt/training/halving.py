@@ -43,4 +43,4 @@ def drop_worst(candidates: Sequence[Candidate], share: Fraction) -> None:
     for contest in contests.values():
         n_kept = math.ceil(share * len(contest))
         for candidate in sorted(contest, key=lambda candidate: candidate.rank, reverse=True)[n_kept:]:
-            candidate.active = False
+            candidate.active, candidate.was_dropped = False, True

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from adapt.training.batch_order import WINDOW, Rows, epoch_batches
-from adapt.training.batches import Batches
+from adapt.training.batches import Batches, as_model_input
 from adapt.training.candidate import Candidate, all_finite, union_of_layers
 from adapt.training.checkpoint import Checkpoint, TrainingProgress
 from adapt.training.distributed import world
@@ -191,14 +191,16 @@ class Loop:
         for _ in rows:
             with self._reading:
                 _, values = next(parts)
-            yield values
+            yield as_model_input(values)
 
     def _add_gradients(self, of: PartRows, values: Any) -> None:
         """Backward of a part of a batch, for every candidate."""
-        own = {seed: parts.part(of, values, self._settings.mixup) for seed, parts in self._seeds.items()}
-        for stack in self._stacks:
-            if own_part := own[stack.seed]:
-                stack.add_gradients(own_part)
+        for seed, parts in self._seeds.items():
+            stacks = [stack for stack in self._stacks if stack.seed == seed]
+            own_part = parts.part(of, values, self._settings.mixup) if stacks else None
+            for stack in stacks:
+                if own_part:
+                    stack.add_gradients(own_part)
 
 
 def _cuda_devices(inputs: Batches) -> list[torch.device]:

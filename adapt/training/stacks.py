@@ -8,12 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adapt.methods.registry import find_method
+from adapt.methods.stack import Stack, stack_key
 from adapt.training.candidate import Candidate
 from adapt.training.distributed import World
 from adapt.training.optimizer import make_optimizer
 from adapt.training.seed_part import SeedPart
 from adapt.training.settings import Settings
 from extract.forward.device import Stopwatch, autocast
+from store.layout import in_groups
+
+_MOST_TOGETHER = 32  # more models at once would take memory and save no time
 
 
 class TrainState(NamedTuple):
@@ -103,19 +107,20 @@ class CandidateStack:
             candidate.loss_sum, candidate.n_steps = 0.0, 0
 
 
-def stacked_forward(candidates: Sequence[Candidate]) -> Any:
+def stacked_forward(candidates: Sequence[Candidate]) -> Stack | None:
     """The forward pass of all candidates together; None for methods whose models are computed one by one."""
-    stack = getattr(find_method(candidates[0].method), "stack", None)
+    stack = find_method(candidates[0].method).stack
     return stack([candidate.model for candidate in candidates]) if stack else None
 
 
 def grouped(candidates: Sequence[Candidate]) -> list[list[int]]:
-    """Positions of the candidates that are computed together: of one method, seed and shape."""
+    """Positions of the candidates that are computed together: of one method, seed and shape, and not too many."""
     groups: dict[Any, list[int]] = {}
     for position, candidate in enumerate(candidates):
-        key = position
+        can_stack = find_method(candidate.method).stack is not None
+        key = stack_key(candidate.model) if can_stack else position
         groups.setdefault((candidate.method, candidate.data.seed, key), []).append(position)
-    return list(groups.values())
+    return [part for group in groups.values() for part in in_groups(group, _MOST_TOGETHER)]
 
 
 def make_state(candidate: Candidate, settings: Settings, schedule: Callable[[int], float]) -> TrainState:

@@ -86,7 +86,8 @@ def _registered(client: Client, plugin: TaskPlugin) -> Iterator[None]:
     try:
         yield
     finally:
-        client.unregister_worker_plugin(plugin.name)
+        with suppress(OSError):  # a worker that has just died; the scheduler has forgotten the plugin before it asks
+            client.unregister_worker_plugin(plugin.name)
 
 
 def _unpicklable(workers: Workers, error: Exception) -> UserError:
@@ -171,10 +172,10 @@ class Dispatcher:
             except Exception as error:
                 for task in list(self._tasks.values()):
                     self._fail(task, _failure(task, error))
-        with suppress(Exception):  # after an interrupt the client may be closed
-            self._client.cancel([task.submitted for task in self._tasks.values() if task.submitted])
         for task in self._tasks.values():
             task.promise.cancel()
+        with suppress(Exception):  # after an interrupt the client may be closed
+            self._client.cancel([task.submitted for task in self._tasks.values() if task.submitted])
 
     def _add(self, task: _Task) -> None:
         self._tasks[task.number] = task

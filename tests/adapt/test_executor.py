@@ -211,6 +211,7 @@ def test_without_its_scheduler_every_unit_fails(tmp_path: Path) -> None:
     process = subprocess.Popen([*command, "--port", "0", "--scheduler-file", str(file)], stderr=subprocess.DEVNULL)
     try:
         while not file.exists() or not file.read_text():
+            assert process.poll() is None
             time.sleep(0.05)
         train = TrainConfig(scheduler=json.loads(file.read_text())["address"], device="cpu")
         worker = subprocess.Popen(
@@ -223,6 +224,7 @@ def test_without_its_scheduler_every_unit_fails(tmp_path: Path) -> None:
                 assert executor.submit(Square(2)).result()["square"] == 4
                 hanging = executor.submit(Hanging(1, tmp_path / "starts"))
                 while not (tmp_path / "starts").exists():
+                    assert worker.poll() is None
                     time.sleep(0.05)
                 process.kill()
                 with pytest.raises(JobError, match="hanging unit failed"):

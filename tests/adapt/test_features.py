@@ -19,6 +19,7 @@ from adapt.features.choice import choose_source
 from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.features.specs import spec_of_backbone, spec_of_store
+from adapt.job.executor import InProcess
 from adapt.job.feature_set import needed_layers
 from adapt.job.inputs import Inputs
 from adapt.job.training_job import train as train_job
@@ -96,7 +97,7 @@ def test_no_gradient_reaches_the_backbone(tiny_config: MakeConfig) -> None:
     forward = FrozenForward(inputs.backbone, (0, 1, 2), "all", config.extract)
     _, tokens = next(OnlineFeatures(inputs.source, forward, "all").batches("train", [np.arange(4)], (0, 1, 2)))
     assert not any(values.requires_grad for values in tokens.values())
-    train_job(config, inputs)
+    train_job(config, inputs, InProcess(lambda _: None, "cpu"))
     assert all(not tensor.requires_grad and tensor.grad is None for tensor in inputs.backbone.module.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in inputs.backbone.module.state_dict().items())
 

@@ -37,7 +37,7 @@ from store.listing import Listing
 from store.writer import StoreWriter, create_store
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.name != "study.yaml")
 FOLDERS = ("SIDECACHE_DATA", "CIFAR10_FOLDER", "TORCHVISION_DATA", "VTAB_TASK_FOLDER", "INATURALIST_FOLDER")
 CORES = os.cpu_count() or 1
 TINY_TRAIN, TINY_TEST, TINY_BYTES = 24, 12, 3 * 17 * 32 * 4  # layers x tokens x dim x float32
@@ -226,6 +226,43 @@ class TestFeatureSource:
         plan = known(tiny_config("train.feature_source=online"), budget=1)
         assert plan.recommendation.startswith("Nothing is stored")
         assert plan.proposals == []
+
+
+class TestTrials:
+    """An epoch has 18 of the 24 training samples, at 4 seconds each."""
+
+    @pytest.mark.parametrize(
+        ("overrides", "trials", "epochs"),
+        [
+            (["methods=[losa]"], 1, 2),
+            (["methods=[losa]", "train.seeds=[0, 1, 2]"], 3, 6),
+            (["methods=[{name: losa, sweep: {rank: [2, 4], lr: [0.1, 0.2]}}]"], 4 + 1, 10),
+            (["methods=[losa]", "sweep={lr: [0.1, 0.2]}", "train.search_epochs=1", "train.seeds=[0, 1]"], 4, 2 + 4),
+            (["methods=[losa, ladder]", "train.epochs=5"], 2, 10),
+            (["methods=[linear_probe]", "sweep={weight_decay: [0.1, 0.2]}", "train.seeds=[0, 1]"], 4, 0),
+            (["methods=[linear_probe, {name: losa, epochs: 7}]"], 2, 7),
+        ],
+    )
+    def test_the_time_of_training_is_that_of_all_epochs_of_all_trials(
+        self, tiny_config: Build, measured: Callable[..., None], overrides: list[str], trials: int, epochs: int
+    ) -> None:
+        measured()
+        plan = make_plan(tiny_config(*overrides))
+        assert plan.trials == trials
+        assert plan.train_seconds == pytest.approx(epochs * 18 * 4.0)
+
+    def test_methods_inside_the_backbone_take_the_time_of_theirs(
+        self, tiny_config: Build, measured: Callable[..., None]
+    ) -> None:
+        measured(end_to_end=7.0)
+        plan = make_plan(tiny_config("methods=[losa, lora]", "train.seeds=[0, 1]"))
+        assert plan.trials == 4
+        assert plan.train_seconds == pytest.approx(2 * 2 * (plan.epoch_seconds["end_to_end"] + 18 * 4.0))
+
+    def test_unknown_times_stay_unknown(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        assert known(tiny_config()).train_seconds is None
+        measured()
+        assert make_plan(tiny_config("data.root=/nowhere")).train_seconds is None
 
 
 class TestBudget:

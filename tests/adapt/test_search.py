@@ -235,6 +235,28 @@ class TestOptuna:
             Judge(0.0).choose(self.config(trials=9), file)
 
 
+@pytest.mark.parametrize("driver", ["random", "optuna"])
+def test_a_job_searches_as_many_points_for_each_method_and_not_again(
+    tiny_config: Callable[..., Config], driver: str
+) -> None:
+    if driver == "optuna":
+        pytest.importorskip("optuna", reason="Optuna is optional: pip install 'sidecache[optuna]'")
+    ranges = "sweep={lr: {log_uniform: [0.001, 0.1]}, weight_decay: {log_uniform: [0.001, 0.1]}}"
+    search = f"search={{driver: {driver}, trials: 3, batch: 2, epochs: 1}}"
+    config = tiny_config("train.epochs=1", ranges, search)
+    rows = sc.run(config)
+    assert [row.method for row in rows] == ["linear_probe", "losa"]
+    files = sorted((config.run_dir / "search").iterdir())
+    points = [read_json(path)["points"] for path in files]
+    assert [len(found) for found in points] == [3, 3]
+    for row in rows:
+        scores = {(point["lr"], point["weight_decay"]): point["score"] for point in points[row.method == "losa"]}
+        assert scores[row.lr, row.weight_decay] == max(scores.values())
+    written = [path.stat().st_mtime_ns for path in files]
+    assert sc.run(config) == rows
+    assert [path.stat().st_mtime_ns for path in files] == written
+
+
 def test_the_speed_of_a_solved_probe_is_that_of_the_clock(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

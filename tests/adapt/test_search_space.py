@@ -276,8 +276,8 @@ def test_illegal_settings_of_a_search_are_refused(search: dict[str, Any], messag
 
 @pytest.mark.parametrize("halving", [{"factor": 1}, {"min_epochs": 0}, {"rate": 3}, 3])
 def test_illegal_halving_is_refused(halving: Any) -> None:
-    document = {"backbone": {"weights": "random"}, "search": {"halving": halving}}
-    with pytest.raises(UserError, match=r"^search\.halving"):
+    document = {"backbone": {"weights": "random"}, "train": {"halving": halving}}
+    with pytest.raises(UserError, match=r"^train\.halving"):
         load_config(document)
 
 

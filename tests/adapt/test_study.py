@@ -185,3 +185,21 @@ def test_a_study_and_a_job_are_told_apart() -> None:
     with pytest.raises(UserError, match=r"^this configuration is a study of several jobs.*load_study"):
         load_config(ONE)
     assert "this is the configuration of a single job" in refuse({"backbone": {"weights": "random"}})
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("{dataset}"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "A", "root", "path"]), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*Config.model_fields, "datasets", "backbones"]), VALUES, max_size=3))
+def test_any_study_is_loaded_or_refused_with_a_message(sections: dict[str, Any]) -> None:
+    try:
+        study = load_job(ONE | sections)
+    except UserError as error:
+        assert 0 < len(str(error)) < 10_000  # noqa: PT017
+    else:
+        assert isinstance(study, Study)
+        assert study.parts

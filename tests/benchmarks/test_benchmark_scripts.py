@@ -107,6 +107,15 @@ def test_probe(run: Run, pipeline: Path, tiny_config: Callable[..., Config]) -> 
     assert set(found["means"]) == {"linear_probe", "scikit-learn", "scikit-learn, tol=1e-6"}
 
 
+def test_one_pass(run: Run, pipeline: Path, tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config()
+    extract(config, open_source(config.data), load_backbone(config.backbone), Path(config.store.path))
+    (found,) = run("one_pass", pipeline, "--rounds", 1, "--poolings", "cls", "mean")["probe"].values()
+    assert found["settings"] == 32
+    assert set(found["seconds of a setting alone"]) == {"cls", "mean"}
+    assert found["pass / setting alone"] > 0
+
+
 def test_ablation(run: Run, tmp_path: Path) -> None:
     write_store(tmp_path / "made-up.zarr", StoreShape(samples=24, layers=6, grid=(2, 2), dim=8, shard_samples=8))
     small = (tmp_path / "made-up.zarr", "--epochs", 1, "--seeds", 1)

@@ -62,12 +62,13 @@ def schema(dtype: str = "float32", compressor: str | None = None, multi_label: b
     return Schema(**{**fields, **changes})
 
 
-def listing(split: str, multi_label: bool = False) -> Listing:
-    """Ids, labels and digests of a split."""
+def listing(split: str, multi_label: bool = False, marks_validation: bool = False) -> Listing:
+    """Ids, labels and digests of a split; with marks, every second sample is for validation."""
     n = SIZES[split]
     labels = (np.arange(3 * n).reshape(n, 3) % 2).astype(np.uint8) if multi_label else np.arange(n, dtype=np.int64) % 3
     digests = np.arange(16 * n, dtype=np.uint8).reshape(n, 16)
-    return Listing(tuple(f"{split}/ünïcode {row}.png" for row in range(n)), labels, digests)
+    ids = tuple(f"{split}/ünïcode {row}.png" for row in range(n))
+    return Listing(ids, labels, digests, np.arange(n) % 2 == 1 if marks_validation else None)
 
 
 def values(split: str, layer: int) -> np.ndarray:
@@ -91,7 +92,7 @@ def create(path: Path | str, wanted: Schema) -> StoreWriter:
     """Create the store unless it exists, as the extraction job does."""
     kvstore = kvstore_at(path)
     if open_schema(kvstore) is None:
-        listings = {split: listing(split, wanted.multi_label) for split in SIZES}
+        listings = {s: listing(s, wanted.multi_label, wanted.marks_validation(s)) for s in SIZES}
         create_store(kvstore, wanted, listings, RMS if wanted.dtype == "int8" else {}, TAIL)
     return StoreWriter(kvstore, wanted)
 

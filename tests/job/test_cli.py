@@ -27,7 +27,19 @@ from store.kvstore import KeyValueStore
 from store.lock import hold
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "plan", "verify", "extract", "train", "report", "inspect", "methods", "predict", "intrinsic")
+COMMANDS = (
+    "run",
+    "plan",
+    "verify",
+    "extract",
+    "train",
+    "report",
+    "results",
+    "inspect",
+    "methods",
+    "predict",
+    "intrinsic",
+)
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adapt.config.load_config import load_config
+from adapt.config.study import Study, load_job, load_study
 from adapt.methods.registry import METHODS
 from benchmarks.tables import TABLES
 
@@ -28,10 +30,18 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_examples_parse_with_data_in_any_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECACHE_DATA", "/data")
     monkeypatch.setenv("CIFAR10_FOLDER", "/data/cifar10")
-    methods = load_config(path).parsed_methods()
+    job = load_job(path)
+    methods = (job.parts[0].config if isinstance(job, Study) else job).parsed_methods()
     assert {"linear_probe", "losa"} <= {method.name for method in methods}
     assert {len(method.trials) for method in methods} == {12}, "the budgets are equal"
     assert {trial.options.pool for method in methods for trial in method.trials} == {"auto"}, "so is the head"
+
+
+def test_the_study_of_the_documentation_has_the_parts_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDECACHE_DATA", "/data")
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "studies.md").read_text(), re.DOTALL)
+    study = load_study(yaml.safe_load(block))
+    assert [part.name for part in study.parts] == ["rsscn7/tiny", "rsscn7/base", "trashnet/tiny", "trashnet/base"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "methods").glob("*.yaml")), ids=lambda path: path.name)

@@ -13,13 +13,17 @@ to the pooled features that every method reads, through a W_out that starts at z
 probe), and K_h and V_h are moved past the sums over tokens, which gives the same at a small part of the cost.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
+from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
 from adapt.methods.options import MethodOptions, require_divisor
-from adapt.methods.readout import Pooling, Readout
+from adapt.methods.readout import Pooling, Readout, classify_stacked
+from adapt.methods.stack import Stack
 from store.config import PositiveInt
 from store.errors import UserError
 
@@ -92,9 +96,37 @@ class AttentiveProbe(nn.Module):
                 "attentive_probe chooses among tokens, but the features hold only one: "
                 "set store.tokens: all, or take linear_probe"
             )
+        self.options = options
         self.pooler = AttentionPooler(spec.dim, self.readout.head.in_features, options.num_heads)
 
     def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
         """Logits from {layer: (batch, tokens, dim)}."""
-        normalized = self.readout.normalize(tokens[self.layers[-1]])
-        return self.readout.classify(self.readout.pool(normalized) + self.pooler(normalized))
+        batch, layer = TokenBatch.of(tokens), self.layers[-1]
+        attended = self.pooler(batch.normalized(layer, self.readout.tail))
+        return self.readout.classify(self.readout.pooled(batch, layer) + attended)
+
+
+def stack_attentive_probes(models: Sequence[AttentiveProbe]) -> Stack:
+    """Stack probes: the heads of all models attend to the tokens in one product; see `adapt.methods.stack.Stack`."""
+    poolers, readouts = [model.pooler for model in models], [model.readout for model in models]
+    layer, heads = models[0].layers[-1], models[0].options.num_heads
+
+    def forward(tokens: TokensByLayer, _: Sequence[torch.Generator]) -> Float[Tensor, "models batch classes"]:
+        batch = TokenBatch.of(tokens)
+        x = batch.normalized(layer, readouts[0].tail)
+        query, key, value, out = (
+            torch.stack(tensors)
+            for tensors in zip(*((p.query, p.key, p.value, p.out.weight) for p in poolers), strict=True)
+        )
+        # one attention over the tokens for the heads of all models
+        projected_query = torch.einsum("mhc,mhcd->mhd", query, key).flatten(0, 1) * query.shape[-1] ** -0.5
+        attention = F.linear(x, projected_query).softmax(dim=1)  # (batch, tokens, models * heads)
+        averages = (attention.transpose(1, 2) @ x).transpose(0, 1)  # (models * heads, batch, dim)
+        # the maps of each model
+        values = averages @ value.flatten(0, 1).transpose(1, 2)
+        attended = values.view(len(models), heads, len(x), -1).transpose(1, 2).flatten(2) @ out.transpose(
+            1, 2
+        )  # (models, batch, width)
+        return classify_stacked(readouts, readouts[0].pooled(batch, layer) + attended)
+
+    return forward

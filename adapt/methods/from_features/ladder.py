@@ -23,9 +23,8 @@ from jaxtyping import Float
 from pydantic import Field
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
+from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
 from adapt.methods.options import MethodOptions, choose_layers, require_divisor
 from adapt.methods.readout import Pooling, Readout
 from store.config import Layers, PositiveInt
@@ -80,9 +79,9 @@ class Ladder(nn.Module):
 
     def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
         """Logits from {layer: (batch, tokens, dim)}."""
-        h: Tensor | None = None
+        batch, h = TokenBatch.of(tokens), None
         for layer, down, gate, block in zip(self.layers, self.downs, [None, *self.gates], self.blocks, strict=True):
-            rung = down(F.layer_norm(tokens[layer], tokens[layer].shape[-1:]))
+            rung = down(batch.layer_norm(layer))
             if h is not None and gate is not None:
                 mu = torch.sigmoid(gate / _TEMPERATURE)
                 rung = mu * rung + (1 - mu) * h

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
+from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
 from adapt.methods.options import MethodOptions
 from adapt.methods.readout import Pooling, Readout
 
@@ -34,5 +34,4 @@ class LinearProbe(nn.Module):
 
     def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
         """Logits from {layer: (batch, tokens, dim)}."""
-        logits: Tensor = self.readout(self.readout.normalize(tokens[self.layers[-1]]))
-        return logits
+        return self.readout.classify(self.readout.pooled(TokenBatch.of(tokens), self.layers[-1]))

@@ -30,8 +30,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapt.methods.dropout import ByteDropout
-from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
+from adapt.methods.dropout import ByteDropout, Draw, draw_bytes
+from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer, autocast_dtype
 from adapt.methods.options import MethodOptions, choose_layers
 from adapt.methods.readout import Pooling, Readout
 from store.config import Layers, PositiveInt
@@ -80,8 +80,8 @@ class LoSA(nn.Module):
     def __init__(self, spec: FeatureSpec, num_classes: int, options: LoSAOptions = LoSAOptions()) -> None:
         super().__init__()
         self.readout = Readout(spec, num_classes, options.pool)  # first: all methods draw the same head from a seed
-        self.layers = choose_layers(options.layers, spec)
-        self.norm, self.add = options.norm, options.add
+        self.layers, self.dim = choose_layers(options.layers, spec), spec.dim
+        self.options, self.norm, self.add = options, options.norm, options.add
         mixers = [LowRankMixer(spec.dim, spec.layout, options) for _ in self.layers]
         if (ranks := mixers[0].token_mixing_options) and not self.readout.reads_patches:
             raise UserError(
@@ -90,23 +90,45 @@ class LoSA(nn.Module):
             )
         self.mixers = nn.ModuleList(mixers)
 
-    def forward(self, tokens: TokensByLayer) -> Float[Tensor, "batch classes"]:
-        """Logits from {layer: (batch, tokens, dim)}."""
+    def forward(self, tokens: TokensByLayer, draw: Draw = draw_bytes) -> Float[Tensor, "batch classes"]:
+        """Logits from {layer: (batch, tokens, dim)}; dropout takes its random bytes from `draw`."""
+        batch = self.read(tokens)
         y: Tensor | None = None
         for layer, mixer in zip(self.layers, self.mixers, strict=True):
-            x = self._normalize(tokens[layer])
-            x = x.to(_autocast_dtype(x))  # once, not in every product: half the memory that is read and kept
-            y = mixer(x) if y is None else y + mixer(x + y)
+            x = self.normalized(batch, layer)
+            y = mixer(x, draw) if y is None else y + mixer(x + y, draw)
         assert y is not None
-        last = tokens[self.layers[-1]]
-        summed = self.readout.normalize(last + y) if self.add == "before_norm" else self.readout.normalize(last) + y
-        logits: Tensor = self.readout(summed)
-        return logits
+        return self.classify(batch, y)
 
-    def _normalize(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def read(self, tokens: TokensByLayer) -> TokenBatch:
+        """The tokens that the logits depend on: without patches if neither token mixing nor the pooling reads them."""
+        batch = TokenBatch.of(tokens)
+        return batch if self.readout.reads_patches else batch.prefix(self.readout.layout.num_prefix_tokens)
+
+    def normalized(self, batch: TokenBatch, layer: int) -> Float[Tensor, "batch read dim"]:
+        """A layer's tokens x before the updates, computed once for all models of these options."""
+        return batch.remember(("losa", self.norm, self.readout.tail), layer, lambda: self._normalize(batch, layer))
+
+    def _normalize(self, batch: TokenBatch, layer: int) -> Float[Tensor, "batch read dim"]:
         if self.norm == "layer":
-            return F.layer_norm(tokens, tokens.shape[-1:])
-        return self.readout.normalize(tokens) if self.norm == "backbone" else tokens
+            x = batch.layer_norm(layer)
+        else:
+            x = batch.normalized(layer, self.readout.tail) if self.norm == "backbone" else batch[layer]
+        return x.to(autocast_dtype(x))  # once, not in every product: half the memory that is read and kept
+
+    def classify(self, batch: TokenBatch, y: Float[Tensor, "batch read dim"]) -> Float[Tensor, "batch classes"]:
+        """Logits of the sum of updates."""
+        return self.readout(self.add_to_last(batch, y))  # type: ignore[no-any-return]
+
+    def add_to_last(
+        self, batch: TokenBatch, y: Float[Tensor, "*models batch read dim"]
+    ) -> Float[Tensor, "*models batch read dim"]:
+        """The last layer's normalized tokens with the sum of updates."""
+        layer, tail = self.layers[-1], self.readout.tail
+        if self.add == "after_norm":
+            return batch.normalized(layer, tail) + y
+        summed = batch[layer] + y
+        return self.readout.normalize(summed.view(-1, *y.shape[-2:])).view(y.shape)
 
 
 class LowRankMixer(nn.Module):
@@ -139,36 +161,41 @@ class LowRankMixer(nn.Module):
         maps = {"token_rank": self.token_down, "time_rank": self.time_down}
         return [name for name, down in maps.items() if down is not None]
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], draw: Draw = draw_bytes
+    ) -> Float[Tensor, "batch tokens dim"]:
         """g(x)."""
-        c: Tensor = self.up(self.dropout(F.gelu(self.down(x))))
+        c: Tensor = self.up(self.dropout(F.gelu(self.down(x)), draw))
+        if not self.token_mixing_options:
+            return c
         if self.frames == 1:
-            return self._mix(x, c, self.token_down, self.token_up, num_prefix=self.num_prefix)
+            return self._mix(x, c, (self.token_down, self.token_up), draw, num_prefix=self.num_prefix)
         if self.num_prefix == 0:
-            return self._mix_video(x, c)
+            return self._mix_video(x, c, draw)
         prefix, patches = c.split_with_sizes([self.num_prefix, c.shape[1] - self.num_prefix], dim=1)
-        return torch.cat([prefix, self._mix_video(x[:, self.num_prefix :], patches)], dim=1)
+        return torch.cat([prefix, self._mix_video(x[:, self.num_prefix :], patches, draw)], dim=1)
 
     def _mix_video(
-        self, x: Float[Tensor, "batch patches dim"], c: Float[Tensor, "batch patches dim"]
+        self, x: Float[Tensor, "batch patches dim"], c: Float[Tensor, "batch patches dim"], draw: Draw
     ) -> Float[Tensor, "batch patches dim"]:
         """Mix c over the positions of every frame, then over the frames at every position."""
         by_frame = (len(x), self.frames, -1, x.shape[2])  # (batch, frames, positions, dim)
         x, g = x.view(by_frame), c.view(by_frame)
-        g = self._mix(x, g, self.token_down, self.token_up)
+        g = self._mix(x, g, (self.token_down, self.token_up), draw)
         # Frames are rows of positions x dim numbers, so that neither part permutes anything.
-        g = self._mix(x.flatten(2), g.flatten(2), self.time_down, self.time_up)
+        g = self._mix(x.flatten(2), g.flatten(2), (self.time_down, self.time_up), draw)
         return g.view(c.shape)
 
     def _mix(
         self,
         x: Float[Tensor, "*groups tokens dim"],
         c: Float[Tensor, "*groups tokens dim"],
-        down: nn.Linear | None,
-        up: nn.Linear | None,
+        maps: tuple[nn.Linear | None, nn.Linear | None],
+        draw: Draw,
         num_prefix: int = 0,
     ) -> Float[Tensor, "*groups tokens dim"]:
         """Compute c + up GELU(down (x + c)) over the tokens behind the prefix; c if there are no such maps."""
+        down, up = maps
         if down is None or up is None:
             return c
         # Zero columns and rows for the prefix tokens spare slicing and joining the long token axis; a batch of one
@@ -177,7 +204,7 @@ class LowRankMixer(nn.Module):
         prefix, added = (num_prefix, 0), (x + c).flatten(0, -3)
         weight_down = F.pad(down.weight, prefix).expand(len(added), -1, -1)  # (groups, rank, tokens)
         weight_up = F.pad(up.weight.T, prefix).T.expand(len(added), -1, -1)  # (groups, tokens, rank)
-        hidden = self.dropout(F.gelu(torch.bmm(weight_down, added) + down.bias[:, None]))  # (groups, rank, dim)
+        hidden = self.dropout(F.gelu(torch.bmm(weight_down, added) + down.bias[:, None]), draw)  # (groups, rank, dim)
         biased = (c + F.pad(up.bias, prefix)[:, None]).flatten(0, -3)
         return torch.baddbmm(biased, weight_up, hidden).view(c.shape)
 
@@ -188,10 +215,3 @@ def _bottleneck(width: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
     nn.init.zeros_(up.weight)
     nn.init.zeros_(up.bias)
     return down, up
-
-
-def _autocast_dtype(tokens: Float[Tensor, "..."]) -> torch.dtype:
-    """The type that autocast multiplies tokens in; without autocast it is their own."""
-    device = tokens.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if on else tokens.dtype

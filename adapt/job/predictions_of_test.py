@@ -1,4 +1,4 @@
-"""Makes the predictions of a trial on the test split."""
+"""Makes the predictions of a trial on the test split, with ids and labels of its samples."""
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from adapt.run_dir.predictions import Predictions
 
 
 def predictions_of(features: FeatureSet, trial_id: str, logits: Float[Tensor, "samples classes"]) -> Predictions:
-    """The predictions of a trial, with ids and labels of the samples.
+    """The predictions of a trial.
 
     Args:
         features: the features of the job.

@@ -110,10 +110,12 @@ def test_probe(run: Run, pipeline: Path, tiny_config: Callable[..., Config]) -> 
 def test_one_pass(run: Run, pipeline: Path, tiny_config: Callable[..., Config]) -> None:
     config = tiny_config()
     extract(config, open_source(config.data), load_backbone(config.backbone), Path(config.store.path))
-    (found,) = run("one_pass", pipeline, "--rounds", 1, "--poolings", "cls", "mean")["probe"].values()
-    assert found["settings"] == 32
-    assert set(found["seconds of a setting alone"]) == {"cls", "mean"}
-    assert found["pass / setting alone"] > 0
+    found = run("one_pass", pipeline, "--rounds", 1, "--poolings", "cls", "mean", "--seeds", 0)
+    (probe,), (attentive,), (losa,) = (found[line].values() for line in ("probe", "attentive", "losa"))
+    assert (probe["settings"], attentive["settings"], losa["settings"]) == (32, 20, 16)
+    assert set(probe["seconds of a setting alone"]) == {"cls", "mean"}
+    assert min(probe["pass / setting alone"], attentive["one pass / runs"], losa["halving / runs"]) > 0
+    assert losa["points behind the choice of all, by seed"]["0"] >= 0
 
 
 def test_ablation(run: Run, tmp_path: Path) -> None:

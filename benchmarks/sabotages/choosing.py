@@ -3,47 +3,51 @@
 from benchmarks.sabotages.sabotage_class import Sabotage
 
 _HONEST = "tests/job/test_honest.py"
-_SPY = f"{_HONEST}::test_the_test_split_is_read_once_a_chosen_model_and_never_before"
+_SPY = f"{_HONEST}::test_the_test_split_is_read_once_a_pass_and_never_before"
+_WATCHED = f"{_HONEST}::test_a_job_without_a_leak_has_none_reported"
+_EVALUATION = '    logits = predict_split([candidates[k] for k in converged], data.inputs, "test", precision)'
 
 CHOOSING = (
     Sabotage(
         name="probe chosen on the test split",
         file="adapt/training/trials.py",
         old="parts = (values[index], labels[index], values[val_index], labels[val_index])",
-        new='test = pooled.whole("test", layer, readout_of(candidates[0]))\n'
-        '            parts = (values[index], labels[index], test, pooled.features.labels("test"))',
+        new='test = pooled.whole("test", group[0].layers[-1], readout)\n'
+        '        parts = (values[index], labels[index], test, pooled.features.labels("test"))',
         tests=(_SPY,),
     ),
     Sabotage(
         name="epoch chosen on the test split",
         file="adapt/training/loop.py",
-        old="        labels = self._labels[torch.from_numpy(rows)]\n"
-        '        predicted = predict_logits(models, self._task.features, "train", rows,',
-        new='        labels = self._task.features.labels("test")\n        rows = np.arange(len(labels))\n'
-        '        predicted = predict_logits(models, self._task.features, "test", rows,',
-        tests=(_SPY,),
+        old='predict_logits(active, self._job.inputs, "train", rows,',
+        new='predict_logits(active, self._job.inputs, "test", [np.arange(len(of)) for of in rows],',
+        tests=(
+            _SPY,
+            _WATCHED,
+        ),
     ),
     Sabotage(
         name="test split evaluated twice",
-        file="adapt/job/trial_run.py",
-        old="        row = self._row(",
-        new='        evaluate_split(best.model, self.data.inputs, "test", self.settings.precision)\n'
-        "        row = self._row(",
+        file="adapt/job/trial_batch.py",
+        old=_EVALUATION,
+        new=f'    predict_split(candidates, data.inputs, "test", precision)\n{_EVALUATION}',
         tests=(_SPY,),
     ),
     Sabotage(
         name="training split reported",
-        file="adapt/job/trial_run.py",
-        old='evaluate_split(best.model, self.data.inputs, "test",',
-        new='evaluate_split(best.model, self.data.inputs, "train",',
-        tests=(_SPY,),
+        file="adapt/job/trial_batch.py",
+        old=_EVALUATION,
+        new='    size = len(data.inputs.labels("test"))\n'
+        '    every = predict_split([candidates[k] for k in converged], data.inputs, "train", precision)\n'
+        "    logits = [of[:size] for of in every]",
+        tests=(_SPY, _WATCHED),
     ),
     Sabotage(
         name="epoch chosen by training rows",
-        file="adapt/training/loop.py",
-        old="loop.validate(task.val_rows, current.epochs)",
-        new="loop.validate(task.rows, current.epochs)",
-        tests=("tests/adapt/test_train.py::test_the_epoch_with_the_best_validation_score_is_kept",),
+        file="adapt/training/seed_draw.py",
+        old="rows=rows, val_rows=val_rows,",
+        new="rows=rows, val_rows=rows,",
+        tests=(_WATCHED,),
     ),
     Sabotage(
         name="last epoch kept instead of the best",

@@ -26,9 +26,9 @@ METRICS = (
     ),
     Sabotage(
         name="first view instead of the mean over views",
-        file="adapt/training/loop.py",
-        old="evaluate(average_views(logits, features.views), labels[:: features.views])",
-        new="evaluate(logits[:: features.views], labels[:: features.views])",
+        file="adapt/training/evaluation.py",
+        old="average_views(of_candidate, inputs.views)",
+        new="of_candidate[:: inputs.views]",
         tests=("tests/adapt/test_train.py::test_the_views_of_a_sample_are_judged_by_their_mean_logits",),
     ),
 )

@@ -4,56 +4,60 @@ from benchmarks.sabotages.sabotage_class import Sabotage
 
 _HONEST = "tests/job/test_honest.py"
 _OWN = f"{_HONEST}::test_every_setting_that_determines_a_result_gives_another_search_and_trial"
-_SAVE = "save_adaptor(adaptor_path(self.config.run_dir, row), best.model, self._card(metrics))"
+_SAVE = "save_adaptor(adaptor_path(self.config.run_dir, row), trained.model, self._card(metrics))"
+_UNTRAINED = (
+    "self.features.training_data(self.config, self._trains_backbone)"
+    ".new_model(self.spec.method.name, self.spec.trial, self.spec.seed)"
+)
 
 RESULTS = (
     Sabotage(
         name="a trial's key without val_fraction",
         file="adapt/job/trial_run.py",
-        old="data, method, self.trial, self.settings, fraction)",
-        new="data, method, self.trial, self.settings)",
+        old="*trained, drawn, TRAINING_VERSION)",
+        new="*trained, TRAINING_VERSION)",
         tests=(f"{_OWN}[losa]",),
     ),
     Sabotage(
         name="a trial's key without its settings",
         file="adapt/job/trial_run.py",
-        old="data, method, self.trial, self.settings, fraction)",
-        new="data, method, self.trial, fraction)",
+        old="trained = (self.spec.method.name, self.spec.trial, self.spec.seed, self.settings)",
+        new="trained = (self.spec.method.name, self.spec.trial, self.spec.seed)",
         tests=(f"{_OWN}[losa]",),
     ),
     Sabotage(
         name="a search's key without its settings",
-        file="adapt/job/training_job.py",
-        old="data.kind, method, settings, fraction)",
-        new="data.kind, method, fraction)",
+        file="adapt/job/method_search.py",
+        old="config.search, settings, drawn, seed)",
+        new="config.search, drawn, seed)",
         tests=(f"{_OWN}[losa]",),
     ),
     Sabotage(
         name="row written before its adaptor",
         file="adapt/job/trial_run.py",
-        old=f"        {_SAVE}\n        write_results(self.config.run_dir, [row])\n",
+        old=f"        {_SAVE}\n",
         new=f"        write_results(self.config.run_dir, [row])\n        {_SAVE}\n",
         tests=(f"{_HONEST}::test_a_row_is_never_without_its_adaptor",),
     ),
     Sabotage(
         name="row without adaptor counts as done",
         file="adapt/job/trial_run.py",
-        old='any(path.exists() and path.with_suffix(".json").exists() for path in paths)',
-        new="bool(paths)",
+        old="return bool(rows) and all(",
+        new="return bool(rows) or all(",
         tests=(f"{_HONEST}::test_a_row_whose_adaptor_is_gone_is_trained_again",),
     ),
     Sabotage(
         name="another model saved than evaluated",
         file="adapt/job/trial_run.py",
         old=_SAVE,
-        new=_SAVE.replace("best.model", "self.data.new_model(self.method.name, self.trial, self.settings.seed)"),
+        new=_SAVE.replace("trained.model", _UNTRAINED),
         tests=("tests/adapt/test_rounding.py::test_the_accuracy_reported_is_that_of_the_saved_adaptor",),
     ),
     Sabotage(
         name="conditions without the precision",
         file="adapt/report/fingerprint.py",
-        old='trained.pop("seed", None)',
-        new='[trained.pop(name, None) for name in ("seed", "precision")]',
+        old="        **trained,\n",
+        new='        **{name: value for name, value in trained.items() if name != "precision"},\n',
         tests=("tests/adapt/test_conditions.py",),
     ),
     Sabotage(

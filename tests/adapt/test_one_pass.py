@@ -16,7 +16,7 @@ from made_features import MadeFeatures, make_candidate, make_rows, train
 from method_cases import CASES
 
 import adapt.training.checkpoint
-import adapt.training.loop
+import adapt.training.evaluation
 from adapt.config.trials import Trial
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.registry import find_method
@@ -139,7 +139,7 @@ class SeenRows:
         add_gradients, step, predict = (
             CandidateStack.add_gradients,
             CandidateStack.step,
-            adapt.training.loop.predict_logits,
+            adapt.training.evaluation.predict_group,
         )
 
         def add_seen(stack: CandidateStack, part: SeedPart) -> None:
@@ -157,22 +157,14 @@ class SeenRows:
             for candidate, state in zip(stack.candidates, before, strict=True):  # no row, no step
                 assert all(torch.equal(values, state[name]) for name, values in candidate.trained_state().items())
 
-        def predict_seen(candidates: Sequence[Candidate], *args: Any, **more: Any) -> Any:
+        def predict_seen(candidates: Sequence[Candidate], inputs: Any, *rest: Any) -> Any:
             for candidate in candidates:
+                self.validated[candidate.data.seed] += inputs[4][:, 2, 3].long().tolist()
+            return predict(candidates, inputs, *rest)
 
-                def see(_: Any, inputs: Any, seed: int = candidate.data.seed) -> None:
-                    self.validated[seed] += inputs[0][4][:, 2, 3].long().tolist()
-
-                hooks.append(candidate.model.register_forward_pre_hook(see))
-            predicted = predict(candidates, *args, **more)
-            while hooks:
-                hooks.pop().remove()
-            return predicted
-
-        hooks: list[Any] = []
         monkeypatch.setattr(CandidateStack, "add_gradients", add_seen)
         monkeypatch.setattr(CandidateStack, "step", step_seen)
-        monkeypatch.setattr(adapt.training.loop, "predict_logits", predict_seen)
+        monkeypatch.setattr(adapt.training.evaluation, "predict_group", predict_seen)
 
     def train(self, settings: Settings) -> list[Candidate]:
         candidates = [make_candidate(self.rows[seed], method="attentive_probe") for seed in SEEDS]

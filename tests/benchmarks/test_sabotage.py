@@ -42,6 +42,6 @@ def test_a_sabotage_is_noticed(name: str) -> None:
 @pytest.mark.slow
 def test_a_sabotage_that_no_test_notices_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     """One that changes only the text."""
-    harmless = replace(BY_NAME["rows never shuffled"], new="in_groups(draw.permutation(rows),  batch_size)")
+    harmless = replace(BY_NAME["rows never shuffled"], new="np.array_split(draw.permutation(n_rows),  n_batches)")
     assert report([harmless], at_once=2) == 1
     assert "SURVIVES" in capsys.readouterr().out

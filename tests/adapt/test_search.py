@@ -15,12 +15,13 @@ from adapt.config.pipeline import Config
 from adapt.config.trials import Trial
 from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
-from adapt.job.training_job import settings_of
+from adapt.job.trial_run import settings_of
 from adapt.run_dir.files import read_json, write_json
 from adapt.training.make_search import make_search
+from adapt.training.row_draw import RowDraw
 from adapt.training.scores import Score
 from adapt.training.search import beyond_the_edge
-from adapt.training.trials import TrainingData, train_trials
+from adapt.training.trials import Entry, TrainingData, train_entries
 from store.errors import JobError
 
 LOG_LR = {"lr": {"log_uniform": [1e-5, 1.0]}, "rank": {"int_uniform": [1, 64]}, "pool": ["mean", "cls_mean"]}
@@ -265,6 +266,7 @@ def test_the_speed_of_a_solved_probe_is_that_of_the_clock(
     (method,) = config.parsed_methods()
     clock = iter([100.0, 107.0])
     monkeypatch.setattr("adapt.training.linear_solver.time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    trained = train_trials(method, method.trials[:1], data, settings_of(config, method, 0), 0.25)
-    assert trained.seconds_per_epoch == pytest.approx(7.0 / trained.best.best_epoch)
-    assert trained.samples_per_second == pytest.approx(18 / trained.seconds_per_epoch)
+    entry = Entry(method=method.name, trial=method.trials[0], seed=0, settings=settings_of(config, method))
+    (trained,) = train_entries([entry], data, RowDraw(val_fraction=0.25))
+    assert trained.epochs == 1
+    assert trained.seconds == pytest.approx(7.0 / trained.best_epoch)

@@ -23,7 +23,7 @@ from adapt.job.training_job import measure_intrinsic_dimension
 from adapt.run_dir.config_file import read_config
 from adapt.run_dir.files import with_checksum
 from adapt.run_dir.results import read_results
-from adapt.training.search import read_points
+from adapt.training.scores import SearchScores
 from extract.backbones.backbone import TimmBackbone
 from sidecache.steps import write_run_report
 from store.errors import JobError, UserError
@@ -86,12 +86,15 @@ def reader_of(kind: str, backbone: TimmBackbone) -> Reader:
         document = IntrinsicRecord(file.parent, [])._document
         return {"features": document.features, "measured": document.measurement, **document.scores}
 
+    def search(file: Path) -> Any:
+        return {point.key: point for point in SearchScores(file, "losa", 1).points}
+
     def adaptor(file: Path) -> Any:
         loaded = load_adaptor(file.with_suffix(".safetensors"), backbone, "cpu")
         return {"probabilities": loaded.probabilities(IMAGE).tolist(), "classes": loaded.card.classes}
 
     config = lambda file: dict([read_config(file.parent)])  # noqa: E731
-    readers: dict[str, Reader] = {"results.json": results, "search": read_points, "intrinsic.json": intrinsic}
+    readers: dict[str, Reader] = {"results.json": results, "search": search, "intrinsic.json": intrinsic}
     return {**readers, "config.yaml": config, "card": adaptor, "tensors": adaptor}[kind]
 
 
@@ -223,4 +226,4 @@ def test_the_scores_of_another_search_are_refused(own_copy: Path) -> None:
     with pytest.raises(
         JobError, match=rf"losa-another\.json is damaged \(it holds the scores of the search {file.stem}"
     ):
-        read_points(other)
+        SearchScores(other, "losa", 1)

@@ -237,7 +237,7 @@ class TestTrials:
             (["methods=[losa]"], 1, 2),
             (["methods=[losa]", "train.seeds=[0, 1, 2]"], 3, 6),
             (["methods=[{name: losa, sweep: {rank: [2, 4], lr: [0.1, 0.2]}}]"], 4 + 1, 10),
-            (["methods=[losa]", "sweep={lr: [0.1, 0.2]}", "train.search_epochs=1", "train.seeds=[0, 1]"], 4, 2 + 4),
+            (["methods=[losa]", "sweep={lr: [0.1, 0.2]}", "search.epochs=1", "train.seeds=[0, 1]"], 4, 2 + 4),
             (["methods=[losa, ladder]", "train.epochs=5"], 2, 10),
             (["methods=[linear_probe]", "sweep={weight_decay: [0.1, 0.2]}", "train.seeds=[0, 1]"], 4, 0),
             (["methods=[linear_probe, {name: losa, epochs: 7}]"], 2, 7),

@@ -300,7 +300,7 @@ def test_training_goes_on_while_samples_and_layers_are_added(
     tiny_config: Callable[..., Config], tmp_path: Path, dtype: str
 ) -> None:
     """Every write of the growing job waits until training reads another batch."""
-    job = ("train.feature_source=streamed", f"store.dtype={dtype}", METHODS, "train.epochs=8", "train.batch_size=3")
+    job = ("train.feature_source=streamed", f"store.dtype={dtype}", METHODS, "train.epochs=16", "train.batch_size=3")
     before = tiny_config(*job, "store.layers=[0, 2]", f"run_dir={tmp_path / 'before'}")
     sc.extract(before)
     alone = sc.train(before)
@@ -364,7 +364,7 @@ def test_training_that_is_resumed_on_a_store_that_has_grown_begins_anew(
     def killed(*given: Any, **named: Any) -> Any:
         nonlocal steps
         steps += 1
-        if steps > 14:
+        if steps > 8:
             raise KilledError
         return fetch(*given, **named)
 

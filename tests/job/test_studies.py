@@ -17,6 +17,7 @@ import pytest
 from small_study import backbone, write_study
 
 import sidecache as sc
+import sidecache.studies
 from adapt.config.study import Study
 from adapt.job import trial_run
 from adapt.run_dir.lock import hold_run_dir
@@ -226,15 +227,15 @@ def test_a_record_that_cannot_be_written_does_not_end_the_study(
 def test_memory_that_runs_out_fails_a_part_and_a_defect_ends_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, real = study_of(tmp_path, "a", "b"), sc.run
+    study, real = study_of(tmp_path, "a", "b"), sidecache.studies.run_job
 
     def fail_with(error: Exception) -> None:
-        def run(config: sc.Config, **given: Any) -> Any:
+        def run(config: sc.Config, *rest: Any, **given: Any) -> Any:
             if config.report_as.dataset == "a":
                 raise error
-            return real(config, **given)
+            return real(config, *rest, **given)
 
-        monkeypatch.setattr(sc, "run", run)
+        monkeypatch.setattr(sidecache.studies, "run_job", run)
 
     fail_with(MemoryError())
     result = sc.run_study(study)
@@ -292,15 +293,15 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, runs = write_study(tmp_path, "a", "b", **SEVERAL), tmp_path / "runs"
-    real = trial_run.TrialRun.finish
+    real = trial_run.TrialRun.record
 
-    def stop(run: trial_run.TrialRun) -> None:
-        if run.config.report_as.dataset == "b" and run.settings.seed == 1:
+    def stop(run: trial_run.TrialRun, *trained: Any) -> Any:
+        if run.config.report_as.dataset == "b" and run.spec.seed == 1:
             raise KeyboardInterrupt
-        real(run)
+        return real(run, *trained)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial_run.TrialRun, "finish", stop)
+        patch.setattr(trial_run.TrialRun, "record", stop)
         status, _, err = command("run", path)
     assert status == 130
     assert "failed" not in err

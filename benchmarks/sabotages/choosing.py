@@ -14,24 +14,21 @@ CHOOSING = (
         old="parts = (values[index], labels[index], values[val_index], labels[val_index])",
         new='test = pooled.whole("test", group[0].layers[-1], readout)\n'
         '        parts = (values[index], labels[index], test, pooled.features.labels("test"))',
-        tests=(_SPY,),
+        tests=(_WATCHED, _SPY),
     ),
     Sabotage(
         name="epoch chosen on the test split",
         file="adapt/training/loop.py",
         old='predict_logits(active, self._job.inputs, "train", rows,',
         new='predict_logits(active, self._job.inputs, "test", [np.arange(len(of)) for of in rows],',
-        tests=(
-            _SPY,
-            _WATCHED,
-        ),
+        tests=(_WATCHED, _SPY),
     ),
     Sabotage(
         name="test split evaluated twice",
         file="adapt/job/trial_batch.py",
         old=_EVALUATION,
         new=f'    predict_split(candidates, data.inputs, "test", precision)\n{_EVALUATION}',
-        tests=(_SPY,),
+        tests=(_WATCHED, _SPY),
     ),
     Sabotage(
         name="training split reported",
@@ -40,7 +37,7 @@ CHOOSING = (
         new='    size = len(data.inputs.labels("test"))\n'
         '    every = predict_split([candidates[k] for k in converged], data.inputs, "train", precision)\n'
         "    logits = [of[:size] for of in every]",
-        tests=(_SPY, _WATCHED),
+        tests=(_WATCHED, _SPY),
     ),
     Sabotage(
         name="epoch chosen by training rows",

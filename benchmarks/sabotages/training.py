@@ -16,10 +16,7 @@ TRAINING = (
         file="adapt/training/seed_draw.py",
         old="seed=seed, rows=rows,",
         new="seed=seed, rows=np.arange(len(labels)),",
-        tests=(
-            _ROWS,
-            _WATCHED,
-        ),
+        tests=(_WATCHED, _ROWS),
     ),
     Sabotage(
         name="probe solved on validation rows too",
@@ -33,10 +30,7 @@ TRAINING = (
         file="adapt/training/seed_draw.py",
         old="row_draw, seed=seed,",
         new="row_draw, seed=0,",
-        tests=(
-            _ROWS,
-            _WATCHED,
-        ),
+        tests=(_WATCHED, _ROWS),
     ),
     Sabotage(
         name="views of a sample on both sides",
@@ -113,20 +107,14 @@ TRAINING = (
         file="adapt/training/seed_part.py",
         old="index = np.flatnonzero(self.mask[of.rows])",
         new="index = np.arange(len(of.rows))",
-        tests=(
-            _OWN_ROWS,
-            _WATCHED,
-        ),
+        tests=(_OWN_ROWS, _WATCHED),
     ),
     Sabotage(
         name="all seeds validated on the rows of the first",
         file="adapt/training/loop.py",
         old="rows = [candidate.data.val_rows for candidate in active]",
         new="rows = [active[0].data.val_rows for candidate in active]",
-        tests=(
-            _OWN_ROWS,
-            _WATCHED,
-        ),
+        tests=(_OWN_ROWS, _WATCHED),
     ),
     Sabotage(
         name="the same dropout in every part",

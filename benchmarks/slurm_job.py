@@ -3,15 +3,16 @@
 python -m benchmarks.slurm_job extract|run PIPELINE.YAML [SECTION.KEY=VALUE ...]
 """
 
-import sys
-
-from dask_jobqueue import SLURMCluster
+import argparse
+from collections.abc import Sequence
 
 import sidecache as sc
 
 
-def main(step: str, pipeline: str, *overrides: str) -> None:
+def work(step: str, pipeline: str, overrides: Sequence[str]) -> None:
     """Start the workers, and run the step on them."""
+    from dask_jobqueue import SLURMCluster  # in the extra `dev`
+
     with SLURMCluster(
         queue="cpu",
         cores=1,
@@ -35,5 +36,15 @@ def main(step: str, pipeline: str, *overrides: str) -> None:
             print(f"{len(rows)} trials")
 
 
+def main() -> None:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("extract", "run"))
+    parser.add_argument("pipeline")
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    work(args.step, args.pipeline, args.overrides)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,6 +1,8 @@
 """Shapes in signatures are checked while tests run; fixtures build small real backbones, sources and stores."""
 
+import importlib
 import os
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,13 @@ from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before it is imported: a test that reached for a hub would wait for the network
 install_import_hook(["adapt", "extract", "store"], "beartype.beartype")
+
+import sidecache  # noqa: E402
+
+# The commands import their modules when they are called. A test that patches a name first would leave the patched one
+# in a module that is imported then, for all tests that follow.
+for _module in pkgutil.iter_modules(sidecache.__path__, "sidecache."):
+    importlib.import_module(_module.name)
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402

@@ -1,6 +1,7 @@
 """Trains a batch of trials as a unit, in this process or in a worker, which opens the features of the job itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from adapt.config.pipeline import Config
@@ -14,7 +15,8 @@ from extract.backbones.backbone import Backbone
 from extract.forward.device import resolve_device, resolve_precision
 from extract.sources.open_source import ImageSource
 
-_opened: dict[str, FeatureSet] = {}  # the features that were used last, by the digest of their configuration
+# Features by the digest of their configuration: in a worker those of its last unit, in a job's own process its own.
+_opened: dict[str, FeatureSet] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,8 @@ class BatchUnit:
         config = self.batch.config
         here = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
         if _key(here) not in _opened:
-            remember(here, open_features(here, Inputs(here, self.own_source, self.own_backbone), log))
+            _opened.clear()
+            _opened[_key(here)] = open_features(here, Inputs(here, self.own_source, self.own_backbone), log)
         return run_batch(self.batch, _opened[_key(here)], self.callbacks)
 
 
@@ -68,10 +71,14 @@ class ResolvePrecision:
         return resolve_precision(self.precision, resolve_device(device))
 
 
-def remember(config: Config, features: FeatureSet) -> None:
-    """Keep opened features for the units of this process that come next, in place of earlier ones."""
-    _opened.clear()
+@contextmanager
+def opened_for_units(config: Config, features: FeatureSet) -> Iterator[None]:
+    """Let the units of this process use features that are open already, until the block ends."""
     _opened[_key(config)] = features
+    try:
+        yield
+    finally:
+        _opened.pop(_key(config), None)  # a resident training split may take much of the memory
 
 
 def _key(config: Config) -> str:

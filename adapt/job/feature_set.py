@@ -63,6 +63,7 @@ class FeatureSet:
         dataset: its name in the results.
         backbone_name: its name in the results.
         shape: the backbone without its weights; None for a user's own module.
+        augments: whether the images of end-to-end methods are augmented.
     """
 
     inputs: Inputs
@@ -74,6 +75,7 @@ class FeatureSet:
     shape: ModelBackbone | None
     facts: Facts
     costs: ExtractionCosts
+    augments: bool
 
     def sample_ids(self, split: str) -> Sequence[str]:
         """The id of every sample of a split; its views have it with the number of the view."""
@@ -81,33 +83,32 @@ class FeatureSet:
         views = self.pooled.features.views
         return ids if views == 1 else [sample.removesuffix("#0") for sample in ids[::views]]
 
-    def kind(self, config: Config, trains_backbone: bool) -> str:
+    def kind(self, trains_backbone: bool) -> str:
         """What a method is trained from, as results name it."""
-        return image_kind(_augments(config)) if trains_backbone else self.pooled.features.kind
+        return image_kind(self.augments) if trains_backbone else self.pooled.features.kind
 
-    def training_data(self, config: Config, trains_backbone: bool) -> TrainingData:
+    def training_data(self, trains_backbone: bool) -> TrainingData:
         """What a method is trained from.
-
-        Raises:
-            UserError: as of `images`.
-        """
-        return TrainingData(self.pooled, self._images(_augments(config)) if trains_backbone else None)
-
-    def _images(self, augment: bool) -> ImageBatches:
-        """The images behind the features, for end-to-end methods.
 
         Raises:
             UserError: the backbone or the samples are not those that the features were made from.
         """
+        return TrainingData(self.pooled, self._images if trains_backbone else None)
+
+    @cached_property
+    def _images(self) -> ImageBatches:
+        """The images behind the features, verified once for all end-to-end methods."""
         source, features = self.inputs.source, self.pooled.features
         backbone = require_whole(self.inputs.backbone, features.spec)
         require_same_backbone(self.facts, backbone, self.store.url if self.store else "the features")
         backbone.module.to(features.device)
-        return ImageBatches(source=source, backbone=backbone, device=features.device, rows=self._rows, augment=augment)
+        return ImageBatches(
+            source=source, backbone=backbone, device=features.device, rows=self._rows, augment=self.augments
+        )
 
-    @cached_property
+    @property
     def _rows(self) -> dict[str, Rows]:
-        """Split -> the source's row of every row of the features, computed once for all methods."""
+        """Split -> the source's row of every row of the features."""
         source = self.inputs.source
         if self.store is None:
             return {split: np.arange(len(images)) for split, images in source.splits.items()}
@@ -200,6 +201,7 @@ def _stored_features(
             forward_samples=max(n_samples, round(log.get("forward_samples", 0))),  # older logs do not have it
             store_bytes=store.n_bytes(),
         ),
+        augments=_augments(config),
     )
 
 
@@ -235,6 +237,7 @@ def _online_features(config: Config, inputs: Inputs) -> FeatureSet:
         shape=_shape(inputs, backbone.name, backbone.model_kwargs, backbone.image_size),
         facts=facts,
         costs=ExtractionCosts(),
+        augments=_augments(config),
     )
 
 

@@ -26,7 +26,7 @@ class MethodSearch:
 
     def __init__(self, config: Config, features: FeatureSet, method: MethodConfig) -> None:
         self._config, self._method = config, method
-        kind = features.kind(config, find_method(method.name).trains_backbone)
+        kind = features.kind(find_method(method.name).trains_backbone)
         settings = settings_of(config, method, for_search=True)
         drawn, seed = RowDraw.of(config, for_search=True), config.train.seeds[0]
         determining = (features.provenance, kind, method, config.search, settings, drawn, seed)

@@ -14,7 +14,7 @@ from threading import Lock
 
 from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig, Trial
-from adapt.job.batch_unit import BatchUnit, ResolvePrecision, remember
+from adapt.job.batch_unit import BatchUnit, ResolvePrecision, opened_for_units
 from adapt.job.executor import Executor, InProcess
 from adapt.job.feature_set import FeatureSet, Log, open_features
 from adapt.job.inputs import Inputs
@@ -58,9 +58,8 @@ def train(
     precision = executor.submit(ResolvePrecision(config.train.precision)).result()
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     features = open_features(config, inputs, log)
-    remember(config, features)
-    job = TrainingJob(config=config, features=features, log=log, executor=executor, callbacks=callbacks)
-    job.train_all()
+    with opened_for_units(config, features):
+        TrainingJob(config=config, features=features, log=log, executor=executor, callbacks=callbacks).train_all()
     return read_results(config.run_dir)
 
 
@@ -192,7 +191,7 @@ class TrainingJob:
             block, dims = record.last_measured(features)
         if block is None:
             block = self.features.facts.layers[-1]
-        data = self.features.training_data(config, trains_backbone=True)
+        data = self.features.training_data(trains_backbone=True)
 
         def score(method: MethodConfig, trial: Trial) -> float:
             spec = TrialSpec(method=method, trial=trial, seed=config.train.seeds[0])

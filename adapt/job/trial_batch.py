@@ -80,7 +80,7 @@ def run_batch(batch: TrialBatch, features: FeatureSet, callbacks: Sequence[Callb
     Returns:
         the validation score of every trial.
     """
-    data, runs = features.training_data(batch.config, batch.trains_backbone), batch.runs(features)
+    data, runs = features.training_data(batch.trains_backbone), batch.runs(features)
     with ExitStack() as stack:
         followers = [*callbacks, *_tensorboard(batch.config, stack)]
         phase: Phase = "search" if batch.for_search else "final"

@@ -197,7 +197,7 @@ class TrialRun:
 
     @property
     def _kind(self) -> str:
-        return self.features.kind(self.config, self._trains_backbone)
+        return self.features.kind(self._trains_backbone)
 
 
 def settings_of(config: Config, method: MethodConfig, for_search: bool = False) -> Settings:

@@ -7,8 +7,6 @@ from adapt.failures import explain_failure
 from adapt.job.checks import require_trainable, require_weights
 from extract.sources.open_source import open_source
 
-Check = Callable[[Config], object]
-
 
 class StartChecks:
     """Checks of the parts of a study; the samples of a data set are listed once for all its parts."""

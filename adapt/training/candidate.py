@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from adapt.methods.trained_parameters import trainable
 from adapt.training.seed_rows import SeedRows
 from store.errors import JobError
 
@@ -88,7 +89,7 @@ class Candidate:
 
     def trained_state(self) -> StateDict:
         """A copy of the trainable parameters."""
-        return {name: tensor.detach().clone() for name, tensor in self.model.named_parameters() if tensor.requires_grad}
+        return {name: tensor.detach().clone() for name, tensor in trainable(self.model).items()}
 
     def load(self, state: StateDict) -> None:
         """Load trainable parameters, as `trained_state` returns them."""

@@ -36,14 +36,19 @@ def predict_logits(
     for candidate in candidates:
         candidate.model.to(inputs.device).eval()
     layers, n_rows = union_of_layers(candidates), len(inputs.labels(split))
-    groups = [(group, mask_of(rows[group[0]], n_rows)) for group in grouped(candidates)]
+    by_rows: dict[int, list[list[int]]] = {}  # the candidates of a seed have the same array
+    for group in grouped(candidates):
+        by_rows.setdefault(id(rows[group[0]]), []).append(group)
+    seeds = [(mask_of(rows[groups[0][0]], n_rows), groups) for groups in by_rows.values()]
     read = in_groups(np.unique(np.concatenate(rows)), inputs.samples_at_once(layers))
     for part, read_values in inputs.batches(split, read, layers):
         values = as_model_input(read_values)
-        for group, mask in groups:
+        for mask, groups in seeds:
             index = np.flatnonzero(mask[part])
-            if len(index):
-                own = select(values, index, len(part))
+            if not len(index):
+                continue
+            own = select(values, index, len(part))
+            for group in groups:
                 predicted = predict_group([candidates[k] for k in group], own, inputs.device, precision)
                 for k, of_candidate in zip(group, predicted, strict=True):
                     logits[k].append(of_candidate.to("cpu", non_blocking=True))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from adapt.methods.trained_parameters import trainable
 from adapt.training.batch_order import WINDOW, Rows, epoch_batches
 from adapt.training.batches import Batches, as_model_input
 from adapt.training.candidate import Candidate, all_finite, union_of_layers
@@ -133,7 +134,7 @@ class Loop:
             yield int(self._needed[rows].sum())
 
     def settle(self) -> None:
-        """Add the seconds since the last call to every candidate."""
+        """Add the seconds and the losses since the last call to every candidate."""
         seconds = self._reading.take()
         for stack in self._stacks:
             stack.settle(seconds)
@@ -157,7 +158,7 @@ class Loop:
         for candidate, logits in zip(active, predicted, strict=True):
             candidate.epochs = epoch
             data = candidate.data
-            if not all_finite(logits) or not all(map(all_finite, candidate.trained_state().values())):
+            if not all_finite(logits) or not all(map(all_finite, trainable(candidate.model).values())):
                 candidate.active = False  # it has diverged
             elif len(logits):
                 candidate.consider(data.objective.judge(logits, self._labels[torch.from_numpy(data.val_rows)]), epoch)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adapt.methods.registry import find_method
 from adapt.methods.stack import Stack, stack_key
+from adapt.methods.trained_parameters import trainable
 from adapt.training.candidate import Candidate
 from adapt.training.distributed import World
 from adapt.training.optimizer import make_optimizer
@@ -81,7 +82,7 @@ class CandidateStack:
             for candidate, optimizer, scheduler in self._states:
                 if has_rows:
                     candidate.last_lr = float(scheduler.get_last_lr()[0])
-                    world.all_reduce_gradients(p for p in candidate.model.parameters() if p.requires_grad)
+                    world.all_reduce_gradients(trainable(candidate.model).values())
                 optimizer.step()  # tensors without a gradient are left as they are
                 optimizer.zero_grad(set_to_none=True)
                 scheduler.step()

@@ -66,12 +66,6 @@ class TrainingData:
         """The inputs of the models: images, or features."""
         return self.images or self.pooled.features
 
-    @property
-    def kind(self) -> str:
-        """The value of `feature_source` in results."""
-        kind: str = self.inputs.kind
-        return kind
-
     def new_model(self, name: str, trial: Trial, seed: int) -> nn.Module:
         """Build an untrained model, initialized from the seed."""
         features, backbone = self.pooled.features, self.images.backbone if self.images else None

@@ -6,7 +6,7 @@ _HONEST = "tests/job/test_honest.py"
 _OWN = f"{_HONEST}::test_every_setting_that_determines_a_result_gives_another_search_and_trial"
 _SAVE = "save_adaptor(adaptor_path(self.config.run_dir, row), trained.model, self._card(metrics))"
 _UNTRAINED = (
-    "self.features.training_data(self.config, self._trains_backbone)"
+    "self.features.training_data(self._trains_backbone)"
     ".new_model(self.spec.method.name, self.spec.trial, self.spec.seed)"
 )
 

@@ -189,7 +189,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     for place in ("sidecache.extract", "sidecache.run", "sidecache.steps.extract_first"):
         monkeypatch.setattr(place, stop)
-    monkeypatch.setattr("adapt.planning.planner.make_plan", stop)
+    monkeypatch.setattr("sidecache.commands.make_plan", stop)
     write(tmp_path, MINIMAL)
 
     def attempt(name: str, *options: str) -> str:

@@ -122,7 +122,7 @@ def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Co
     """Run `sidecache extract` with options, without its job; returns the configuration."""
     taken: list[Config] = []
     monkeypatch.setattr(sc, "extract", lambda config, **_: taken.append(config))
-    monkeypatch.setattr("sidecache.steps.log_extraction", lambda *_: None)
+    monkeypatch.setattr("sidecache.commands.log_extraction", lambda *_: None)
     (tmp_path / "pipeline.yaml").write_text("backbone: {weights: random}")
 
     def run(*options: str) -> Config:

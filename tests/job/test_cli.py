@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from run_command import Command
 from small_store import contents
 from tiny_vit import TINY
 
@@ -40,29 +40,6 @@ COMMANDS = (
     "predict",
     "intrinsic",
 )
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process: (exit status, standard output, standard error)."""
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["sidecache", *map(str, arguments)])
-        status = 0
-        try:
-            sc.main()
-        except SystemExit as done:
-            status = int(done.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        assert "\x1b" not in out + err
-        return status, out, err
-
-    return run
-
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")

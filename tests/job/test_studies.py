@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_command import Command
 from small_study import backbone, write_study
 
 import sidecache as sc
@@ -34,26 +34,6 @@ SEVERAL: dict[str, Any] = {
     "methods": ["linear_probe", {"name": "losa", "rank": 4, "token_rank": 2}],
     "train": {"epochs": 2, "batch_size": 8, "seeds": [0, 1], "device": "cpu"},
 }
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process: (exit status, standard output, standard error)."""
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["sidecache", *map(str, arguments)])
-        status = 0
-        try:
-            sc.main()
-        except SystemExit as done:
-            status = int(done.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return status, out, err
-
-    return run
 
 
 def study_of(folder: Path, *names: str, **changes: Any) -> Study:

@@ -53,7 +53,7 @@ def test_every_feature_source_and_the_images_have_the_validation_rows(tiny_confi
     if source != "online":
         assert validation_ids(sc.extract(config).store) == [f"val/{name}/{k}.png" for name in CLASSES for k in "01"]
     opened = open_features(config, Inputs(config), lambda _: None)
-    features, images = opened.pooled.features, opened.training_data(config, trains_backbone=True).images
+    features, images = opened.pooled.features, opened.training_data(trains_backbone=True).images
     for inputs in (features, images):
         rows = inputs.validation_rows()
         assert rows is not None
@@ -77,7 +77,7 @@ def test_skipped_samples_are_in_no_feature_source(tiny_config: MakeConfig, val_f
     for inputs in (
         streamed,
         ResidentFeatures(streamed, [2]),
-        opened.training_data(config, trains_backbone=True).images,
+        opened.training_data(trains_backbone=True).images,
     ):
         rows = inputs.validation_rows()
         assert rows is not None

@@ -62,7 +62,12 @@ class Jobs:
         return parsed
 
     def train(
-        self, method: MethodConfig, trials: Sequence[Trial], drops: Sequence[Rung] = (), seed: int = 0
+        self,
+        method: MethodConfig,
+        trials: Sequence[Trial],
+        drops: Sequence[Rung] = (),
+        seed: int = 0,
+        on_epoch: Callable[[Entry, Candidate], None] = lambda entry, candidate: None,
     ) -> list[Candidate]:
         """Train trials of a method in one pass."""
         data = TrainingData(PooledFeatures(StreamedFeatures(self._store, torch.device("cpu"))))
@@ -71,7 +76,7 @@ class Jobs:
             Entry(method=method.name, trial=trial, seed=seed, settings=settings, rungs=tuple(drops)) for trial in trials
         ]
         with tempfile.TemporaryDirectory() as folder:  # a pass of a job saves its state too
-            return train_entries(entries, data, drawn, Path(folder) / "pass")
+            return train_entries(entries, data, drawn, Path(folder) / "pass", on_epoch)
 
     def halving(self, method: MethodConfig) -> list[Rung]:
         """Rungs at a ninth and a third of the epochs, or as near as whole epochs allow."""

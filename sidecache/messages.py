@@ -11,7 +11,8 @@ def log(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         from store.console.visible import visible
 
-        print(visible(message), file=sys.stderr, flush=True)
+        # one write, so that lines of several threads do not mix
+        print(f"{visible(message)}\n", end="", file=sys.stderr, flush=True)
 
 
 def print_json(document: Any) -> None:

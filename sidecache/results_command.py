@@ -11,6 +11,7 @@ from sidecache.messages import log
 if TYPE_CHECKING:
     from adapt.across_runs.runs import Runs
     from adapt.across_runs.table import Table
+    from adapt.report.comparison import Comparison
 
 RunDirs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="run directories, or folders that contain some at any depth")
@@ -33,8 +34,11 @@ Rank = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    Literal["table", "csv", "json", "markdown", "latex", "parquet"],
-    typer.Option("--format", help="csv, json and parquet have all figures unrounded; latex needs the package booktabs"),
+    Literal["table", "csv", "json", "markdown", "latex", "parquet", "svg"],
+    typer.Option(
+        "--format",
+        help="csv, json and parquet have all figures unrounded; latex needs the package booktabs; svg is a figure",
+    ),
 ]
 Output = Annotated[Path | None, typer.Option(metavar="FILE", help="write to this file, not to the terminal")]
 
@@ -47,23 +51,30 @@ def results_command(
     form: FormatOption = "table",
     output: Output = None,
 ) -> None:
-    """Show the results of any number of runs as one table: mean, deviation over seeds, 95 % interval, costs."""
+    """Show the results of any number of runs as one table or figure: means, deviations, intervals and costs."""
     from adapt.across_runs.formats import format_table, print_table
+    from adapt.report.overview import overview_file
     from adapt.run_dir.files import write_bytes
     from store.console.terminal import Terminal
     from store.errors import UserError
 
     if by and rank:
         raise UserError("--by and --rank make different tables: give one of the two")
+    if form == "svg" and (by or rank):
+        raise UserError("--format svg draws every method on every data set: leave out --by and --rank")
     if form == "parquet" and output is None:
         raise UserError("--format parquet needs a file: add --output FILE.parquet")
-    table = _make_table(_read(runs, where or []), by, rank)
+    found = _read(runs, where or [])
+    if form == "table" and output is None:
+        print_table(_make_table(found, by, rank), Terminal())
+        return
+    content = (
+        overview_file(_compare(found)).encode() if form == "svg" else format_table(_make_table(found, by, rank), form)
+    )
     if output:
-        write_bytes(output, memoryview(format_table(table, form)))
-    elif form == "table":
-        print_table(table, Terminal())
+        write_bytes(output, memoryview(content))
     else:
-        print(format_table(table, form).decode(), end="")
+        print(content.decode(), end="")
 
 
 def _read(paths: list[Path], where: list[str]) -> "Runs":
@@ -72,6 +83,13 @@ def _read(paths: list[Path], where: list[str]) -> "Runs":
 
     runs = read_runs(paths)
     return replace(runs, rows=select(runs.rows, where))
+
+
+def _compare(runs: "Runs") -> "list[Comparison]":
+    from adapt.report.comparison import comparisons_of
+    from adapt.report.seed_averages import summarize
+
+    return comparisons_of(summarize(runs.rows, runs.methods), runs.read_predictions)
 
 
 def _make_table(runs: "Runs", by: Literal["dataset", "backbone", "method", "trial"] | None, is_ranked: bool) -> "Table":
@@ -84,11 +102,10 @@ def _make_table(runs: "Runs", by: Literal["dataset", "backbone", "method", "tria
 
     if by == "trial":
         return trial_table(runs)
-    summaries = summarize(runs.rows, runs.methods)
     if is_ranked:
-        ranking = rank(comparisons_of(summaries), runs.read_predictions)
+        ranking = rank(comparisons_of(summarize(runs.rows, runs.methods)), runs.read_predictions)
         for title in ranking.left_out:
             log(f"left out of the ranks: {title}")
         return rank_table(ranking)
-    comparisons = comparisons_of(summaries, runs.read_predictions)
+    comparisons = _compare(runs)
     return pivot_table(comparisons, by) if by else group_table(comparisons)

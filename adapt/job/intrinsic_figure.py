@@ -1,9 +1,5 @@
 """Prints and draws a measurement of the intrinsic dimension: a table on the terminal, and the paper's figure as SVG."""
 
-import io
-from typing import Any
-
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
@@ -11,10 +7,10 @@ from rich.table import Table
 
 from adapt.job.intrinsic_dimension import SHARE, Curve, Measurement
 from adapt.methods.in_backbone.target_modules import Sublayer
+from adapt.report.svg import MUTED, TEXT, svg_file, svg_style
 from store.console.terminal import Terminal
 
-_COLORS: dict[Sublayer, str] = {"attention": "#1f5fbf", "mlp": "#c2571a"}
-_GRAY = "#777777"
+_COLORS: dict[Sublayer, str] = {"attention": "#3f86d1", "mlp": "#d1762b"}
 
 
 def print_measurement(measurement: Measurement) -> None:
@@ -33,23 +29,22 @@ def print_measurement(measurement: Measurement) -> None:
 
 def draw(measurement: Measurement) -> str:
     """Draw score over d as SVG; a ring marks d_t, a dashed line the goal. Equal measurements give equal bytes."""
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "intrinsic", "font.size": 9}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.add_subplot()
+    with svg_style("intrinsic"):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor="none")
+        axes = figure.add_subplot(facecolor="none")
         for curve in measurement.curves:
             _draw_curve(axes, measurement, curve)
-        axes.axhline(measurement.goal, color=_GRAY, linestyle="--", label=f"{SHARE:.0%} of full fine-tuning")
+        axes.axhline(measurement.goal, color=MUTED, linestyle="--", label=f"{SHARE:.0%} of full fine-tuning")
         axes.set_xscale("log")
         axes.set_xticks(measurement.dims, [f"{dim:,}" for dim in measurement.dims])
         axes.set_xticks([], minor=True)
-        axes.set_xlabel(f"d, dimensions of the subspace of one module of block {measurement.block} (log)")
-        axes.set_ylabel("validation score (%)")
+        axes.set_xlabel(f"d, dimensions of the subspace of one module of block {measurement.block} (log)", color=TEXT)
+        axes.set_ylabel("validation score (%)", color=TEXT)
+        axes.tick_params(colors=TEXT)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+        axes.spines[["bottom", "left"]].set_color(MUTED)
+        axes.legend(frameon=False, labelcolor=TEXT)
+        return svg_file(figure)
 
 
 def _draw_curve(axes: Axes, measurement: Measurement, curve: Curve) -> None:

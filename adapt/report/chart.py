@@ -1,12 +1,7 @@
 """Draws accuracy against trained parameters as one SVG element."""
 
-import io
 import math
-import re
-import warnings
-from typing import Any
 
-import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,11 +9,8 @@ from matplotlib.figure import Figure
 from adapt.report.chart_labels import POINTS_A_CHARACTER, POINTS_A_LINE, Box, place_label
 from adapt.report.comparison import Comparison, headline
 from adapt.report.seed_averages import Summary
+from adapt.report.svg import ACCENT, MUTED, RULE, TEXT, svg_element, svg_style
 from store.console.visible import visible
-
-# Placeholders for CSS variables of the page, so that one drawing works in light and dark mode.
-TEXT, ACCENT, RULE, MUTED = "#010203", "#040506", "#070809", "#0a0b0c"
-CSS_COLORS = {TEXT: "currentColor", ACCENT: "var(--accent)", RULE: "var(--rule)", MUTED: "var(--muted)"}
 
 _HALF_MARKER = 4  # points
 _LONGEST_LABEL = 32  # characters
@@ -29,17 +21,12 @@ def chart(comparison: Comparison) -> Markup:
     summaries = [summary for summary in comparison.summaries if comparison.stat(summary)]
     if not summaries:
         return Markup("")
-    # ids in the SVG are hashes with this salt, so that the same rows give the same bytes
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": visible(comparison.title), "font.size": 9}
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser's fonts have it
+    title = f"{comparison.metric_name} against trained parameters. {visible(headline(comparison))}"
+    with svg_style(comparison.title):
         figure = Figure(figsize=(7.2, 4.2), dpi=72, facecolor="none")  # at 72 dpi a pixel is a point
         axes = figure.add_axes((0.09, 0.13, 0.89, 0.83), facecolor="none")
         _draw(axes, comparison, summaries)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    title = f"{comparison.metric_name} against trained parameters. {visible(headline(comparison))}"
-    return _inline(buffer.getvalue(), title)
+        return svg_element(figure, title)
 
 
 def _draw(axes: Axes, comparison: Comparison, summaries: list[Summary]) -> None:
@@ -117,16 +104,3 @@ def _draw_labels(axes: Axes, points: list[list[float]], texts: list[str], occupi
             parse_math=False,
             arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.8} if is_far else None,
         )
-
-
-def _inline(svg: str, title: str) -> Markup:
-    """The element alone: no XML prologue, no name spaces, no ids of groups."""
-    body = svg[svg.index("<svg") :]
-    view_box = re.search(r'viewBox="([^"]*)"', body)
-    assert view_box is not None
-    body = body[body.index(">") + 1 :].replace("xlink:href", "href")
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
-    for color, variable in CSS_COLORS.items():
-        body = body.replace(color, variable)
-    opening = Markup('<svg viewBox="{}" role="img" aria-label="{}"><title>{}</title>')
-    return opening.format(view_box[1], title, title) + Markup(body)

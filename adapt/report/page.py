@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from adapt.report.chart import chart
 from adapt.report.comparison import headline, legend
+from adapt.report.overview import OVERVIEW_LEGEND, overview
 from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import table_columns
 from adapt.run_dir.files import write_text
@@ -42,9 +43,12 @@ def write_report(
     """
     if not reported.rows and not failures:
         raise UserError(f"no results to report in {run_dir}: run `sidecache run` first")
+    comparisons = reported.comparisons()
     page = _template().render(
         name=title or Path(run_dir).resolve().name,
-        comparisons=reported.comparisons(),
+        comparisons=comparisons,
+        overview=overview(comparisons),
+        overview_legend=OVERVIEW_LEGEND,
         table_columns=table_columns,
         headline=headline,
         legend=legend,

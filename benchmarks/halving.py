@@ -102,7 +102,7 @@ def main() -> None:
     for path, seed in itertools.product(args.configs, args.seeds):
         config = load_config(path, args.overrides)
         jobs = Jobs(config, open_store(config.store.path))
-        curves[f"{config.name} seed {seed}"] = train_curves(jobs, args.token_rank, seed)
+        curves[f"{config.report_as.dataset or config.name} seed {seed}"] = train_curves(jobs, args.token_rank, seed)
         save({**machine(), "rules": table(list(curves.values())), "curves": curves}, args.out)
 
 

@@ -37,7 +37,7 @@ from store.listing import Listing
 from store.writer import StoreWriter, create_store
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if path.name != "study.yaml")
+EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if "\ndatasets:" not in path.read_text())
 FOLDERS = ("SIDECACHE_DATA", "CIFAR10_FOLDER", "TORCHVISION_DATA", "VTAB_TASK_FOLDER", "INATURALIST_FOLDER")
 CORES = os.cpu_count() or 1
 TINY_TRAIN, TINY_TEST, TINY_BYTES = 24, 12, 3 * 17 * 32 * 4  # layers x tokens x dim x float32

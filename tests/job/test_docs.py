@@ -30,6 +30,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_examples_parse_with_data_in_any_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDECACHE_DATA", "/data")
     monkeypatch.setenv("CIFAR10_FOLDER", "/data/cifar10")
+    monkeypatch.setenv("IMAGES", "/data/images")
     job = load_job(path)
     methods = (job.parts[0].config if isinstance(job, Study) else job).parsed_methods()
     assert {"linear_probe", "losa"} <= {method.name for method in methods}

@@ -76,7 +76,7 @@ class Jobs:
             Entry(method=method.name, trial=trial, seed=seed, settings=settings, rungs=tuple(drops)) for trial in trials
         ]
         with tempfile.TemporaryDirectory() as folder:  # a pass of a job saves its state too
-            return train_entries(entries, data, drawn, Path(folder) / "pass", on_epoch)
+            return train_entries(entries, data, drawn, Path(folder) / "pass", on_epoch=on_epoch)
 
     def halving(self, method: MethodConfig) -> list[Rung]:
         """Rungs at a ninth and a third of the epochs, or as near as whole epochs allow."""

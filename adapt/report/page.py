@@ -17,6 +17,15 @@ from adapt.run_dir.files import write_text
 from store.console.visible import visible
 from store.errors import UserError
 
+_OF_COMPARISONS = {
+    "table_columns": table_columns,
+    "headline": headline,
+    "legend": legend,
+    "chart": chart,
+    "overview": overview,
+    "overview_legend": OVERVIEW_LEGEND,
+}
+
 
 def write_report(
     run_dir: str | Path,
@@ -43,19 +52,13 @@ def write_report(
     """
     if not reported.rows and not failures:
         raise UserError(f"no results to report in {run_dir}: run `sidecache run` first")
-    comparisons = reported.comparisons()
     page = _template().render(
         name=title or Path(run_dir).resolve().name,
-        comparisons=comparisons,
-        overview=overview(comparisons),
-        overview_legend=OVERVIEW_LEGEND,
-        table_columns=table_columns,
-        headline=headline,
-        legend=legend,
-        chart=chart,
+        comparisons=reported.comparisons(),
         rows=reported.labeled(),
         config_text=config_text,
         failures=failures,
+        **_OF_COMPARISONS,
     )
     path = Path(run_dir) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)

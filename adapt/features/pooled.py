@@ -27,30 +27,28 @@ class PooledFeatures:
         self.features = features
         self._poolings: dict[tuple[str, int, str], _PooledSplit] = {}
 
-    def require(self, split: str, wanted: Sequence[tuple[int, Readout]]) -> None:
-        """Compute all that these read-outs need of a split in one pass over it.
-
-        Args:
-            split: name of the split.
-            wanted: (layer, read-out) pairs.
-        """
+    def require(self, split: str, readouts: Sequence[Readout]) -> None:
+        """Compute all that some read-outs need of a split in one pass over it."""
         missing: dict[tuple[int, str], Readout] = {
             (layer, readout.mode): readout
-            for layer, readout in wanted
+            for readout in readouts
+            for layer in readout.layers
             if (split, layer, readout.mode) not in self._poolings
         }
         if missing:
             self._poolings |= {(split, *key): pooling for key, pooling in self._pool(split, missing).items()}
 
-    def whole(self, split: str, layer: int, readout: Readout) -> Float[Tensor, "samples features"]:
+    def whole(self, split: str, readout: Readout) -> Float[Tensor, "samples features"]:
         """Pooled features of a whole split, in store order, on the CPU, to leave a GPU's memory to the tokens."""
-        self.require(split, [(layer, readout)])
-        return self._poolings[split, layer, readout.mode].values
+        return _concatenated([pooling.values for pooling in self._of(split, readout)])
 
-    def rounding(self, split: str, layer: int, readout: Readout) -> Float[Tensor, "features"]:
+    def rounding(self, split: str, readout: Readout) -> Float[Tensor, "features"]:
         """How far the rounding of the tokens moves each pooled feature, for `Readout.standardize`."""
-        self.require(split, [(layer, readout)])
-        return self._poolings[split, layer, readout.mode].rounding
+        return _concatenated([pooling.rounding for pooling in self._of(split, readout)])
+
+    def _of(self, split: str, readout: Readout) -> list["_PooledSplit"]:
+        self.require(split, [readout])
+        return [self._poolings[split, layer, readout.mode] for layer in readout.layers]
 
     @torch.no_grad()
     def _pool(self, split: str, readouts: Mapping[tuple[int, str], Readout]) -> dict[tuple[int, str], "_PooledSplit"]:
@@ -71,11 +69,15 @@ class PooledFeatures:
         return poolings
 
 
+def _concatenated(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
+
+
 class _PooledSplit:
-    """One pooling of a split: its features, and how far they move with the rounding of the tokens."""
+    """One pooling of a layer of a split: its features, and how far they move with the rounding of the tokens."""
 
     def __init__(self, readout: Readout, n_rows: int) -> None:
-        width = len(readout.mean)
+        width = len(readout.mean) // len(readout.layers)
         self._readout, self._sum_of_squares, self._n_moved = readout, torch.zeros(width), 0
         self.values = torch.empty(n_rows, width)
 

@@ -1,7 +1,7 @@
 """The base class of all methods' options, and checks that several methods share."""
 
 from adapt.methods.feature_spec import FeatureSpec
-from store.config import Layers
+from store.config import Every, Last, Layers
 from store.errors import UserError
 from store.layout import resolve_layers
 from store.strict_model import StrictModel
@@ -19,11 +19,19 @@ class MethodOptions(StrictModel):
 def choose_layers(layers: Layers, spec: FeatureSpec) -> tuple[int, ...]:
     """Resolve the option `layers` to absolute block indices, ascending.
 
+    A list names blocks of the backbone; {every: k} and {last: n} count those that the features hold, from the last one.
+
     Raises:
         UserError: a layer that the backbone or the features do not have.
     """
     if layers == "all":
         return spec.layers
+    if isinstance(layers, Every):
+        return spec.layers[(len(spec.layers) - 1) % layers.every :: layers.every]
+    if isinstance(layers, Last):
+        if layers.last > len(spec.layers):
+            raise UserError(f"layers: last {layers.last} is more than the features hold: {list(spec.layers)}")
+        return spec.layers[-layers.last :]
     chosen = resolve_layers(layers, spec.depth)
     if missing := sorted(set(chosen) - set(spec.layers)):
         raise UserError(f"layers {missing} are not in the features, which hold {list(spec.layers)}")

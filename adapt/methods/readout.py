@@ -14,7 +14,7 @@ Pooling = Literal["auto", "cls", "mean", "cls_mean", "backbone"]
 
 
 class Readout(nn.Module):
-    """Last-layer tokens -> frozen final norm -> pooling -> standardization -> linear head.
+    """Tokens of one layer or several -> frozen final norm -> pooling -> standardization -> linear head.
 
     Features are standardized by the mean and deviation of the frozen features over the training rows, the same for
     every method: without it a linear head converges slowly along the channels that vary least. A channel that varies by
@@ -27,16 +27,20 @@ class Readout(nn.Module):
             the patch tokens), `cls_mean` (both, concatenated), `backbone` (as the backbone pools, its attention pool
             included) or `auto` (`cls_mean`, or the one of the two that the features hold). Registers are no class
             tokens.
+        layers: which layers it reads; what is pooled of them is concatenated. None: the last of the features.
 
     Attributes:
         mode: the pooling, with `auto` resolved.
+        layers: the layers, ascending.
         reads_patches: whether it reads patch tokens.
 
     Raises:
         UserError: the stored tokens lack what `pool` needs; `backbone`, and the backbone does not pool.
     """
 
-    def __init__(self, spec: FeatureSpec, num_classes: int, pool: Pooling) -> None:
+    def __init__(
+        self, spec: FeatureSpec, num_classes: int, pool: Pooling, layers: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
         has_class, has_patches = spec.layout.num_class_tokens > 0, spec.layout.num_patches > 0
         if pool == "auto":
@@ -46,10 +50,10 @@ class Readout(nn.Module):
             unavailable = spec.pre_logits.unavailable if pool == "backbone" else ""
             reason = unavailable or f"it needs tokens that are not there ({spec.layout})"
             raise UserError(f"pool {pool!r} is not available: {reason}; legal: {', '.join(legal)}")
-        self.mode, self.layout = pool, spec.layout
+        self.mode, self.layout, self.layers = pool, spec.layout, layers or spec.layers[-1:]
         self.tail = spec.pre_logits  # a name of adaptor files: methods that train the final norm save it as this
         self.reads_patches = spec.pre_logits.reads_patches if pool == "backbone" else pool != "cls"
-        width = spec.dim * (2 if pool == "cls_mean" else 1)
+        width = len(self.layers) * spec.dim * (2 if pool == "cls_mean" else 1)
         self.head = nn.Linear(width, num_classes)
         self.mean: Tensor
         self.std: Tensor
@@ -92,7 +96,7 @@ class Readout(nn.Module):
     @property
     def pools_linearly(self) -> bool:
         """Whether pooling is a mean of tokens and nothing else."""
-        part = self.mean.view(2 if self.mode == "cls_mean" else 1, -1)
+        part = self.mean.view(len(self.layers) * (2 if self.mode == "cls_mean" else 1), -1)
         return self.mode != "backbone" and self.tail.normalize_pooled(part) is part
 
     def _class_tokens(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch sets classes dim"]:
@@ -101,8 +105,12 @@ class Readout(nn.Module):
         by_set = tokens[:, :prefix].reshape(len(tokens), sets, prefix // sets, tokens.shape[2])
         return by_set[:, :, : self.layout.num_class_tokens // sets]
 
-    def pooled(self, tokens: TokenBatch, layer: int) -> Float[Tensor, "batch features"]:
+    def pooled(self, tokens: TokenBatch) -> Float[Tensor, "batch features"]:
         """The pooled frozen features of a batch, computed once for all read-outs with the same pooling."""
+        parts = [self._pooled_layer(tokens, layer) for layer in self.layers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _pooled_layer(self, tokens: TokenBatch, layer: int) -> Float[Tensor, "batch features"]:
         name = "pooled", self.tail, self.mode, self.layout
         return tokens.remember(name, layer, lambda: self.pool(tokens.normalized(layer, self.tail)))
 

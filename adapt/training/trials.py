@@ -169,25 +169,25 @@ def _grouped(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> list[list[
 
 
 def _standardize(candidates: Sequence[Candidate], pooled: PooledFeatures) -> None:
-    """Give every read-out mean and deviation of the training rows, computed once for each seed, layer and pooling."""
-    pooled.require("train", [(candidate.layers[-1], readout_of(candidate)) for candidate in candidates])
-    first_of: dict[tuple[int, int, str], Readout] = {}
+    """Give every read-out mean and deviation of the training rows, computed once for each seed, layers and pooling."""
+    pooled.require("train", [readout_of(candidate) for candidate in candidates])
+    first_of: dict[tuple[int, tuple[int, ...], str], Readout] = {}
     for candidate in candidates:
-        readout, layer = readout_of(candidate).to(pooled.features.device), candidate.layers[-1]
-        key = (candidate.data.seed, layer, readout.mode)
+        readout = readout_of(candidate).to(pooled.features.device)
+        key = (candidate.data.seed, readout.layers, readout.mode)
         if key not in first_of:
-            values = pooled.whole("train", layer, readout)[torch.from_numpy(candidate.data.rows)]
-            readout.standardize(values, pooled.rounding("train", layer, readout))
+            values = pooled.whole("train", readout)[torch.from_numpy(candidate.data.rows)]
+            readout.standardize(values, pooled.rounding("train", readout))
             first_of[key] = readout
         readout.mean, readout.std = first_of[key].mean, first_of[key].std
 
 
 def _solve(candidates: Sequence[Candidate], pooled: PooledFeatures) -> None:
-    """Solve linear probes, those with the same rows, layer and pooling together."""
+    """Solve linear probes, those with the same rows, layers and pooling together."""
     device, labels = pooled.features.device, pooled.features.labels("train")
-    for group in _grouped(candidates, lambda c: (c.data.seed, c.layers[-1], readout_of(c).mode)):
+    for group in _grouped(candidates, lambda c: (c.data.seed, readout_of(c).layers, readout_of(c).mode)):
         readout, rows = readout_of(group[0]), group[0].data
-        values = pooled.whole("train", group[0].layers[-1], readout)
+        values = pooled.whole("train", readout)
         index, val_index = torch.from_numpy(rows.rows), torch.from_numpy(rows.val_rows)
         parts = (values[index], labels[index], values[val_index], labels[val_index])
         probe_data = ProbeData(*(part.to(device) for part in parts))

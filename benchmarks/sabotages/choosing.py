@@ -12,7 +12,7 @@ CHOOSING = (
         name="probe chosen on the test split",
         file="adapt/training/trials.py",
         old="parts = (values[index], labels[index], values[val_index], labels[val_index])",
-        new='test = pooled.whole("test", group[0].layers[-1], readout)\n'
+        new='test = pooled.whole("test", readout)\n'
         '        parts = (values[index], labels[index], test, pooled.features.labels("test"))',
         tests=(_WATCHED, _SPY),
     ),

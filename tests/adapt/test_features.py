@@ -110,7 +110,13 @@ def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) 
     _, tokens = next(streamed.batches("train", [np.arange(24)], [2]))
     for readout in readouts:
         expected = readout.pool(readout.normalize(tokens[2]))
-        torch.testing.assert_close(pooled.whole("train", 2, readout), expected)
+        torch.testing.assert_close(pooled.whole("train", readout), expected)
+    several, (first, last) = (
+        Readout(streamed.spec, 3, "cls_mean", (0, 2)),
+        (Readout(streamed.spec, 3, "cls_mean", (layer,)) for layer in (0, 2)),
+    )
+    for of in (pooled.whole, pooled.rounding):
+        assert torch.equal(of("train", several), torch.cat([of("train", first), of("train", last)], dim=-1))
 
 
 @pytest.mark.parametrize("final_norm", [True, False])

@@ -10,7 +10,7 @@ from method_cases import CASES, DIM, LAYERS, TINY_DIM, TUNED_CASES, build, draw_
 from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 
-from adapt.methods.feature_spec import FeatureSpec
+from adapt.methods.feature_spec import FeatureSpec, TokenBatch
 from adapt.methods.from_features.losa import LoSA, LoSAOptions
 from adapt.methods.registry import METHODS
 from adapt.methods.trained_parameters import adapter_state_dict, count_params, trainable
@@ -42,7 +42,8 @@ class TestEveryMethod:
         torch.manual_seed(3)
         model = build(method, options, spec)
         torch.manual_seed(3)
-        probe = build("linear_probe", {"pool": options.get("pool", "auto")}, spec)
+        read = {"layers": options["layers"]} if method == "linear_probe" and "layers" in options else {}
+        probe = build("linear_probe", {"pool": options.get("pool", "auto"), **read}, spec)
         tokens = draw_tokens(spec)
         assert torch.equal(model(tokens), probe(tokens))
 
@@ -152,11 +153,40 @@ def test_layers_are_absolute_for_any_order_of_the_mapping() -> None:
     [
         ({"layers": [0]}, r"layers \[0\] are not in the features, which hold \[1, 3, 4\]"),
         ({"layers": [9]}, r"layers \[9\] do not exist: this backbone has 6, numbered 0 to 5"),
+        ({"layers": {"last": 4}}, r"last 4 is more than the features hold: \[1, 3, 4\]"),
     ],
 )
 def test_layers_that_are_not_there_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build("losa", options)
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "losa", "ladder"])
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("all", (1, 3, 4)),
+        ([-2, 1], (1, 4)),
+        ({"last": 1}, (4,)),
+        ({"last": 2}, (3, 4)),
+        ({"every": 1}, (1, 3, 4)),
+        ({"every": 2}, (1, 4)),
+        ({"every": 5}, (4,)),
+    ],
+)
+def test_a_list_names_blocks_and_the_others_count_stored_layers(
+    method: str, layers: Any, expected: tuple[int, ...]
+) -> None:
+    assert build(method, {"layers": layers} | ({"reduction": 4} if method == "ladder" else {})).layers == expected
+
+
+def test_a_probe_of_several_layers_reads_each_as_a_probe_of_one_does() -> None:
+    spec = make_spec()
+    tokens, model = draw_tokens(spec), build("linear_probe", {"layers": [4, 1]}, spec)
+    read = model.readout.pooled(TokenBatch(tokens))
+    apart = [build("linear_probe", {"layers": [layer]}, spec).readout.pooled(TokenBatch(tokens)) for layer in (1, 4)]
+    assert torch.equal(read, torch.cat(apart, dim=1))
+    assert torch.equal(model(tokens), model.readout.head(read))  # before standardization
 
 
 def test_a_pool_without_its_tokens_is_refused() -> None:

@@ -252,7 +252,7 @@ def test_each_seed_is_standardized_by_its_own_rows() -> None:
     trained = train_entries(ENTRIES[:4], DATA, RowDraw(val_fraction=0.25))
     for ours in trained:
         readout: Any = ours.model.readout
-        values = DATA.pooled.whole("train", ours.layers[-1], readout)
+        values = DATA.pooled.whole("train", readout)
         torch.testing.assert_close(readout.mean, values[torch.from_numpy(ours.data.rows)].mean(dim=0))
 
 
@@ -262,7 +262,7 @@ def test_a_refit_trains_on_all_rows_and_keeps_the_last_epoch() -> None:
         assert ours.data.rows.tolist() == list(range(24))
         assert len(ours.data.val_rows) == 0
         readout: Any = ours.model.readout
-        values = DATA.pooled.whole("train", ours.layers[-1], readout)
+        values = DATA.pooled.whole("train", readout)
         torch.testing.assert_close(readout.mean, values.mean(dim=0))
         assert np.isnan(ours.score)
         assert not ours.diverged

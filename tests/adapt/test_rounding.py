@@ -82,8 +82,8 @@ def write(path: Path, tokens: np.ndarray, dtype: str) -> StreamedFeatures:
 def standardized(features: StreamedFeatures, exact: Tensor, pool: Any) -> tuple[Readout, Tensor, Tensor]:
     """A read-out that was standardized by stored tokens, and its features of the stored and of the exact ones."""
     readout, pooled = Readout(features.spec, 3, pool), PooledFeatures(features)
-    values = pooled.whole("train", 0, readout)
-    readout.standardize(values, pooled.rounding("train", 0, readout))
+    values = pooled.whole("train", readout)
+    readout.standardize(values, pooled.rounding("train", readout))
     return readout, readout.standardized(values), readout.standardized(readout.pool(readout.normalize(exact)))
 
 

@@ -41,6 +41,8 @@ CASES: list[tuple[str, dict[str, Any], int, int]] = [
     ("linear_probe", {"pool": "mean"}, 0, CLASSES * (DIM + 1)),
     ("linear_probe", {"pool": "cls_mean"}, 0, CLASSES * (2 * DIM + 1)),
     ("linear_probe", {"pool": "backbone"}, 0, CLASSES * (DIM + 1)),
+    ("linear_probe", {"layers": "all"}, 0, CLASSES * (3 * 2 * DIM + 1)),
+    ("linear_probe", {"layers": [3, 4], "pool": "cls"}, 0, CLASSES * (2 * DIM + 1)),
     ("attentive_probe", {}, DIM + 4 * DIM**2, CLASSES * (2 * DIM + 1)),
     ("attentive_probe", {"num_heads": 2, "pool": "mean"}, DIM + 3 * DIM**2, CLASSES * (DIM + 1)),
     ("transformer_probe", {}, 12 * DIM**2 + 13 * DIM, CLASSES * (2 * DIM + 1)),

@@ -392,7 +392,7 @@ def solve_on_test_rows(patch: pytest.MonkeyPatch) -> None:
 
     def solve_with(candidates: Any, pooled: PooledFeatures) -> None:
         readout: Any = candidates[0].model.readout
-        test = pooled.whole("test", candidates[0].layers[-1], readout), pooled.features.labels("test")
+        test = pooled.whole("test", readout), pooled.features.labels("test")
         patch.setattr(adapt.training.trials, "ProbeData", lambda *parts: made(*test, *parts[2:]))
         solve(candidates[:1], pooled)
 

@@ -103,7 +103,7 @@ class AttentiveProbe(nn.Module):
         """Logits from {layer: (batch, tokens, dim)}."""
         batch, layer = TokenBatch.of(tokens), self.layers[-1]
         attended = self.pooler(batch.normalized(layer, self.readout.tail))
-        return self.readout.classify(self.readout.pooled(batch, layer) + attended)
+        return self.readout.classify(self.readout.pooled(batch) + attended)
 
 
 def stack_attentive_probes(models: Sequence[AttentiveProbe]) -> Stack:
@@ -127,6 +127,6 @@ def stack_attentive_probes(models: Sequence[AttentiveProbe]) -> Stack:
         attended = values.view(len(models), heads, len(x), -1).transpose(1, 2).flatten(2) @ out.transpose(
             1, 2
         )  # (models, batch, width)
-        return classify_stacked(readouts, readouts[0].pooled(batch, layer) + attended)
+        return classify_stacked(readouts, readouts[0].pooled(batch) + attended)
 
     return forward

@@ -41,7 +41,7 @@ class LadderOptions(MethodOptions):
         reduction: how many times narrower than the backbone the side network is; must divide d.
         num_heads: heads of the side blocks; must divide their width.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list, {every: k}, {last: n}.
+        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored.
     """
 
     reduction: PositiveInt = 8
@@ -64,8 +64,9 @@ class Ladder(nn.Module):
 
     def __init__(self, spec: FeatureSpec, num_classes: int, options: LadderOptions = LadderOptions()) -> None:
         super().__init__()
-        self.readout = Readout(spec, num_classes, options.pool)  # first: all methods draw the same head from a seed
         self.layers = choose_layers(options.layers, spec)
+        # first: all methods draw the same head from a seed
+        self.readout = Readout(spec, num_classes, options.pool, self.layers[-1:])
         require_divisor("reduction", options.reduction, spec.dim)
         side = spec.dim // options.reduction
         of_side = f"the side network ({spec.dim} / reduction {options.reduction})"

@@ -48,7 +48,7 @@ class LoSAOptions(MethodOptions):
         norm: how a layer's tokens are normalized: layer (without parameters), backbone (its final norm), none.
         add: where the sum of updates joins the last layer: before_norm or after_norm, of the final norm.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list, {every: k}, {last: n}.
+        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored.
         dropout: on the hidden units of all bottlenecks.
         time_rank: s', width of the bottleneck of the frames of a video; 0 leaves mixing over time out.
         factorised: videos: first space, then time; false mixes all patches of all frames at once, at `token_rank`.
@@ -79,8 +79,9 @@ class LoSA(nn.Module):
 
     def __init__(self, spec: FeatureSpec, num_classes: int, options: LoSAOptions = LoSAOptions()) -> None:
         super().__init__()
-        self.readout = Readout(spec, num_classes, options.pool)  # first: all methods draw the same head from a seed
         self.layers, self.dim = choose_layers(options.layers, spec), spec.dim
+        # first: all methods draw the same head from a seed
+        self.readout = Readout(spec, num_classes, options.pool, self.layers[-1:])
         self.options, self.norm, self.add = options, options.norm, options.add
         mixers = [LowRankMixer(spec.dim, spec.layout, options) for _ in self.layers]
         if (ranks := mixers[0].token_mixing_options) and not self.readout.reads_patches:

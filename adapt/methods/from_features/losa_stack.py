@@ -78,11 +78,11 @@ def _pool_units(
     model: LoSA, batch: TokenBatch, units: Float[Tensor, "models units rows"], up: Float[Tensor, "models dim units"]
 ) -> Float[Tensor, "models batch features"]:
     """Pooled features for y_L = up units; if y_L itself is only pooled, and linearly, the units are pooled first."""
-    size, readout, layer = len(batch[model.layers[-1]]), model.readout, model.layers[-1]
+    size, readout = len(batch[model.layers[-1]]), model.readout
     if _only_pools(model):
         pooled = readout.pool(units.mT.reshape(len(up) * size, -1, up.shape[2]))
         y = pooled.view(len(up), -1, up.shape[2]) @ up.mT  # (models, batch * parts, dim)
-        return readout.pooled(batch, layer) + y.view(len(up), size, -1)
+        return readout.pooled(batch) + y.view(len(up), size, -1)
     y = (units.mT @ up.mT).view(len(up), size, -1, up.shape[1])
     pooled = readout.pool(model.add_to_last(batch, y).flatten(0, 1))
     return pooled.view(len(up), size, -1)

@@ -52,7 +52,7 @@ class LinearProblem:
     ) -> None:
         self._labels, self._objective = labels, objective.to(inputs.device, torch.float64)
         # rotate the inputs to their principal axes
-        spread, axes = torch.linalg.eigh((inputs.T @ inputs / len(inputs)).double())
+        spread, axes = _principal_axes(inputs)
         spread, axes = spread.clamp(min=_RELATIVE * float(spread[-1])), axes.float()
         rotated = inputs @ axes
         # zero the axes that hold only rounding, and append a column of ones for the bias
@@ -146,6 +146,24 @@ class LinearProblem:
         """The derivatives of the loss at these logits, and the value of the minimized function."""
         local = self._objective.expand(logits, self._labels)
         return local, float(local.loss + 0.5 * (penalty * weights.square()).sum())
+
+
+def _principal_axes(
+    inputs: Float[Tensor, "samples features"],
+) -> tuple[Float64[Tensor, "axes"], Float64[Tensor, "features axes"]]:
+    """The mean square along every principal axis, ascending, and the axes.
+
+    Of fewer samples than features only the axes that the samples span: weights along the others stay zero.
+    """
+    n_samples, n_features = inputs.shape
+    if n_samples >= n_features:
+        return torch.linalg.eigh((inputs.T @ inputs / n_samples).double())  # type: ignore[no-any-return]
+    exact = inputs.double()  # in float32, axes of little spread would not be orthogonal
+    spread, combinations = torch.linalg.eigh(exact @ exact.T / n_samples)
+    # an axis without spread would be a direction of rounding, not orthogonal to the others
+    varies = spread > _CONSTANT**2 * spread[-1]
+    axes = exact.T @ (combinations * varies)
+    return spread * varies, axes / torch.linalg.vector_norm(axes, dim=0).clamp(min=torch.finfo(axes.dtype).tiny)
 
 
 def _dot(one: Tensor, other: Tensor) -> float:

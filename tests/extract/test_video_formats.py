@@ -4,6 +4,7 @@ Each frame shows its number. The frames of a clip are compared with the times th
 from start to end, and with decord. Packets without a new frame are distinguished from damage.
 """
 
+import os
 from bisect import bisect_right
 from collections.abc import Callable
 from fractions import Fraction
@@ -264,3 +265,11 @@ def test_a_picture_whose_bit_says_not_coded_but_that_has_data_is_damaged(ending:
 
     with pytest.raises(BadVideoError, match=r"gave no frame|the decoder gave 39"):
         shown(repeating(tmp_path, ending, change))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="only Linux has scheduling policies")
+def test_encoding_a_video_leaves_the_tests_their_scheduling(tmp_path: Path) -> None:
+    """SVT-AV1 gives a process of root the highest real-time priority, which would starve all that run beside it."""
+    before = os.sched_getscheduler(0)
+    write_video(tmp_path / "a.mp4", 2, **AV1)
+    assert os.sched_getscheduler(0) == before

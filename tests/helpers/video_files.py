@@ -1,7 +1,9 @@
 """Makes video files with PyAV's encoders, in which all frames differ, and damages them."""
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ def write_video(
     """Write a file in the container of its extension; `ticks` are the frames' times in units of 1 / `rate` seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"threads": "1", **options}
-    with av.open(str(path), "w", options=file_options or {}) as container:
+    with _same_scheduling(), av.open(str(path), "w", options=file_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         if b_frames is not None:
@@ -64,6 +66,19 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@contextmanager
+def _same_scheduling() -> Iterator[None]:
+    """Leave the thread's scheduling as it is: SVT-AV1 takes the highest real-time priority where it may (as root)."""
+    if not hasattr(os, "sched_getscheduler"):  # not Linux
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def copy_packets(source: Path, target: Path, change: Callable[[int, bytes], bytes | None], times: int = 1) -> Path:

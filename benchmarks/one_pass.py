@@ -24,6 +24,7 @@ import torch
 
 from adapt.config.load_config import load_config
 from adapt.config.pipeline import Config
+from adapt.config.search_config import HalvingConfig
 from adapt.config.trials import MethodConfig, Trial
 from adapt.features.cached import StreamedFeatures
 from adapt.features.pooled import PooledFeatures
@@ -79,8 +80,9 @@ class Jobs:
             return train_entries(entries, data, drawn, Path(folder) / "pass", on_epoch=on_epoch)
 
     def halving(self, method: MethodConfig) -> list[Rung]:
-        """Rungs at a ninth and a third of the epochs, or as near as whole epochs allow."""
-        return rungs(method.epochs, factor=3, min_epochs=max(1, round(method.epochs / 9)))
+        """The rungs of `train.halving: {}`."""
+        default = HalvingConfig()
+        return rungs(method.epochs, default.factor, default.min_epochs)
 
 
 def compare_probes(jobs: Jobs, args: argparse.Namespace) -> dict[str, Any]:

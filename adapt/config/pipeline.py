@@ -65,7 +65,7 @@ class TrainConfig(StrictModel):
     augment: Literal["none", "crop_flip"] = "none"
     mixup: NonNegative = 0.0
     refit: bool = False
-    halving: HalvingConfig | None = Field(None, description="a section such as {factor: 3, min_epochs: 1}, or null")
+    halving: HalvingConfig | None = Field(None, description="a section such as {factor: 2, min_epochs: 4}, or null")
     tensorboard: bool = False
     workers: PositiveInt = 1
     scheduler: SchedulerAddress = None

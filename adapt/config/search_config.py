@@ -17,11 +17,14 @@ class HalvingConfig(StrictModel):
 
     Args:
         factor: at each rung one of so many candidates goes on.
-        min_epochs: epochs before the first rung; each further rung comes after `factor` times as many.
+        min_epochs: epochs before the first rung; None for a third of all. Each further rung comes after `factor` times
+            as many.
     """
 
-    factor: Annotated[int, Field(ge=2)] = 3
-    min_epochs: PositiveInt = 1
+    factor: Annotated[int, Field(ge=2)] = 2
+    min_epochs: PositiveInt | None = Field(
+        None, description="a positive whole number of epochs, or null for a third of them"
+    )
 
 
 class SearchConfig(StrictModel):

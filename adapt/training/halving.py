@@ -19,15 +19,18 @@ class Rung(NamedTuple):
     share: Fraction
 
 
-def rungs(epochs: int, factor: int, min_epochs: int) -> list[Rung]:
+def rungs(epochs: int, factor: int, min_epochs: int | None) -> list[Rung]:
     """The rungs of a training, ascending; none if it is no longer than `min_epochs`.
+
+    After a third of the epochs, by the best score so far, few of the later winners are dropped; after a tenth many are
+    (benchmarks/halving.py).
 
     Args:
         epochs: of a candidate that is never dropped.
         factor: at least 2.
-        min_epochs: epochs before the first rung.
+        min_epochs: epochs before the first rung; None for a third of all.
     """
-    found, epoch = [], min_epochs
+    found, epoch = [], min_epochs or math.ceil(epochs / 3)
     while epoch < epochs:
         found.append(Rung(epoch, Fraction(1, factor)))
         epoch *= factor

@@ -23,9 +23,19 @@ CONTESTS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.bool
 
 @pytest.mark.parametrize(
     ("arguments", "epochs"),
-    [((27, 3, 1), [1, 3, 9]), ((30, 3, 1), [1, 3, 9, 27]), ((8, 2, 2), [2, 4]), ((5, 3, 5), []), ((1, 2, 1), [])],
+    [
+        ((27, 3, 1), [1, 3, 9]),
+        ((30, 3, 1), [1, 3, 9, 27]),
+        ((8, 2, 2), [2, 4]),
+        ((5, 3, 5), []),
+        ((1, 2, 1), []),
+        ((9, 2, None), [3, 6]),
+        ((10, 2, None), [4, 8]),
+        ((20, 3, None), [7]),
+        ((1, 2, None), []),
+    ],
 )
-def test_rungs_are_as_in_the_paper(arguments: tuple[int, int, int], epochs: list[int]) -> None:
+def test_rungs_are_as_in_the_paper(arguments: tuple[int, int, int | None], epochs: list[int]) -> None:
     assert [rung.epoch for rung in rungs(*arguments)] == epochs
 
 

@@ -62,9 +62,9 @@ class Searches:
             for trial in self._method.trials
         }
         for split in ("train", "test"):
-            self._pooled.require(split, [(layer, readout) for readout in readouts.values()])
+            self._pooled.require(split, list(readouts.values()))
         self._train, self._test = (
-            {mode: self._pooled.whole(split, layer, readout).numpy() for mode, readout in readouts.items()}
+            {mode: self._pooled.whole(split, readout).numpy() for mode, readout in readouts.items()}
             for split in ("train", "test")
         )
 

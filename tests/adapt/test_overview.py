@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_predictions import first_right, made_run
 from matplotlib.figure import Figure
@@ -115,6 +115,7 @@ def test_the_same_results_give_the_same_bytes() -> None:
     assert overview_file(compare(ROWS)) == overview_file(compare(ROWS))
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(min_size=1, max_size=60), st.text(min_size=1, max_size=60))
 def test_any_name_gives_a_well_formed_file(method: str, dataset: str) -> None:
     svg = overview_file(compare([make_row(method, dataset=dataset), make_row("losa", dataset="b")]))

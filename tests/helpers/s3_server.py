@@ -49,7 +49,7 @@ class Server:
         self.requests: list[Request] = []
         self.n_faults = 0
         self._asked: Counter[Request] = Counter()
-        self._mutex = Lock()
+        self._mutex, self._writing = Lock(), Lock()
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def client(self) -> Any:
@@ -90,7 +90,10 @@ class Server:
         if fault == "cut":
             return _cut(self._moto(environ, start), environ["werkzeug.socket"])
         if fault is None or fault == "slow":
-            return self._moto(environ, start)
+            if request.method != "PUT":
+                return self._moto(environ, start)
+            with self._writing:  # S3 writes an object in one moment; moto fails where two requests write one at once
+                return list(self._moto(environ, start))
         b"".join(self._moto(environ, lambda *_: None))
         return self._fail(fault, environ, start)
 

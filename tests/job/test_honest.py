@@ -176,7 +176,7 @@ def test_a_probe_is_solved_on_training_rows_and_chosen_by_validation_rows(
     for each in seen:
         (trial,) = (t for t in config.parsed_methods()[0].trials[:2] if t.options.pool == each["mode"])  # type: ignore[attr-defined]
         readout = TrainingData(PooledFeatures(features)).new_model("linear_probe", trial, 0).readout
-        values = PooledFeatures(features).whole("train", 2, readout)  # type: ignore[arg-type]
+        values = PooledFeatures(features).whole("train", readout)  # type: ignore[arg-type]
         assert torch.equal(each["data"].features, values[rows])
         assert torch.equal(each["data"].labels, labels[rows])
         assert torch.equal(each["data"].val_features, values[val_rows])
@@ -204,7 +204,7 @@ def test_features_are_standardised_by_the_training_rows_alone(tiny_config: MakeC
     (entry,) = (entry for entry in config.parsed_methods() if entry.name == method)
     (candidate,) = train_entries([entry_of(config, entry, seed=7)], TrainingData(pooled), RowDraw(val_fraction=0.25))
     readout: Any = candidate.model.readout
-    values = pooled.whole("train", 2, readout)
+    values = pooled.whole("train", readout)
     rows, _ = draw(pooled.features.labels("train"), 7)
     trained_on = values[torch.from_numpy(rows)]
     torch.testing.assert_close(readout.mean, trained_on.mean(dim=0))

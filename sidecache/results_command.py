@@ -53,7 +53,6 @@ def results_command(
 ) -> None:
     """Show the results of any number of runs as one table or figure: means, deviations, intervals and costs."""
     from adapt.across_runs.formats import format_table, print_table
-    from adapt.report.overview import overview_file
     from adapt.run_dir.files import write_bytes
     from store.console.terminal import Terminal
     from store.errors import UserError
@@ -68,9 +67,7 @@ def results_command(
     if form == "table" and output is None:
         print_table(_make_table(found, by, rank), Terminal())
         return
-    content = (
-        overview_file(_compare(found)).encode() if form == "svg" else format_table(_make_table(found, by, rank), form)
-    )
+    content = _draw(found) if form == "svg" else format_table(_make_table(found, by, rank), form)
     if output:
         write_bytes(output, memoryview(content))
     else:
@@ -86,10 +83,15 @@ def _read(paths: list[Path], where: list[str]) -> "Runs":
 
 
 def _compare(runs: "Runs") -> "list[Comparison]":
-    from adapt.report.comparison import comparisons_of
-    from adapt.report.seed_averages import summarize
+    from adapt.report.reported_rows import ReportedRows
 
-    return comparisons_of(summarize(runs.rows, runs.methods), runs.read_predictions)
+    return ReportedRows(rows=runs.rows, methods=runs.methods, read_predictions=runs.read_predictions).comparisons()
+
+
+def _draw(runs: "Runs") -> bytes:
+    from adapt.report.overview import overview_file  # imports matplotlib, which tables do not need
+
+    return overview_file(_compare(runs)).encode()
 
 
 def _make_table(runs: "Runs", by: Literal["dataset", "backbone", "method", "trial"] | None, is_ranked: bool) -> "Table":

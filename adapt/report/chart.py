@@ -6,7 +6,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapt.report.chart_labels import POINTS_A_CHARACTER, POINTS_A_LINE, Box, place_label
+from adapt.report.chart_labels import POINTS_A_CHARACTER, POINTS_A_LINE, Box, place_label, shortened
 from adapt.report.comparison import Comparison, headline
 from adapt.report.seed_averages import Summary
 from adapt.report.svg import ACCENT, MUTED, RULE, TEXT, svg_element, svg_style
@@ -44,7 +44,7 @@ def _draw(axes: Axes, comparison: Comparison, summaries: list[Summary]) -> None:
         y = float(axes.transData.transform((0, height))[1])
         occupied.append(Box(float(axes.bbox.x0), y - 1, float(axes.bbox.x1), y + 1))
     points = axes.transData.transform(list(zip(xs, ys, strict=True))).tolist()
-    _draw_labels(axes, points, [_short(summary.label) for summary in summaries], occupied)
+    _draw_labels(axes, points, [shortened(summary.label, _LONGEST_LABEL) for summary in summaries], occupied)
 
 
 def _draw_x_axis(axes: Axes, summaries: list[Summary]) -> list[float]:
@@ -76,11 +76,6 @@ def _marker_box(axes: Axes, x: float, y: float, spread: float) -> Box:
     """A marker with its error bar."""
     (left, bottom), (right, top) = axes.transData.transform([(x, y - spread), (x, y + spread)]).tolist()
     return Box(left - _HALF_MARKER, bottom - _HALF_MARKER, right + _HALF_MARKER, top + _HALF_MARKER)
-
-
-def _short(text: str) -> str:
-    text = " ".join(visible(text).split())
-    return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
 
 
 def _draw_labels(axes: Axes, points: list[list[float]], texts: list[str], occupied: list[Box]) -> None:

@@ -1,15 +1,24 @@
-"""Finds a free position for each label of a chart.
+"""Shortens the labels of a chart, and finds a free position for each.
 
-It is written by hand because textalloc, whose positions are as good, has 1,500 lines in place of these 30 and measures
-text with Matplotlib's fonts, while the browser draws it with its own; adjustText covers markers and takes seconds.
+The search is written by hand because textalloc, whose positions are as good, has 1,500 lines in place of these 30 and
+measures text with Matplotlib's fonts, while the browser draws it with its own; adjustText covers markers and takes
+seconds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from store.console.visible import visible
+
 POINTS_A_CHARACTER, POINTS_A_LINE = 5.0, 11.0  # on average
 _GAP = 8  # points between a marker's center and a label beside it
 _MOST_STEPS = 24  # of half a line
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text in one line of at most `longest` characters."""
+    text = " ".join(visible(text).split())
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 @dataclass(frozen=True)

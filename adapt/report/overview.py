@@ -6,11 +6,11 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adapt.report.chart_labels import shortened
 from adapt.report.comparison import Comparison
 from adapt.report.evidence import Evidence
 from adapt.report.seed_averages import Stat
 from adapt.report.svg import MUTED, RULE, TEXT, svg_element, svg_file, svg_style
-from store.console.visible import visible
 from store.errors import UserError
 
 OVERVIEW_LEGEND = (
@@ -149,5 +149,4 @@ def _metrics(comparisons: Sequence[Comparison]) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(visible(text).split())
-    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
+    return shortened(text, _LONGEST_NAME)

@@ -11,8 +11,8 @@ from store.strict_model import StrictModel
 Source = Annotated[
     str,
     Field(
-        pattern=r"^(digits|folder|csv|parquet|tars|torchvision:\w+|video_folder|video_csv)$",
-        description="digits, folder, csv, parquet, tars, torchvision:NAME, video_folder or video_csv",
+        pattern=r"^(digits|drawn:\w+|folder|csv|parquet|tars|torchvision:\w+|video_folder|video_csv)$",
+        description="digits, drawn:TASK, folder, csv, parquet, tars, torchvision:NAME, video_folder or video_csv",
     ),
 ]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -68,7 +68,7 @@ class DataConfig(StrictModel):
         val_split: the source's split to validate on, for every seed; None draws validation samples from `train`.
         val_fraction: share of the training split that validation takes if it is drawn.
         on_error: whether a sample that cannot be decoded stops the job or is skipped.
-        split_seed: of the hash; another one draws another test set.
+        split_seed: of the hash, or of the images of a drawn source; another one draws another test set.
         label_column: the column of a CSV or Parquet file with the class.
         video: how videos are sampled; only for video sources.
     """

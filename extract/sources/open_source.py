@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from extract.config import DataConfig
 from extract.sources.digits import list_digits
+from extract.sources.drawn import list_drawn
 from extract.sources.folders import list_folder
 from extract.sources.samples import DecodedSample, Sample, SampleContent, SourceSamples
 from extract.sources.similar_class_names import warn_of_similar_names
@@ -25,6 +26,7 @@ Labels = Int64[np.ndarray, "samples"] | UInt8[np.ndarray, "samples classes"]
 
 LISTERS: dict[str, Callable[[DataConfig], SourceSamples]] = {
     "digits": list_digits,
+    "drawn": list_drawn,
     "folder": list_folder,
     "csv": list_csv,
     "parquet": list_parquet,

@@ -41,7 +41,7 @@ class Pool(StrictModel):
 
 
 Layers = Literal["all"] | list[int] | Every | Last
-Tokens = Literal["all", "cls", "mean"] | Pool
+Tokens = Literal["all", "cls", "mean", "cls_mean"] | Pool
 
 
 class StoreConfig(StrictModel):
@@ -49,7 +49,7 @@ class StoreConfig(StrictModel):
 
     path: str = "cache.zarr"
     layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
-    tokens: Tokens = Field("all", description="all, cls, mean, {pool: k}, {time: m} or {pool: k, time: m}")
+    tokens: Tokens = Field("all", description="all, cls, mean, cls_mean, {pool: k}, {time: m} or {pool: k, time: m}")
     dtype: Dtype = "float16"
     compressor: Compressor | None = None
     shard_samples: Annotated[int, Field(ge=1, le=MAX_SHARD_SAMPLES)] = 256

@@ -94,18 +94,21 @@ def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
     """
     if tokens == "all":
         return layout
+    mean = (1,) * len(layout.grid)
     if tokens == "mean":
-        return TokenLayout(0, (1,) * len(layout.grid), num_class_tokens=0)
-    if tokens == "cls":
-        if layout.num_class_tokens == 0:
+        return TokenLayout(0, mean, num_class_tokens=0)
+    if tokens in ("cls", "cls_mean"):
+        n_class = layout.num_class_tokens
+        if n_class == 0:
             registers = (
                 f" ({layout.num_prefix_tokens} registers are not class tokens)" if layout.num_prefix_tokens else ""
             )
             raise UserError(
-                f"store.tokens is 'cls', but this backbone has no class token{registers}; "
+                f"store.tokens is {tokens!r}, but this backbone has no class token{registers}; "
                 "legal here: all, mean, {pool: k}" + (", {time: m}" if layout.is_video else "")
             )
-        return TokenLayout(layout.num_class_tokens, (), layout.prefix_sets, num_class_tokens=layout.num_class_tokens)
+        grid = () if tokens == "cls" else mean
+        return TokenLayout(n_class, grid, layout.prefix_sets, num_class_tokens=n_class)
     assert isinstance(tokens, Pool)
     _require_division(layout, tokens)
     grid = tuple(side // part for side, part in zip(layout.grid, pool_sides(layout, tokens), strict=True))

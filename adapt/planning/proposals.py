@@ -131,7 +131,7 @@ def _tokens(tokens: Tokens, layout: TokenLayout) -> list[Change]:
         layout: of all tokens of the backbone.
     """
     unchanged = Change("tokens", tokens)
-    if tokens in ("cls", "mean") or layout.num_patches < 2:
+    if tokens in ("cls", "mean", "cls_mean") or layout.num_patches < 2:
         return [unchanged]
     configured = tokens if isinstance(tokens, Pool) else None
     pooled = []

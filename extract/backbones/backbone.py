@@ -18,7 +18,7 @@ from extract.backbones.vivit import VivitBackbone
 from extract.backbones.vivit_weights import VIVIT, empty_vivit, load_vivit
 from extract.backbones.weights import load_model, weights_digest
 from extract.config import BackboneConfig, ClipConfig
-from store.config import Pool, Tokens
+from store.config import Tokens
 from store.errors import UserError
 from store.layout import TokenLayout, pool_sides
 
@@ -136,11 +136,10 @@ def reduce_tokens(
     prefix, patches = tokens[:, : layout.num_prefix_tokens], tokens[:, layout.num_prefix_tokens :]
     batch, _, dim = tokens.shape
     sets, per_set = layout.prefix_sets, layout.num_prefix_tokens // layout.prefix_sets
-    if how == "cls":
-        return prefix.reshape(batch, sets, per_set, dim)[:, :, : layout.num_class_tokens // sets].flatten(1, 2)
-    if how == "mean":
-        return patches.mean(dim=1, keepdim=True)
-    assert isinstance(how, Pool)
+    if isinstance(how, str):
+        classes = prefix.reshape(batch, sets, per_set, dim)[:, :, : layout.num_class_tokens // sets].flatten(1, 2)
+        kept = {"cls": classes, "mean": patches.mean(dim=1, keepdim=True)}
+        return torch.cat([kept[name] for name in how.split("_")], dim=1)
     # average prefix tokens over time, and patches over the cells of a coarser grid
     if sets > 1:
         prefix = prefix.reshape(batch, sets // how.time, how.time, per_set, dim).mean(dim=2).flatten(1, 2)

@@ -686,6 +686,8 @@ def test_cls_keeps_every_frames_class_token_and_mean_one_token() -> None:
     assert reduced_layout(layout, "cls") == sets_of(3, 1, ())
     assert reduce_tokens(tokens, layout, "mean")[0].flatten().tolist() == [tokens[0, 6:].mean()]
     assert reduced_layout(layout, "mean") == sets_of(1, 0, (1, 1, 1))
+    assert reduce_tokens(tokens, layout, "cls_mean")[0].flatten().tolist() == [0, 2, 4, tokens[0, 6:].mean()]
+    assert reduced_layout(layout, "cls_mean") == sets_of(3, 1, (1, 1, 1))
 
 
 def test_factors_that_do_not_divide_name_those_that_do() -> None:
@@ -696,5 +698,8 @@ def test_factors_that_do_not_divide_name_those_that_do() -> None:
         reduced_layout(layout, Pool(time=3))
     with pytest.raises(UserError, match="averages 2 frames, but the samples are images; leave `time` out"):
         reduced_layout(sets_of(1, 1, (8, 8)), Pool(time=2, pool=2))
-    with pytest.raises(UserError, match=r"no class token; legal here: all, mean, \{pool: k\}, \{time: m\}"):
-        reduced_layout(sets_of(1, 0, (8, 8, 8)), "cls")
+    for how in ("cls", "cls_mean"):
+        with pytest.raises(
+            UserError, match=rf"{how}.*no class token; legal here: all, mean, \{{pool: k\}}, \{{time: m"
+        ):
+            reduced_layout(sets_of(1, 0, (8, 8, 8)), how)

@@ -79,7 +79,7 @@ def test_more_last_layers_than_there_are_and_no_layers_are_refused() -> None:
 
 @given(
     st.integers(0, 2), st.integers(0, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 3),
-    st.sampled_from(["all", "mean", "cls", Pool(pool=2), Pool(time=2)]),
+    st.sampled_from(["all", "mean", "cls", "cls_mean", Pool(pool=2), Pool(time=2)]),
 )  # fmt: skip
 def test_the_reduced_layout_is_that_of_the_reduced_tokens(
     classes: int, registers: int, sets: int, height: int, width: int, how: Any
@@ -89,12 +89,12 @@ def test_the_reduced_layout_is_that_of_the_reduced_tokens(
     layout = TokenLayout(sets * len(per_set), (4, 2 * height, 2 * width), sets, num_class_tokens=sets * classes)
     tokens = torch.zeros(1, layout.num_tokens, 3)
     tokens[0, : layout.num_prefix_tokens] = torch.tensor(sets * per_set)[:, None].float()
-    if how == "cls" and not classes:
+    if how in ("cls", "cls_mean") and not classes:
         with pytest.raises(UserError, match="has no class token"):
             reduced_layout(layout, how)
         return
     reduced, values = reduced_layout(layout, how), reduce_tokens(tokens, layout, how)[0, :, 0].tolist()
-    kept = {"mean": [], "cls": per_set[:classes]}.get(str(how), per_set)
+    kept = {"mean": [], "cls": per_set[:classes], "cls_mean": per_set[:classes]}.get(str(how), per_set)
     assert len(values) == reduced.num_tokens
     assert values[: reduced.num_prefix_tokens] == reduced.prefix_sets * kept
     assert reduced.num_class_tokens == reduced.prefix_sets * sum(number > 0 for number in kept)

@@ -12,15 +12,11 @@ allocations on a GPU, else the resident memory of the process, which is accurate
 """
 
 import argparse
-import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
-import psutil
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
@@ -73,12 +69,12 @@ def build_contestants(name: str, small: bool) -> dict[str, Callable[[], nn.Modul
             "qkv_fused": False,
         },
     )
-    lora, slow_rank_1 = LoRAOptions(rank=RANK), KroneckerOptions(slow_rank=1)
+    lora, slow_rank_1 = LoRAOptions(rank=RANK), KroneckerOptions(n=32, slow_rank=1)
     return {
         "lora, separate": lambda: build(load_backbone(separate), inject_lora, lora),
         "peft, separate": lambda: build(load_backbone(separate), inject_peft, TunedOptions()),
         "lora, fused": lambda: build(load_backbone(fused), inject_lora, lora),
-        "kronecker, fused": lambda: build(load_backbone(fused), inject_kronecker, KroneckerOptions()),
+        "kronecker, fused": lambda: build(load_backbone(fused), inject_kronecker, KroneckerOptions(n=32)),
         "kronecker of slow rank 1, fused": lambda: build(load_backbone(fused), inject_kronecker, slow_rank_1),
     }
 
@@ -136,14 +132,9 @@ def saved_bytes(step: Step) -> int:
 
 def peak_bytes(step: Step) -> int | None:
     """How far one step rises above the memory in use before it, in bytes."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    on_gpu = step.device.type == "cuda"
-    before = torch.cuda.memory_allocated(step.device) if on_gpu else psutil.Process().memory_info().rss
     with peak_memory(step.device) as peak:
         step.run()
-    return None if peak.n_bytes is None else peak.n_bytes - before
+    return peak.n_bytes
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -29,7 +29,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from adapt.features.cached import StreamedFeatures
@@ -112,13 +111,11 @@ def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def measure_peak(args: argparse.Namespace, folder: Path) -> int:
     """Peak memory of this process above what it uses now."""
-    device = torch.device(args.device)
-    idle = psutil.Process().memory_info().rss if device.type == "cpu" else 0
-    with peak_memory(device) as peak:
+    with peak_memory(torch.device(args.device)) as peak:
         contestant = Bench(folder, 0, args).contestant(args.child)
         Epochs(contestant, args.memory_batch, args.memory_batch, precision=args.precision).run()
     assert peak.n_bytes is not None
-    return peak.n_bytes - idle
+    return peak.n_bytes
 
 
 def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

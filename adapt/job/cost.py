@@ -9,63 +9,74 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt.features.specs import spec_of_backbone
+from adapt.methods.in_backbone.merge import can_merge, merge
 from adapt.methods.options import MethodOptions
 from adapt.methods.registry import build_model, find_method
 from extract.backbones.backbone import ModelBackbone
+from extract.forward.device import release_freed_memory
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """The peak memory of a block in bytes; None where the system does not report it."""
+    """How far a block rose above the memory in use before it, in bytes; None where the system does not report it."""
 
     n_bytes: int | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """Measure the peak memory of a block: allocations on a GPU, else resident memory of the process (Linux only)."""
+    """Measure how far a block rises above the memory in use before it.
+
+    Measured are allocations on a GPU, else the resident memory of the process (Linux only), to some MB. What the
+    process has freed is given back to the system first, so that the block does not take it uncounted.
+    """
     peak = PeakMemory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        before: int | None = torch.cuda.memory_allocated(device)
     else:
+        release_freed_memory()
+        before = _resident("VmRSS:")
         with suppress(OSError):
             _RESET.write_text("5")  # resets the kernel's high-water mark
     yield peak
-    peak.n_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _high_water_mark()
+    highest = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM:")
+    if highest is not None and before is not None:
+        peak.n_bytes = max(0, highest - before)
 
 
-def _high_water_mark() -> int | None:
+def _resident(name: str) -> int | None:
+    """A field of the kernel's report on this process, in bytes."""
     with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return None
 
 
-def break_even_epochs(
-    extract_seconds: float, forward_seconds: float, forward_samples: int, samples_per_epoch: int
-) -> float | None:
+def break_even_epochs(extract_seconds: float, online_seconds: float, cached_seconds: float) -> float | None:
     """After how many training epochs the extraction has cost less than a forward pass in every epoch.
 
     Args:
         extract_seconds: the whole extraction, encoding and writing included.
-        forward_seconds: the part of it that online training repeats in every epoch: decoding and the forward pass.
-        forward_samples: samples that `forward_seconds` was spent on.
-        samples_per_epoch: samples of an epoch.
+        online_seconds: that an epoch spends on decoding and the forward pass where nothing is stored, validation
+            included.
+        cached_seconds: that an epoch spends on reading the store, validation included.
 
     Returns:
-        epochs; None where no forward pass was measured.
+        epochs; None where an epoch from the store is not faster.
     """
-    if not forward_seconds or not forward_samples:
-        return None
-    return extract_seconds / (forward_seconds / forward_samples * samples_per_epoch)
+    saved = online_seconds - cached_seconds
+    return extract_seconds / saved if saved > 0 else None
 
 
 def inference_gflops(
     name: str, options: MethodOptions, layers: Sequence[int], num_classes: int, backbone: ModelBackbone
 ) -> float:
     """Operations to classify one image, in 10^9, backbone included; a multiplication and an addition count as two.
+
+    Weight updates are merged into the backbone first, as they can be for use.
 
     Args:
         name: the method.
@@ -77,6 +88,8 @@ def inference_gflops(
     with torch.device("meta"):
         spec = spec_of_backbone(backbone, layers)
         model: Any = build_model(name, spec, num_classes, options, backbone=backbone).eval()
+        if can_merge(model):
+            merge(model)
         images = torch.zeros(1, *backbone.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(images if find_method(name).trains_backbone else backbone.tokens(images, model.layers))

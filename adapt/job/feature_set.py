@@ -42,12 +42,13 @@ class ExtractionCosts:
     """What the store of a job has cost; None where there is no store, or its log does not say.
 
     Attributes:
-        forward_samples: samples that `forward_seconds` was spent on; a sample counts again for added layers.
+        extract_seconds: the whole extraction, encoding and writing included.
+        forward_seconds_per_sample: decoding and the forward pass.
+        store_bytes: size of the store.
     """
 
     extract_seconds: float | None = None
-    forward_seconds: float | None = None
-    forward_samples: int = 0
+    forward_seconds_per_sample: float | None = None
     store_bytes: int | None = None
 
 
@@ -197,12 +198,18 @@ def _stored_features(
         ),
         costs=ExtractionCosts(
             extract_seconds=log.get("extract_seconds"),
-            forward_seconds=log.get("forward_seconds"),
-            forward_samples=max(n_samples, round(log.get("forward_samples", 0))),  # older logs do not have it
+            forward_seconds_per_sample=_forward_seconds_per_sample(log, n_samples),
             store_bytes=store.n_bytes(),
         ),
         augments=_augments(config),
     )
+
+
+def _forward_seconds_per_sample(log: Mapping[str, float], n_samples: int) -> float | None:
+    """Seconds of decoding and the forward pass; a sample counts again for layers that were added."""
+    if not (seconds := log.get("forward_seconds")):
+        return None
+    return seconds / max(1, n_samples, round(log.get("forward_samples", 0)))  # older logs do not have the latter
 
 
 def _online_features(config: Config, inputs: Inputs) -> FeatureSet:

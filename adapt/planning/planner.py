@@ -129,9 +129,9 @@ def _extract_seconds(job: JobFacts, seconds: Mapping[str, float]) -> float | Non
 
 def _break_even(extract_seconds: float | None, epoch: Mapping[str, float | None], source: str) -> float | None:
     online, cached = epoch["online"], epoch.get(source)
-    if extract_seconds is None or online is None or cached is None or online <= cached:
+    if extract_seconds is None or online is None or cached is None:
         return None
-    return break_even_epochs(extract_seconds, online - cached, forward_samples=1, samples_per_epoch=1)
+    return break_even_epochs(extract_seconds, online_seconds=online, cached_seconds=cached)
 
 
 def _choose_source(job: JobFacts) -> Choice:

@@ -1,6 +1,7 @@
 """Chooses the device and precision to compute with, configures the process for it, and measures its memory."""
 
 import ctypes
+import gc
 import time
 from contextlib import suppress
 from types import TracebackType
@@ -33,6 +34,13 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_MMAP_THRESHOLD, 2**25)  # its maximum
+
+
+def release_freed_memory() -> None:
+    """Give memory that the process has freed back to the kernel, before its use is measured (glibc only)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def resolve_device(device: str) -> torch.device:

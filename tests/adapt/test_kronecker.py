@@ -24,15 +24,15 @@ def updates_of(model: torch.nn.Module) -> list[KroneckerUpdate]:
 
 
 def test_the_count_is_that_of_the_papers_code() -> None:
-    assert count_on_meta("kronecker", slow_rank=1, bias=True) == 50_176 == 36_864 + 2 * 2_048 + 9_216
+    assert count_on_meta("kronecker", n=32, slow_rank=1, bias=True) == 50_176 == 36_864 + 2 * 2_048 + 9_216
 
 
 def test_the_count_follows_its_formula() -> None:
-    assert count_on_meta("kronecker") == 12 * 4 * 768 + 2 * 32**3
+    assert count_on_meta("kronecker") == 12 * 4 * 768 + 2 * 4**3
     assert count_on_meta("kronecker", n=16, rank=3) == 3 * 12 * 4 * 768 + 2 * 16**3
-    assert count_on_meta("kronecker", 512, slow_rank=4, targets=("v",)) == 12 * 2 * 512 + 2 * 4 * 32**2
-    assert count_on_meta("kronecker", 512, targets=("fc1", "fc2")) == 12 * 2 * (512 + 2048) + 2 * 32**3
-    assert count_on_meta("kronecker", bias=True, targets=("q", "k", "v")) == 12 * (6 + 1) * 768 + 3 * 32**3
+    assert count_on_meta("kronecker", 512, n=32, slow_rank=4, targets=("v",)) == 12 * 2 * 512 + 2 * 4 * 32**2
+    assert count_on_meta("kronecker", 512, targets=("fc1", "fc2")) == 12 * 2 * (512 + 2048) + 2 * 4**3
+    assert count_on_meta("kronecker", bias=True, targets=("q", "k", "v")) == 12 * (6 + 1) * 768 + 3 * 4**3
 
 
 @SLOW_RANKS

@@ -5,9 +5,9 @@
 All blocks share the slow factors A_i, one set for each target; each map has its own fast factors u_i and v_i. With
 `slow_rank` s, A_i = a_i b_i^T with s columns. 4Ldr + 2n^3 parameters for q and v in L blocks d wide.
 
-The paper's: the decomposition; q and v as targets; n = 32, r = s = 1 and one bias a block for both, as in its public
-code. Ours: u starts at zero, v and A do not (in the public code u and v both start at zero and never receive a
-gradient), scale 1, and training without dW. With x and y cut into n pieces,
+The paper's: the decomposition; q and v as targets; n = 4 in Table 1, and n = 32, r = s = 1 and one bias a block for
+both in its public code. Ours: u starts at zero, v and A do not (in the public code u and v both start at zero and never
+receive a gradient), scale 1, and training without dW. With x and y cut into n pieces,
 
     z_ib = v_i^T x_b        w_ia = sum_b A_i[a, b] z_ib        y_a = scale * sum_i u_i w_ia
 
@@ -43,7 +43,7 @@ class KroneckerOptions(TunedOptions):
         targets: as of lora; or auto: the module with the lower intrinsic dimension, measured within a run.
     """
 
-    n: PositiveInt = 32
+    n: PositiveInt = 4
     rank: PositiveInt = 1
     slow_rank: PositiveInt | None = Field(None, description="a positive whole number, or null for full slow factors")
     scale: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0

@@ -18,6 +18,11 @@ class Mergeable(Protocol):
         ...
 
 
+def can_merge(module: nn.Module) -> bool:
+    """Whether a model has weight updates that are not merged."""
+    return any(isinstance(child, Mergeable) for child in module.modules())
+
+
 def merge(module: nn.Module) -> nn.Module:
     """Replace the modules of a weight-update method by plain ones, in place.
 

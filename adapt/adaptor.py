@@ -25,6 +25,7 @@ from torch import nn
 from adapt.config.messages import explain
 from adapt.config.variables import expand_text
 from adapt.features.specs import spec_of_backbone
+from adapt.methods.from_features.knn import KNN
 from adapt.methods.registry import build_model, find_method
 from adapt.methods.trained_parameters import adapter_state_dict
 from adapt.run_dir.files import CHECKSUM, parse_json, read_text, with_checksum, without_checksum, write_text
@@ -202,11 +203,22 @@ def _build_model(path: Path, card: Card, backbone: Backbone) -> nn.Module:
         spec = spec_of_backbone(backbone, card.layers, card.tokens)
         with torch.device("meta"):  # only shapes: a card that asks for huge tensors must not take memory
             planned = build_model(card.method, spec, len(card.classes), options, backbone=backbone)
+            found = _shapes(path)
+            _allocate_samples(planned, found)
     except (ValidationError, UserError, RuntimeError, MemoryError) as error:  # RuntimeError: torch, of too many values
         reason = explain(error, options_class) if isinstance(error, ValidationError) else first_line(error)
         raise UserError(f"{path.with_suffix('.json')}, the card of an adaptor, is damaged: {reason}") from error
-    _require_shapes(path, {name: tuple(tensor.shape) for name, tensor in adapter_state_dict(planned).items()})
-    return build_model(card.method, spec, len(card.classes), options, backbone=backbone)
+    _require_shapes(path, {name: tuple(tensor.shape) for name, tensor in adapter_state_dict(planned).items()}, found)
+    model = build_model(card.method, spec, len(card.classes), options, backbone=backbone)
+    _allocate_samples(model, found)
+    return model
+
+
+def _allocate_samples(model: nn.Module, found: Shapes) -> None:
+    """Make room for as many neighbors as the file holds; models of other methods have none."""
+    if isinstance(model, KNN):
+        head: Any = model.readout.head
+        head.allocate(found.get("readout.head.samples", (0,))[0])
 
 
 def _read_card(path: Path) -> Card:
@@ -257,9 +269,13 @@ def _checked_part(document: Any) -> Any:
     return {**document, "backbone": {name: value for name, value in backbone.items() if name != "weights"}}
 
 
-def _require_shapes(path: Path, wanted: Shapes) -> None:
+def _shapes(path: Path) -> Shapes:
+    """The shapes of all tensors of a file; none is larger than the file, which safetensors checks."""
     with _reading(path), safe_open(path, framework="pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _require_shapes(path: Path, wanted: Shapes, found: Shapes) -> None:
     if wanted != found:
         differing = sorted(set(wanted.items()) ^ set(found.items()))[:2]
         raise UserError(f"{path} does not hold the tensors that its card describes: {differing}")

@@ -47,3 +47,16 @@ def require_divisor(option: str, value: int, width: int, of: str = "the tokens")
     if width % value:
         legal = ", ".join(str(number) for number in range(1, min(width, 32) + 1) if width % number == 0)
         raise UserError(f"{option} {value} does not divide the width {width} of {of}; legal: {legal}")
+
+
+def require_several_tokens(method: str, spec: FeatureSpec) -> None:
+    """Refuse features that hold a single token for a method that attends to tokens.
+
+    Raises:
+        UserError: they do.
+    """
+    if spec.layout.num_tokens < 2:
+        raise UserError(
+            f"{method} chooses among tokens, but the features hold only one: "
+            "set store.tokens: all, or take linear_probe"
+        )

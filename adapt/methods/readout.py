@@ -107,10 +107,11 @@ class Readout(nn.Module):
 
     def pooled(self, tokens: TokenBatch) -> Float[Tensor, "batch features"]:
         """The pooled frozen features of a batch, computed once for all read-outs with the same pooling."""
-        parts = [self._pooled_layer(tokens, layer) for layer in self.layers]
+        parts = [self.pooled_layer(tokens, layer) for layer in self.layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _pooled_layer(self, tokens: TokenBatch, layer: int) -> Float[Tensor, "batch features"]:
+    def pooled_layer(self, tokens: TokenBatch, layer: int) -> Float[Tensor, "batch features"]:
+        """The same of one layer, also of one that the head does not read."""
         name = "pooled", self.tail, self.mode, self.layout
         return tokens.remember(name, layer, lambda: self.pool(tokens.normalized(layer, self.tail)))
 

@@ -2,13 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.from_features.attentive_probe import AttentiveProbe, AttentiveProbeOptions, stack_attentive_probes
+from adapt.methods.from_features.conv_ladder import ConvLadder, ConvLadderOptions
+from adapt.methods.from_features.efficient_probe import (
+    EfficientProbe,
+    EfficientProbeOptions,
+    stack_efficient_probes,
+)
+from adapt.methods.from_features.head2toe import Head2Toe, Head2ToeOptions
+from adapt.methods.from_features.knn import KNN, KNNOptions
 from adapt.methods.from_features.ladder import Ladder, LadderOptions
+from adapt.methods.from_features.last import LAST, LASTOptions
+from adapt.methods.from_features.layer_fusion import LayerFusion, LayerFusionOptions
 from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
 from adapt.methods.from_features.losa import LoSA, LoSAOptions
 from adapt.methods.from_features.losa_stack import stack_losas
@@ -27,6 +37,8 @@ from adapt.methods.options import MethodOptions
 from adapt.methods.stack import Stack
 from store.errors import UserError
 
+Hyperparameter = Literal["lr", "weight_decay"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -36,8 +48,8 @@ class Method:
         options: the class of its options.
         build: `build(spec, num_classes, options)` makes the model of a method that trains from features.
         inject: `inject(vit, options)` changes a copy of the backbone in place, for a method that trains inside it.
-        solved: whether the model is solved to its optimum (`adapt.training.linear_solver`), without a learning rate;
-            the other methods are trained step by step (`adapt.training.loop`).
+        hyperparameters: which of learning rate and weight decay it has.
+        starts_as_probe: whether an untrained model gives the logits of the linear probe.
         stack: `stack(models)` makes one forward pass of models with the same `stack_key`; None where it would not be
             faster than calling each model in turn.
     """
@@ -45,8 +57,14 @@ class Method:
     options: type[MethodOptions]
     build: Callable[[FeatureSpec, int, Any], nn.Module] | None = None
     inject: Inject | None = None
-    solved: bool = False
+    hyperparameters: tuple[Hyperparameter, ...] = ("lr", "weight_decay")
+    starts_as_probe: bool = True
     stack: Callable[[Sequence[Any]], Stack] | None = None
+
+    @property
+    def solved(self) -> bool:
+        """Whether a solver of `adapt.training.trials` finds the model; else it is trained step by step."""
+        return "lr" not in self.hyperparameters
 
     @property
     def trains_backbone(self) -> bool:
@@ -55,10 +73,16 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "linear_probe": Method(options=LinearProbeOptions, build=LinearProbe, solved=True),
+    "linear_probe": Method(options=LinearProbeOptions, build=LinearProbe, hyperparameters=("weight_decay",)),
+    "head2toe": Method(options=Head2ToeOptions, build=Head2Toe, hyperparameters=("weight_decay",)),
+    "knn": Method(options=KNNOptions, build=KNN, hyperparameters=()),
     "attentive_probe": Method(options=AttentiveProbeOptions, build=AttentiveProbe, stack=stack_attentive_probes),
+    "efficient_probe": Method(options=EfficientProbeOptions, build=EfficientProbe, stack=stack_efficient_probes),
+    "layer_fusion": Method(options=LayerFusionOptions, build=LayerFusion),
     "losa": Method(options=LoSAOptions, build=LoSA, stack=stack_losas),
     "ladder": Method(options=LadderOptions, build=Ladder),
+    "conv_ladder": Method(options=ConvLadderOptions, build=ConvLadder),
+    "last": Method(options=LASTOptions, build=LAST),
     "transformer_probe": Method(options=TransformerProbeOptions, build=TransformerProbe),
     "full": Method(options=TunedOptions, inject=train_all),
     "bitfit": Method(options=TunedOptions, inject=train_biases),
@@ -72,7 +96,7 @@ METHODS: dict[str, Method] = {
     "compacter": Method(options=CompacterOptions, inject=inject_compacter),
     "lepe": Method(options=TunedOptions, inject=inject_lepe),
     "rpb": Method(options=TunedOptions, inject=inject_rpb),
-    "prompt": Method(options=PromptOptions, inject=inject_prompts),
+    "prompt": Method(options=PromptOptions, inject=inject_prompts, starts_as_probe=False),
     "intrinsic": Method(options=IntrinsicOptions, inject=inject_intrinsic),
 }
 

@@ -17,7 +17,7 @@ would draw from torch's global generator in the same state. Models with one seed
 drawn once. Without dropout, and in evaluation, nothing is drawn.
 """
 
-_MAY_DIFFER = {"dropout", "layers", "pool"}  # the last two are compared as the model resolved them
+_MAY_DIFFER = {"dropout", "layer", "layers", "pool"}  # the last three are compared as the model resolved them
 
 
 def stack_key(model: Any) -> Hashable:

@@ -16,11 +16,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def adapter_state_dict(model: Any) -> dict[str, torch.Tensor]:
     """The tensors of an adaptor, by name.
 
-    These are the trained parameters, those of weight updates that are not trained (A of `lora_fix`), and mean and
-    deviation by which the read-out standardizes features.
+    These are the trained parameters, those of weight updates that are not trained (A of `lora_fix`), mean and deviation
+    by which the read-out standardizes features, and the samples of `knn`.
     """
     standardization = model.readout.named_buffers(prefix="readout", recurse=False)
-    return {**trainable(model), **update_tensors(model), **dict(standardization)}
+    samples = model.readout.head.named_buffers(prefix="readout.head")
+    return {**trainable(model), **update_tensors(model), **dict(standardization), **dict(samples)}
 
 
 def count_params(model: Any) -> tuple[int, int]:

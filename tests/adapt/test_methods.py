@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 import torch
 from end_to_end import CLASSES, EndToEnd, draw, load, move, tune
-from method_cases import CASES, DIM, LAYERS, TINY_DIM, TUNED_CASES, build, draw_tokens, losa_count, make_spec
+from method_cases import (
+    CASES,
+    DIM,
+    LAYERS,
+    TINY_DIM,
+    TUNED_CASES,
+    WITH_PARAMETERS,
+    build,
+    draw_tokens,
+    losa_count,
+    make_spec,
+)
 from small_pre_logits import layout_of, make_pre_logits
 from torch import Tensor, nn
 
@@ -35,6 +46,9 @@ class TestEveryMethod:
     ) -> None:
         assert count_params(build(method, options)) == (params, head)
 
+
+@pytest.mark.parametrize(("method", "options", "params", "head"), WITH_PARAMETERS)
+class TestEveryMethodWithParameters:
     def test_starts_as_the_linear_probe_of_the_same_seed(
         self, method: str, options: dict[str, Any], params: int, head: int
     ) -> None:
@@ -42,8 +56,8 @@ class TestEveryMethod:
         torch.manual_seed(3)
         model = build(method, options, spec)
         torch.manual_seed(3)
-        read = {"layers": options["layers"]} if method == "linear_probe" and "layers" in options else {}
-        probe = build("linear_probe", {"pool": options.get("pool", "auto"), **read}, spec)
+        read = {"pool": options.get("pool", "auto"), "layers": list(model.readout.layers)}
+        probe = build("linear_probe", read, spec)
         tokens = draw_tokens(spec)
         assert torch.equal(model(tokens), probe(tokens))
 
@@ -104,6 +118,8 @@ def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:
     y = torch.zeros_like(tokens[LAYERS[0]])
     for layer, mixer in zip(model.layers, model.mixers, strict=True):
         x = nn.functional.layer_norm(tokens[layer], (DIM,)) + y
+        if model.start == "last":
+            x = x + nn.functional.layer_norm(tokens[model.layers[-1]], (DIM,))
         c = mixer.up(nn.functional.gelu(mixer.down(x)))
         g = c.clone()
         prefix = mixer.num_prefix
@@ -118,9 +134,10 @@ def literal_losa(model: LoSA, tokens: dict[int, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 @pytest.mark.parametrize("add", ["before_norm", "after_norm"])
-def test_losa_is_the_equations(prefix: int, add: Any) -> None:
+@pytest.mark.parametrize("start", ["zero", "last"])
+def test_losa_is_the_equations(prefix: int, add: Any, start: Any) -> None:
     spec = make_spec(prefix)
-    model = LoSA(spec, CLASSES, LoSAOptions(rank=4, token_rank=3, add=add))
+    model = LoSA(spec, CLASSES, LoSAOptions(rank=4, token_rank=3, add=add, start=start))
     for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.3)

@@ -55,7 +55,16 @@ def test_the_page_states_the_counts_that_the_program_prints() -> None:
 )
 def test_the_formulas_of_the_page_give_the_counts(backbone: str, letters: dict[str, int]) -> None:
     counts = {one["method"]: one["trainable_params"] for one in list_methods(backbone, CLASSES)}
-    named = {"rank": "r", "token_rank": "s", "bottleneck": "h", "n": "n", "num_prompts": "m", "dim": "m"}
+    named = {
+        "rank": "r",
+        "token_rank": "s",
+        "bottleneck": "h",
+        "n": "n",
+        "num_prompts": "m",
+        "dim": "m",
+        "num_queries": "Q",
+        "width": "r",
+    }
     for row in TABLE:
         defaults = METHODS[row[0]].options().model_dump()
         options = {letter: defaults[option] for option, letter in named.items() if option in defaults}
@@ -64,7 +73,7 @@ def test_the_formulas_of_the_page_give_the_counts(backbone: str, letters: dict[s
 
 def evaluate(formula: str, letters: dict[str, int]) -> int:
     """The value of a formula such as `2L(dh + n^3)`, in which adjacent letters and brackets are multiplied."""
-    python = re.sub(r"(?<=[\w)])(?=[A-Za-z(])", "*", formula).replace("^", "**")
+    python = re.sub(r"(?<=[\w)])(?=[A-Za-z(])", "*", formula).replace("^", "**").replace("/", "//")
     value = eval(python, {"__builtins__": {}}, letters)
     assert isinstance(value, int)
     return value

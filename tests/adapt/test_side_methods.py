@@ -134,15 +134,16 @@ def test_as_many_parameters_as_the_formula_on_the_meta_device(
 
 
 @pytest.mark.parametrize("num_heads", [1, 4, 8])
+@pytest.mark.parametrize("layer", ["last", 3])
 @pytest.mark.parametrize(("prefix", "grid"), LAYOUTS)
 def test_the_attentive_probe_is_cross_attention_of_one_query(
-    prefix: int, grid: tuple[int, ...], num_heads: int
+    prefix: int, grid: tuple[int, ...], num_heads: int, layer: str | int
 ) -> None:
     """The reference computes keys and values of all tokens."""
     spec = make_spec(prefix, grid)
-    model = move(build("attentive_probe", spec, num_heads=num_heads))
+    model = move(build("attentive_probe", spec, num_heads=num_heads, layer=layer))
     tokens = {layer: values.double() for layer, values in draw_tokens(spec).items()}
-    x, pooler = model.readout.normalize(tokens[4]), model.pooler
+    x, pooler = model.readout.normalize(tokens[4 if layer == "last" else 3]), model.pooler
 
     def project(weight: Tensor) -> Tensor:
         return (x @ weight.flatten(0, 1).T).unflatten(2, (num_heads, -1)).transpose(1, 2)

@@ -11,27 +11,19 @@ from end_to_end import CLASSES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_cases import DIM, build
+from probe_data import draw, pooled
 from scipy.optimize import linprog, minimize
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from adapt.training.candidate import Candidate
-from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
+from adapt.training.linear_solver import readout_of, solve_heads
 from adapt.training.newton import LinearProblem
 from adapt.training.objective import Objective, make_objective
 from adapt.training.seed_rows import SeedRows
 from store.errors import JobError
 
 DECAYS = (1e-3, 1.0, 0.03)
-
-
-def draw(total: int = 200) -> tuple[Tensor, Tensor]:
-    """Overlapping classes, so that the optimum is finite."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, CLASSES, (total,), generator=generator)
-    features = torch.randn((total, DIM), generator=generator)
-    features[torch.arange(total), labels] += 1.5
-    return features, labels
 
 
 def probe(decay: float) -> Candidate:
@@ -41,10 +33,6 @@ def probe(decay: float) -> Candidate:
 
 def probes() -> list[Candidate]:
     return [probe(decay) for decay in DECAYS]
-
-
-def pooled(labels: Tensor, features: Tensor) -> ProbeData:
-    return ProbeData(features, labels, features[:50], labels[:50])
 
 
 @pytest.mark.parametrize("balanced", [False, True])

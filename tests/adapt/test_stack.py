@@ -66,6 +66,7 @@ LOSA_OPTIONS = st.fixed_dictionaries(
         "rank": st.sampled_from([1, 3, 9]),  # 9 is above the rank up to which the updates stay a product
         "token_rank": st.sampled_from([0, 2]),
         "norm": st.sampled_from(["layer", "backbone", "none"]),
+        "start": st.sampled_from(["zero", "last"]),
         "add": st.sampled_from(["before_norm", "after_norm"]),
         "pool": st.sampled_from(["auto", "mean", "cls", "backbone"]),
         "layers": st.sampled_from(["all", [4], [1, 4]]),

@@ -36,28 +36,65 @@ def ladder_count(reduction: int, layers: int = 3) -> int:
     return layers * (12 * side**2 + 13 * side + DIM * side + side) + layers - 1 + side * DIM + DIM
 
 
-# method, options, parameters without the head, parameters of the head
+def conv_ladder_count(width: int, queries: int, layers: int = 3, read: int = 2 * DIM, patches: int = 12) -> int:
+    """Per layer a map d -> r and a 3 x 3 convolution; a norm, queries, places; a map 2Kr -> w."""
+    of_layer = DIM * width + width + 9 * width**2 + width
+    return layers * of_layer + 2 * width + queries * width + patches * width + 2 * queries * width * read
+
+
+def last_count(rank: int, layers: int = 3) -> int:
+    """Per layer maps d -> 3r and r -> d."""
+    return layers * (4 * DIM * rank + 3 * rank + DIM)
+
+
+# From features: method, options, parameters without the head, parameters of the head.
 CASES: list[tuple[str, dict[str, Any], int, int]] = [
     ("linear_probe", {"pool": "mean"}, 0, CLASSES * (DIM + 1)),
     ("linear_probe", {"pool": "cls_mean"}, 0, CLASSES * (2 * DIM + 1)),
     ("linear_probe", {"pool": "backbone"}, 0, CLASSES * (DIM + 1)),
     ("linear_probe", {"layers": "all"}, 0, CLASSES * (3 * 2 * DIM + 1)),
     ("linear_probe", {"layers": [3, 4], "pool": "cls"}, 0, CLASSES * (2 * DIM + 1)),
+    ("head2toe", {}, 0, CLASSES * (3 * 2 * DIM + 1)),
+    ("head2toe", {"layers": [3, 4], "pool": "cls", "fraction": 0.1}, 0, CLASSES * (2 * DIM + 1)),
+    ("knn", {}, 0, 0),
+    ("knn", {"k": 3, "layers": "all", "pool": "mean"}, 0, 0),
     ("attentive_probe", {}, DIM + 4 * DIM**2, CLASSES * (2 * DIM + 1)),
     ("attentive_probe", {"num_heads": 2, "pool": "mean"}, DIM + 3 * DIM**2, CLASSES * (DIM + 1)),
+    ("attentive_probe", {"layer": 3}, DIM + 4 * DIM**2, CLASSES * (2 * DIM + 1)),
+    ("efficient_probe", {"num_queries": 4}, DIM**2 + 4 * DIM, CLASSES * (2 * DIM + 1)),
+    ("efficient_probe", {"num_queries": 8, "pool": "cls"}, DIM**2 + 8 * DIM, CLASSES * (DIM + 1)),
+    ("layer_fusion", {}, DIM + 4 * DIM**2, CLASSES * (2 * DIM + 1)),
+    ("layer_fusion", {"layers": [1, 4], "num_heads": 2, "pool": "mean"}, DIM + 3 * DIM**2, CLASSES * (DIM + 1)),
     ("transformer_probe", {}, 12 * DIM**2 + 13 * DIM, CLASSES * (2 * DIM + 1)),
     ("transformer_probe", {"num_heads": 4, "pool": "cls"}, 12 * DIM**2 + 13 * DIM, CLASSES * (DIM + 1)),
     ("ladder", {"reduction": 4}, ladder_count(4), CLASSES * (2 * DIM + 1)),
     ("ladder", {"reduction": 2, "num_heads": 2, "layers": [3, 4]}, ladder_count(2, layers=2), CLASSES * (2 * DIM + 1)),
+    ("conv_ladder", {"width": 4, "layers": "all"}, conv_ladder_count(4, 16), CLASSES * (2 * DIM + 1)),
+    (
+        "conv_ladder",
+        {"width": 6, "num_queries": 3, "layers": [1, 4], "pool": "cls"},
+        conv_ladder_count(6, 3, layers=2, read=DIM),
+        CLASSES * (DIM + 1),
+    ),
+    ("last", {"rank": 4}, last_count(4), CLASSES * (2 * DIM + 1)),
+    (
+        "last",
+        {"rank": 6, "num_heads": 3, "layers": [1, 4], "pool": "cls"},
+        last_count(6, layers=2),
+        CLASSES * (DIM + 1),
+    ),
     ("losa", {"rank": 4, "token_rank": 2}, losa_count(4, 2), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 4, "token_rank": 0}, losa_count(4, 0), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 0, "norm": "backbone", "pool": "cls"}, losa_count(2, 0), CLASSES * (DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 3, "pool": "cls_mean"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "start": "last"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 0, "start": "last"}, losa_count(2, 0), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 3, "norm": "none"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 3, "layers": [1, 4]}, losa_count(2, 3, layers=2), CLASSES * (2 * DIM + 1)),
 ]
 
 
+WITH_PARAMETERS = [case for case in CASES if case[0] != "knn"]
 TINY_DIM, TINY_DEPTH, TINY_HEADS, TINY_GRID = 32, 3, 2, (4, 4)  # of the fixture tiny_backbone
 
 

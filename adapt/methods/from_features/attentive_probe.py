@@ -1,6 +1,6 @@
-"""Attentive probe: one cross-attention that learns where to look in the last layer's tokens.
+"""Attentive probe: one cross-attention that learns where to look in a layer's tokens.
 
-With normalized tokens x_1 ... x_N (d wide) of the last layer and, for each head h, a query q_h,
+With normalized tokens x_1 ... x_N (d wide) of the last layer, or another, and, for each head h, a query q_h,
 
     a_h = softmax_n(q_h . K_h x_n / sqrt(d / heads))
     z   = pooled + W_out [V_h sum_n a_hn x_n]_h
@@ -8,24 +8,27 @@ With normalized tokens x_1 ... x_N (d wide) of the last layer and, for each head
 and the classifier reads z, standardized. K_h and V_h are d -> d / heads; no biases (that of K_h would cancel in the
 softmax, those of V_h and W_out in the classifier's own). d + 2d^2 + dw parameters, for pooled features w wide.
 
-The pooler is that of the evaluations of AIM (arXiv 2401.08541) and V-JEPA (arXiv 2404.08471). Ours: its output is added
+The pooler is that of the evaluations of AIM (arXiv 2401.08541) and V-JEPA (arXiv 2404.08471). A search over `layer` is
+InCA (Dukler et al., arXiv 2303.04105): independent cross-attention adapters of several layers, trained in one pass over
+the frozen features, of which validation chooses one. Ours: its output is added
 to the pooled features that every method reads, through a W_out that starts at zero (at step 0 this is the linear
 probe), and K_h and V_h are moved past the sums over tokens, which gives the same at a small part of the cost.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
-from adapt.methods.options import MethodOptions, require_divisor
+from adapt.methods.options import MethodOptions, choose_layers, require_divisor, require_several_tokens
 from adapt.methods.readout import Pooling, Readout, classify_stacked
 from adapt.methods.stack import Stack
-from store.config import PositiveInt
-from store.errors import UserError
+from store.config import Last, PositiveInt
 
 
 class AttentiveProbeOptions(MethodOptions):
@@ -34,10 +37,12 @@ class AttentiveProbeOptions(MethodOptions):
     Args:
         num_heads: heads of the attention; must divide d.
         pool: what the head reads besides; see `adapt.methods.readout.Readout`.
+        layer: which of the stored layers: last, or the number of a block.
     """
 
     num_heads: PositiveInt = 8
     pool: Pooling = "auto"
+    layer: Literal["last"] | int = Field("last", description="last, or the number of a block")
 
 
 class AttentionPooler(nn.Module):
@@ -76,26 +81,24 @@ class AttentiveProbe(nn.Module):
     """The pooler and its classifier.
 
     Args:
-        spec: the features; the last of their layers is read.
+        spec: the features; one of their layers is read.
         num_classes: width of the classifier.
         options: see `AttentiveProbeOptions`.
 
     Raises:
-        UserError: `num_heads` does not divide the width; there is only one token, so nothing to choose from.
+        UserError: a layer that is not in the features; `num_heads` does not divide the width; there is only one token,
+            so nothing to choose from.
     """
 
     def __init__(
         self, spec: FeatureSpec, num_classes: int, options: AttentiveProbeOptions = AttentiveProbeOptions()
     ) -> None:
         super().__init__()
-        self.readout = Readout(spec, num_classes, options.pool)  # first: all methods draw the same head from a seed
-        self.layers = spec.layers[-1:]
+        self.layers = choose_layers(Last(last=1) if options.layer == "last" else [options.layer], spec)
+        # first: all methods draw the same head from a seed
+        self.readout = Readout(spec, num_classes, options.pool, self.layers)
         require_divisor("num_heads", options.num_heads, spec.dim)
-        if spec.layout.num_tokens < 2:
-            raise UserError(
-                "attentive_probe chooses among tokens, but the features hold only one: "
-                "set store.tokens: all, or take linear_probe"
-            )
+        require_several_tokens("attentive_probe", spec)
         self.options = options
         self.pooler = AttentionPooler(spec.dim, self.readout.head.in_features, options.num_heads)
 

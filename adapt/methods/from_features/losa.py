@@ -7,8 +7,10 @@ With tokens b_1 ... b_L (tokens, d) of L chosen layers, and y_0 = 0,
     g   = c + (V_up GELU(V_down (x_i + c)^T))^T       tokens:   N -> s -> N, patches only
     y_i = y_{i-1} + g
 
-and the classifier reads final_norm(b_L + y_L). The t frames of a video, of h x w patches each, are mixed one by one
-over space and then, at every position, over time:
+and the classifier reads final_norm(b_L + y_L). With `start: last` the side network starts from the backbone's last
+output instead, as some read the paper: x_i = norm(b_i) + norm(b_L) + y_{i-1}.
+
+The t frames of a video, of h x w patches each, are mixed one by one over space and then, at every position, over time:
 
     g1  = c  + (V_up GELU(V_down (x_i + c)^T))^T      space:   hw -> s -> hw, in every frame
     g   = g1 + (U_up GELU(U_down (x_i + g1)^T))^T     time:     t -> s' -> t, at every position
@@ -45,6 +47,7 @@ class LoSAOptions(MethodOptions):
     Args:
         rank: r, width of the channel bottleneck.
         token_rank: s, width of the patch bottleneck; 0 leaves token mixing out.
+        start: what the side network starts from: zero, or last, the backbone's last output.
         norm: how a layer's tokens are normalized: layer (without parameters), backbone (its final norm), none.
         add: where the sum of updates joins the last layer: before_norm or after_norm, of the final norm.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
@@ -56,6 +59,7 @@ class LoSAOptions(MethodOptions):
 
     rank: PositiveInt = 64
     token_rank: Annotated[int, Field(ge=0)] = 8
+    start: Literal["zero", "last"] = "zero"
     norm: Literal["layer", "backbone", "none"] = "layer"
     add: Literal["before_norm", "after_norm"] = "before_norm"
     pool: Pooling = "auto"
@@ -82,7 +86,7 @@ class LoSA(nn.Module):
         self.layers, self.dim = choose_layers(options.layers, spec), spec.dim
         # first: all methods draw the same head from a seed
         self.readout = Readout(spec, num_classes, options.pool, self.layers[-1:])
-        self.options, self.norm, self.add = options, options.norm, options.add
+        self.options, self.norm, self.start, self.add = options, options.norm, options.start, options.add
         mixers = [LowRankMixer(spec.dim, spec.layout, options) for _ in self.layers]
         if (ranks := mixers[0].token_mixing_options) and not self.readout.reads_patches:
             raise UserError(
@@ -108,14 +112,19 @@ class LoSA(nn.Module):
 
     def normalized(self, batch: TokenBatch, layer: int) -> Float[Tensor, "batch read dim"]:
         """A layer's tokens x before the updates, computed once for all models of these options."""
-        return batch.remember(("losa", self.norm, self.readout.tail), layer, lambda: self._normalize(batch, layer))
+        name = "losa", self.norm, self.start, self.readout.tail
+        return batch.remember(name, layer, lambda: self._frozen_input(batch, layer))
+
+    def _frozen_input(self, batch: TokenBatch, layer: int) -> Float[Tensor, "batch read dim"]:
+        x = self._normalize(batch, layer)
+        if self.start == "last":
+            x = x + self._normalize(batch, self.layers[-1])
+        return x.to(autocast_dtype(x))  # once, not in every product: half the memory that is read and kept
 
     def _normalize(self, batch: TokenBatch, layer: int) -> Float[Tensor, "batch read dim"]:
-        if self.norm == "layer":
-            x = batch.layer_norm(layer)
-        else:
-            x = batch.normalized(layer, self.readout.tail) if self.norm == "backbone" else batch[layer]
-        return x.to(autocast_dtype(x))  # once, not in every product: half the memory that is read and kept
+        if self.norm == "none":
+            return batch[layer]
+        return batch.layer_norm(layer) if self.norm == "layer" else batch.normalized(layer, self.readout.tail)
 
     def classify(self, batch: TokenBatch, y: Float[Tensor, "batch read dim"]) -> Float[Tensor, "batch classes"]:
         """Logits of the sum of updates."""

@@ -35,10 +35,12 @@ class TrainConfig(StrictModel):
     `shuffle_block` is the number of neighboring rows of the store that are shuffled as a block and read at once
     (docs/performance.md). `shots` and `fraction` limit training and validation to a subset of the training samples,
     drawn with each seed: so many of each class, or a share of each class. `refit` trains on validation rows too, once
-    the trial is chosen. `augment`, `mixup` and `grad_checkpointing` affect end-to-end methods only, since cached
-    features are fixed. `workers` and `scheduler` are those of `extract:`, for trials. `trial_seconds` is how long a
-    worker may take for a trial before it counts as hung; `auto` is ten times as long as the slowest so far, at least a
-    day.
+    the trial is chosen. `keep` says which weights a training gives: those of the epoch that is best on validation, or
+    those of the last one. `start_head` starts the head as that of the linear probe, solved at this weight decay; it
+    counts as epoch 0. `solve_head` solves the head anew at the end, on what it reads of the trained model. `augment`,
+    `mixup` and `grad_checkpointing` affect end-to-end methods only, since cached features are fixed. `workers` and
+    `scheduler` are those of `extract:`, for trials. `trial_seconds` is how long a worker may take for a trial before it
+    counts as hung; `auto` is ten times as long as the slowest so far, at least a day.
     """
 
     feature_source: Literal["auto", "resident", "streamed", "online"] = "auto"
@@ -64,6 +66,10 @@ class TrainConfig(StrictModel):
     grad_checkpointing: bool = False
     augment: Literal["none", "crop_flip"] = "none"
     mixup: NonNegative = 0.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    keep: Literal["best", "last"] = "best"
+    start_head: Positive | None = Field(None, description="a positive weight decay, or null")
+    solve_head: Positive | None = Field(None, description="a positive weight decay, or null")
     refit: bool = False
     halving: HalvingConfig | None = Field(None, description="a section such as {factor: 2, min_epochs: 4}, or null")
     tensorboard: bool = False

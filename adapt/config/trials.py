@@ -25,14 +25,14 @@ _MOST_DRAWS = 100  # for each point that is wanted; a range may be so narrow tha
 
 # keys of an entry of `methods:` beside the options of the method
 TRIAL_KEYS = ("lr", "weight_decay")  # a sweep may vary these
-SCHEDULE_KEYS = ("epochs", "batch_size")
+SCHEDULE_KEYS = ("epochs", "batch_size", "head_lr")
 _ENTRY_KEYS = ("name", *SCHEDULE_KEYS, *TRIAL_KEYS, "sweep")
 
 Sweep = dict[str, SweptValues]
 
 
 class Trial(StrictModel):
-    """One point of a method's search; `lr` is None for a method that is solved instead of trained step by step."""
+    """One point of a method's search; `lr` is None for a method that is not trained step by step."""
 
     options: MethodOptions
     lr: Positive | None
@@ -125,6 +125,7 @@ class MethodConfig(StrictModel):
         name: of the method.
         epochs: epochs of a training.
         batch_size: samples of a step.
+        head_lr: learning rate of the head; None: that of the trial.
         trials: all points of the search that are known before it starts. With Optuna as many are drawn at random as it
             may propose: it begins with the first of them, and plans and checks are made for them.
         space: what Optuna proposes points from; None if `trials` are all.
@@ -133,6 +134,7 @@ class MethodConfig(StrictModel):
     name: str
     epochs: PositiveInt
     batch_size: PositiveInt
+    head_lr: Positive | None = Field(None, description="a positive learning rate, or null for that of the method")
     trials: tuple[Trial, ...]
     space: Space | None = None
 
@@ -181,7 +183,12 @@ def parse_trial(name: str, values: Mapping[str, Any]) -> Trial:
     try:
         options = method.options.model_validate({k: v for k, v in values.items() if k not in TRIAL_KEYS})
         model = Trial
-        return Trial(options=options, lr=None if method.solved else values["lr"], weight_decay=values["weight_decay"])
+        has = method.hyperparameters
+        return Trial(
+            options=options,
+            lr=values["lr"] if "lr" in has else None,
+            weight_decay=values["weight_decay"] if "weight_decay" in has else 0.0,
+        )
     except ValidationError as error:
         raise UserError(f"methods: {name}: {explain(error, model, _ENTRY_KEYS)}") from error
 
@@ -260,13 +267,15 @@ def _trials(space: Space, search: SearchConfig) -> tuple[Trial, ...]:
 def _sweepable(name: str) -> set[str]:
     """The keys of a method that a sweep can vary."""
     method = find_method(name)
-    keys = {"weight_decay", *method.options.model_fields}
-    return keys if method.solved else keys | {"lr"}
+    return {*method.hyperparameters, *method.options.model_fields}
 
 
 def _refuse_schedule_of_solved(name: str, keys: set[str]) -> None:
-    if find_method(name).solved and (useless := sorted(keys & {"lr", *SCHEDULE_KEYS})):
+    method = find_method(name)
+    useless = sorted(keys & ({*TRIAL_KEYS, *SCHEDULE_KEYS} - {*method.hyperparameters}))
+    if method.solved and useless:
+        legal = ", ".join(sorted(_sweepable(name)))
         raise UserError(
-            f"methods: {name}: {', '.join(useless)} given; it is solved to its optimum, not trained step by step: "
-            "of these only weight_decay has a meaning"
+            f"methods: {name}: {', '.join(useless)} given; it is not trained step by step, so this has no meaning; "
+            f"legal: {legal}"
         )

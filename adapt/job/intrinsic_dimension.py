@@ -9,7 +9,7 @@ and v, or at fc1 and fc2.
 
 A learning rate that suits weights hardly moves theta_d, since the columns of its map have length 1, and the curves
 become flat: list `intrinsic` in `methods:` with a sweep of `lr` around 1, and give the head its own rate with
-`train.head_lr`.
+`head_lr`.
 """
 
 import math

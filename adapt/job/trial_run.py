@@ -148,7 +148,7 @@ class TrialRun:
             peak_memory_bytes=peak_memory_bytes,
             extract_seconds=costs.extract_seconds,
             store_bytes=costs.store_bytes,
-            break_even_epochs=self._break_even_epochs(samples),
+            break_even_epochs=self._break_even_epochs(trained),
             inference_gflops=self._inference_gflops(),
             conditions=self._conditions(),
         )
@@ -173,12 +173,18 @@ class TrialRun:
             return backbone
         return backbone.model_copy(update={"weights": self.config.as_written()["backbone"]["weights"]})
 
-    def _break_even_epochs(self, samples: int) -> float | None:
+    def _break_even_epochs(self, trained: Candidate) -> float | None:
         """None for end-to-end methods, which do not train from the store."""
         costs = self.features.costs
-        if self._trains_backbone or costs.extract_seconds is None or costs.forward_seconds is None:
+        if self._trains_backbone or costs.extract_seconds is None or not costs.forward_seconds_per_sample:
             return None
-        return break_even_epochs(costs.extract_seconds, costs.forward_seconds, costs.forward_samples, samples)
+        n_trained = len(trained.data.rows)
+        n_read = n_trained + len(trained.data.val_rows)
+        return break_even_epochs(
+            costs.extract_seconds,
+            online_seconds=costs.forward_seconds_per_sample * n_read,
+            cached_seconds=trained.reading_seconds / max(1, trained.epochs) * n_read / n_trained,
+        )
 
     def _inference_gflops(self) -> float | None:
         backbone, facts = self.features.shape, self.features.facts
@@ -210,10 +216,14 @@ def settings_of(config: Config, method: MethodConfig, for_search: bool = False) 
         warmup=train.warmup,
         balance_classes=train.class_weights == "balanced",
         precision=resolve_precision(train.precision, resolve_device(train.device)),
-        head_lr=train.head_lr,
+        head_lr=method.head_lr,
         grad_accumulation=None if train.grad_accumulation == "auto" else train.grad_accumulation,
         grad_checkpointing=trains_backbone and train.grad_checkpointing,
         mixup=train.mixup if trains_backbone else 0.0,
+        label_smoothing=train.label_smoothing,
+        keep=train.keep,
+        start_head=train.start_head if find_method(method.name).starts_as_probe else None,
+        solve_head=train.solve_head,
         shuffle_block=train.shuffle_block,
     )
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class Candidate:
         was_dropped: whether successive halving dropped it.
         epochs: how many epochs it was trained for.
         seconds: training seconds of these epochs: reading of all batches, and its share of the steps of its stack.
+        reading_seconds: those of them that reading took.
         train_loss: mean loss of the steps of the last epoch.
         loss_sum: sum of the losses of the steps of the current epoch.
         n_steps: number of these steps.
@@ -53,6 +55,7 @@ class Candidate:
     was_dropped: bool = False
     epochs: int = 0
     seconds: float = 0.0
+    reading_seconds: float = 0.0
     train_loss: float = math.nan
     loss_sum: float = 0.0
     n_steps: int = 0
@@ -76,14 +79,14 @@ class Candidate:
         """Whether its logits were not finite after its first epoch."""
         return self.score == -math.inf
 
-    def consider(self, rank: tuple[float, float], epoch: int) -> None:
-        """Make the current weights the best ones if they rank higher."""
+    def consider(self, rank: tuple[float, float], epoch: int, keep: Literal["best", "last"] = "best") -> None:
+        """Keep the current weights if they rank higher than those that are kept, or if the last ones are to be."""
         self.val_score, self.val_loss = rank[0], -rank[1]
-        if rank > self.rank:
+        if keep == "last" or rank > self.rank:
             self.keep(rank, epoch)
 
     def keep(self, rank: tuple[float, float], epoch: int) -> None:
-        """Make the current weights the best ones."""
+        """Keep the current weights."""
         self.score, self.loss, self.best_epoch = rank[0], -rank[1], epoch
         self.best = self.trained_state()
 

@@ -1,6 +1,7 @@
 """Computes logits of several candidates in one pass over the rows of a split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,19 @@ from adapt.training.stacks import grouped, predict_group
 from extract.forward.device import synchronize
 from store.layout import in_groups
 
+Compute = Callable[[Sequence[Candidate], Any, torch.device, str], Iterable[Tensor]]
+
 
 @torch.no_grad()
 def predict_logits(
-    candidates: Sequence[Candidate], inputs: Batches, split: str, rows: Sequence[Rows], precision: str = "float32"
-) -> list[Float[Tensor, "rows classes"]]:
-    """Logits of every candidate on its rows, on the CPU; each row is read once for all of them.
-
-    Those of no rows have the shape (0, 0).
+    candidates: Sequence[Candidate],
+    inputs: Batches,
+    split: str,
+    rows: Sequence[Rows],
+    precision: str = "float32",
+    compute: Compute | None = None,
+) -> list[Float[Tensor, "rows outputs"]]:
+    """Logits of every candidate on its rows, on the CPU, (0, 0) for no rows; each row is read once for all of them.
 
     Args:
         candidates: the models.
@@ -31,6 +37,7 @@ def predict_logits(
         split: name of the split.
         rows: the rows of every candidate, ascending.
         precision: of autocast.
+        compute: what is computed of candidates that are stacked; None: their logits.
     """
     logits: list[list[Tensor]] = [[] for _ in candidates]
     for candidate in candidates:
@@ -49,7 +56,7 @@ def predict_logits(
                 continue
             own = select(values, index, len(part))
             for group in groups:
-                predicted = predict_group([candidates[k] for k in group], own, inputs.device, precision)
+                predicted = (compute or predict_group)([candidates[k] for k in group], own, inputs.device, precision)
                 for k, of_candidate in zip(group, predicted, strict=True):
                     logits[k].append(of_candidate.to("cpu", non_blocking=True))
     synchronize(inputs.device)  # the copies are asynchronous

@@ -53,8 +53,7 @@ def solve_heads(candidates: Sequence[Candidate], data: ProbeData, objective: Obj
     Raises:
         JobError: a feature is not finite.
     """
-    if not all_finite(data.features):
-        raise JobError("the pooled features hold a value that is not finite: check the weights of the backbone")
+    require_finite(data.features)
     started, readout = time.perf_counter(), readout_of(candidates[0])
     problem = LinearProblem(readout.standardized(data.features), data.labels, objective)
     path = _DecayPath(problem, problem.zero(readout.head.out_features))
@@ -63,14 +62,45 @@ def solve_heads(candidates: Sequence[Candidate], data: ProbeData, objective: Obj
             solution = path.solve(candidate.weight_decay)
             if not solution.found:
                 _warn(candidate.weight_decay, solution.passes)
-            _set_head(readout_of(candidate), *problem.head(solution.weights))
-            candidate.keep(_judge(candidate, data, objective), solution.passes)
+            set_head(readout_of(candidate), *problem.head(solution.weights))
+            candidate.keep(judge_head(candidate, data, objective), solution.passes)
             advance(1)
     return (time.perf_counter() - started) / path.passes
 
 
+def start_heads(candidates: Sequence[Candidate], data: ProbeData, objective: Objective, weight_decay: float) -> None:
+    """Give models that start as linear probes the head of the solved one, which counts as their epoch 0.
+
+    Args:
+        candidates: models that are trained step by step, with the same layers and pooling.
+        data: what the probe is solved on and evaluated on.
+        objective: the loss.
+        weight_decay: of the probe.
+
+    Raises:
+        JobError: a feature is not finite.
+    """
+    require_finite(data.features)
+    readout = readout_of(candidates[0])
+    problem = LinearProblem(readout.standardized(data.features), data.labels, objective)
+    solution = _DecayPath(problem, problem.zero(readout.head.out_features)).solve(weight_decay)
+    for candidate in candidates:
+        set_head(readout_of(candidate), *problem.head(solution.weights))
+        candidate.keep(judge_head(candidate, data, objective), 0)
+
+
+def require_finite(features: Float[Tensor, "samples features"]) -> None:
+    """Refuse features that are not finite.
+
+    Raises:
+        JobError: they are not.
+    """
+    if not all_finite(features):
+        raise JobError("the pooled features hold a value that is not finite: check the weights of the backbone")
+
+
 @torch.no_grad()
-def _judge(candidate: Candidate, data: ProbeData, objective: Objective) -> tuple[float, float]:
+def judge_head(candidate: Candidate, data: ProbeData, objective: Objective) -> tuple[float, float]:
     """The rank of a candidate on the validation rows; without any it is nan."""
     if not len(data.val_labels):
         return math.nan, math.nan
@@ -85,7 +115,8 @@ def readout_of(candidate: Candidate) -> Readout:
     return readout
 
 
-def _set_head(readout: Readout, weight: Tensor, bias: Tensor) -> None:
+def set_head(readout: Readout, weight: Tensor, bias: Tensor) -> None:
+    """Give a read-out this head."""
     with torch.no_grad():
         readout.head.weight.copy_(weight)
         readout.head.bias.copy_(bias)

@@ -1,9 +1,9 @@
 """Trains many candidates, of any methods and seeds, in one pass over the features.
 
-The learning rate warms up and then follows a cosine; the weights of the epoch that is best on validation are kept. All
-randomness derives from the seed of a candidate, so that it trains alone as it trains among others; the state of a pass
-is saved while it trains, so that an interrupted one gives the same result. A batch is split into parts that fit into
-memory, whose gradients are accumulated.
+The learning rate warms up and then follows a cosine; the weights of the epoch that is best on validation are kept, or
+those of the last one. All randomness derives from the seed of a candidate, so that it trains alone as it trains among
+others; the state of a pass is saved while it trains, so that an interrupted one gives the same result. A batch is split
+into parts that fit into memory, whose gradients are accumulated.
 """
 
 import math
@@ -26,6 +26,7 @@ from adapt.training.halving import Rung, drop_worst
 from adapt.training.optimizer import make_schedule
 from adapt.training.seed_part import PartRows, SeedParts
 from adapt.training.settings import Settings
+from adapt.training.solved_heads import solve_trained_heads
 from adapt.training.stacks import CandidateStack, grouped, make_state
 from extract.forward.device import Stopwatch
 from store.console.progress import progress
@@ -55,9 +56,10 @@ class TrainingPass:
 
 
 def fit(job: TrainingPass, checkpoint: Path | None = None) -> None:
-    """Train all candidates on the same batches, and load the weights of its best epoch into each.
+    """Train all candidates on the same batches, and load the weights of the epoch that is kept into each.
 
-    A candidate that diverges keeps its best epoch; one that diverges in the first epoch has a score of minus infinity.
+    Where the settings say so, the heads are then solved anew. A candidate that diverges keeps an epoch before; one that
+    diverges in the first epoch has a score of minus infinity.
 
     Args:
         job: what is trained.
@@ -84,6 +86,8 @@ def fit(job: TrainingPass, checkpoint: Path | None = None) -> None:
                 file.save(current)
     for candidate in job.candidates:
         candidate.load(candidate.best)
+    if job.settings.solve_head is not None:
+        solve_trained_heads(job.candidates, job.inputs, job.settings.solve_head, precision=job.settings.precision)
 
 
 class Loop:
@@ -161,7 +165,8 @@ class Loop:
             if not all_finite(logits) or not all(map(all_finite, trainable(candidate.model).values())):
                 candidate.active = False  # it has diverged
             elif len(logits):
-                candidate.consider(data.objective.judge(logits, self._labels[torch.from_numpy(data.val_rows)]), epoch)
+                rank = data.objective.judge(logits, self._labels[torch.from_numpy(data.val_rows)])
+                candidate.consider(rank, epoch, keep=self._settings.keep)
             else:  # trained on all rows: the last epoch counts
                 candidate.keep((math.nan, math.nan), epoch)
 
@@ -196,9 +201,10 @@ class Loop:
 
     def _add_gradients(self, of: PartRows, values: Any) -> None:
         """Backward of a part of a batch, for every candidate."""
+        settings = self._settings
         for seed, parts in self._seeds.items():
             stacks = [stack for stack in self._stacks if stack.seed == seed]
-            own_part = parts.part(of, values, self._settings.mixup) if stacks else None
+            own_part = parts.part(of, values, settings.mixup, settings.label_smoothing) if stacks else None
             for stack in stacks:
                 if own_part:
                     stack.add_gradients(own_part)

@@ -39,6 +39,7 @@ class Objective:
         logits: Float[Tensor, "part classes"],
         labels: Shaped[Tensor, "part ..."],
         batch_labels: Shaped[Tensor, "batch ..."] | None = None,
+        smoothing: float = 0.0,
     ) -> Float[Tensor, ""]:
         """The contribution of a part to the mean loss of a batch.
 
@@ -46,13 +47,14 @@ class Objective:
             logits: logits of the part.
             labels: labels of the part.
             batch_labels: labels of the whole batch; None where the part is the batch.
+            smoothing: share of every label that is spread evenly over all classes; of multi-label data over 0 and 1.
         """
         weights = self.weights
         count = self._count(labels if batch_labels is None else batch_labels, weights)
         if self.multi_label:
-            target = labels.to(logits.dtype)
+            target = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
             return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights, reduction="sum") / count
-        return F.cross_entropy(logits, labels, weights, reduction="sum") / count
+        return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing) / count
 
     def expand(self, logits: Float[Tensor, "classes batch"], labels: Shaped[Tensor, "batch ..."]) -> Expansion:
         """The loss and its derivatives in the logits; classes come first, which is faster where they are few."""

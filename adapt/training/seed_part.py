@@ -28,6 +28,7 @@ class SeedPart:
         batch_labels: labels of all rows of the batch that the seed trains on.
         objective: the loss of the seed.
         random_seed: of dropout.
+        smoothing: of the labels.
     """
 
     inputs: Any
@@ -35,10 +36,13 @@ class SeedPart:
     batch_labels: Shaped[Tensor, "batch ..."]
     objective: Objective
     random_seed: int
+    smoothing: float
 
     def loss(self, logits: Float[Tensor, "rows classes"]) -> Float[Tensor, ""]:
         """The contribution of the part to the mean loss of the batch."""
-        losses = [share * self.objective(logits, labels, self.batch_labels) for share, labels in self.targets]
+        losses = [
+            share * self.objective(logits, labels, self.batch_labels, self.smoothing) for share, labels in self.targets
+        ]
         return torch.stack(losses).sum()
 
 
@@ -69,13 +73,14 @@ class SeedParts:
         self._objective = data.objective.to(device)
         self.mask = mask_of(data.rows, len(labels))
 
-    def part(self, of: PartRows, values: Any, mixup: float) -> SeedPart | None:
+    def part(self, of: PartRows, values: Any, mixup: float = 0.0, smoothing: float = 0.0) -> SeedPart | None:
         """The rows of a part that the seed trains on; None if there are none.
 
         Args:
             of: the part.
             values: tokens by layer, or images, of its rows.
             mixup: alpha of the Beta distribution; 0 for none.
+            smoothing: of the labels; 0 for none.
         """
         index = np.flatnonzero(self.mask[of.rows])
         if not len(index):
@@ -92,6 +97,7 @@ class SeedParts:
             batch_labels=self._labels_of(of.batch[self.mask[of.batch]]),
             objective=self._objective,
             random_seed=self._random_seed(of, _DROPOUT),
+            smoothing=smoothing,
         )
 
     def _labels_of(self, rows: Rows) -> Tensor:

@@ -96,6 +96,7 @@ class CandidateStack:
         seconds = shared_seconds + self._stopwatch.take() / len(self.candidates)
         for candidate, loss in zip(self.candidates, self._losses.tolist(), strict=True):
             candidate.seconds += seconds
+            candidate.reading_seconds += shared_seconds
             candidate.loss_sum += loss
             candidate.n_steps += self._n_steps
         self._losses.zero_()

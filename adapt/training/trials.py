@@ -17,13 +17,16 @@ from adapt.methods.registry import build_model, find_method
 from adapt.training.callbacks import EpochEvent, Phase
 from adapt.training.candidate import Candidate
 from adapt.training.halving import Rung
-from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
+from adapt.training.linear_solver import ProbeData, readout_of, solve_heads, start_heads
 from adapt.training.loop import TrainingPass, fit
+from adapt.training.neighbors import take_neighbors
 from adapt.training.row_draw import RowDraw
 from adapt.training.seed_draw import rows_of_seed
 from adapt.training.seed_rows import SeedRows
+from adapt.training.selected_heads import solve_selected_heads
 from adapt.training.settings import Settings
 
+_SOLVERS = {"linear_probe": solve_heads, "head2toe": solve_selected_heads, "knn": take_neighbors}
 _Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
 
@@ -99,6 +102,7 @@ def train_entries(
     both = list(zip(entries, candidates, strict=True))
     _solve([candidate for candidate in candidates if find_method(candidate.method).solved], data.pooled)
     in_steps = [pair for pair in both if not find_method(pair[0].method).solved]
+    _start(in_steps, data.pooled)
     entry_of = {id(candidate): entry for entry, candidate in both}
     passes = _grouped(in_steps, lambda pair: (pair[0].settings, pair[0].rungs))
     for number, pairs in enumerate(passes):
@@ -174,7 +178,7 @@ def _standardize(candidates: Sequence[Candidate], pooled: PooledFeatures) -> Non
     first_of: dict[tuple[int, tuple[int, ...], str], Readout] = {}
     for candidate in candidates:
         readout = readout_of(candidate).to(pooled.features.device)
-        key = (candidate.data.seed, readout.layers, readout.mode)
+        key = _reads(candidate)
         if key not in first_of:
             values = pooled.whole("train", readout)[torch.from_numpy(candidate.data.rows)]
             readout.standardize(values, pooled.rounding("train", readout))
@@ -183,15 +187,33 @@ def _standardize(candidates: Sequence[Candidate], pooled: PooledFeatures) -> Non
 
 
 def _solve(candidates: Sequence[Candidate], pooled: PooledFeatures) -> None:
-    """Solve linear probes, those with the same rows, layers and pooling together."""
-    device, labels = pooled.features.device, pooled.features.labels("train")
-    for group in _grouped(candidates, lambda c: (c.data.seed, readout_of(c).layers, readout_of(c).mode)):
-        readout, rows = readout_of(group[0]), group[0].data
-        values = pooled.whole("train", readout)
-        index, val_index = torch.from_numpy(rows.rows), torch.from_numpy(rows.val_rows)
-        parts = (values[index], labels[index], values[val_index], labels[val_index])
-        probe_data = ProbeData(*(part.to(device) for part in parts))
-        description = f"{group[0].method} seed {rows.seed}, {readout.mode}"
-        seconds = solve_heads(group, probe_data, rows.objective, description)
+    """Solve heads, those of a method with the same rows, layers and pooling together."""
+    for group in _grouped(candidates, lambda candidate: (candidate.method, _reads(candidate))):
+        method, rows = group[0].method, group[0].data
+        description = f"{method} seed {rows.seed}, {readout_of(group[0]).mode}"
+        seconds = _SOLVERS[method](group, _probe_data(group[0], pooled), rows.objective, description)
         for candidate in group:
             candidate.seconds, candidate.epochs = seconds, 1
+
+
+def _start(entries: Sequence[tuple[Entry, Candidate]], pooled: PooledFeatures) -> None:
+    """Solve the heads that models start from, where the settings say so."""
+    starting = [(entry.settings.start_head, candidate) for entry, candidate in entries]
+    chosen = [(decay, candidate) for decay, candidate in starting if decay is not None]
+    for group in _grouped(chosen, lambda pair: (pair[0], _reads(pair[1]))):
+        decay, first = group[0]
+        start_heads([candidate for _, candidate in group], _probe_data(first, pooled), first.data.objective, decay)
+
+
+def _reads(candidate: Candidate) -> tuple[int, tuple[int, ...], str]:
+    """What the head of a candidate is solved on: equal for equal seed, layers and pooling."""
+    readout = readout_of(candidate)
+    return candidate.data.seed, readout.layers, readout.mode
+
+
+def _probe_data(candidate: Candidate, pooled: PooledFeatures) -> ProbeData:
+    """Pooled features and labels of the rows of a candidate."""
+    values, labels = pooled.whole("train", readout_of(candidate)), pooled.features.labels("train")
+    index, val_index = torch.from_numpy(candidate.data.rows), torch.from_numpy(candidate.data.val_rows)
+    parts = (values[index], labels[index], values[val_index], labels[val_index])
+    return ProbeData(*(part.to(pooled.features.device) for part in parts))

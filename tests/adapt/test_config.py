@@ -71,8 +71,8 @@ def test_an_unknown_key_is_named_with_the_legal_ones(section: str, value: Any, k
 
 def test_an_unknown_option_of_a_method_is_named_with_the_legal_ones() -> None:
     message = refuse(methods=[{"name": "losa", "rnk": 8}])
-    assert message.startswith("methods: losa: rnk: unknown key; legal keys here: rank, token_rank, norm, ")
-    assert message.endswith("name, epochs, batch_size, lr, weight_decay, sweep")
+    assert message.startswith("methods: losa: rnk: unknown key; legal keys here: rank, token_rank, start, ")
+    assert message.endswith("name, epochs, batch_size, head_lr, lr, weight_decay, sweep")
     assert refuse(methods=[{"name": "losa", "sweep": {"rnk": [8]}}]).startswith("methods: losa: rnk: unknown key")
 
 
@@ -127,7 +127,7 @@ def test_a_value_in_place_of_a_section_says_what_belongs_there(given: Any) -> No
         (
             "data",
             {"source": "imagenet"},
-            "legal: digits, folder, csv, parquet, tars, torchvision:NAME, video_folder or video_csv",
+            "legal: digits, drawn:TASK, folder, csv, parquet, tars, torchvision:NAME, video_folder or video_csv",
         ),
         ("data", {"on_error": "ignore"}, "data.on_error: given 'ignore'; input should be 'fail' or 'skip'"),
         ("data", {"root": 5}, "data.root: given 5; legal: a path"),
@@ -171,10 +171,8 @@ def test_illegal_layers_give_one_message(layers: Any) -> None:
 
 @pytest.mark.parametrize("tokens", ["patches", 3, {"pool": 1}, {"pool": "x"}, [2]])
 def test_illegal_tokens_give_one_message(tokens: Any) -> None:
-    expected = (
-        f"store.tokens: given {tokens!r}; legal: all, cls, mean, {{pool: k}}, {{time: m}} or {{pool: k, time: m}}"
-    )
-    assert refuse(store={"tokens": tokens}) == expected
+    legal = "all, cls, mean, cls_mean, {pool: k}, {time: m} or {pool: k, time: m}"
+    assert refuse(store={"tokens": tokens}) == f"store.tokens: given {tokens!r}; legal: {legal}"
 
 
 def test_every_form_of_layers_and_tokens_is_read() -> None:
@@ -400,11 +398,22 @@ def test_what_an_entry_fixes_is_not_swept() -> None:
     assert [point["weight_decay"] for point in found["losa"]] == [0.7]
 
 
-@pytest.mark.parametrize("entry", [{"lr": 0.1}, {"sweep": {"lr": [0.1]}}, {"epochs": 3}, {"batch_size": 3}])
+@pytest.mark.parametrize(
+    "entry", [{"lr": 0.1}, {"sweep": {"lr": [0.1]}}, {"epochs": 3}, {"batch_size": 3}, {"head_lr": 0.1}]
+)
 def test_a_solved_method_has_no_pace(entry: dict[str, Any]) -> None:
     key = "lr" if "sweep" in entry else next(iter(entry))
     message = refuse(methods=[{"name": "linear_probe", **entry}])
-    assert message.startswith(f"methods: linear_probe: {key} given; it is solved to its optimum")
+    legal = "legal: layers, pool, weight_decay"
+    assert message == (
+        f"methods: linear_probe: {key} given; it is not trained step by step, so this has no meaning; {legal}"
+    )
+
+
+def test_weight_decay_means_nothing_to_nearest_neighbors() -> None:
+    found = grids(methods=["knn", "losa"], sweep={"weight_decay": [0.1, 0.2]}, train={"weight_decay": 0.3})
+    assert found["knn"] == [{"lr": None, "weight_decay": 0.0}]
+    assert refuse(methods=[{"name": "knn", "weight_decay": 0.1}]).startswith("methods: knn: weight_decay given; it is")
 
 
 def test_an_entrys_own_sweep_goes_before_the_one_for_all() -> None:
@@ -414,7 +423,13 @@ def test_an_entrys_own_sweep_goes_before_the_one_for_all() -> None:
     assert [point["weight_decay"] for point in found["linear_probe"]] == [0.1, 0.2]
 
 
-@pytest.mark.parametrize("option", ["epochs", "batch_size", "sweep", "name"])
+def test_a_method_may_give_its_head_a_rate_of_its_own() -> None:
+    methods = load(methods=["losa", {"name": "ladder", "head_lr": 0.5}], train={"head_lr": 0.2}).parsed_methods()
+    assert [method.head_lr for method in methods] == [0.2, 0.5]
+    assert "head_lr" in refuse(methods=[{"name": "losa", "head_lr": 0}])
+
+
+@pytest.mark.parametrize("option", ["epochs", "batch_size", "head_lr", "sweep", "name"])
 def test_what_is_no_option_cannot_be_swept(option: str) -> None:
     message = refuse(methods=[{"name": "ladder", "sweep": {option: [1, 2]}}])
     assert message == (

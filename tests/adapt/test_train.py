@@ -85,7 +85,10 @@ def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
     assert float(accuracy) == pytest.approx(trained.score)
 
 
-def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("keep", "kept"), [("best", 2), ("last", 4)])
+def test_a_model_is_left_as_it_was_in_the_epoch_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch, keep: Any, kept: int
+) -> None:
     """Also if later epochs were worse."""
     trained, states, scores = candidate(), [], iter([1.0, 3.0, 2.0, 0.0])
     judge = Objective.judge
@@ -95,11 +98,11 @@ def test_a_model_is_left_as_it_was_in_its_best_epoch(monkeypatch: pytest.MonkeyP
         return next(scores), judge(*args)[1]
 
     monkeypatch.setattr(Objective, "judge", judged)
-    train([trained], FEATURES, SETTINGS)
+    train([trained], FEATURES, replace(SETTINGS, keep=keep))
     left = trained.trained_state()
-    assert trained.best_epoch == 2
-    assert all(torch.equal(left[name], states[1][name]) for name in left)
-    assert not all(torch.equal(left[name], states[3][name]) for name in left)
+    assert (trained.best_epoch, trained.score) == (kept, 3.0 if keep == "best" else 0.0)
+    assert all(torch.equal(left[name], states[kept - 1][name]) for name in left)
+    assert not all(torch.equal(left[name], states[5 - kept][name]) for name in left)
 
 
 class OneOfTwo(World):
@@ -360,6 +363,25 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(multi_label: bool, balan
         states.append(trained.model.state_dict())
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 2.0])])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_smoothed_labels_are_mixed_with_those_of_no_knowledge(weights: Tensor | None, multi_label: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(6, 3, generator=draw), torch.arange(6) % 3
+    if multi_label:
+        labels = torch.nn.functional.one_hot(labels)
+        log_odds = torch.stack([logits.sigmoid().log(), (-logits).sigmoid().log()])
+        target = 0.8 * labels + 0.1
+        scale = 1 if weights is None else weights
+        expected = -(scale * target * log_odds[0] + (1 - target) * log_odds[1]).mean()
+    else:
+        target = 0.8 * torch.nn.functional.one_hot(labels) + 0.2 / 3
+        scale = torch.ones(3) if weights is None else weights
+        expected = -(scale * target * logits.log_softmax(dim=1)).sum() / scale[labels].sum()
+    found = Objective(multi_label, weights)(logits, labels, smoothing=0.2)
+    torch.testing.assert_close(found, expected)
 
 
 def test_balanced_weights_give_rare_classes_their_share() -> None:

@@ -139,6 +139,13 @@ class MethodConfig(StrictModel):
     space: Space | None = None
 
     @property
+    def searched_options(self) -> list[str]:
+        """Names of the options whose values the search varies."""
+        values = [trial.options.model_dump(mode="json") for trial in self.trials]
+        swept = set(self.space.axes) if self.space else set[str]()
+        return [name for name in values[0] if name in swept or any(one[name] != values[0][name] for one in values)]
+
+    @property
     def different_options(self) -> list[MethodOptions]:
         """The distinct options of the trials: learning rate and weight decay do not change the model."""
         trials = [*self.trials, *(self.space.corners() if self.space else [])]

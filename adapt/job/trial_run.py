@@ -131,6 +131,7 @@ class TrialRun:
             trial_id=self.trial_id,
             method=self.spec.method.name,
             options=self._options,
+            searched=self.spec.method.searched_options,
             seed=self.spec.seed,
             dataset=self.features.dataset,
             backbone=self.features.backbone_name,

@@ -6,6 +6,7 @@ rates or weight decays of a seed; the one with the best validation score counts.
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,8 @@ class Summary:
     """One group of rows, averaged over its seeds.
 
     Args:
-        label: the method, with the options and conditions in which it differs from others of its data set and backbone.
+        label: the method, with the options and conditions in which it differs from others of its data set and backbone;
+            options that a search chose are named `searched`, whatever it chose, unless two groups then had one name.
         protocol: the conditions named in `PROTOCOL`.
         rows: one a seed, by seed.
         metrics: columns with a mean and a deviation, by field of `Row`; None where undefined.
@@ -81,19 +83,46 @@ def _summarize_dataset(rows: list[Row]) -> list[Summary]:
     for row in rows:
         key = (row.method, _sorted_json(row.options), _sorted_json(row.conditions))
         groups.setdefault(key, []).append(row)
-    in_label = {method: names - {*PROTOCOL} for method, names in differing_by_method(rows).items()}
-    return [_summarize_group(_best_of_each_seed(group), in_label[group[0].method]) for group in groups.values()]
+    found = [_best_of_each_seed(group) for group in groups.values()]
+    return [_summarize_group(group, name) for group, name in zip(found, _names(rows, found), strict=True)]
 
 
-def differing_by_method(rows: Iterable[Row]) -> dict[str, set[str]]:
-    """Names of the options and conditions that are not the same in all rows of a method, by method."""
+def _names(rows: list[Row], groups: Sequence[list[Row]]) -> list[str]:
+    """What the groups of one data set and backbone are called, without the conditions of their protocol."""
+    as_searched, as_chosen = (differing_by_method(rows, searched) for searched in (True, False))
+    firsts = [group[0] for group in groups]
+    names = [label(row, as_searched[row.method] - {*PROTOCOL}, searched=True) for row in firsts]
+    taken = Counter((name, _sorted_json(_protocol(row))) for name, row in zip(names, firsts, strict=True))
+    return [
+        name if taken[name, _sorted_json(_protocol(row))] == 1 else label(row, as_chosen[row.method] - {*PROTOCOL})
+        for name, row in zip(names, firsts, strict=True)
+    ]
+
+
+def _protocol(row: Row) -> dict[str, Any]:
+    return {name: row.conditions[name] for name in PROTOCOL if name in row.conditions}
+
+
+def differing_by_method(rows: Iterable[Row], searched: bool = False) -> dict[str, set[str]]:
+    """Names of the options and conditions that are not the same in all rows of a method, by method.
+
+    Args:
+        rows: rows of any methods.
+        searched: whether an option that a search chose counts as equal in all rows that it was chosen for.
+    """
     by_method: dict[str, list[Row]] = {}
     for row in rows:
         by_method.setdefault(row.method, []).append(row)
     return {
-        method: differing(row.options for row in group) | differing(row.conditions for row in group if row.conditions)
+        method: differing(_options(row, searched) for row in group)
+        | differing(row.conditions for row in group if row.conditions)
         for method, group in by_method.items()
     }
+
+
+def _options(row: Row, searched: bool) -> dict[str, Any]:
+    """The options of a row, with `searched` in place of those that a search chose, if asked for."""
+    return {name: "searched" if searched and name in row.searched else value for name, value in row.options.items()}
 
 
 def differing(dicts: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -107,9 +136,10 @@ def _sorted_json(value: object) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def label(row: Row, names: Collection[str]) -> str:
-    """A method with its options and conditions of these names: `losa rank=8 epochs=10`."""
-    return " ".join([row.method, *name_value_pairs(row.options, names), *name_value_pairs(row.conditions, names)])
+def label(row: Row, names: Collection[str], searched: bool = False) -> str:
+    """A method with its options and conditions of these names: `losa rank=8 epochs=10`, or `rank=searched`."""
+    options = name_value_pairs(_options(row, searched), names)
+    return " ".join([row.method, *options, *name_value_pairs(row.conditions, names)])
 
 
 def name_value_pairs(values: Mapping[str, Any], names: Collection[str]) -> list[str]:
@@ -134,7 +164,7 @@ def _rank(row: Row) -> float:
     return float("-inf") if row.val_score is None else row.val_score
 
 
-def _summarize_group(rows: list[Row], in_label: Collection[str]) -> Summary:
+def _summarize_group(rows: list[Row], name: str) -> Summary:
     first = rows[0]
     values = {field: [getattr(row, field) for row in rows] for field in COLUMNS}
     return Summary(
@@ -142,8 +172,8 @@ def _summarize_group(rows: list[Row], in_label: Collection[str]) -> Summary:
         backbone=first.backbone,
         method=first.method,
         options=first.options,
-        label=label(first, in_label),
-        protocol={name: first.conditions[name] for name in PROTOCOL if name in first.conditions},
+        label=name,
+        protocol=_protocol(first),
         rows=tuple(rows),
         metrics={field: _stat(values[field]) for field, column in COLUMNS.items() if column.average == "mean_std"},
         costs={

@@ -53,6 +53,7 @@ class Row(BaseModel):
     trial_id: str
     method: str
     options: dict[str, Any]
+    searched: list[str] = []  # the options among whose values the search chose
     seed: int
     dataset: str
     backbone: str

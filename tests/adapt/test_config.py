@@ -423,6 +423,15 @@ def test_an_entrys_own_sweep_goes_before_the_one_for_all() -> None:
     assert [point["weight_decay"] for point in found["linear_probe"]] == [0.1, 0.2]
 
 
+@pytest.mark.parametrize("search", [{}, {"driver": "random", "trials": 9}, {"driver": "optuna", "trials": 3}])
+def test_searched_options_are_those_that_a_sweep_varies(search: dict[str, Any]) -> None:
+    varied = {"name": "losa", "rank": 4, "sweep": {"token_rank": [0, 8, 16, 32], "dropout": [0.1], "lr": [0.1, 0.2]}}
+    methods = load(methods=[varied, "ladder"], search=search).parsed_methods()
+    found = [set(method.searched_options) for method in methods]
+    assert {"token_rank"} <= found[0] <= {"token_rank", "dropout"}
+    assert found[1] == set()
+
+
 def test_a_method_may_give_its_head_a_rate_of_its_own() -> None:
     methods = load(methods=["losa", {"name": "ladder", "head_lr": 0.5}], train={"head_lr": 0.2}).parsed_methods()
     assert [method.head_lr for method in methods] == [0.2, 0.5]

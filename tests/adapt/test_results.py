@@ -212,6 +212,21 @@ def test_order_of_options_makes_no_group():
     assert len(summarize(rows)) == 1
 
 
+def test_a_label_names_an_option_that_a_search_chose_only_where_it_tells_methods_apart():
+    def chosen(rank, dropout, searched, **changes):
+        options = {"rank": rank, "dropout": dropout}
+        return make_row(f"{rank}-{dropout}", method="losa", options=options, searched=searched, **changes)
+
+    both = [chosen(4, 0.1, ["dropout"]), chosen(8, 0.3, ["dropout"])]
+    assert [s.label for s in summarize(both)] == ["losa rank=4", "losa rank=8"]
+    one_searched = [chosen(4, 0.1, []), chosen(4, 0.3, ["dropout"])]
+    assert [s.label for s in summarize(one_searched)] == ["losa dropout=0.1", "losa dropout=searched"]
+    two_choices = [chosen(4, 0.1, ["dropout"]), chosen(4, 0.3, ["dropout"])]  # of two searches, such as of two budgets
+    assert [s.label for s in summarize(two_choices)] == ["losa dropout=0.1", "losa dropout=0.3"]
+    two_protocols = [chosen(4, 0.1, ["dropout"], conditions={"shots": shots}) for shots in (5, 10)]
+    assert {s.label for s in summarize(two_protocols)} == {"losa"}
+
+
 def test_a_label_names_the_options_that_differ():
     options = [{"rank": 8, "mix": True, "pool": "cls"}, {"rank": 4, "mix": True, "pool": "cls"}, {"mix": True}]
     rows = [make_row(str(i), options=o) for i, o in enumerate(options)]

@@ -26,7 +26,6 @@ from adapt.training.seed_rows import SeedRows
 from adapt.training.selected_heads import solve_selected_heads
 from adapt.training.settings import Settings
 
-_SOLVERS = {"linear_probe": solve_heads, "head2toe": solve_selected_heads, "knn": take_neighbors}
 _Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
 
@@ -191,7 +190,8 @@ def _solve(candidates: Sequence[Candidate], pooled: PooledFeatures) -> None:
     for group in _grouped(candidates, lambda candidate: (candidate.method, _reads(candidate))):
         method, rows = group[0].method, group[0].data
         description = f"{method} seed {rows.seed}, {readout_of(group[0]).mode}"
-        seconds = _SOLVERS[method](group, _probe_data(group[0], pooled), rows.objective, description)
+        solvers = {"linear_probe": solve_heads, "head2toe": solve_selected_heads, "knn": take_neighbors}
+        seconds = solvers[method](group, _probe_data(group[0], pooled), rows.objective, description)
         for candidate in group:
             candidate.seconds, candidate.epochs = seconds, 1
 

@@ -12,8 +12,8 @@ CHOOSING = (
         name="probe chosen on the test split",
         file="adapt/training/trials.py",
         old="parts = (values[index], labels[index], values[val_index], labels[val_index])",
-        new='test = pooled.whole("test", readout)\n'
-        '        parts = (values[index], labels[index], test, pooled.features.labels("test"))',
+        new='test = pooled.whole("test", readout_of(candidate))\n'
+        '    parts = (values[index], labels[index], test, pooled.features.labels("test"))',
         tests=(_WATCHED, _SPY),
     ),
     Sabotage(
@@ -51,7 +51,7 @@ CHOOSING = (
         file="adapt/training/loop.py",
         old="        candidate.load(candidate.best)\n",
         new="        pass\n",
-        tests=("tests/adapt/test_train.py::test_a_model_is_left_as_it_was_in_its_best_epoch",),
+        tests=("tests/adapt/test_train.py::test_a_model_is_left_as_it_was_in_the_epoch_that_is_kept",),
     ),
     Sabotage(
         name="search keeps the worst",

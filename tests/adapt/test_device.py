@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from end_to_end import CLASSES, draw, tune
-from method_cases import CASES, TUNED_CASES, build, draw_tokens, make_spec
+from method_cases import TUNED_CASES, WITH_PARAMETERS, build, draw_tokens, make_spec
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -52,7 +52,7 @@ def test_a_tensor_that_stayed_on_the_cpu_raises() -> None:
         take_step(Forgetful(), torch.zeros(4, CLASSES, device=ELSEWHERE), None)
 
 
-@pytest.mark.parametrize(("method", "options"), [*(case[:2] for case in CASES), *LOSA])
+@pytest.mark.parametrize(("method", "options"), [*(case[:2] for case in WITH_PARAMETERS), *LOSA])
 def test_methods_from_features(method: str, options: dict[str, Any]) -> None:
     spec, mode = make_spec(), FakeTensorMode()
     tokens = {layer: put_elsewhere(values, mode) for layer, values in draw_tokens(spec).items()}

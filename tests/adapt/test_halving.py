@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -103,10 +104,10 @@ def scored_by_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The score of a candidate is a multiple of its learning rate, and best in the second epoch."""
     consider = Candidate.consider
 
-    def scripted(candidate: Candidate, rank: tuple[float, float], epoch: int) -> None:
+    def scripted(candidate: Candidate, rank: tuple[float, float], epoch: int, **kept: Any) -> None:
         assert candidate.lr
         level = candidate.lr * (100 if candidate.contest == "good" else 1)
-        consider(candidate, (level if epoch == 2 else level / 2, 0.0), epoch)
+        consider(candidate, (level if epoch == 2 else level / 2, 0.0), epoch, **kept)
 
     monkeypatch.setattr(Candidate, "consider", scripted)
 

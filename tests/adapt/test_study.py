@@ -164,7 +164,10 @@ def test_mistakes_of_all_sections_are_reported_at_once_by_their_keys() -> None:
         ({"datasets": {}}, "datasets: given {}; legal: {NAME: a section like `data:`}, with at least one name"),
         ({"datasets": ["a"]}, "datasets: given ['a']; legal: {NAME: a section like `data:`}"),
         ({"datasets": {"a": 3}}, "datasets.a: given 3; legal: a section with the keys source, root"),
-        ({"datasets": {"a": {"source": "digts"}}}, "datasets.a.source: given 'digts'; legal: digits, folder, "),
+        (
+            {"datasets": {"a": {"source": "digts"}}},
+            "datasets.a.source: given 'digts'; legal: digits, drawn:TASK, folder, ",
+        ),
         ({"datasets": {"a": {"video": {}}}}, "datasets.a: data.video is given, but data.source is digits"),
         ({"data": {}}, "data and datasets are both given; keep one"),
         ({"backbones": {"b": {}}}, "backbones.b.weights: is missing; legal: pretrained, random, "),

@@ -447,7 +447,7 @@ def test_a_model_is_built_from_a_name_or_a_backbone_alike(tiny_backbone: TimmBac
     ("options", "message"),
     [
         ({"rank": 0}, "losa: rank: given 0; input should be greater than or equal to 1"),
-        ({"rnk": 4}, "losa: rnk: unknown key; legal keys here: rank, token_rank, norm, "),
+        ({"rnk": 4}, "losa: rnk: unknown key; legal keys here: rank, token_rank, start, "),
         ({"layers": "some"}, r"losa: layers: given 'some'; legal: all, a list such as"),
         ({"layers": [3]}, r"layers \[3\] do not exist: this backbone has 3, numbered 0 to 2"),
         ({"dropout": 1.0}, "losa: dropout: given 1.0; input should be less than 1"),

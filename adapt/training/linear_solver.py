@@ -102,10 +102,16 @@ def require_finite(features: Float[Tensor, "samples features"]) -> None:
 @torch.no_grad()
 def judge_head(candidate: Candidate, data: ProbeData, objective: Objective) -> tuple[float, float]:
     """The rank of a candidate on the validation rows; without any it is nan."""
-    if not len(data.val_labels):
+    return judge_logits(readout_of(candidate).classify(data.val_features), data.val_labels, objective)
+
+
+def judge_logits(
+    logits: Float[Tensor, "rows classes"], labels: Shaped[Tensor, "rows ..."], objective: Objective
+) -> tuple[float, float]:
+    """The rank of logits on validation rows; without any it is nan."""
+    if not len(labels):
         return math.nan, math.nan
-    logits = readout_of(candidate).classify(data.val_features)
-    return objective.judge(logits.cpu(), data.val_labels.cpu())
+    return objective.judge(logits.cpu(), labels.cpu())
 
 
 def readout_of(candidate: Candidate) -> Readout:

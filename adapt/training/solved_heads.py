@@ -4,7 +4,6 @@ A head that was trained in steps is seldom at its optimum when the last step is 
 the training rows and a second of Newton's method.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from adapt.training.batches import Batches
 from adapt.training.candidate import Candidate
 from adapt.training.evaluation import predict_logits
-from adapt.training.linear_solver import readout_of, set_head
+from adapt.training.linear_solver import judge_logits, readout_of, set_head
 from adapt.training.newton import LinearProblem
 from extract.forward.device import autocast
 
@@ -40,7 +39,10 @@ def solve_trained_heads(candidates: Sequence[Candidate], inputs: Batches, weight
         of_rows = values[np.searchsorted(own_rows, data.rows)].to(inputs.device)
         of_val_rows = values[np.searchsorted(own_rows, data.val_rows)]
         _solve_head(candidate, of_rows, labels[torch.from_numpy(data.rows)].to(inputs.device), weight_decay)
-        candidate.keep(_judge(candidate, of_val_rows, labels[torch.from_numpy(data.val_rows)]), candidate.best_epoch)
+        with torch.no_grad():
+            logits = readout_of(candidate).head(of_val_rows.to(inputs.device))
+        rank = judge_logits(logits, labels[torch.from_numpy(data.val_rows)], data.objective)
+        candidate.keep(rank, candidate.best_epoch)
 
 
 def _head_inputs(
@@ -72,14 +74,3 @@ def _solve_head(
     head = readout_of(candidate).head
     solution = problem.minimize(weight_decay, problem.zero(head.out_features))
     set_head(readout_of(candidate), *problem.head(solution.weights))
-
-
-@torch.no_grad()
-def _judge(
-    candidate: Candidate, features: Float[Tensor, "rows features"], labels: Shaped[Tensor, "rows ..."]
-) -> tuple[float, float]:
-    """The rank on validation rows; without any it is nan."""
-    if not len(labels):
-        return math.nan, math.nan
-    head = readout_of(candidate).head
-    return candidate.data.objective.judge(head(features.to(head.weight.device)).cpu(), labels)

@@ -76,6 +76,7 @@ def test_a_job_chooses_k_and_its_adaptor_gives_the_predictions_of_the_run(tiny_c
     (row,) = sc.run(config)
     scores: list[Path] = list((config.run_dir / "search").iterdir())
     assert scores[0].read_text().count('"k"') == 3
+    assert row.searched == ["k"]
     assert (row.lr, row.weight_decay, row.trainable_params, row.head_params) == (None, 0.0, 0, 0)
     (path,) = (config.run_dir / "adaptors").glob("*.safetensors")
     adaptor = sc.load_adaptor(path, device="cpu")

@@ -75,6 +75,12 @@ def test_candidates_in_one_pass_train_as_they_would_alone() -> None:
         assert (alone.score, alone.loss, alone.best_epoch) == (trained.score, trained.loss, trained.best_epoch)
 
 
+def test_the_seconds_of_reading_are_a_part_of_those_of_training() -> None:
+    trained = candidate()
+    train([trained], FEATURES, SETTINGS)
+    assert 0 < trained.reading_seconds < trained.seconds
+
+
 def test_the_epoch_with_the_best_validation_score_is_kept() -> None:
     features, trained = MadeFeatures(), candidate(lr=0.01)
     mislabeled = torch.from_numpy(ROWS.val_rows[::3])  # so that no epoch scores on validation as on training rows

@@ -8,8 +8,10 @@ import torch
 from made_features import MadeFeatures
 from method_cases import CASES
 
+import sidecache as sc
 from adapt.config.trials import Trial
 from adapt.features.pooled import PooledFeatures
+from adapt.job.trial_run import settings_of
 from adapt.methods.registry import find_method
 from adapt.training.candidate import Candidate
 from adapt.training.evaluation import predict_logits
@@ -102,3 +104,10 @@ def test_seeds_start_with_the_heads_of_their_own_rows() -> None:
         torch.testing.assert_close(one.best["readout.head.weight"], other.best["readout.head.weight"])
     heads = [one.best["readout.head.weight"] for one in together]
     assert not torch.allclose(heads[0], heads[1], atol=1e-3)
+
+
+def test_a_method_that_does_not_start_as_the_probe_does_not_start_with_its_head() -> None:
+    config = sc.load_config(
+        {"backbone": {"weights": "random"}, "train": {"start_head": 0.1}, "methods": ["losa", "prompt"]}
+    )
+    assert [settings_of(config, method).start_head for method in config.parsed_methods()] == [0.1, None]

@@ -60,8 +60,7 @@ def solve_heads(candidates: Sequence[Candidate], data: ProbeData, objective: Obj
     with progress(description, len(candidates), "solutions") as advance:
         for candidate in sorted(candidates, key=lambda candidate: -candidate.weight_decay):
             solution = path.solve(candidate.weight_decay)
-            if not solution.found:
-                _warn(candidate.weight_decay, solution.passes)
+            warn_unless_found("the linear probe", candidate.weight_decay, solution)
             set_head(readout_of(candidate), *problem.head(solution.weights))
             candidate.keep(judge_head(candidate, data, objective), solution.passes)
             advance(1)
@@ -84,6 +83,7 @@ def start_heads(candidates: Sequence[Candidate], data: ProbeData, objective: Obj
     readout = readout_of(candidates[0])
     problem = LinearProblem(readout.standardized(data.features), data.labels, objective)
     solution = _DecayPath(problem, problem.zero(readout.head.out_features)).solve(weight_decay)
+    warn_unless_found("the head to start from", weight_decay, solution)
     for candidate in candidates:
         set_head(readout_of(candidate), *problem.head(solution.weights))
         candidate.keep(judge_head(candidate, data, objective), 0)
@@ -128,8 +128,17 @@ def set_head(readout: Readout, weight: Tensor, bias: Tensor) -> None:
         readout.head.bias.copy_(bias)
 
 
-def _warn(decay: float, passes: int) -> None:
-    text = f"the linear probe of weight decay {decay:g} is not at its optimum after {passes:,} passes over the samples"
+def warn_unless_found(what: str, decay: float, solution: Solution) -> None:
+    """Warn of a solution that is not the optimum.
+
+    Args:
+        what: names it.
+        decay: its weight decay.
+        solution: the solution.
+    """
+    if solution.found:
+        return
+    text = f"{what} of weight decay {decay:g} is not at its optimum after {solution.passes:,} passes over the samples"
     hint = "" if decay else "; if the classes are linearly separable, there is none: choose a weight_decay above 0"
     warnings.warn(text + hint, Note, stacklevel=3)
 

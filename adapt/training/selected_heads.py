@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapt.methods.from_features.head2toe import Head2Toe
 from adapt.training.candidate import Candidate
-from adapt.training.linear_solver import ProbeData, judge_head, readout_of, set_head, solve_heads
+from adapt.training.linear_solver import ProbeData, judge_head, readout_of, set_head, solve_heads, warn_unless_found
 from adapt.training.newton import LinearProblem
 from adapt.training.objective import Objective
 
@@ -38,6 +38,7 @@ def solve_selected_heads(
         kept = most_useful(readout.head.weight.detach(), model.fraction)
         problem = LinearProblem(features[:, kept], data.labels, objective)
         solution = problem.minimize(candidate.weight_decay, problem.zero(readout.head.out_features))
+        warn_unless_found("the head on the kept features", candidate.weight_decay, solution)
         of_kept, bias = problem.head(solution.weights)
         weight = of_kept.new_zeros(readout.head.weight.shape)
         weight[:, kept] = of_kept

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapt.training.batches import Batches
 from adapt.training.candidate import Candidate
 from adapt.training.evaluation import predict_logits
-from adapt.training.linear_solver import judge_logits, readout_of, set_head
+from adapt.training.linear_solver import judge_logits, readout_of, set_head, warn_unless_found
 from adapt.training.newton import LinearProblem
 from extract.forward.device import autocast
 
@@ -73,4 +73,5 @@ def _solve_head(
     problem = LinearProblem(features, labels, candidate.data.objective)
     head = readout_of(candidate).head
     solution = problem.minimize(weight_decay, problem.zero(head.out_features))
+    warn_unless_found(f"the solved head of {candidate.method}", weight_decay, solution)
     set_head(readout_of(candidate), *problem.head(solution.weights))

@@ -12,6 +12,7 @@ from adapt.training.linear_solver import readout_of, solve_heads
 from adapt.training.objective import Objective
 from adapt.training.seed_rows import SeedRows
 from adapt.training.selected_heads import most_useful, solve_selected_heads
+from store.errors import Note
 
 OBJECTIVE = Objective(multi_label=False)
 
@@ -75,3 +76,12 @@ def test_each_candidate_of_a_search_gives_what_it_gives_alone(rows: SeedRows) ->
 def test_the_most_useful_features_have_the_largest_norms_over_classes(fraction: float, kept: list[int]) -> None:
     weight = torch.tensor([[0.1, 3.0, 3.0, 0.0], [0.0, 0.0, -4.0, 0.2]])
     assert most_useful(weight, fraction).tolist() == kept
+
+
+def test_a_second_head_without_an_optimum_is_warned_of(rows: SeedRows) -> None:
+    features, labels = draw()
+    features[:, :CLASSES] += 8 * torch.eye(CLASSES)[labels]  # the classes are separable by these
+    one = candidate("head2toe", rows, decay=0.0, fraction=1.0)
+    second = pytest.warns(Note, match="the head on the kept features of weight decay 0 is not at its optimum")
+    with pytest.warns(Note, match="the linear probe of weight decay 0 is not at its optimum"), second:
+        solve_selected_heads([one], pooled(labels, features), OBJECTIVE, "solving")

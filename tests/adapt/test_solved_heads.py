@@ -18,6 +18,7 @@ from adapt.training.evaluation import predict_logits
 from adapt.training.row_draw import RowDraw
 from adapt.training.settings import Settings
 from adapt.training.trials import Entry, TrainingData, train_entries
+from store.errors import Note
 
 FEATURES = MadeFeatures(total=48, at_once=11)
 DATA = TrainingData(PooledFeatures(FEATURES))
@@ -111,3 +112,12 @@ def test_a_method_that_does_not_start_as_the_probe_does_not_start_with_its_head(
         {"backbone": {"weights": "random"}, "train": {"start_head": 0.1}, "methods": ["losa", "prompt"]}
     )
     assert [settings_of(config, method).start_head for method in config.parsed_methods()] == [0.1, None]
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"), [("solve_head", "the solved head of losa"), ("start_head", "the head to start from")]
+)
+def test_a_head_without_an_optimum_is_warned_of(setting: str, name: str) -> None:
+    # fewer rows than features, so that the classes are separable
+    with pytest.warns(Note, match=f"{name} of weight decay 0 is not at its optimum"):
+        train("losa", {"rank": 4}, **{setting: 0.0})

@@ -1,12 +1,16 @@
-"""Varies LoSA's defaults one at a time: `python -m benchmarks.ablation STORE... --out FILE`.
+"""Varies the recipe and the options of side networks: `python -m benchmarks.ablation STORE... --out FILE`.
 
-One half of every training split is trained on and the other validates, so that scores are averages over many samples;
-test splits are never read. Every variant is trained from the same seeds on the same halves. Figures that FILE has
-already are not measured again. Prints the table of docs/ablation.md.
+One thing is varied at a time. A quarter of every training split is set aside and judges; of the rest every seed draws
+its own validation rows, as a job does, and trains on the others. Test splits are never read. Every variant is trained
+from the same seeds, on the same rows. Figures that FILE has already are not measured again. Prints the tables of
+docs/ablation.md.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,10 @@ from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.feature_source import Features
 from adapt.features.pooled import PooledFeatures
 from adapt.methods.registry import find_method
+from adapt.training.batch_order import Rows
+from adapt.training.candidate import Candidate
+from adapt.training.evaluation import predict_split
+from adapt.training.metrics import evaluate
 from adapt.training.row_draw import RowDraw
 from adapt.training.settings import Settings
 from adapt.training.trials import Entry, TrainingData, train_entries
@@ -26,40 +34,69 @@ from benchmarks.tables import table
 from extract.forward.device import configure_process
 from store.reader import open_store
 
-BASE: dict[str, Any] = {"lr": 0.003, "weight_decay": 0.05}  # all other options at their defaults
-VARIANTS: dict[str, dict[str, Any]] = {
-    "base": {},
-    "lr 0.001": {"lr": 0.001},
-    "lr 0.01": {"lr": 0.01},
-    "weight decay 0.5": {"weight_decay": 0.5},
-    "add after_norm": {"add": "after_norm"},
-    "norm none": {"norm": "none"},
-    "norm backbone": {"norm": "backbone"},
-    "pool mean": {"pool": "mean"},
-    "pool cls, token rank 0": {"pool": "cls", "token_rank": 0},
-    "token rank 0": {"token_rank": 0},
-    "token rank 32": {"token_rank": 32},
-    "rank 4": {"rank": 4},
-    "rank 16": {"rank": 16},
-    "layers every 2": {"layers": {"every": 2}},
-    "layers last 6": {"layers": {"last": 6}},
-    "dropout 0.2": {"dropout": 0.2},
+BASES: dict[str, dict[str, Any]] = {
+    "losa": {"rank": 16, "token_rank": 32, "layers": {"every": 2}},
+    "conv_ladder": {},
 }
-PROBES = {
-    f"linear probe, {pool}": [{"pool": pool, "weight_decay": 10.0 ** (-power / 2)} for power in range(12)]
-    for pool in ("cls", "mean", "cls_mean")
+LR, WEIGHT_DECAY = 0.003, 0.01
+PROBE_DECAYS = [10.0 ** (-power / 2) for power in range(12)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What a variant changes of the base of its method.
+
+    Args:
+        options: options of the method.
+        settings: settings of the training.
+        lr: learning rate.
+        refit: whether validation rows are trained on too.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    lr: float = LR
+    refit: bool = False
+
+
+RECIPES: dict[str, Variant] = {
+    "base": Variant(),
+    "keep last": Variant(settings={"keep": "last"}),
+    "refit": Variant(refit=True),
+    "solve_head 0.1": Variant(settings={"solve_head": 0.1}),
+    "solve_head 0.01": Variant(settings={"solve_head": 0.01}),
+    "keep last, solve_head 0.01": Variant(settings={"keep": "last", "solve_head": 0.01}),
+    "refit, solve_head 0.01": Variant(settings={"solve_head": 0.01}, refit=True),
+    "start_head 0.01": Variant(settings={"start_head": 0.01}),
+    "start_head 0.01, solve_head 0.01": Variant(settings={"start_head": 0.01, "solve_head": 0.01}),
+    "label_smoothing 0.1": Variant(settings={"label_smoothing": 0.1}),
 }
+LOSA: dict[str, Variant] = {
+    "lr 0.001": Variant(lr=0.001),
+    "lr 0.01": Variant(lr=0.01),
+    "start last": Variant(options={"start": "last"}),
+    "add after_norm": Variant(options={"add": "after_norm"}),
+    "norm none": Variant(options={"norm": "none"}),
+    "token_rank 0": Variant(options={"token_rank": 0}),
+    "token_rank 8": Variant(options={"token_rank": 8}),
+    "rank 4": Variant(options={"rank": 4}),
+    "rank 64": Variant(options={"rank": 64}),
+    "all layers": Variant(options={"layers": "all"}),
+    "every third layer": Variant(options={"layers": {"every": 3}}),
+    "last 6 layers": Variant(options={"layers": {"last": 6}}),
+    "dropout 0.2": Variant(options={"dropout": 0.2}),
+    "dropout 0.4": Variant(options={"dropout": 0.4}),
+}
+VARIANTS = {"losa": RECIPES | LOSA, "conv_ladder": RECIPES}
 
 
 class Subset:
-    """A feature source of some random rows of a training split; see `adapt.features.feature_source.Features`."""
+    """A feature source of some rows of a training split; see `adapt.features.feature_source.Features`."""
 
-    def __init__(self, features: Features, limit: int) -> None:
-        self._features = features
+    def __init__(self, features: Features, rows: Rows) -> None:
+        self._features, self._rows = features, rows
         self.kind, self.spec, self.device = features.kind, features.spec, features.device
         self.num_classes, self.multi_label, self.views = features.num_classes, features.multi_label, features.views
-        total = len(features.labels("train"))
-        self._rows = np.random.default_rng(0).permutation(total)[: min(limit, total)]
 
     def labels(self, split: str) -> torch.Tensor:
         """See `Features.labels`."""
@@ -91,69 +128,120 @@ class Subset:
         return ((group, tokens) for group, (_, tokens) in zip(groups, batches, strict=True))
 
 
-def run_variant(
-    name: str, trials: list[dict[str, Any]], pooled: PooledFeatures, epochs: int, seeds: int
-) -> dict[str, Any]:
-    """Mean validation score over seeds, of the trial that is best in the mean."""
-    settings = Settings(epochs=epochs, batch_size=32)
+@dataclass(frozen=True)
+class Halves:
+    """What a variant is trained on, and the rows that judge it."""
+
+    trained: PooledFeatures
+    judged: Subset
+
+    @classmethod
+    def of(cls, features: Features, limit: int) -> "Halves":
+        """Draw at most `limit` rows of the training split; a quarter of them judges."""
+        rows = np.random.default_rng(0).permutation(len(features.labels("train")))[:limit]
+        judged, trained = np.sort(rows[: len(rows) // 4]), np.sort(rows[len(rows) // 4 :])
+        return cls(PooledFeatures(Subset(features, trained)), Subset(features, judged))
+
+    def judge(self, candidates: Sequence[Candidate]) -> list[float]:
+        """The score of every candidate on the rows that judge."""
+        labels = self.judged.labels("train")
+        logits = predict_split(candidates, self.judged, "train")
+        return [evaluate(of_candidate, labels).score(balance_classes=False) for of_candidate in logits]
+
+
+def run_variant(method: str, variant: Variant, halves: Halves, epochs: int, seeds: int) -> dict[str, Any]:
+    """Scores on the rows that judge, one a seed."""
+    settings = replace(Settings(epochs=epochs, batch_size=32), **variant.settings)
+    trial = _trial(method, BASES[method] | variant.options, lr=variant.lr, weight_decay=WEIGHT_DECAY)
+    entries = [Entry(method=method, trial=trial, seed=seed, settings=settings) for seed in range(seeds)]
+    started = time.process_time()
+    trained = train_entries(entries, TrainingData(halves.trained), RowDraw(val_fraction=0.2, refit=variant.refit))
+    return {"scores": halves.judge(trained), "cpu_seconds": time.process_time() - started}
+
+
+def run_probe(layers: Any, halves: Halves, seeds: int) -> dict[str, Any]:
+    """Scores of the linear probe on the rows that judge; validation chooses its weight decay for every seed."""
+    settings = Settings(epochs=1, batch_size=32)
+    started = time.process_time()
     entries = [
-        Entry(method=name, trial=_trial(name, trial), seed=seed, settings=settings)
+        Entry(
+            method="linear_probe",
+            trial=_trial("linear_probe", {"layers": layers}, lr=None, weight_decay=decay),
+            seed=seed,
+            settings=settings,
+        )
         for seed in range(seeds)
-        for trial in trials
+        for decay in PROBE_DECAYS
     ]
-    trained = train_entries(entries, TrainingData(pooled), RowDraw(val_fraction=0.5))
-    scores = np.array([candidate.score for candidate in trained]).reshape(seeds, len(trials))
-    scores_of_best = scores[:, scores.mean(axis=0).argmax()].tolist()
-    return {"score": float(np.mean(scores_of_best)), "scores": scores_of_best}
+    trained = train_entries(entries, TrainingData(halves.trained), RowDraw(val_fraction=0.2))
+    of_seed = [trained[start : start + len(PROBE_DECAYS)] for start in range(0, len(trained), len(PROBE_DECAYS))]
+    best = [max(candidates, key=lambda candidate: candidate.rank) for candidates in of_seed]
+    return {"scores": halves.judge(best), "cpu_seconds": time.process_time() - started}
 
 
-def _trial(name: str, values: dict[str, Any]) -> Trial:
-    options = {key: value for key, value in values.items() if key not in ("lr", "weight_decay")}
-    return Trial(
-        options=find_method(name).options.model_validate(options),
-        lr=values.get("lr"),
-        weight_decay=values["weight_decay"],
-    )
+def _trial(method: str, options: dict[str, Any], lr: float | None, weight_decay: float) -> Trial:
+    return Trial(options=find_method(method).options.model_validate(options), lr=lr, weight_decay=weight_decay)
 
 
 def main() -> None:
-    """Run what is missing, save after every run, print the table."""
+    """Run what is missing, save after every run, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stores", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=500, help="training samples taken of every store")
+    parser.add_argument("--limit", type=int, default=800, help="training samples taken of every store")
     args = parser.parse_args()
     configure_process()
-    settings = {"base": BASE, "epochs": args.epochs, "seeds": args.seeds, "limit": args.limit}
+    settings = {"bases": BASES, "epochs": args.epochs, "seeds": args.seeds, "limit": args.limit}
     figures = {**machine(), "settings": settings, "results": {}}
     if args.out.exists():
         figures = json.loads(args.out.read_text())
         if figures["settings"] != settings:
             parser.error(f"{args.out} was made with {figures['settings']}, not {settings}")
     results = figures["results"]
-    jobs = [("losa", name, [BASE | change]) for name, change in VARIANTS.items()]
-    jobs += [("linear_probe", name, trials) for name, trials in PROBES.items()]
+    probes: dict[str, Any] = {"last layer": {"last": 1}, "all layers": "all"}
+    jobs = [("linear_probe", name) for name in probes]
+    jobs += [(method, name) for method, variants in VARIANTS.items() for name in variants]
     for path in args.stores:
         store = open_store(path)
-        features = Subset(ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), store.layers), args.limit)
-        pooled = PooledFeatures(features)
-        for method, name, trials in jobs:
-            found = results.setdefault(name, {})
-            if store.schema.dataset not in found:
-                figure = run_variant(method, trials, pooled, epochs=args.epochs, seeds=args.seeds)
-                found[store.schema.dataset] = figure
-                args.out.write_text(json.dumps(figures, indent=1) + "\n")
-    print_table(results)
+        halves = None
+        for method, name in jobs:
+            found = results.setdefault(method, {}).setdefault(name, {})
+            if store.schema.dataset in found:
+                continue
+            if halves is None:
+                features = ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), store.layers)
+                halves = Halves.of(features, args.limit)
+            if method == "linear_probe":
+                figure = run_probe(probes[name], halves, seeds=args.seeds)
+            else:
+                variant = VARIANTS[method][name]
+                figure = run_variant(method, variant, halves, epochs=args.epochs, seeds=args.seeds)
+            found[store.schema.dataset] = figure
+            args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    print("\n\n".join(tables(results)))
 
 
-def print_table(results: dict[str, dict[str, Any]]) -> None:
-    """Print scores in percent, by variant and data set."""
-    datasets = list(results["base"])
-    scores = {name: [found[dataset]["score"] for dataset in datasets] for name, found in results.items()}
-    rows = ([name, *(f"{score:.1f}" for score in [*row, np.mean(row)])] for name, row in scores.items())
-    print(table(["variant", *datasets, "mean"], rows))
+def tables(results: dict[str, dict[str, Any]]) -> list[str]:
+    """A table for every method: the base in percent, and what each variant adds to it."""
+    return [_table(method, variants) for method, variants in results.items()]
+
+
+def _table(method: str, variants: dict[str, Any]) -> str:
+    """Differences from the first variant: by data set, their mean with its standard error over sets, and CPU time."""
+    (base_name, base), *others = variants.items()
+    base_means = np.array([np.mean(figure["scores"]) for figure in base.values()])
+    cpu = sum(figure["cpu_seconds"] for figure in base.values())
+    rows = [[base_name, *(f"{mean:.1f}" for mean in base_means), f"{base_means.mean():.2f}", "1.00"]]
+    for name, figures in others:
+        gains = np.array([np.mean(figures[dataset]["scores"]) for dataset in base]) - base_means
+        error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else float("nan")
+        seconds = sum(figures[dataset]["cpu_seconds"] for dataset in base)
+        rows.append(
+            [name, *(f"{gain:+.1f}" for gain in gains), f"{gains.mean():+.2f} ± {error:.2f}", f"{seconds / cpu:.2f}"]
+        )
+    return table([method, *base, "mean", "CPU time"], rows)
 
 
 if __name__ == "__main__":

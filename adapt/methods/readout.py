@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch
 from store.errors import UserError
 
-Pooling = Literal["auto", "cls", "mean", "cls_mean", "backbone"]
+Pooling = Literal["auto", "cls", "mean", "cls_mean", "flatten", "backbone"]
 
 
 class Readout(nn.Module):
@@ -24,9 +24,9 @@ class Readout(nn.Module):
         spec: the features.
         num_classes: width of the head.
         pool: `cls` (class token, or the mean of all: of all frames, and of a distilled model's two), `mean` (mean of
-            the patch tokens), `cls_mean` (both, concatenated), `backbone` (as the backbone pools, its attention pool
-            included) or `auto` (`cls_mean`, or the one of the two that the features hold). Registers are no class
-            tokens.
+            the patch tokens), `cls_mean` (both, concatenated), `flatten` (all tokens, concatenated: the head knows where
+            a patch was), `backbone` (as the backbone pools, its attention pool included) or `auto` (`cls_mean`, or the
+            one of the two that the features hold). Registers are no class tokens.
         layers: which layers it reads; what is pooled of them is concatenated. None: the last of the features.
 
     Attributes:
@@ -52,8 +52,9 @@ class Readout(nn.Module):
             raise UserError(f"pool {pool!r} is not available: {reason}; legal: {', '.join(legal)}")
         self.mode, self.layout, self.layers = pool, spec.layout, layers or spec.layers[-1:]
         self.tail = spec.pre_logits  # a name of adaptor files: methods that train the final norm save it as this
-        self.reads_patches = spec.pre_logits.reads_patches if pool == "backbone" else pool != "cls"
-        width = len(self.layers) * spec.dim * (2 if pool == "cls_mean" else 1)
+        self.reads_patches = spec.pre_logits.reads_patches if pool == "backbone" else has_patches and pool != "cls"
+        of_layer = {"cls_mean": 2, "flatten": spec.layout.num_tokens}.get(pool, 1)
+        width = len(self.layers) * spec.dim * of_layer
         self.head = nn.Linear(width, num_classes)
         self.mean: Tensor
         self.std: Tensor
@@ -86,6 +87,8 @@ class Readout(nn.Module):
         """Pool normalized tokens."""
         if self.mode == "backbone":
             return self.tail.pool(tokens)
+        if self.mode == "flatten":
+            return self.tail.normalize_pooled(tokens.flatten(0, 1)).view(len(tokens), -1)
         parts = []
         if self.mode in ("cls", "cls_mean"):
             parts.append(self.tail.normalize_pooled(self._class_tokens(tokens).mean(dim=(1, 2))))
@@ -97,7 +100,7 @@ class Readout(nn.Module):
     def pools_linearly(self) -> bool:
         """Whether pooling is a mean of tokens and nothing else."""
         part = self.mean.view(len(self.layers) * (2 if self.mode == "cls_mean" else 1), -1)
-        return self.mode != "backbone" and self.tail.normalize_pooled(part) is part
+        return self.mode not in ("backbone", "flatten") and self.tail.normalize_pooled(part) is part
 
     def _class_tokens(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch sets classes dim"]:
         """The first prefix tokens of every set."""
@@ -143,6 +146,7 @@ def _legal_poolings(spec: FeatureSpec) -> list[str]:
         "cls": has_class,
         "mean": has_patches,
         "cls_mean": has_class and has_patches,
+        "flatten": True,
         "backbone": spec.pre_logits.can_pool(spec.layout),
     }
     return [pool for pool, is_legal in legal.items() if is_legal]

@@ -105,7 +105,7 @@ def test_no_gradient_reaches_the_backbone(tiny_config: MakeConfig) -> None:
 def test_pooled_features_are_the_readout_of_the_tokens(tiny_config: MakeConfig) -> None:
     store = sc.extract(tiny_config()).store
     streamed = StreamedFeatures(store, CPU)
-    readouts = [Readout(streamed.spec, 3, mode) for mode in ("cls", "mean", "cls_mean", "backbone")]
+    readouts = [Readout(streamed.spec, 3, mode) for mode in ("cls", "mean", "cls_mean", "flatten", "backbone")]
     pooled = PooledFeatures(streamed)
     _, tokens = next(streamed.batches("train", [np.arange(24)], [2]))
     for readout in readouts:

@@ -208,11 +208,12 @@ def test_a_probe_of_several_layers_reads_each_as_a_probe_of_one_does() -> None:
 
 def test_a_pool_without_its_tokens_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"pool 'cls' is not available: it needs tokens that are not there.*legal: mean, backbone"
+        UserError,
+        match=r"pool 'cls' is not available: it needs tokens that are not there.*legal: mean, flatten, backbone",
     ):
         build("linear_probe", {"pool": "cls"}, make_spec(prefix=0))
     with pytest.raises(
-        UserError, match=r"pool 'mean' is not available: it needs tokens that are not there.*legal: cls$"
+        UserError, match=r"pool 'mean' is not available: it needs tokens that are not there.*legal: cls, flatten$"
     ):
         build("losa", {"pool": "mean"}, make_spec(prefix=1, grid=()))
 
@@ -249,7 +250,9 @@ def test_the_backbones_pooling_is_refused_where_its_tokens_are_missing(
 ) -> None:
     spec = spec_of(layout, make_pre_logits(DIM, backbone, **kwargs))
     if not legal:
-        with pytest.raises(UserError, match=r"'backbone' is not available: .* not there .*; legal: [clsmean_, ]+$"):
+        with pytest.raises(
+            UserError, match=r"'backbone' is not available: .* not there .*; legal: [clsmean_, ]+flatten$"
+        ):
             build("linear_probe", {"pool": "backbone"}, spec)
         return
     logits = build("linear_probe", {"pool": "backbone"}, spec)(draw_tokens(spec))
@@ -266,7 +269,9 @@ def test_the_backbones_pooling_is_refused_where_its_tokens_are_missing(
 )
 def test_a_backbone_that_does_not_pool_says_so(tail: PreLogits, reason: str) -> None:
     spec = spec_of(layout_of(1, (2, 2)), tail)
-    with pytest.raises(UserError, match=rf"pool 'backbone' is not available: .*{reason}; legal: cls, mean, cls_mean$"):
+    with pytest.raises(
+        UserError, match=rf"pool 'backbone' is not available: .*{reason}; legal: cls, mean, cls_mean, flatten$"
+    ):
         build("linear_probe", {"pool": "backbone"}, spec)
 
 
@@ -275,7 +280,9 @@ def test_registers_are_no_class_tokens() -> None:
     spec = spec_of(layout, make_pre_logits(DIM, layout))
     assert build("linear_probe", {}, spec).readout.mode == "mean"
     for pool in ("cls", "cls_mean"):
-        with pytest.raises(UserError, match=rf"pool '{pool}' is not available.*num_class_tokens=0.*: mean, backbone$"):
+        with pytest.raises(
+            UserError, match=rf"pool '{pool}' is not available.*num_class_tokens=0.*: mean, flatten, backbone$"
+        ):
             build("linear_probe", {"pool": pool}, spec)
 
 

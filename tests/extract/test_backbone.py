@@ -451,7 +451,10 @@ def test_a_model_is_built_from_a_name_or_a_backbone_alike(tiny_backbone: TimmBac
         ({"layers": "some"}, r"losa: layers: given 'some'; legal: all, a list such as"),
         ({"layers": [3]}, r"layers \[3\] do not exist: this backbone has 3, numbered 0 to 2"),
         ({"dropout": 1.0}, "losa: dropout: given 1.0; input should be less than 1"),
-        ({"pool": "max"}, "losa: pool: given 'max'; input should be 'auto', 'cls', 'mean', 'cls_mean' or 'backbone'"),
+        (
+            {"pool": "max"},
+            "losa: pool: given 'max'; input should be 'auto', 'cls', 'mean', 'cls_mean', 'flatten' or 'backbone'",
+        ),
     ],
 )
 def test_options_of_a_model_are_checked(tiny_backbone: TimmBackbone, options: dict[str, Any], message: str) -> None:

@@ -52,6 +52,7 @@ CASES: list[tuple[str, dict[str, Any], int, int]] = [
     ("linear_probe", {"pool": "mean"}, 0, CLASSES * (DIM + 1)),
     ("linear_probe", {"pool": "cls_mean"}, 0, CLASSES * (2 * DIM + 1)),
     ("linear_probe", {"pool": "backbone"}, 0, CLASSES * (DIM + 1)),
+    ("linear_probe", {"pool": "flatten", "layers": [3]}, 0, CLASSES * (13 * DIM + 1)),  # 12 patches and a class token
     ("linear_probe", {"layers": "all"}, 0, CLASSES * (3 * 2 * DIM + 1)),
     ("linear_probe", {"layers": [3, 4], "pool": "cls"}, 0, CLASSES * (2 * DIM + 1)),
     ("head2toe", {}, 0, CLASSES * (3 * 2 * DIM + 1)),
@@ -87,6 +88,7 @@ CASES: list[tuple[str, dict[str, Any], int, int]] = [
     ("losa", {"rank": 4, "token_rank": 0}, losa_count(4, 0), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 0, "norm": "backbone", "pool": "cls"}, losa_count(2, 0), CLASSES * (DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 3, "pool": "cls_mean"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
+    ("losa", {"rank": 2, "token_rank": 3, "pool": "flatten"}, losa_count(2, 3), CLASSES * (13 * DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 3, "start": "last"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 0, "start": "last"}, losa_count(2, 0), CLASSES * (2 * DIM + 1)),
     ("losa", {"rank": 2, "token_rank": 3, "norm": "none"}, losa_count(2, 3), CLASSES * (2 * DIM + 1)),

@@ -72,20 +72,15 @@ RECIPES: dict[str, Variant] = {
     "label_smoothing 0.1": Variant(settings={"label_smoothing": 0.1}),
 }
 LOSA: dict[str, Variant] = {
-    "lr 0.001": Variant(lr=0.001),
     "lr 0.01": Variant(lr=0.01),
     "start last": Variant(options={"start": "last"}),
     "add after_norm": Variant(options={"add": "after_norm"}),
-    "norm none": Variant(options={"norm": "none"}),
     "token_rank 0": Variant(options={"token_rank": 0}),
     "token_rank 8": Variant(options={"token_rank": 8}),
-    "rank 4": Variant(options={"rank": 4}),
     "rank 64": Variant(options={"rank": 64}),
     "all layers": Variant(options={"layers": "all"}),
     "every third layer": Variant(options={"layers": {"every": 3}}),
-    "last 6 layers": Variant(options={"layers": {"last": 6}}),
     "dropout 0.2": Variant(options={"dropout": 0.2}),
-    "dropout 0.4": Variant(options={"dropout": 0.4}),
 }
 VARIANTS = {"losa": RECIPES | LOSA, "conv_ladder": RECIPES}
 

@@ -45,6 +45,9 @@ UnitType = TypeVar("UnitType", bound=Unit)
 class Executor(Protocol):
     """Runs units; `open_executor` makes one."""
 
+    def for_part(self, part: int) -> "Executor":
+        """The same executor for a part of a study: of waiting units, those of the lowest part start first."""
+
     def submit(self, unit: Unit) -> Future[Any]:
         """Run a unit; may be called from several threads.
 
@@ -95,6 +98,10 @@ class InProcess:
 
     def __init__(self, log: Log, device: str) -> None:
         self._log, self._device, self._mutex = log, device, Lock()
+
+    def for_part(self, part: int) -> "InProcess":
+        """See `Executor`; parts are worked through in their order anyway."""
+        return self
 
     def submit(self, unit: Unit) -> Future[Any]:
         """See `Executor`; an interrupt is raised here."""

@@ -42,12 +42,16 @@ class OnCluster:
     again, since training is deterministic.
     """
 
-    def __init__(self, dispatcher: Dispatcher, threads: ThreadPoolExecutor) -> None:
-        self._dispatcher, self._threads = dispatcher, threads
+    def __init__(self, dispatcher: Dispatcher, threads: ThreadPoolExecutor, part: int = 0) -> None:
+        self._dispatcher, self._threads, self._part = dispatcher, threads, part
+
+    def for_part(self, part: int) -> "OnCluster":
+        """See `Executor`."""
+        return OnCluster(self._dispatcher, self._threads, part)
 
     def submit(self, unit: Unit) -> Future[Any]:
         """See `Executor`; raises UserError if the unit cannot be pickled."""
-        return self._dispatcher.submit(unit, unit.name)
+        return self._dispatcher.submit(unit, unit.name, priority=-self._part)
 
     def results(self, units: Sequence[UnitType]) -> Iterator[tuple[UnitType, Any]]:
         """See `Executor`."""

@@ -37,7 +37,7 @@ def work_through(study: Study, stage: Stage, executor: Executor, log: Log) -> St
     Args:
         study: the study.
         stage: what is done.
-        executor: runs the trials; if it has workers, all parts are under way at once.
+        executor: runs the trials; if it has workers, all parts are under way at once, the first ones first.
         log: is called with one line for every part, and one for every failure.
 
     Returns:
@@ -56,7 +56,7 @@ def work_through(study: Study, stage: Stage, executor: Executor, log: Log) -> St
         def work(number: int) -> None:
             part = to_do[number]
             log(f"part {number + 1} of {len(to_do)}: {part.name}")
-            keeper.note_work(part, lambda config: stage.work(config, executor))
+            keeper.note_work(part, lambda config: stage.work(config, executor.for_part(number)))
 
         executor.map(work, range(len(to_do)))
         return keeper.record

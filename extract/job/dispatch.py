@@ -36,6 +36,7 @@ class _Task:
         number: identifies it in events.
         name: for messages.
         payload: the pickled task.
+        priority: of waiting tasks, those with the highest start first.
         promise: the future that the caller got.
         submitted: the future of dask.
         result: pickled, as its worker reported it.
@@ -44,6 +45,7 @@ class _Task:
     number: int
     name: str
     payload: bytes
+    priority: int
     promise: Future[Any] = field(default_factory=Future)
     submitted: Any = None
     result: bytes = b""
@@ -123,12 +125,13 @@ class Dispatcher:
         """How many times tasks were started again."""
         return self._starts.total() - len(self._starts)
 
-    def submit(self, task: Any, name: str) -> Future[Any]:
+    def submit(self, task: Any, name: str, priority: int = 0) -> Future[Any]:
         """Hand a task to the workers; may be called from several threads.
 
         Args:
             task: what the plugin computes from; it is pickled.
             name: of the task, for messages.
+            priority: of waiting tasks, those with the highest start first.
 
         Returns:
             a future of what the plugin returns; its error is a UserError, or a JobError if the task failed otherwise or
@@ -141,7 +144,7 @@ class Dispatcher:
             payload = dumps(task)
         except Exception as error:  # pickle calls methods of the task, which may raise anything
             raise _unpicklable(self._workers, error) from error
-        record = _Task(number=next(self._numbers), name=name, payload=payload)
+        record = _Task(number=next(self._numbers), name=name, payload=payload, priority=priority)
         with self._closing:
             if self._closed:
                 raise RuntimeError("the dispatcher is closed")
@@ -182,7 +185,9 @@ class Dispatcher:
         self._submit(task)
 
     def _submit(self, task: _Task) -> None:
-        task.submitted = self._client.submit(run_on_worker, self._topic, task.number, task.payload, pure=False)
+        task.submitted = self._client.submit(
+            run_on_worker, self._topic, task.number, task.payload, pure=False, priority=task.priority
+        )
         task.submitted.add_done_callback(lambda submitted: self._inbox.put(partial(self._end, task, submitted)))
 
     def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from distributed import LocalCluster
-from training_units import Deadly, Failing, Hanging, Square, Unpicklable
+from training_units import Deadly, Failing, Hanging, Noted, Square, Unpicklable
 
 from adapt.config.pipeline import TrainConfig
 from adapt.job.executor import Executor, InProcess, Log, open_executor
@@ -126,6 +126,22 @@ def test_many_threads_may_submit(workers: Workers) -> None:
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda k: workers.executor.submit(Square(k)).result(), range(200, 264)))
     assert [result["square"] for result in results] == [k * k for k in range(200, 264)]
+
+
+@pytest.mark.slow
+@by_dask
+def test_units_of_the_first_parts_of_a_study_start_before_those_that_wait_for_later_ones(
+    workers: Workers, tmp_path: Path
+) -> None:
+    starts = tmp_path / "starts"
+    last, first = workers.executor.for_part(1), workers.executor.for_part(0)
+    submitted = [last.submit(Noted("last", starts)) for _ in range(12)]
+    submitted += [first.submit(Noted("first", starts)) for _ in range(4)]
+    for future in submitted:
+        future.result()
+    order = starts.read_text().split()
+    assert sorted(order) == ["first"] * 4 + ["last"] * 12
+    assert order[-6:] == ["last"] * 6
 
 
 @pytest.mark.slow

@@ -31,6 +31,19 @@ class Square:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Appends its name to a file when it starts, and takes a moment."""
+
+    name: str
+    starts: Path
+
+    def run(self, log: Log, device: str) -> None:
+        with self.starts.open("a") as file:
+            file.write(f"{self.name}\n")
+        time.sleep(0.2)
+
+
+@dataclass(frozen=True)
 class Failing:
     """Raises one of `ERRORS`; the folder has a file for each start."""
 

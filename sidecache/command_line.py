@@ -176,6 +176,30 @@ def inspect_command(
         print_store(description)
 
 
+@app.command("layers", epilog="Example: sidecache layers runs/digits/cache.zarr --figure layers.svg")
+def layers_command(
+    store: Annotated[str, typer.Argument(help="a store's folder or URL")],
+    samples: Annotated[int, typer.Option(min=2, help="random training samples that are scored")] = 1000,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="draw the curves into this file")] = None,
+    json: AsJson = False,
+) -> None:
+    """Score every layer of a store, alone and with others, by solved probes: which are worth storing."""
+    from adapt.planning.layer_report import draw_scores, print_scores
+    from adapt.planning.layer_scores import score_layers
+    from adapt.run_dir.files import write_bytes
+    from extract.forward.device import configure_process
+    from store.reader import open_store
+
+    configure_process()
+    scores = score_layers(open_store(store), n_samples=samples)
+    if json:
+        print_json(scores.document())
+    else:
+        print_scores(scores)
+    if figure:
+        write_bytes(figure, memoryview(draw_scores(scores).encode()))
+
+
 @app.command("verify", epilog="Example: sidecache verify runs/digits/cache.zarr --repair pipeline.yaml")
 def verify_command(
     store: Annotated[str, typer.Argument(help="a store's folder or URL")],

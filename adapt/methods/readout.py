@@ -24,9 +24,9 @@ class Readout(nn.Module):
         spec: the features.
         num_classes: width of the head.
         pool: `cls` (class token, or the mean of all: of all frames, and of a distilled model's two), `mean` (mean of
-            the patch tokens), `cls_mean` (both, concatenated), `flatten` (all tokens, concatenated: the head knows where
-            a patch was), `backbone` (as the backbone pools, its attention pool included) or `auto` (`cls_mean`, or the
-            one of the two that the features hold). Registers are no class tokens.
+            the patch tokens), `cls_mean` (both, concatenated), `flatten` (all tokens, concatenated: the head knows
+            where a patch was), `backbone` (as the backbone pools, its attention pool included) or `auto` (`cls_mean`,
+            or the one of the two that the features hold). Registers are no class tokens.
         layers: which layers it reads; what is pooled of them is concatenated. None: the last of the features.
 
     Attributes:

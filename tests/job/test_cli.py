@@ -36,6 +36,7 @@ COMMANDS = (
     "report",
     "results",
     "inspect",
+    "layers",
     "methods",
     "predict",
     "intrinsic",
@@ -204,6 +205,20 @@ def test_json_of_inspect_is_one_document(command: Command, job: Path) -> None:
     document = only_document(out, err)
     assert (status, document["complete"], document["layers"], document["dtype"]) == (0, True, [0, 1, 2], "float32")
     assert command("inspect", job / "cache.zarr")[0] == 0
+
+
+def test_layers_are_scored_in_tables_in_one_document_and_in_a_figure(
+    command: Command, job: Path, tmp_path: Path
+) -> None:
+    figure = tmp_path / "layers.svg"
+    status, out, _ = command("layers", job / "cache.zarr", "--figure", figure)
+    assert status == 0
+    assert "store.layers: [" in out
+    assert figure.read_text().count("<svg") == 1
+    status, out, err = command("layers", job / "cache.zarr", "--samples", "12", "--json")
+    document = only_document(out, err)
+    assert (status, document["n_samples"]) == (0, 12)
+    assert [reading["reading"] for reading in document["readings"]] == ["pooled", "grid"]
 
 
 def test_json_of_methods_is_one_document(command: Command) -> None:

@@ -144,8 +144,11 @@ def _draw_seeds(entries: Sequence[Entry], features: Features, row_draw: RowDraw)
 
 def _new_candidate(entry: Entry, data: TrainingData, rows: SeedRows) -> Candidate:
     trial = entry.trial
+    model = data.new_model(entry.method, trial, entry.seed)
+    if data.images and data.images.device.type == "cpu" and entry.settings.precision == "bfloat16":
+        model.unfuse_attention()  # type: ignore[operator]
     return Candidate(
-        data.new_model(entry.method, trial, entry.seed),
+        model,
         trial.lr,
         trial.weight_decay,
         data=rows,

@@ -73,6 +73,23 @@ def test_adaptors_run_in_the_precision_of_their_training(tiny_config: MakeConfig
         assert torch.equal(adaptor.logits(images), logits[precision])
 
 
+@pytest.mark.parametrize(("precision", "fused"), [("float32", True), ("bfloat16", False)])
+def test_the_fused_kernel_of_attention_is_left_out_where_it_is_slow(
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, precision: str, fused: bool
+) -> None:
+    seen: list[bool] = []
+    fit = adapt.training.trials.fit
+
+    def watched(job: TrainingPass, checkpoint: Path | None) -> None:
+        seen.extend(module.fused_attn for module in job.candidates[0].model.modules() if hasattr(module, "fused_attn"))
+        fit(job, checkpoint)
+
+    monkeypatch.setattr("adapt.training.trials.fit", watched)
+    sc.run(tiny_config("methods=[bitfit]", f"train.precision={precision}", "train.device=cpu"))
+    assert seen
+    assert set(seen) == {fused}
+
+
 def test_the_search_tries_every_point_and_resumes_between_them(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

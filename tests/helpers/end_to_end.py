@@ -124,6 +124,16 @@ class EndToEnd:
             torch.testing.assert_close(found, wanted)
         torch.testing.assert_close(copy.deepcopy(model)(inputs), model(inputs))
 
+    def test_attention_without_the_fused_kernel_is_the_same(
+        self, method: str, options: dict[str, Any], backbone: Any
+    ) -> None:
+        inputs, model = draw(backbone), tune(method, options, backbone)
+        shake(model)
+        wanted = torch.autograd.grad(model(inputs).square().sum(), list(trainable(model).values()))
+        model.unfuse_attention()
+        found = torch.autograd.grad(model(inputs).square().sum(), list(trainable(model).values()))
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
     def test_mixed_precision_stays_close(self, method: str, options: dict[str, Any], backbone: Any) -> None:
         inputs, model = draw(backbone), tune(method, options, backbone)
         shake(model)

@@ -88,6 +88,12 @@ class TunedBackbone(nn.Module):
         for block in self._vit.blocks:  # not by timm's switch: that of transformers has a new name every few releases
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
+    def unfuse_attention(self) -> None:
+        """Compute attention by products and a softmax; in bfloat16 on a CPU, the fused kernel's backward is slow."""
+        for module in self.modules():
+            if hasattr(module, "fused_attn"):  # of timm's attention layers
+                module.fused_attn = False
+
     def train(self, mode: bool = True) -> "TunedBackbone":
         """Set the mode, but leave batch norms in evaluation: an adaptor holds parameters only, no new statistics."""
         super().train(mode)

@@ -67,8 +67,6 @@ RECIPES: dict[str, Variant] = {
     "solve_head 0.01": Variant(settings={"solve_head": 0.01}),
     "keep last, solve_head 0.01": Variant(settings={"keep": "last", "solve_head": 0.01}),
     "refit, solve_head 0.01": Variant(settings={"solve_head": 0.01}, refit=True),
-    "start_head 0.01": Variant(settings={"start_head": 0.01}),
-    "start_head 0.01, solve_head 0.01": Variant(settings={"start_head": 0.01, "solve_head": 0.01}),
     "label_smoothing 0.1": Variant(settings={"label_smoothing": 0.1}),
 }
 LOSA: dict[str, Variant] = {

@@ -35,6 +35,7 @@ from store.config import StoreConfig
 from store.reader import open_store
 
 FROM_CACHE, RESIDENT, ONLINE, PEFT = "losa from the cache", "losa resident", "losa online", "peft lora"
+WIDE_LOSA: dict[str, Any] = {"rank": 64, "token_rank": 8, "layers": "all"}
 NARROW, NARROW_RANK = "losa of rank 16 from the cache", 16
 FROM_STORE = (FROM_CACHE, NARROW, RESIDENT)
 CONTESTANTS = (*FROM_STORE, ONLINE, PEFT, "lora", "full")
@@ -76,13 +77,13 @@ class Bench:
         if name in FROM_STORE:
             streamed = StreamedFeatures(open_store(self.store), self.device)
             resident = ResidentFeatures(streamed, streamed.spec.layers) if name == RESIDENT else None
-            options = {"rank": NARROW_RANK} if name == NARROW else {}
+            options = WIDE_LOSA | ({"rank": NARROW_RANK} if name == NARROW else {})
             return Contestant(build("losa", streamed.spec, **options), resident or streamed, "losa")
         source, backbone = open_source(self._data), load_backbone(self._backbone)
         if name == ONLINE:
             forward = FrozenForward(backbone, range(backbone.depth), "all", self._config)
             online = OnlineFeatures(source, forward, "all")
-            return Contestant(build("losa", online.spec), online, "losa")
+            return Contestant(build("losa", online.spec, **WIDE_LOSA), online, "losa")
         rows = {"train": np.arange(len(source.splits["train"]))}
         images = ImageBatches(source=source, backbone=backbone, device=self.device, rows=rows)
         if name == PEFT:

@@ -43,7 +43,7 @@ def main() -> None:
         with peak_memory(torch.device("cpu")) as peak:
             store = open_store(folder)
             features = StreamedFeatures(store, torch.device("cpu"))
-            trial = Trial(options=LoSAOptions(), lr=0.001, weight_decay=0.01)
+            trial = Trial(options=LoSAOptions(rank=64, token_rank=8, layers="all"), lr=0.001, weight_decay=0.01)
             entry = Entry(method="losa", trial=trial, seed=0, settings=Settings(epochs=1, batch_size=64))
             row_draw = RowDraw(val_fraction=min(1 - args.samples_trained / num_samples, 0.9))
             (trained,) = train_entries([entry], TrainingData(PooledFeatures(features)), row_draw)

@@ -41,6 +41,7 @@ from benchmarks.contestants import (
     ONLINE,
     PEFT,
     RESIDENT,
+    WIDE_LOSA,
     Bench,
     Contestant,
     Epochs,
@@ -126,7 +127,7 @@ def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     epochs, device = {}, torch.device(args.device)
     for size in sizes:
         streamed = StreamedFeatures(store, device)
-        contestant = Contestant(build("losa", streamed.spec), streamed, "losa")
+        contestant = Contestant(build("losa", streamed.spec, **WIDE_LOSA), streamed, "losa")
         epochs[str(size)] = Epochs(contestant, size, 256, precision=args.precision)
     figures = compare(epochs, args.rounds)
     for name, each in epochs.items():

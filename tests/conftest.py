@@ -21,6 +21,7 @@ for _module in pkgutil.iter_modules(sidecache.__path__, "sidecache."):
     importlib.import_module(_module.name)
 
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
 from tiny_vit import TINY  # noqa: E402
 
@@ -29,6 +30,8 @@ from adapt.config.pipeline import Config  # noqa: E402
 from extract.backbones.backbone import TimmBackbone, load_backbone  # noqa: E402
 from extract.config import BackboneConfig  # noqa: E402
 
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+settings.load_profile("no deadline")
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
 
@@ -78,7 +81,7 @@ def tiny_config(image_folder: Path, tmp_path: Path) -> Callable[..., Config]:
                 "model_kwargs": dict(TINY),
             },
             "store": {"path": str(tmp_path / "cache.zarr"), "dtype": "float32", "shard_samples": 5},
-            "train": {"epochs": 2, "batch_size": 8, "seeds": [0]},
+            "train": {"epochs": 2, "batch_size": 8, "seeds": [0], "refit": False, "solve_head": None},
             "methods": ["linear_probe", {"name": "losa", "rank": 4, "token_rank": 2}],
         }
         return load_config(document, overrides)

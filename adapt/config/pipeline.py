@@ -36,11 +36,11 @@ class TrainConfig(StrictModel):
     (docs/performance.md). `shots` and `fraction` limit training and validation to a subset of the training samples,
     drawn with each seed: so many of each class, or a share of each class. `refit` trains on validation rows too, once
     the trial is chosen. `keep` says which weights a training gives: those of the epoch that is best on validation, or
-    those of the last one. `start_head` starts the head as that of the linear probe, solved at this weight decay; it
-    counts as epoch 0. `solve_head` solves the head anew at the end, on what it reads of the trained model. `augment`,
-    `mixup` and `grad_checkpointing` affect end-to-end methods only, since cached features are fixed. `workers` and
-    `scheduler` are those of `extract:`, for trials. `trial_seconds` is how long a worker may take for a trial before it
-    counts as hung; `auto` is ten times as long as the slowest so far, at least a day.
+    those of the last one. `solve_head` solves the head of a side network anew at the end, at this weight decay, on
+    what the network gives it; it affects methods that train from features only. `augment`, `mixup` and
+    `grad_checkpointing` affect end-to-end methods only, since cached features are fixed. `workers` and `scheduler` are
+    those of `extract:`, for trials. `trial_seconds` is how long a worker may take for a trial before it counts as hung;
+    `auto` is ten times as long as the slowest so far, at least a day.
     """
 
     feature_source: Literal["auto", "resident", "streamed", "online"] = "auto"
@@ -68,9 +68,8 @@ class TrainConfig(StrictModel):
     mixup: NonNegative = 0.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     keep: Literal["best", "last"] = "best"
-    start_head: Positive | None = Field(None, description="a positive weight decay, or null")
-    solve_head: Positive | None = Field(None, description="a positive weight decay, or null")
-    refit: bool = False
+    solve_head: Positive | None = Field(0.01, description="a positive weight decay, or null")
+    refit: bool = True
     halving: HalvingConfig | None = Field(None, description="a section such as {factor: 2, min_epochs: 4}, or null")
     tensorboard: bool = False
     workers: PositiveInt = 1

@@ -223,8 +223,7 @@ def settings_of(config: Config, method: MethodConfig, for_search: bool = False) 
         mixup=train.mixup if trains_backbone else 0.0,
         label_smoothing=train.label_smoothing,
         keep=train.keep,
-        start_head=train.start_head if find_method(method.name).starts_as_probe else None,
-        solve_head=train.solve_head,
+        solve_head=None if trains_backbone else train.solve_head,
         shuffle_block=train.shuffle_block,
     )
 

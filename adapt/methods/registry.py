@@ -49,7 +49,6 @@ class Method:
         build: `build(spec, num_classes, options)` makes the model of a method that trains from features.
         inject: `inject(vit, options)` changes a copy of the backbone in place, for a method that trains inside it.
         hyperparameters: which of learning rate and weight decay it has.
-        starts_as_probe: whether an untrained model gives the logits of the linear probe.
         stack: `stack(models)` makes one forward pass of models with the same `stack_key`; None where it would not be
             faster than calling each model in turn.
     """
@@ -58,7 +57,6 @@ class Method:
     build: Callable[[FeatureSpec, int, Any], nn.Module] | None = None
     inject: Inject | None = None
     hyperparameters: tuple[Hyperparameter, ...] = ("lr", "weight_decay")
-    starts_as_probe: bool = True
     stack: Callable[[Sequence[Any]], Stack] | None = None
 
     @property
@@ -96,7 +94,7 @@ METHODS: dict[str, Method] = {
     "compacter": Method(options=CompacterOptions, inject=inject_compacter),
     "lepe": Method(options=TunedOptions, inject=inject_lepe),
     "rpb": Method(options=TunedOptions, inject=inject_rpb),
-    "prompt": Method(options=PromptOptions, inject=inject_prompts, starts_as_probe=False),
+    "prompt": Method(options=PromptOptions, inject=inject_prompts),
     "intrinsic": Method(options=IntrinsicOptions, inject=inject_intrinsic),
 }
 

@@ -226,7 +226,7 @@ def _step_seconds(features: Features, method: MethodConfig, config: Config) -> f
         options = options.model_copy(update={"layers": "all"})
     model = build_model(method.name, features.spec, features.num_classes, options)
     objective = make_objective(labels, features.num_classes, features.multi_label, balance_classes=False)
-    settings, rows = replace(settings_of(config, method), epochs=1), np.arange(len(labels))
+    settings, rows = replace(settings_of(config, method), epochs=1, solve_head=None), np.arange(len(labels))
     data = SeedRows(seed=0, rows=rows, val_rows=rows[:1], objective=objective)
     candidate = Candidate(model, trial.lr or config.train.lr, trial.weight_decay, data=data, method=method.name)
     task = TrainingPass(candidates=[candidate], inputs=features, settings=settings)

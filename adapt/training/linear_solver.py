@@ -67,28 +67,6 @@ def solve_heads(candidates: Sequence[Candidate], data: ProbeData, objective: Obj
     return (time.perf_counter() - started) / path.passes
 
 
-def start_heads(candidates: Sequence[Candidate], data: ProbeData, objective: Objective, weight_decay: float) -> None:
-    """Give models that start as linear probes the head of the solved one, which counts as their epoch 0.
-
-    Args:
-        candidates: models that are trained step by step, with the same layers and pooling.
-        data: what the probe is solved on and evaluated on.
-        objective: the loss.
-        weight_decay: of the probe.
-
-    Raises:
-        JobError: a feature is not finite.
-    """
-    require_finite(data.features)
-    readout = readout_of(candidates[0])
-    problem = LinearProblem(readout.standardized(data.features), data.labels, objective)
-    solution = _DecayPath(problem, problem.zero(readout.head.out_features)).solve(weight_decay)
-    warn_unless_found("the head to start from", weight_decay, solution)
-    for candidate in candidates:
-        set_head(readout_of(candidate), *problem.head(solution.weights))
-        candidate.keep(judge_head(candidate, data, objective), 0)
-
-
 def require_finite(features: Float[Tensor, "samples features"]) -> None:
     """Refuse features that are not finite.
 

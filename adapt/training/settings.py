@@ -21,7 +21,6 @@ class Settings:
     grad_checkpointing: bool = False
     mixup: float = 0.0  # alpha of the Beta distribution; 0 for none
     label_smoothing: float = 0.0  # share of every label that is spread over all classes
-    start_head: float | None = None  # weight decay of the solved probe whose head models start with; None: random
     solve_head: float | None = None  # weight decay at which heads are solved anew at the end; None: they are not
     keep: Literal["best", "last"] = "best"  # which epoch's weights: the best on validation, or the last
     shuffle_block: int = 1  # neighboring rows that are read at once; see `adapt.training.batch_order`

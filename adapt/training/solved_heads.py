@@ -38,6 +38,8 @@ def solve_trained_heads(candidates: Sequence[Candidate], inputs: Batches, weight
         data, labels = candidate.data, inputs.labels("train")
         of_rows = values[np.searchsorted(own_rows, data.rows)].to(inputs.device)
         of_val_rows = values[np.searchsorted(own_rows, data.val_rows)]
+        if not torch.isfinite(of_rows.square().sum()):
+            continue  # training has gone astray: the head stays as it was trained
         _solve_head(candidate, of_rows, labels[torch.from_numpy(data.rows)].to(inputs.device), weight_decay)
         with torch.no_grad():
             logits = readout_of(candidate).head(of_val_rows.to(inputs.device))

@@ -17,7 +17,7 @@ from adapt.methods.registry import build_model, find_method
 from adapt.training.callbacks import EpochEvent, Phase
 from adapt.training.candidate import Candidate
 from adapt.training.halving import Rung
-from adapt.training.linear_solver import ProbeData, readout_of, solve_heads, start_heads
+from adapt.training.linear_solver import ProbeData, readout_of, solve_heads
 from adapt.training.loop import TrainingPass, fit
 from adapt.training.neighbors import take_neighbors
 from adapt.training.row_draw import RowDraw
@@ -101,7 +101,6 @@ def train_entries(
     both = list(zip(entries, candidates, strict=True))
     _solve([candidate for candidate in candidates if find_method(candidate.method).solved], data.pooled)
     in_steps = [pair for pair in both if not find_method(pair[0].method).solved]
-    _start(in_steps, data.pooled)
     entry_of = {id(candidate): entry for entry, candidate in both}
     passes = _grouped(in_steps, lambda pair: (pair[0].settings, pair[0].rungs))
     for number, pairs in enumerate(passes):
@@ -197,15 +196,6 @@ def _solve(candidates: Sequence[Candidate], pooled: PooledFeatures) -> None:
         seconds = solvers[method](group, _probe_data(group[0], pooled), rows.objective, description)
         for candidate in group:
             candidate.seconds, candidate.epochs = seconds, 1
-
-
-def _start(entries: Sequence[tuple[Entry, Candidate]], pooled: PooledFeatures) -> None:
-    """Solve the heads that models start from, where the settings say so."""
-    starting = [(entry.settings.start_head, candidate) for entry, candidate in entries]
-    chosen = [(decay, candidate) for decay, candidate in starting if decay is not None]
-    for group in _grouped(chosen, lambda pair: (pair[0], _reads(pair[1]))):
-        decay, first = group[0]
-        start_heads([candidate for _, candidate in group], _probe_data(first, pooled), first.data.objective, decay)
 
 
 def _reads(candidate: Candidate) -> tuple[int, tuple[int, ...], str]:

@@ -166,7 +166,9 @@ def test_an_illegal_value_is_refused_in_one_line(section: str, value: Any, messa
 def test_illegal_layers_give_one_message(layers: Any) -> None:
     legal = "legal: all, a list such as [3, 7, 11], {every: k} or {last: n}"
     assert refuse(store={"layers": layers}) == f"store.layers: given {layers!r}; {legal}"
-    assert refuse(methods=[{"name": "losa", "layers": layers}]) == f"methods: losa: layers: given {layers!r}; {legal}"
+    for method, of_method in (("linear_probe", legal), ("losa", legal.replace("legal: ", "legal: auto, "))):
+        message = refuse(methods=[{"name": method, "layers": layers}])
+        assert message == f"methods: {method}: layers: given {layers!r}; {of_method}"
 
 
 @pytest.mark.parametrize("tokens", ["patches", 3, {"pool": 1}, {"pool": "x"}, [2]])
@@ -454,7 +456,7 @@ def test_what_is_fixed_and_swept_at_once_is_refused() -> None:
 def test_a_method_may_be_given_twice_with_other_options_only() -> None:
     assert len(load(methods=["losa", {"name": "losa", "rank": 2}]).parsed_methods()) == 2
     assert len(load(methods=["losa", {"name": "losa", "epochs": 2}]).parsed_methods()) == 2
-    for same in ("losa", {"name": "losa", "rank": 64}):
+    for same in ("losa", {"name": "losa", "rank": 16}):
         assert refuse(methods=["losa", same]).startswith("methods: losa appears twice with the same options")
 
 

@@ -142,8 +142,8 @@ def test_a_place_needs_patches(grid: tuple[int, ...]) -> None:
     ("method", "options", "count"),
     [
         ("efficient_probe", {"num_queries": 32}, 614_400),  # of the paper, at width 768
-        ("last", {"rank": 16}, 12 * (4 * 768 * 16 + 3 * 16 + 768)),
-        ("losa", {"rank": 16, "token_rank": 0}, 12 * (2 * 768 * 16 + 16 + 768)),
+        ("last", {"rank": 16, "layers": "all"}, 12 * (4 * 768 * 16 + 3 * 16 + 768)),
+        ("losa", {"rank": 16, "token_rank": 0, "layers": "all"}, 12 * (2 * 768 * 16 + 16 + 768)),
     ],
 )
 def test_parameters_at_the_size_of_vit_b(method: str, options: dict[str, Any], count: int) -> None:

@@ -49,8 +49,8 @@ def test_the_page_states_the_counts_that_the_program_prints() -> None:
 @pytest.mark.parametrize(
     ("backbone", "letters"),
     [
-        ("vit_base_patch16_224", {"L": 12, "d": 768, "H": 12, "N": 196, "g": 14, "G": 14, "p": 16, "q": 96}),
-        ("vit_small_patch32_224", {"L": 12, "d": 384, "H": 6, "N": 49, "g": 7, "G": 7, "p": 32, "q": 48}),
+        ("vit_base_patch16_224", {"L": 12, "l": 4, "d": 768, "H": 12, "N": 196, "g": 14, "G": 14, "p": 16, "q": 96}),
+        ("vit_small_patch32_224", {"L": 12, "l": 4, "d": 384, "H": 6, "N": 49, "g": 7, "G": 7, "p": 32, "q": 48}),
     ],
 )
 def test_the_formulas_of_the_page_give_the_counts(backbone: str, letters: dict[str, int]) -> None:

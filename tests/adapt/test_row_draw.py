@@ -193,4 +193,5 @@ def test_illegal_subsets_are_refused_when_the_configuration_is_loaded(train: dic
 def test_one_shot_goes_with_an_own_validation_split() -> None:
     backbone = {"weights": "random", "name": "vit_tiny_patch16_224"}
     config = load_config({"backbone": backbone, "train": {"shots": 1}, "data": {"val_split": "val"}})
-    assert RowDraw.of(config) == RowDraw(val_fraction=None, shots=1)
+    assert RowDraw.of(config, for_search=True) == RowDraw(val_fraction=None, shots=1)
+    assert RowDraw.of(config) == RowDraw(val_fraction=None, shots=1, refit=True)

@@ -98,11 +98,12 @@ class TestEveryMethod:
 
     def test_a_pool_without_its_tokens_is_refused(self, method: str, options: dict[str, Any]) -> None:
         with pytest.raises(
-            UserError, match=r"pool 'cls' is not available: it needs tokens that are not there.*legal: mean, backbone"
+            UserError,
+            match=r"pool 'cls' is not available: it needs tokens that are not there.*legal: mean, flatten, backbone",
         ):
             build(method, make_spec(prefix=0), pool="cls", **options)
         with pytest.raises(
-            UserError, match=r"pool 'mean' is not available: it needs tokens that are not there.*legal: cls$"
+            UserError, match=r"pool 'mean' is not available: it needs tokens that are not there.*legal: cls, flatten$"
         ):
             build(method, make_spec(grid=()), pool="mean", **options)
 

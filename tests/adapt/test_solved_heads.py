@@ -1,4 +1,4 @@
-"""Heads that are solved: those that models start with, and those on what a model has learned."""
+"""Heads that are solved on what a model has learned."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,10 +13,12 @@ from adapt.config.trials import Trial
 from adapt.features.pooled import PooledFeatures
 from adapt.job.trial_run import settings_of
 from adapt.methods.registry import find_method
+from adapt.training import solved_heads
 from adapt.training.candidate import Candidate
 from adapt.training.evaluation import predict_logits
 from adapt.training.row_draw import RowDraw
 from adapt.training.settings import Settings
+from adapt.training.solved_heads import solve_trained_heads
 from adapt.training.trials import Entry, TrainingData, train_entries
 from store.errors import Note
 
@@ -73,51 +75,22 @@ def test_a_refit_has_a_solved_head_too() -> None:
     assert solved.score != solved.score
 
 
-@pytest.mark.parametrize(("method", "options"), IN_STEPS)
-def test_a_model_that_starts_with_a_solved_head_is_never_behind_the_probe_on_validation(
-    method: str, options: dict[str, Any]
-) -> None:
-    read = {"pool": options.get("pool", "auto")} | ({"layers": [options["layer"]]} if "layer" in options else {})
-    probe, trained = train("linear_probe", read), train(method, options, start_head=DECAY)
-    assert trained.rank >= probe.rank
-
-
-def test_training_that_only_harms_leaves_the_probe() -> None:
-    """Epoch 0 is the best: the model gives the logits of the probe."""
-    probe = train("linear_probe", {})
-    harmed = train("losa", {"rank": 4}, start_head=DECAY, optimizer="sgd", head_lr=1e4)
-    assert (harmed.best_epoch, harmed.score, harmed.loss) == (0, probe.score, probe.loss)
-    rows = probe.data.val_rows
-    torch.testing.assert_close(logits_of(harmed, rows), logits_of(probe, rows), rtol=1e-4, atol=1e-4)
-
-
-def test_the_last_epoch_is_kept_also_after_a_solved_start() -> None:
-    assert train("losa", {"rank": 4}, start_head=DECAY, keep="last").best_epoch == SETTINGS.epochs
-
-
-def test_seeds_start_with_the_heads_of_their_own_rows() -> None:
-    trial = Trial(options=find_method("losa").options(), lr=1e-9, weight_decay=DECAY)
-    settings = replace(SETTINGS, start_head=DECAY)
-    entries = [Entry(method="losa", trial=trial, seed=seed, settings=settings) for seed in (0, 1)]
-    together = train_entries(entries, DATA, RowDraw(val_fraction=0.25))
-    alone = [train_entries([entry], DATA, RowDraw(val_fraction=0.25))[0] for entry in entries]
-    for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(one.best["readout.head.weight"], other.best["readout.head.weight"])
-    heads = [one.best["readout.head.weight"] for one in together]
-    assert not torch.allclose(heads[0], heads[1], atol=1e-3)
-
-
-def test_a_method_that_does_not_start_as_the_probe_does_not_start_with_its_head() -> None:
-    config = sc.load_config(
-        {"backbone": {"weights": "random"}, "train": {"start_head": 0.1}, "methods": ["losa", "prompt"]}
-    )
-    assert [settings_of(config, method).start_head for method in config.parsed_methods()] == [0.1, None]
-
-
-@pytest.mark.parametrize(
-    ("setting", "name"), [("solve_head", "the solved head of losa"), ("start_head", "the head to start from")]
-)
-def test_a_head_without_an_optimum_is_warned_of(setting: str, name: str) -> None:
+def test_a_head_without_an_optimum_is_warned_of() -> None:
     # fewer rows than features, so that the classes are separable
-    with pytest.warns(Note, match=f"{name} of weight decay 0 is not at its optimum"):
-        train("losa", {"rank": 4}, **{setting: 0.0})
+    with pytest.warns(Note, match="the solved head of losa of weight decay 0 is not at its optimum"):
+        train("losa", {"rank": 4}, solve_head=0.0)
+
+
+def test_heads_are_solved_of_methods_that_train_from_features_alone() -> None:
+    config = sc.load_config({"backbone": {"weights": "random"}, "methods": ["losa", "lora"]})
+    assert [settings_of(config, method).solve_head for method in config.parsed_methods()] == [0.01, None]
+
+
+def test_a_model_that_has_gone_astray_keeps_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it gives its head is finite, but the squares are not."""
+    trained = train("losa", {"rank": 4})
+    before = trained.trained_state()
+    wild = torch.full((FEATURES.labels("train").shape[0], trained.model.readout.head.in_features), 1e25)
+    monkeypatch.setattr(solved_heads, "predict_logits", lambda *_, **__: [wild])
+    solve_trained_heads([trained], FEATURES, DECAY, precision="float32")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained.trained_state().items())

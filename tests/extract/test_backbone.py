@@ -380,7 +380,7 @@ def test_registers_of_a_users_module_are_no_class_tokens() -> None:
     tokens = torch.randn(3, 8, 8)
     assert torch.equal(pooled(registers, "auto", tokens), tokens[:, 2:].mean(dim=1))
     assert torch.equal(pooled(both, "cls", tokens), tokens[:, 0])
-    with pytest.raises(UserError, match=r"pool 'cls' is not available: .*; legal: mean$"):
+    with pytest.raises(UserError, match=r"pool 'cls' is not available: .*; legal: mean, flatten$"):
         pooled(registers, "cls", tokens)
     with pytest.raises(UserError, match="pool 'backbone' is not available: this backbone has no pooling of its own"):
         pooled(registers, "backbone", tokens)
@@ -448,7 +448,7 @@ def test_a_model_is_built_from_a_name_or_a_backbone_alike(tiny_backbone: TimmBac
     [
         ({"rank": 0}, "losa: rank: given 0; input should be greater than or equal to 1"),
         ({"rnk": 4}, "losa: rnk: unknown key; legal keys here: rank, token_rank, start, "),
-        ({"layers": "some"}, r"losa: layers: given 'some'; legal: all, a list such as"),
+        ({"layers": "some"}, r"losa: layers: given 'some'; legal: auto, all, a list such as"),
         ({"layers": [3]}, r"layers \[3\] do not exist: this backbone has 3, numbered 0 to 2"),
         ({"dropout": 1.0}, "losa: dropout: given 1.0; input should be less than 1"),
         (

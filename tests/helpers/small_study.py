@@ -31,7 +31,7 @@ def document(*names: str, **changes: Any) -> dict[str, Any]:
         "datasets": {name: {"source": "folder", "root": f"images/{name}", "val_fraction": 0.34} for name in names},
         **({} if "backbones" in changes else {"backbone": backbone()}),
         "store": {"dtype": "float32", "shard_samples": 5},
-        "train": {"epochs": 1, "batch_size": 8, "seeds": [0], "device": "cpu"},
+        "train": {"epochs": 1, "batch_size": 8, "seeds": [0], "device": "cpu", "refit": False},
         "extract": {"device": "cpu"},
         "methods": ["linear_probe"],
         **changes,

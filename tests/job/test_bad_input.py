@@ -223,7 +223,7 @@ def test_an_option_that_the_stored_tokens_cannot_serve(attempt: Attempt, tmp_pat
     status, err = attempt("store.tokens=cls", "methods=[{name: linear_probe, pool: mean}]")
     assert status == 2
     assert "pool 'mean' is not available: it needs tokens that are not there" in err
-    assert "legal: cls, backbone" in err
+    assert "legal: cls, flatten, backbone" in err
     assert not (tmp_path / "run" / "results.json").exists()
 
 

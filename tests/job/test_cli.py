@@ -60,7 +60,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"source": "folder", "root": "images", "val_fraction": 0.25},
         "backbone": {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32, "model_kwargs": TINY},
         "store": {"path": "cache.zarr", "dtype": "float32", "shard_samples": 5},
-        "train": {"epochs": 2, "batch_size": 8, "seeds": [0], "lr": 0.01},
+        "train": {"epochs": 2, "batch_size": 8, "seeds": [0], "lr": 0.01, "refit": False},
         "methods": ["linear_probe", {"name": "losa", "rank": 4, "token_rank": 2}],
     }
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(document))

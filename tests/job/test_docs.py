@@ -11,7 +11,7 @@ import yaml
 
 from adapt.config.load_config import load_config
 from adapt.config.study import Study, load_job, load_study
-from adapt.methods.registry import METHODS
+from adapt.methods.registry import METHODS, find_method
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,9 @@ def test_examples_parse_with_data_in_any_folder(path: Path, monkeypatch: pytest.
     job = load_job(path)
     methods = (job.parts[0].config if isinstance(job, Study) else job).parsed_methods()
     assert {"linear_probe", "losa"} <= {method.name for method in methods}
-    assert {len(method.trials) for method in methods} == {12}, "the budgets are equal"
+    # in the study of end-to-end methods only these are of equal budgets: the others take seconds
+    compared = [method for method in methods if path.name != "rivals.yaml" or find_method(method.name).trains_backbone]
+    assert len({len(method.trials) for method in compared}) == 1, "the budgets are equal"
     assert {trial.options.pool for method in methods for trial in method.trials} == {"auto"}, "so is the head"
 
 

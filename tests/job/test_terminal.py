@@ -54,7 +54,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"source": "folder", "root": HOSTILE, "val_fraction": 0.5},
         "backbone": {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32, "model_kwargs": TINY},
         "store": {"path": f"cache {HOSTILE}.zarr", "dtype": "float32", "shard_samples": 6},
-        "train": {"epochs": 1, "seeds": [0]},
+        "train": {"epochs": 1, "seeds": [0], "refit": False},
         "methods": ["linear_probe"],
     }
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(document))

@@ -74,7 +74,7 @@ def config(videos: Path, tmp_path: Path) -> Callable[..., Config]:
             },
             "backbone": BACKBONES[kind],
             "store": {"path": str(tmp_path / "cache.zarr"), "dtype": "float32", "shard_samples": 8},
-            "train": {"epochs": 1, "batch_size": 8, "seeds": [0]},
+            "train": {"epochs": 1, "batch_size": 8, "seeds": [0], "refit": False},
             "methods": METHODS,
         }
         return load_config({key: value | changes.get(key, {}) if isinstance(value, dict) else changes.get(key, value)

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
-from adapt.methods.options import MethodOptions, choose_layers
+from adapt.methods.options import SIDE_LAYERS_HELP, MethodOptions, SideLayers, choose_layers
 from adapt.methods.readout import Pooling, Readout
-from store.config import Every, Layers, PositiveInt
+from store.config import PositiveInt
 from store.errors import UserError
 
 
@@ -43,14 +43,15 @@ class ConvLadderOptions(MethodOptions):
         width: r, of the side network.
         num_queries: K, how many queries.
         pool: what the head reads besides; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored.
+        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k} or
+            {last: n} of those stored.
         dropout: on what the queries read.
     """
 
     width: PositiveInt = 64
     num_queries: PositiveInt = 16
     pool: Pooling = "auto"
-    layers: Layers = Field(Every(every=3), description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    layers: SideLayers = Field("auto", description=SIDE_LAYERS_HELP)
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.from_features.linear_probe import LinearProbe, LinearProbeOptions
-from adapt.methods.options import MethodOptions
+from adapt.methods.options import LAYERS_HELP, MethodOptions
 from adapt.methods.readout import Pooling
 from store.config import Layers
 
@@ -35,7 +35,7 @@ class Head2ToeOptions(MethodOptions):
 
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     pool: Pooling = "auto"
-    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    layers: Layers = Field("all", description=LAYERS_HELP)
 
 
 class Head2Toe(LinearProbe):

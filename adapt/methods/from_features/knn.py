@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
-from adapt.methods.options import MethodOptions, choose_layers
+from adapt.methods.options import LAYERS_HELP, MethodOptions, choose_layers
 from adapt.methods.readout import Pooling, Readout
 from store.config import Last, Layers, PositiveInt
 
@@ -41,7 +41,7 @@ class KNNOptions(MethodOptions):
     k: PositiveInt = 20
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.07
     pool: Pooling = "auto"
-    layers: Layers = Field(Last(last=1), description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    layers: Layers = Field(Last(last=1), description=LAYERS_HELP)
 
 
 class NeighborHead(nn.Module):

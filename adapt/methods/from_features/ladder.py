@@ -25,9 +25,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
-from adapt.methods.options import MethodOptions, choose_layers, require_divisor
+from adapt.methods.options import SIDE_LAYERS_HELP, MethodOptions, SideLayers, choose_layers, require_divisor
 from adapt.methods.readout import Pooling, Readout
-from store.config import Layers, PositiveInt
+from store.config import PositiveInt
 
 _TEMPERATURE = 0.1  # T
 
@@ -41,13 +41,14 @@ class LadderOptions(MethodOptions):
         reduction: how many times narrower than the backbone the side network is; must divide d.
         num_heads: heads of the side blocks; must divide their width.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored.
+        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k} or
+            {last: n} of those stored.
     """
 
     reduction: PositiveInt = 8
     num_heads: PositiveInt = 2
     pool: Pooling = "auto"
-    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    layers: SideLayers = Field("auto", description=SIDE_LAYERS_HELP)
 
 
 class Ladder(nn.Module):

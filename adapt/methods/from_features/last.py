@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
-from adapt.methods.options import MethodOptions, choose_layers, require_divisor
+from adapt.methods.options import SIDE_LAYERS_HELP, MethodOptions, SideLayers, choose_layers, require_divisor
 from adapt.methods.readout import Pooling, Readout
-from store.config import Layers, PositiveInt
+from store.config import PositiveInt
 
 
 class LASTOptions(MethodOptions):
@@ -33,14 +33,15 @@ class LASTOptions(MethodOptions):
         rank: r, width of the attention, all heads together.
         num_heads: heads of the attention; must divide r.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored.
+        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k} or
+            {last: n} of those stored.
         dropout: on the output of the attention, before W_out.
     """
 
     rank: PositiveInt = 32
     num_heads: PositiveInt = 4
     pool: Pooling = "auto"
-    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    layers: SideLayers = Field("auto", description=SIDE_LAYERS_HELP)
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 

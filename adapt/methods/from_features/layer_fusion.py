@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
 from adapt.methods.from_features.attentive_probe import AttentionPooler
-from adapt.methods.options import MethodOptions, choose_layers, require_divisor
+from adapt.methods.options import LAYERS_HELP, MethodOptions, choose_layers, require_divisor
 from adapt.methods.readout import Pooling, Readout
 from store.config import Layers, PositiveInt
 
@@ -37,7 +37,7 @@ class LayerFusionOptions(MethodOptions):
 
     num_heads: PositiveInt = 8
     pool: Pooling = "auto"
-    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    layers: Layers = Field("all", description=LAYERS_HELP)
 
 
 class LayerFusion(nn.Module):

@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
-from adapt.methods.options import MethodOptions, choose_layers
+from adapt.methods.options import LAYERS_HELP, MethodOptions, choose_layers
 from adapt.methods.readout import Pooling, Readout
 from store.config import Last, Layers
 
@@ -20,7 +20,7 @@ class LinearProbeOptions(MethodOptions):
     """
 
     pool: Pooling = "auto"
-    layers: Layers = Field(Last(last=1), description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    layers: Layers = Field(Last(last=1), description=LAYERS_HELP)
 
 
 class LinearProbe(nn.Module):

@@ -34,9 +34,9 @@ from torch.nn import functional as F
 
 from adapt.methods.dropout import ByteDropout, Draw, draw_bytes
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer, autocast_dtype
-from adapt.methods.options import MethodOptions, choose_layers
+from adapt.methods.options import SIDE_LAYERS_HELP, MethodOptions, SideLayers, choose_layers
 from adapt.methods.readout import Pooling, Readout
-from store.config import Layers, PositiveInt
+from store.config import PositiveInt
 from store.errors import UserError
 from store.layout import TokenLayout
 
@@ -51,19 +51,20 @@ class LoSAOptions(MethodOptions):
         norm: how a layer's tokens are normalized: layer (without parameters), backbone (its final norm), none.
         add: where the sum of updates joins the last layer: before_norm or after_norm, of the final norm.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored.
+        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k} or
+            {last: n} of those stored.
         dropout: on the hidden units of all bottlenecks.
         time_rank: s', width of the bottleneck of the frames of a video; 0 leaves mixing over time out.
         factorised: videos: first space, then time; false mixes all patches of all frames at once, at `token_rank`.
     """
 
-    rank: PositiveInt = 64
-    token_rank: Annotated[int, Field(ge=0)] = 8
+    rank: PositiveInt = 16
+    token_rank: Annotated[int, Field(ge=0)] = 32
     start: Literal["zero", "last"] = "zero"
     norm: Literal["layer", "backbone", "none"] = "layer"
     add: Literal["before_norm", "after_norm"] = "before_norm"
     pool: Pooling = "auto"
-    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    layers: SideLayers = Field("auto", description=SIDE_LAYERS_HELP)
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     time_rank: Annotated[int, Field(ge=0)] = 8
     factorised: bool = True

@@ -92,7 +92,7 @@ class TunedBackbone(nn.Module):
         """Compute attention by products and a softmax; in bfloat16 on a CPU, the fused kernel's backward is slow."""
         for module in self.modules():
             if hasattr(module, "fused_attn"):  # of timm's attention layers
-                module.fused_attn = False
+                module.fused_attn = False  # type: ignore[assignment]
 
     def train(self, mode: bool = True) -> "TunedBackbone":
         """Set the mode, but leave batch norms in evaluation: an adaptor holds parameters only, no new statistics."""

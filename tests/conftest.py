@@ -81,7 +81,7 @@ def tiny_config(image_folder: Path, tmp_path: Path) -> Callable[..., Config]:
                 "model_kwargs": dict(TINY),
             },
             "store": {"path": str(tmp_path / "cache.zarr"), "dtype": "float32", "shard_samples": 5},
-            "train": {"epochs": 2, "batch_size": 8, "seeds": [0], "refit": False, "solve_head": None},
+            "train": {"epochs": 2, "batch_size": 8, "seeds": [0], "refit": False},
             "methods": ["linear_probe", {"name": "losa", "rank": 4, "token_rank": 2}],
         }
         return load_config(document, overrides)

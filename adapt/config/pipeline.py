@@ -68,7 +68,7 @@ class TrainConfig(StrictModel):
     mixup: NonNegative = 0.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     keep: Literal["best", "last"] = "best"
-    solve_head: Positive | None = Field(0.01, description="a positive weight decay, or null")
+    solve_head: Positive | None = Field(None, description="a positive weight decay, or null")
     refit: bool = True
     halving: HalvingConfig | None = Field(None, description="a section such as {factor: 2, min_epochs: 4}, or null")
     tensorboard: bool = False

@@ -26,13 +26,9 @@ def _table(scores: StoreScores, reading: LayerScores) -> Table:
         table.add_column(name, justify="right")
     for layer, alone in reading.alone.items():
         place = reading.order.index(layer) if layer in reading.order else None
-        table.add_row(
-            str(layer),
-            f"{alone:.1f}",
-            f"{reading.without[layer]:.1f}" if layer in reading.without else "–",
-            "–" if place is None else str(place + 1),
-            "–" if place is None else f"{reading.scores[place]:.1f}",
-        )
+        without = f"{reading.without[layer]:.1f}" if layer in reading.without else "–"
+        chosen = ("–", "–") if place is None else (str(place + 1), f"{reading.scores[place]:.1f}")
+        table.add_row(str(layer), f"{alone:.1f}", without, *chosen)
     return table
 
 

@@ -79,7 +79,8 @@ class ListedSearch(Search):
     @property
     def best(self) -> Trial:
         """See `Search.best`."""
-        return self._trials[0] if len(self._trials) == 1 else self._scores.best(self._trials)
+        is_unscored = len(self._trials) == 1 and self._trials[0] not in self._scores
+        return self._trials[0] if is_unscored else self._scores.best(self._trials)
 
     def _widen(self) -> list[Trial]:
         """The next trials beyond the edge; none if the best one is inside, or all diverged."""

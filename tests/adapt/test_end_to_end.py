@@ -120,7 +120,7 @@ def test_the_search_tries_every_point_and_resumes_between_them(
 
 
 def test_a_rate_that_diverges_loses_the_search_of_an_end_to_end_method_too(tiny_config: MakeConfig) -> None:
-    wild = "train={optimizer: sgd, epochs: 2, seeds: [0]}"
+    wild = "train={optimizer: sgd, epochs: 2, seeds: [0]}"  # refit: a single trial is scored too
     (row,) = sc.run(tiny_config("methods=[bitfit]", wild, "sweep={lr: [1.0e+30, 0.01]}"))
     assert row.lr == 0.01
     with pytest.raises(JobError, match=r"diverged in its first epoch at learning rates 1e\+30; lower train\.lr"):

@@ -82,8 +82,10 @@ def test_a_head_without_an_optimum_is_warned_of() -> None:
 
 
 def test_heads_are_solved_of_methods_that_train_from_features_alone() -> None:
-    config = sc.load_config({"backbone": {"weights": "random"}, "methods": ["losa", "lora"]})
-    assert [settings_of(config, method).solve_head for method in config.parsed_methods()] == [0.01, None]
+    config = sc.load_config(
+        {"backbone": {"weights": "random"}, "train": {"solve_head": 0.1}, "methods": ["losa", "lora"]}
+    )
+    assert [settings_of(config, method).solve_head for method in config.parsed_methods()] == [0.1, None]
 
 
 def test_a_model_that_has_gone_astray_keeps_its_head(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ from adapt.methods.registry import find_method
 
 @dataclass(frozen=True, kw_only=True)
 class MethodTrials:
-    """The trials of a method: the search of its grid, if it has several points, and one trial a seed.
+    """The trials of a method: those of its grid that are scored on validation, and one a seed.
+
+    A single point is scored only where the trials of the seeds cannot be, since they train on validation rows too.
 
     Attributes:
         number: of trials, without those by which a search may extend its grid.
@@ -26,7 +28,7 @@ def trials_of(config: Config) -> Iterator[MethodTrials]:
     """The trials of every method of a job."""
     n_seeds, search_epochs = len(config.train.seeds), config.search.epochs
     for method in config.parsed_methods():
-        n_points = len(method.trials) if len(method.trials) > 1 else 0
+        n_points = len(method.trials) if len(method.trials) > 1 or config.train.refit else 0
         epochs = n_points * (search_epochs or method.epochs) + n_seeds * method.epochs
         kind = find_method(method.name)
         yield MethodTrials(

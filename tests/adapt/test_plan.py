@@ -251,6 +251,14 @@ class TestTrials:
         assert plan.trials == trials
         assert plan.train_seconds == pytest.approx(epochs * 18 * 4.0)
 
+    def test_a_refit_trial_is_scored_first_and_then_trained_on_all_samples(
+        self, tiny_config: Build, measured: Callable[..., None]
+    ) -> None:
+        measured()
+        plan = make_plan(tiny_config("methods=[losa]", "train.seeds=[0, 1]", "train.refit=true"))
+        assert plan.trials == 1 + 2
+        assert plan.train_seconds == pytest.approx(3 * 2 * 24 * 4.0)
+
     def test_methods_inside_the_backbone_take_the_time_of_theirs(
         self, tiny_config: Build, measured: Callable[..., None]
     ) -> None:

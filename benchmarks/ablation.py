@@ -122,14 +122,14 @@ class Subset:
 
 
 @dataclass(frozen=True)
-class Halves:
+class JudgedRows:
     """What a variant is trained on, and the rows that judge it."""
 
     trained: PooledFeatures
     judged: Subset
 
     @classmethod
-    def of(cls, features: Features, limit: int) -> "Halves":
+    def of(cls, features: Features, limit: int) -> "JudgedRows":
         """Draw at most `limit` rows of the training split; a quarter of them judges."""
         rows = np.random.default_rng(0).permutation(len(features.labels("train")))[:limit]
         judged, trained = np.sort(rows[: len(rows) // 4]), np.sort(rows[len(rows) // 4 :])
@@ -142,17 +142,17 @@ class Halves:
         return [evaluate(of_candidate, labels).score(balance_classes=False) for of_candidate in logits]
 
 
-def run_variant(method: str, variant: Variant, halves: Halves, epochs: int, seeds: int) -> dict[str, Any]:
+def run_variant(method: str, variant: Variant, data: JudgedRows, epochs: int, seeds: int) -> dict[str, Any]:
     """Scores on the rows that judge, one a seed."""
     settings = replace(Settings(epochs=epochs, batch_size=32), **variant.settings)
     trial = _trial(method, BASES[method] | variant.options, lr=variant.lr, weight_decay=WEIGHT_DECAY)
     entries = [Entry(method=method, trial=trial, seed=seed, settings=settings) for seed in range(seeds)]
     started = time.process_time()
-    trained = train_entries(entries, TrainingData(halves.trained), RowDraw(val_fraction=0.2, refit=variant.refit))
-    return {"scores": halves.judge(trained), "cpu_seconds": time.process_time() - started}
+    trained = train_entries(entries, TrainingData(data.trained), RowDraw(val_fraction=0.2, refit=variant.refit))
+    return {"scores": data.judge(trained), "cpu_seconds": time.process_time() - started}
 
 
-def run_probe(layers: Any, halves: Halves, seeds: int) -> dict[str, Any]:
+def run_probe(layers: Any, data: JudgedRows, seeds: int) -> dict[str, Any]:
     """Scores of the linear probe on the rows that judge; validation chooses its weight decay for every seed."""
     settings = Settings(epochs=1, batch_size=32)
     started = time.process_time()
@@ -166,10 +166,10 @@ def run_probe(layers: Any, halves: Halves, seeds: int) -> dict[str, Any]:
         for seed in range(seeds)
         for decay in PROBE_DECAYS
     ]
-    trained = train_entries(entries, TrainingData(halves.trained), RowDraw(val_fraction=0.2))
+    trained = train_entries(entries, TrainingData(data.trained), RowDraw(val_fraction=0.2))
     of_seed = [trained[start : start + len(PROBE_DECAYS)] for start in range(0, len(trained), len(PROBE_DECAYS))]
     best = [max(candidates, key=lambda candidate: candidate.rank) for candidates in of_seed]
-    return {"scores": halves.judge(best), "cpu_seconds": time.process_time() - started}
+    return {"scores": data.judge(best), "cpu_seconds": time.process_time() - started}
 
 
 def _trial(method: str, options: dict[str, Any], lr: float | None, weight_decay: float) -> Trial:
@@ -198,19 +198,19 @@ def main() -> None:
     jobs += [(method, name) for method, variants in VARIANTS.items() for name in variants]
     for path in args.stores:
         store = open_store(path)
-        halves = None
+        data = None
         for method, name in jobs:
             found = results.setdefault(method, {}).setdefault(name, {})
             if store.schema.dataset in found:
                 continue
-            if halves is None:
+            if data is None:
                 features = ResidentFeatures(StreamedFeatures(store, torch.device("cpu")), store.layers)
-                halves = Halves.of(features, args.limit)
+                data = JudgedRows.of(features, args.limit)
             if method == "linear_probe":
-                figure = run_probe(probes[name], halves, seeds=args.seeds)
+                figure = run_probe(probes[name], data, seeds=args.seeds)
             else:
                 variant = VARIANTS[method][name]
-                figure = run_variant(method, variant, halves, epochs=args.epochs, seeds=args.seeds)
+                figure = run_variant(method, variant, data, epochs=args.epochs, seeds=args.seeds)
             found[store.schema.dataset] = figure
             args.out.write_text(json.dumps(figures, indent=1) + "\n")
     print("\n\n".join(tables(results)))

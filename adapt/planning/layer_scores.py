@@ -216,11 +216,11 @@ def _kernels(
 ) -> Iterator[tuple[Reading, Kernel]]:
     """The kernels of a layer: of its pooled tokens, and of its patches if there are several."""
     readout, layout = Readout(features.spec, features.num_classes, "auto", (layer,)), features.spec.layout
-    parts = []
+    normalized, filled = torch.empty(len(rows), layout.num_tokens, features.spec.dim), 0
     for group, tokens in features.batches("train", in_groups(rows, _AT_ONCE), [layer]):
-        parts.append(readout.normalize(tokens[layer]))
+        normalized[filled : filled + len(group)] = readout.normalize(tokens[layer])
+        filled += len(group)
         advance(len(group))
-    normalized = torch.cat(parts)
     yield "pooled", _kernel(readout.pool(normalized)[:, None])
     if layout.num_patches > 1:
         yield "grid", _kernel(normalized[:, layout.num_prefix_tokens :])
@@ -228,9 +228,7 @@ def _kernels(
 
 def _kernel(tokens: Float[Tensor, "samples tokens dim"]) -> Kernel:
     """Inner products of the samples' tokens, every channel centered and scaled alike at all places; mean square 1."""
-    channels = tokens.flatten(0, 1)
-    spread = channels.std(dim=0, correction=0)
-    standardized = (tokens - channels.mean(dim=0)) / spread.where(spread > 0, 1.0)
-    flat = standardized.flatten(1)
+    spread = tokens.std(dim=(0, 1), correction=0)
+    flat = (tokens - tokens.mean(dim=(0, 1))).div_(spread.where(spread > 0, 1.0)).flatten(1)
     kernel = (flat @ flat.T).double()
     return kernel / kernel.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)

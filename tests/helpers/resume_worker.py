@@ -117,11 +117,17 @@ def committed(store: Path) -> int:
     return sum(1 for mark in store.glob("*/status/c/*") if mark.suffix != ".__lock")
 
 
-def trial(job: Job, store: Path, stop: int, seconds: float) -> dict[str, object]:
-    """Stop a run by a signal after some seconds, resume it, and describe both."""
+def num_files(store: Path) -> int:
+    """The number of files of a store that another process may be writing."""
+    return sum(len(files) for _, _, files in os.walk(store))
+
+
+def trial(job: Job, store: Path, stop: int, files: int) -> dict[str, object]:
+    """Stop a run by a signal once its store has that many files, resume it, and describe both."""
     copy_base(store)
     run = job.start(store)
-    time.sleep(seconds)
+    while num_files(store) < files and not run.has_ended():
+        time.sleep(0.001)
     os.kill(run.process, stop)
     status, _ = run.finish()
     before = committed(store)
@@ -144,16 +150,15 @@ def main() -> None:
     for more in sys.argv[4:]:
         replace(job, layers=[1]).start(stores / "base.zarr").finish()
         shutil.copytree(more, images, dirs_exist_ok=True)
-    copy_base(stores / "whole.zarr")
-    started = time.perf_counter()
-    status, total = job.start(stores / "whole.zarr").finish()
-    seconds = time.perf_counter() - started
-    draw = random.Random(os.getpid())
+    copy_base(whole := stores / "whole.zarr")
+    first = num_files(whole)
+    status, total = job.start(whole).finish()
+    added, draw = num_files(whole) - first, random.Random(os.getpid())
     trials = [
-        trial(job, stores / f"{k}.zarr", stop, seconds * draw.uniform(k / 6, (k + 1) / 6))
+        trial(job, stores / f"{k}.zarr", stop, first + round(added * draw.uniform(k / 6, (k + 1) / 6)))
         for k, stop in enumerate([*[signal.SIGKILL] * 5, signal.SIGINT])
     ]
-    print(json.dumps({"status": status, "total": total, "seconds": seconds, "trials": trials}))
+    print(json.dumps({"status": status, "total": total, "trials": trials}))
 
 
 if __name__ == "__main__":

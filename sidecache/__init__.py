@@ -126,10 +126,13 @@ def extract(
     check_main_script(extract=config.extract)
     from adapt.job.extraction import extract as extract_to_store
     from adapt.job.inputs import Inputs
+    from adapt.planning.preset_choice import resolve_preset
     from extract.forward.device import configure_process
+    from sidecache.messages import log
 
     configure_process()
-    return extract_to_store(config, Inputs(config, source, backbone), on_changed)
+    inputs = Inputs(config, source, backbone)
+    return extract_to_store(resolve_preset(config, inputs, log), inputs, on_changed)
 
 
 def train(

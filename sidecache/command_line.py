@@ -74,12 +74,16 @@ def plan_command(
     budget: Annotated[
         str | None, typer.Option(metavar="BYTES", help="disk space for all stores, such as 20GB; shows what would fit")
     ] = None,
+    pilot: Annotated[
+        bool,
+        typer.Option("--pilot", help="first run some training samples through the backbone: which preset suffices"),
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Estimate the cost of a job or a study, in bytes and seconds on this machine, before it runs."""
     from sidecache import commands
 
-    commands.plan(_read_job(config, overrides), budget, as_json=json, title=str(config))
+    commands.plan(_read_job(config, overrides), budget, with_pilot=pilot, as_json=json, title=str(config))
 
 
 @app.command("extract", epilog="Example: sidecache extract pipeline.yaml --workers 4")
@@ -128,6 +132,7 @@ def intrinsic_command(
     from adapt.job.intrinsic_dimension import parse_dims
     from adapt.job.intrinsic_figure import print_measurement
     from adapt.job.training_job import measure_intrinsic_dimension
+    from adapt.planning.preset_choice import resolve_preset
     from adapt.training.distributed import own_run_dir, world
     from extract.forward.device import configure_process
     from sidecache.steps import extract_first
@@ -138,6 +143,7 @@ def intrinsic_command(
     with own_run_dir(parsed.run_dir) as run_dir:
         own_config = parsed.model_copy(update={"run_dir": run_dir})
         inputs = Inputs(own_config)
+        own_config = resolve_preset(own_config, inputs, log)
         extract_first(own_config, inputs)
         measurement = measure_intrinsic_dimension(own_config, inputs, block, parsed_dims, log=log)
     if world().is_main_process:
@@ -229,6 +235,7 @@ def verify_command(
 def _repair(store: str, config: "Config", report: "Report") -> None:
     from adapt.job.extraction import repair
     from adapt.job.inputs import Inputs
+    from adapt.planning.preset_choice import require_preset
     from extract.forward.device import configure_process
     from sidecache.steps import log_extraction
     from store.address import store_url
@@ -236,6 +243,7 @@ def _repair(store: str, config: "Config", report: "Report") -> None:
     from store.verify_report import damaged_shards
 
     configure_process()
+    config = require_preset(config)
     if store_url(config.store.path) != store_url(store):
         raise UserError(f"that job makes the store {config.store.path}, not {store}; give the job that made this one")
     log_extraction(repair(config, Inputs(config), damaged_shards(report)), config)

@@ -7,8 +7,13 @@ import sidecache
 from adapt.config.pipeline import Config
 from adapt.config.study import Study
 from adapt.job.extraction import OnChanged
+from adapt.job.inputs import Inputs
+from adapt.planning.pilot import Pilot
+from adapt.planning.pilot_report import print_pilot
 from adapt.planning.plan import print_plan
 from adapt.planning.planner import make_plan, parse_bytes
+from adapt.planning.preset_choice import find_pilot
+from adapt.study.checks import failure_of
 from adapt.study.plan import plan_study, print_study_plan
 from adapt.study.record import has_record
 from adapt.study.results import StudyResult, read_study_results
@@ -45,10 +50,11 @@ def train(job: Config | Study) -> None:
         print_results(job.run_dir)
 
 
-def plan(job: Config | Study, budget: str | None, as_json: bool, title: str) -> None:
-    """Print the plan."""
+def plan(job: Config | Study, budget: str | None, with_pilot: bool, as_json: bool, title: str) -> None:
+    """Print the plan, after that of the pilot of every part."""
     configure_process()
     n_bytes = None if budget is None else parse_bytes(budget)
+    pilots = _run_pilots(job) if with_pilot else {}
     if isinstance(job, Study):
         of_study = plan_study(job, n_bytes)
         show, document = partial(print_study_plan, of_study, title), of_study.document()
@@ -56,9 +62,27 @@ def plan(job: Config | Study, budget: str | None, as_json: bool, title: str) -> 
         of_job = make_plan(job, n_bytes)
         show, document = partial(print_plan, of_job, title), of_job.document()
     if as_json:
-        print_json(document)
-    else:
-        show()
+        of_pilots = {"pilots": {name: pilot.model_dump() for name, pilot in pilots.items()}} if with_pilot else {}
+        print_json(document | of_pilots)
+        return
+    for name, pilot in pilots.items():
+        print_pilot(pilot, name)
+    show()
+
+
+def _run_pilots(job: Config | Study) -> dict[str, Pilot]:
+    """The pilot of a job, or of every part of a study that can start, by name."""
+    if isinstance(job, Config):
+        return {job.name: find_pilot(job, Inputs(job), log)}
+    pilots = dict[str, Pilot]()
+    for part in job.parts:
+
+        def run_one(name: str = part.name, config: Config = part.config) -> None:
+            pilots[name] = find_pilot(config, Inputs(config), log)
+
+        if reason := failure_of(run_one):
+            log(f"{part.name} has no pilot: {reason}")
+    return pilots
 
 
 def report(run_dir: Path) -> None:

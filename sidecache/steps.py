@@ -12,6 +12,7 @@ from adapt.job.extraction import OnChanged, at_store, extract
 from adapt.job.inputs import Inputs
 from adapt.job.training_job import train
 from adapt.methods.registry import find_method
+from adapt.planning.preset_choice import require_preset, resolve_preset
 from adapt.report.page import write_report
 from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import print_table
@@ -53,13 +54,17 @@ def run_job(
     with own_run_dir(config.run_dir) as run_dir:
         own_config = config.model_copy(update={"run_dir": run_dir})
         with _EXTRACTING:
-            own_config, inputs = extract_first(own_config, Inputs(own_config, own.source, own.backbone), on_changed)
+            inputs = Inputs(own_config, own.source, own.backbone)
+            own_config = resolve_preset(own_config, inputs, log)
+            require_trainable(own_config, own.backbone)  # a pilot that ran for other methods may have chosen
+            own_config, inputs = extract_first(own_config, inputs, on_changed)
         return train_and_report(own_config, inputs, executor, own.callbacks)
 
 
 def train_job(config: Config, executor: Executor, own: OwnParts = OwnParts()) -> list[Row]:
     """Train and report; see `sidecache.train`."""
     _require_callable(config, own)
+    config = require_preset(config, own.source.name if own.source else "")
     with own_run_dir(config.run_dir) as run_dir:
         own_config = config.model_copy(update={"run_dir": run_dir})
         return train_and_report(own_config, Inputs(own_config, own.source, own.backbone), executor, own.callbacks)

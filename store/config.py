@@ -1,6 +1,6 @@
 """The options of the `store:` section of pipeline.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,32 +24,68 @@ class Last(StrictModel):
     last: PositiveInt
 
 
-class Pool(StrictModel):
-    """Patch tokens averaged over `pool` x `pool` squares of the grid and, for videos, over `time` frames.
+class Spread(StrictModel):
+    """At most n layers, evenly spread; the last one is among them."""
 
-    Prefix tokens are kept; if every frame has its own, those of `time` frames are averaged too.
+    spread: PositiveInt
+
+
+class Pool(StrictModel):
+    """Patch tokens averaged over cells of the grid and, for videos, over `time` frames.
+
+    A cell has `pool` x `pool` patches, or the grid has at most `grid` cells a side. Prefix tokens are kept; if every
+    frame has its own, those of `time` frames are averaged too.
     """
 
     pool: PositiveInt = 1
+    grid: PositiveInt | None = None
     time: PositiveInt = 1
 
     @model_validator(mode="after")
     def _check_sides(self) -> "Pool":
-        if self.pool == self.time == 1:
+        if self.grid is None and self.pool == self.time == 1:
             raise ValueError("pool or time must be at least 2; `all` keeps every token")
+        if self.grid is not None and self.pool > 1:
+            raise ValueError("give pool (patches a cell has on a side) or grid (cells a side), not both")
         return self
 
 
-Layers = Literal["all"] | list[int] | Every | Last
+Layers = Literal["all"] | list[int] | Every | Last | Spread
 Tokens = Literal["all", "cls", "mean", "cls_mean"] | Pool
+TOKENS_HELP = "all, cls, mean, cls_mean, {pool: k}, {grid: n} or {time: m}, or {time: m} with one of the two"
+Preset = Literal["probe", "lean", "grid", "full", "auto"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "probe": {"layers": "all", "tokens": {"grid": 1}, "dtype": "int8"},
+    "lean": {"layers": {"spread": 4}, "tokens": {"grid": 2}, "dtype": "int8"},
+    "grid": {"layers": {"spread": 4}, "tokens": {"grid": 8}, "dtype": "int8"},
+    "full": {"layers": "all", "tokens": "all", "dtype": "float16"},
+}
 
 
 class StoreConfig(StrictModel):
-    """Where the tokens are stored, and in which format."""
+    """Where the tokens are stored, and in which format.
+
+    A preset stands for its layers, tokens and dtype; those that are given beside it take precedence.
+    """
 
     path: str = "cache.zarr"
-    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
-    tokens: Tokens = Field("all", description="all, cls, mean, cls_mean, {pool: k}, {time: m} or {pool: k, time: m}")
+    preset: Preset | None = Field(None, description="null, probe, lean, grid, full or auto")
+    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k}, {spread: n} or {last: n}")
+    tokens: Tokens = Field("all", description=TOKENS_HELP)
     dtype: Dtype = "float16"
     compressor: Compressor | None = None
     shard_samples: Annotated[int, Field(ge=1, le=MAX_SHARD_SAMPLES)] = 256
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replace_preset(cls, values: Any) -> Any:
+        """Options of a preset in its place; `auto` stays, until a pilot chooses."""
+        options = PRESETS.get(str(values.get("preset"))) if isinstance(values, dict) else None
+        if options is None:
+            return values
+        return options | {name: value for name, value in values.items() if name != "preset"}
+
+    def at_preset(self, preset: str) -> "StoreConfig":
+        """The options with those of a preset where none were given."""
+        given = self.model_dump(include=self.model_fields_set - {"preset"})
+        return StoreConfig.model_validate(given | {"preset": preset})

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from store.config import Every, Last, Layers, Pool, Tokens
+from store.config import Every, Last, Layers, Pool, Spread, Tokens
 from store.errors import UserError
 
 
@@ -111,7 +111,7 @@ def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
         return TokenLayout(n_class, grid, layout.prefix_sets, num_class_tokens=n_class)
     assert isinstance(tokens, Pool)
     _require_division(layout, tokens)
-    grid = tuple(side // part for side, part in zip(layout.grid, pool_sides(layout, tokens), strict=True))
+    grid = tuple(cells_a_side(layout, tokens))
     fewer = tokens.time if layout.prefix_sets > 1 else 1  # sets are averaged like their frames
     return TokenLayout(
         layout.num_prefix_tokens // fewer,
@@ -121,9 +121,21 @@ def reduced_layout(layout: TokenLayout, tokens: Tokens) -> TokenLayout:
     )
 
 
-def pool_sides(layout: TokenLayout, pool: Pool) -> tuple[int, ...]:
-    """The number of patches that are averaged along each axis of the grid."""
-    return (pool.time, pool.pool, pool.pool) if layout.is_video else (pool.pool,) * len(layout.grid)
+def cells_a_side(layout: TokenLayout, pool: Pool) -> list[int]:
+    """The number of cells along each axis of the grid, each of which is averaged to a token.
+
+    With `pool.grid` = n a side of more than n patches gets as many cells as its largest divisor above n / 2 and up to
+    n, so that they are alike, else n cells that overlap.
+    """
+    frames, square = (layout.grid[:1], layout.grid[1:]) if layout.is_video else ((), layout.grid)
+    return [side // pool.time for side in frames] + [_cells(side, pool) for side in square]
+
+
+def _cells(side: int, pool: Pool) -> int:
+    if pool.grid is None:
+        return side // pool.pool
+    most = min(pool.grid, side)
+    return next((cells for cells in range(most, most // 2, -1) if side % cells == 0), most)
 
 
 def _require_division(layout: TokenLayout, tokens: Pool) -> None:
@@ -154,9 +166,13 @@ def resolve_layers(layers: Layers, depth: int) -> tuple[int, ...]:
 
     >>> resolve_layers(Every(every=4), 12)
     (3, 7, 11)
+    >>> resolve_layers(Spread(spread=4), 40)
+    (9, 19, 29, 39)
     """
     if layers == "all":
         return tuple(range(depth))
+    if isinstance(layers, Spread):
+        layers = Every(every=math.ceil(depth / layers.spread))
     if isinstance(layers, Every):
         return tuple(range((depth - 1) % layers.every, depth, layers.every))
     if isinstance(layers, Last):

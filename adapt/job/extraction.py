@@ -25,14 +25,14 @@ def extract(config: Config, inputs: Inputs, on_changed: OnChanged = "fail") -> E
         UserError, JobError: as of `extract_tokens`.
     """
     try:
-        return _extract(config, inputs)
+        return extract_tokens(extraction_job(config, inputs))
     except ChangedError:
         if on_changed == "fail":
             raise
     for path in _paths_beside(config.store.path):
         other = at_store(config, path)
         try:
-            return _extract(other, inputs.at(other))
+            return extract_tokens(extraction_job(other, inputs.at(other)))
         except OtherStoreError:
             continue
     raise AssertionError("_paths_beside never ends")
@@ -45,7 +45,7 @@ def repair(config: Config, inputs: Inputs, damaged: ShardsBySplit) -> Extraction
         UserError, JobError: as of `extract_tokens`; the job has other samples, another backbone or format than the
             store, which is then left as it is.
     """
-    return _extract(config, inputs, damaged)
+    return extract_tokens(extraction_job(config, inputs), damaged)
 
 
 def at_store(config: Config, path: str) -> Config:
@@ -53,8 +53,9 @@ def at_store(config: Config, path: str) -> Config:
     return config.model_copy(update={"store": config.store.model_copy(update={"path": path})})
 
 
-def _extract(config: Config, inputs: Inputs, damaged: ShardsBySplit | None = None) -> Extraction:
-    job = ExtractionJob(
+def extraction_job(config: Config, inputs: Inputs) -> ExtractionJob:
+    """What the store of a configuration is made from."""
+    return ExtractionJob(
         source=inputs.source,
         backbone=inputs.backbone,
         data=config.data,
@@ -62,7 +63,6 @@ def _extract(config: Config, inputs: Inputs, damaged: ShardsBySplit | None = Non
         extract=config.extract,
         backbone_config=None if inputs.own_backbone else config.backbone,
     )
-    return extract_tokens(job, damaged)
 
 
 def _paths_beside(path: str) -> Iterator[str]:

@@ -4,13 +4,13 @@ import math
 from typing import Literal
 
 from adapt.methods.feature_spec import FeatureSpec
-from store.config import Every, Last, Layers
+from store.config import Every, Last, Layers, Spread
 from store.errors import UserError
 from store.layout import resolve_layers
 from store.strict_model import StrictModel
 
 SideLayers = Literal["auto"] | Layers  # of a side network: auto is at most `_MOST_LAYERS`, evenly spread
-LAYERS_HELP = "all, a list such as [3, 7, 11], {every: k} or {last: n}"
+LAYERS_HELP = "all, a list such as [3, 7, 11], {every: k}, {spread: n} or {last: n}"
 SIDE_LAYERS_HELP = f"auto, {LAYERS_HELP}"
 _MOST_LAYERS = 4
 
@@ -27,8 +27,8 @@ class MethodOptions(StrictModel):
 def choose_layers(layers: SideLayers, spec: FeatureSpec) -> tuple[int, ...]:
     """Resolve the option `layers` to absolute block indices, ascending.
 
-    A list names blocks of the backbone; auto, {every: k} and {last: n} count those that the features hold, from the
-    last one.
+    A list names blocks of the backbone; auto, {every: k}, {spread: n} and {last: n} count those that the features
+    hold, from the last one.
 
     Raises:
         UserError: a layer that the backbone or the features do not have.
@@ -36,7 +36,9 @@ def choose_layers(layers: SideLayers, spec: FeatureSpec) -> tuple[int, ...]:
     if layers == "all":
         return spec.layers
     if layers == "auto":
-        layers = Every(every=math.ceil(len(spec.layers) / _MOST_LAYERS))
+        layers = Spread(spread=_MOST_LAYERS)
+    if isinstance(layers, Spread):
+        layers = Every(every=math.ceil(len(spec.layers) / layers.spread))
     if isinstance(layers, Every):
         return spec.layers[(len(spec.layers) - 1) % layers.every :: layers.every]
     if isinstance(layers, Last):

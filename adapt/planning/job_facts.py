@@ -13,6 +13,7 @@ from adapt.job.feature_set import needed_layers
 from adapt.job.intrinsic_dimension import entry_of
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
+from adapt.planning.preset_choice import at_preset, known_pilot
 from adapt.training.row_draw import RowDraw, draw_rows
 from extract.backbones.backbone_shape import backbone_shape
 from extract.job.store_schema import DatasetInfo, schema_for
@@ -33,8 +34,8 @@ class JobFacts:
     """The facts of a configuration. `notes` lists what is missing, and what would stop the job."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
         self.notes: list[str] = []
+        self.config = config = self._with_preset(config)
         self.shape = backbone_shape(config.backbone, config.data.clips)  # the backbone on the meta device
         self.source = self._open_source()
         self.store = self._open_store()
@@ -141,6 +142,22 @@ class JobFacts:
         except UserError:
             return False
         return True
+
+    def _with_preset(self, config: Config) -> Config:
+        """The configuration with the preset that a pilot has chosen in place of `auto`, or else `full`."""
+        if config.store.preset != "auto":
+            return config
+        try:
+            pilot = known_pilot(config)
+        except JobError as error:
+            self.notes.append(str(error))
+            pilot = None
+        if pilot is None:
+            self.notes.append(
+                "store.preset is auto, and no pilot has chosen yet: this is the plan of `full`; "
+                "`sidecache plan --pilot` chooses"
+            )
+        return at_preset(config, pilot.chosen if pilot else "full")
 
     def _open_source(self) -> ImageSource | None:
         try:

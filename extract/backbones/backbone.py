@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from extract.backbones.frame_by_frame import FrameBackbone
 from extract.backbones.model_spec import resolve_model
@@ -20,7 +21,7 @@ from extract.backbones.weights import load_model, weights_digest
 from extract.config import BackboneConfig, ClipConfig
 from store.config import Tokens
 from store.errors import UserError
-from store.layout import TokenLayout, pool_sides
+from store.layout import TokenLayout, cells_a_side
 
 __all__ = [
     "Backbone",
@@ -143,8 +144,20 @@ def reduce_tokens(
     # average prefix tokens over time, and patches over the cells of a coarser grid
     if sets > 1:
         prefix = prefix.reshape(batch, sets // how.time, how.time, per_set, dim).mean(dim=2).flatten(1, 2)
-    parts = pool_sides(layout, how)
-    shape = [n for side, part in zip(layout.grid, parts, strict=True) for n in (side // part, part)]
-    axes = tuple(range(2, 2 + len(shape), 2))  # those within a cell
-    pooled = patches.reshape(batch, *shape, dim).mean(dim=axes)
+    pooled = _average_cells(patches.reshape(batch, *layout.grid, dim), cells_a_side(layout, how))
     return torch.cat([prefix, pooled.flatten(1, -2)], dim=1)
+
+
+def _average_cells(
+    patches: Float[Tensor, "batch *grid dim"], cells: Sequence[int]
+) -> Float[Tensor, "batch *cells dim"]:
+    """Average the patches of every cell of a coarser grid."""
+    batch, *grid, dim = patches.shape
+    if all(side % number == 0 for side, number in zip(grid, cells, strict=True)):
+        shape = [n for side, number in zip(grid, cells, strict=True) for n in (number, side // number)]
+        return patches.reshape(batch, *shape, dim).mean(dim=tuple(range(2, 2 + len(shape), 2)))
+    for axis, number in enumerate(cells, start=1):  # cells overlap: the mean of a rectangle is that of its rows' means
+        lines = patches.movedim(axis, -1)
+        averaged = F.adaptive_avg_pool1d(lines.flatten(0, -2), number)
+        patches = averaged.reshape(*lines.shape[:-1], number).movedim(-1, axis)
+    return patches

@@ -1,6 +1,7 @@
 """pipeline.yaml: legal values, error messages, and which of two values has precedence."""
 
 import contextlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from adapt.config.load_config import load_config
 from adapt.config.pipeline import Config
 from adapt.methods.registry import METHODS
 from extract.config import ClipConfig
-from store.config import Every, Last, Pool
+from store.config import PRESETS, TOKENS_HELP, Every, Last, Pool, Spread
 from store.errors import UserError
 
 MINIMAL: dict[str, Any] = {"backbone": {"weights": "random"}}
@@ -57,7 +58,7 @@ def test_the_documentation_has_every_key_with_its_default() -> None:
         ("a.b", 3, "a.b", "name, run_dir, data"),
         ("data", {"rot": "x"}, "data.rot", "source, root, test_split"),
         ("backbone", {"weights": "random", "size": 3}, "backbone.size", "name, weights, image_size, model_kwargs"),
-        ("store", {"typ": "int8"}, "store.typ", "path, layers, tokens, dtype, compressor, shard_samples"),
+        ("store", {"typ": "int8"}, "store.typ", "path, preset, layers, tokens, dtype, compressor, shard_samples"),
         ("extract", {"worker": 1}, "extract.worker", "batch_size, precision, device, workers, scheduler"),
         ("train", {"a.b": 1}, "train.a.b", "feature_source, epochs"),
     ],
@@ -162,25 +163,44 @@ def test_an_illegal_value_is_refused_in_one_line(section: str, value: Any, messa
     assert "\n" not in refused
 
 
-@pytest.mark.parametrize("layers", ["some", 3, [1.5], ["1"], {"every": 0}, {"every": 2, "last": 2}, {"last": 0}])
+@pytest.mark.parametrize(
+    "layers", ["some", 3, [1.5], ["1"], {"every": 0}, {"every": 2, "last": 2}, {"last": 0}, {"spread": 0}]
+)
 def test_illegal_layers_give_one_message(layers: Any) -> None:
-    legal = "legal: all, a list such as [3, 7, 11], {every: k} or {last: n}"
+    legal = "legal: all, a list such as [3, 7, 11], {every: k}, {spread: n} or {last: n}"
     assert refuse(store={"layers": layers}) == f"store.layers: given {layers!r}; {legal}"
     for method, of_method in (("linear_probe", legal), ("losa", legal.replace("legal: ", "legal: auto, "))):
         message = refuse(methods=[{"name": method, "layers": layers}])
         assert message == f"methods: {method}: layers: given {layers!r}; {of_method}"
 
 
-@pytest.mark.parametrize("tokens", ["patches", 3, {"pool": 1}, {"pool": "x"}, [2]])
+@pytest.mark.parametrize("tokens", ["patches", 3, {"pool": 1}, {"pool": "x"}, [2], {"grid": 0}, {"grid": 8, "pool": 2}])
 def test_illegal_tokens_give_one_message(tokens: Any) -> None:
-    legal = "all, cls, mean, cls_mean, {pool: k}, {time: m} or {pool: k, time: m}"
-    assert refuse(store={"tokens": tokens}) == f"store.tokens: given {tokens!r}; legal: {legal}"
+    assert refuse(store={"tokens": tokens}) == f"store.tokens: given {tokens!r}; legal: {TOKENS_HELP}"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_stands_for_its_options_and_those_beside_it_take_precedence(preset: str) -> None:
+    options = load(f"store.preset={preset}").store
+    assert options == load(*(f"store.{name}={json.dumps(value)}" for name, value in PRESETS[preset].items())).store
+    assert load(f"store.preset={preset}", "store.dtype=bfloat16").store == options.model_copy(
+        update={"dtype": "bfloat16"}
+    )
+    assert options.preset is None, "a resolved configuration has the options alone"
+
+
+def test_a_wrong_preset_is_refused() -> None:
+    assert refuse(store={"preset": "tiny"}) == (
+        "store.preset: given 'tiny'; legal: null, probe, lean, grid, full or auto"
+    )
 
 
 def test_every_form_of_layers_and_tokens_is_read() -> None:
     assert load("store.layers=[3, 7, 11]").store.layers == [3, 7, 11]
     assert load("store.layers={every: 3}").store.layers == Every(every=3)
     assert load("store.layers={last: 4}").store.layers == Last(last=4)
+    assert load("store.layers={spread: 4}").store.layers == Spread(spread=4)
+    assert load("store.tokens={grid: 8, time: 2}").store.tokens == Pool(grid=8, time=2)
     assert load("store.tokens={pool: 2}").store.tokens == Pool(pool=2)
     assert load("store.tokens=cls").store.tokens == "cls"
 

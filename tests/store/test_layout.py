@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extract.backbones.backbone import reduce_tokens
-from store.config import Every, Last, Pool
+from store.config import Every, Last, Pool, Spread
 from store.errors import UserError
-from store.layout import Shards, TokenLayout, describe_tokens, reduced_layout, resolve_layers
+from store.layout import Shards, TokenLayout, cells_a_side, describe_tokens, reduced_layout, resolve_layers
 
 
 @given(st.integers(0, 300), st.integers(1, 40))
@@ -50,6 +50,16 @@ def test_every_kth_layer_counts_back_from_the_last(depth: int, k: int) -> None:
     assert resolve_layers(Every(every=k), depth) == tuple(reversed(counted_back))
 
 
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_spread_layers_are_at_most_n_at_equal_distances_and_the_last_is_one(depth: int, n: int) -> None:
+    layers = resolve_layers(Spread(spread=n), depth)
+    assert layers[-1] == depth - 1
+    assert len(layers) <= n
+    assert len(set(np.diff(layers))) <= 1
+    assert depth > n or layers == tuple(range(depth))
+    assert len(layers) > min(n, depth) // 2
+
+
 @given(st.integers(1, 50), st.data())
 def test_the_last_n_layers(depth: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(1, depth))
@@ -79,7 +89,8 @@ def test_more_last_layers_than_there_are_and_no_layers_are_refused() -> None:
 
 @given(
     st.integers(0, 2), st.integers(0, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 3),
-    st.sampled_from(["all", "mean", "cls", "cls_mean", Pool(pool=2), Pool(time=2)]),
+    st.sampled_from(["all", "mean", "cls", "cls_mean", Pool(pool=2), Pool(time=2),
+                     Pool(grid=1), Pool(grid=2), Pool(grid=3, time=2)]),
 )  # fmt: skip
 def test_the_reduced_layout_is_that_of_the_reduced_tokens(
     classes: int, registers: int, sets: int, height: int, width: int, how: Any
@@ -108,6 +119,46 @@ def test_the_reduced_layout_is_that_of_the_reduced_tokens(
 def test_numbers_that_are_no_layout_are_refused(prefix: int, classes: int, sets: int, grid: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="token layout"):
         TokenLayout(prefix, grid, sets, num_class_tokens=classes)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12))
+def test_a_grid_has_at_most_n_cells_a_side_alike_where_they_can_be(height: int, width: int, n: int) -> None:
+    layout = TokenLayout(0, (height, width), num_class_tokens=0)
+    for side, cells in zip(layout.grid, cells_a_side(layout, Pool(grid=n)), strict=True):
+        divisors = [part for part in range(1, side + 1) if side % part == 0]
+        if side <= n:
+            assert cells == side
+        elif alike := [part for part in divisors if n / 2 < part <= n]:
+            assert cells == max(alike)
+        else:
+            assert cells == n
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 9), st.integers(1, 2))
+def test_cells_average_their_patches(height: int, width: int, n: int, time: int) -> None:
+    """Cell i of n covers the patches from floor(i side / n) to ceil((i + 1) side / n), as torch's adaptive pooling."""
+    layout = TokenLayout(1, (2, height, width), num_class_tokens=1)
+    tokens = torch.randn(2, layout.num_tokens, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    how = Pool(grid=n, time=time)
+    pooled = reduce_tokens(tokens, layout, how)
+    patches = tokens[:, 1:].reshape(2, 2, height, width, 3)
+    cells = cells_a_side(layout, how)
+    covered = [
+        [slice(i * side // number, -(-(i + 1) * side // number)) for i in range(number)]
+        for side, number in zip(layout.grid, cells, strict=True)
+    ]
+    expected = [patches[:, t, y, x].mean(dim=(1, 2, 3)) for t in covered[0] for y in covered[1] for x in covered[2]]
+    assert torch.equal(pooled[:, :1], tokens[:, :1])
+    assert torch.allclose(pooled[:, 1:], torch.stack(expected, dim=1), atol=1e-12)
+    assert reduced_layout(layout, how).grid == tuple(cells)
+
+
+@pytest.mark.parametrize("side", [4, 6, 14])
+def test_a_grid_that_divides_is_the_same_to_the_bit_as_its_pool(side: int) -> None:
+    layout = TokenLayout(1, (side, side), num_class_tokens=1)
+    tokens = torch.randn(2, layout.num_tokens, 3, generator=torch.Generator().manual_seed(0))
+    by_grid, by_pool = (reduce_tokens(tokens, layout, how) for how in (Pool(grid=side // 2), Pool(pool=2)))
+    assert torch.equal(by_grid, by_pool)
 
 
 def test_pooling_averages_squares_and_keeps_prefixes() -> None:

@@ -43,8 +43,8 @@ class ConvLadderOptions(MethodOptions):
         width: r, of the side network.
         num_queries: K, how many queries.
         pool: what the head reads besides; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k} or
-            {last: n} of those stored.
+        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k},
+            {spread: n} or {last: n} of those stored.
         dropout: on what the queries read.
     """
 

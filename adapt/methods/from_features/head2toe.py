@@ -30,7 +30,7 @@ class Head2ToeOptions(MethodOptions):
     Args:
         fraction: share of the pooled features that is kept.
         pool: what the head reads of every layer; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored.
+        layers: which of the stored layers: all, a list of blocks, {every: k}, {spread: n} or {last: n} of those stored.
     """
 
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3

@@ -34,7 +34,7 @@ class KNNOptions(MethodOptions):
         k: how many samples vote; all, where there are fewer.
         temperature: T; the lower it is, the more the most similar ones count.
         pool: what the head reads and compares; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored;
+        layers: which of the stored layers: all, a list of blocks, {every: k}, {spread: n} or {last: n} of those stored;
             their pooled features are concatenated.
     """
 

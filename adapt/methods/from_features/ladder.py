@@ -41,8 +41,8 @@ class LadderOptions(MethodOptions):
         reduction: how many times narrower than the backbone the side network is; must divide d.
         num_heads: heads of the side blocks; must divide their width.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k} or
-            {last: n} of those stored.
+        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k},
+            {spread: n} or {last: n} of those stored.
     """
 
     reduction: PositiveInt = 8

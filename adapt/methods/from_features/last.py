@@ -33,8 +33,8 @@ class LASTOptions(MethodOptions):
         rank: r, width of the attention, all heads together.
         num_heads: heads of the attention; must divide r.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k} or
-            {last: n} of those stored.
+        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k},
+            {spread: n} or {last: n} of those stored.
         dropout: on the output of the attention, before W_out.
     """
 

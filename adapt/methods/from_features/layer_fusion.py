@@ -32,7 +32,7 @@ class LayerFusionOptions(MethodOptions):
         num_heads: heads of the attention; must divide d.
         pool: what the head reads besides, of the last layer, and what is read of every layer; see
             `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored.
+        layers: which of the stored layers: all, a list of blocks, {every: k}, {spread: n} or {last: n} of those stored.
     """
 
     num_heads: PositiveInt = 8

@@ -15,7 +15,7 @@ class LinearProbeOptions(MethodOptions):
 
     Args:
         pool: what the head reads; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: all, a list of blocks, {every: k} or {last: n} of those stored;
+        layers: which of the stored layers: all, a list of blocks, {every: k}, {spread: n} or {last: n} of those stored;
             their pooled features are concatenated.
     """
 

@@ -51,8 +51,8 @@ class LoSAOptions(MethodOptions):
         norm: how a layer's tokens are normalized: layer (without parameters), backbone (its final norm), none.
         add: where the sum of updates joins the last layer: before_norm or after_norm, of the final norm.
         pool: what the head reads; see `adapt.methods.readout.Readout`.
-        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k} or
-            {last: n} of those stored.
+        layers: which of the stored layers: auto (at most four, evenly spread), all, a list of blocks, {every: k},
+            {spread: n} or {last: n} of those stored.
         dropout: on the hidden units of all bottlenecks.
         time_rank: s', width of the bottleneck of the frames of a video; 0 leaves mixing over time out.
         factorised: videos: first space, then time; false mixes all patches of all frames at once, at `token_rank`.

@@ -40,7 +40,7 @@ class AdapterOptions(TunedOptions):
 
     bottleneck: PositiveInt = 64
     places: Places = Field(["attention", "mlp"], description="attention, mlp or both")
-    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k} or {last: n}")
+    layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k}, {spread: n} or {last: n}")
 
 
 class AdapterDropOptions(AdapterOptions):

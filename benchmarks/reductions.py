@@ -4,12 +4,12 @@ Of every data set of the study at most 800 training samples go through the backb
 the rest every seed draws its validation rows, as a job does. Test splits are never read. From what each store would
 give of the samples three methods are trained: the linear probe of all stored layers (its weight decay chosen on
 validation), LoSA and the convolutional ladder (default options and recipe, all stored layers). Figures that FILE has
-already are not measured again. Prints the table of docs/storage.md.
+already are not measured again. Prints the table of docs/storage.md; --prices writes those that `sidecache plan` quotes.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from benchmarks.record import machine
 from benchmarks.tables import table
 from extract.forward.device import configure_process
 from extract.job.extraction_job import ExtractionJob
-from store.config import PRESETS, StoreConfig
+from store.config import StoreConfig
 from store.dtypes import bytes_per_token
 
 STORES: dict[str, StoreConfig] = {
     "full": StoreConfig(layers={"spread": 4}, tokens="all", dtype="float16"),  # type: ignore[arg-type]
+    "all tokens": StoreConfig(layers={"spread": 4}, tokens="all", dtype="int8"),  # type: ignore[arg-type]
     **{
         f"{n} x {n} cells": StoreConfig(layers={"spread": 4}, tokens={"grid": n}, dtype="int8")  # type: ignore[arg-type]
         for n in (8, 2)
@@ -41,9 +42,22 @@ STORES: dict[str, StoreConfig] = {
         for n in (6, 2, 1)
     },
     "2 x 2 cells, all layers": StoreConfig(layers="all", tokens={"grid": 2}, dtype="int8"),  # type: ignore[arg-type]
-    "pooled, all layers": StoreConfig(**PRESETS["probe"]),
+    "pooled, all layers": StoreConfig(layers="all", tokens={"grid": 1}, dtype="int8"),  # type: ignore[arg-type]
+    "pooled": StoreConfig(layers={"spread": 4}, tokens={"grid": 1}, dtype="int8"),  # type: ignore[arg-type]
 }
 FROM_FLOAT = "8 x 8 cells, float16"  # the store of which formats that sidecache does not have are made
+PRICED = {
+    "int8": ("all tokens", "full"),
+    "grid": ("all tokens", "full"),
+    "coarse": ("8 x 8 cells", "full"),
+    "lean": ("2 x 2 cells", "full"),
+    "probe": ("pooled, all layers", "full"),
+}
+KINDS = {
+    "what is shown": ("rsscn7", "trashnet", "eurosat"),
+    "shape": ("gtsrb20", "signdigits"),
+    "where, how turned, how many": ("place", "orientation", "count"),
+}
 GROUP = 32  # channels that share a scale
 Round = Callable[[torch.Tensor], torch.Tensor]
 
@@ -51,9 +65,10 @@ Round = Callable[[torch.Tensor], torch.Tensor]
 def half_bytes(tokens: torch.Tensor) -> torch.Tensor:
     """Levels from -7 to 7 of the values relative to their channel's RMS, a scale for every group of channels."""
     rms = tokens[:32].square().mean(dim=(0, 1)).sqrt().clamp(min=1e-12)
-    groups = (tokens / rms).unflatten(-1, (-1, GROUP))
+    groups = (tokens / rms).reshape(*tokens.shape[:-1], -1, GROUP)
     scale = (groups.abs().amax(dim=-1, keepdim=True) / 7).clamp(min=1e-12).half().float()
-    return (groups / scale).round().clamp(-7, 7).mul(scale).flatten(-2) * rms
+    rounded: torch.Tensor = (groups / scale).round().clamp(-7, 7) * scale
+    return rounded.flatten(-2) * rms
 
 
 def principal(width: int) -> Round:
@@ -66,7 +81,8 @@ def principal(width: int) -> Round:
         mean = fitted.mean(dim=0)
         _, vectors = torch.linalg.eigh((fitted - mean).T @ (fitted - mean))
         basis = vectors[:, -width:]
-        return ((relative - mean) @ basis @ basis.T + mean) * rms
+        projected: torch.Tensor = (relative - mean) @ basis @ basis.T + mean
+        return projected * rms
 
     return project
 
@@ -118,6 +134,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=800, help="training samples taken of every set")
+    parser.add_argument("--only", nargs="+", choices=[*STORES, *FORMATS], help="stores; all by default")
+    parser.add_argument("--prices", type=Path, help="adapt/planning/preset_prices.json")
     args = parser.parse_args()
     configure_process()
     study = load_job(args.study)
@@ -128,45 +146,67 @@ def main() -> None:
         figures = json.loads(args.out.read_text())
         if figures["settings"] != settings:
             parser.error(f"{args.out} was made with {figures['settings']}, not {settings}")
-    names, results = [*STORES, *FORMATS], figures["results"]
+    names, results = args.only or [*STORES, *FORMATS], figures["results"]
     for part in study.parts:
         found = results.setdefault(part.name.split("/")[0], {})
         if all(name in found for name in names):
             continue
         job = extraction_job(part.config, Inputs(part.config))
         for name, features in held_stores(job, args.limit):
-            if name not in found:
+            if name in names and name not in found:
                 figures["bytes_a_sample"][name] = bytes_a_sample(features, name)
                 found[name] = run_store(features, seeds=args.seeds, epochs=args.epochs)
                 args.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(table(*rows_of_table(figures)))
+    if args.prices:
+        args.prices.write_text(json.dumps(prices_of_presets(figures), indent=1) + "\n")
+
+
+def price(figures: dict[str, Any], store: str, sets: Sequence[str], reference: str = "full") -> dict[str, float]:
+    """Points by which the best method from a store is behind that from another; the error is over sets and seeds."""
+    results = figures["results"]
+    lost = np.array([_best(results[k], reference) - _best(results[k], store) for k in measured(results, store, sets)])
+    error = float(lost.std(ddof=1) / np.sqrt(lost.size))
+    return {"points": round(float(lost.mean()), 2), "error": round(error, 2)}
+
+
+def measured(results: dict[str, Any], store: str, sets: Sequence[str]) -> list[str]:
+    """Those of some data sets on which a store was measured."""
+    return [name for name in sets if store in results.get(name, {})]
+
+
+def _best(of_set: dict[str, Any], store: str) -> np.ndarray:
+    """Scores of the best method, by seed; the full store holds what is pooled of all layers too."""
+    scores = list(of_set[store].values()) + (list(of_set["pooled, all layers"].values()) if store == "full" else [])
+    best: np.ndarray = max((np.array(one["scores"]) for one in scores), key=lambda of_seeds: float(of_seeds.mean()))
+    return best
+
+
+def prices_of_presets(figures: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """What `sidecache plan` quotes: presets against the full store, int8 against float16."""
+    found = {}
+    for name, (store, reference) in PRICED.items():
+        found[name] = {kind: price(figures, store, sets, reference) for kind, sets in KINDS.items()}
+    return found
 
 
 def rows_of_table(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Bytes, and by method the mean over the sets; of every other store what it adds to the full one."""
-    results = {name: scores for name, scores in figures["results"].items() if len(scores) == len(STORES) + len(FORMATS)}
-    kinds = {
-        "photographs": [name for name in results if not name.startswith(DRAWN)],
-        "structure": [name for name in results if name.startswith(DRAWN)],
-    }
-    head = ["store", "bytes", *(f"{kind}, {method}" for kind in kinds for method in METHODS)]
-    full = figures["bytes_a_sample"]["full"] * 3  # twelve layers, not four
+    """Bytes; by kind of task the accuracy of the full store's best method, and what those of the others add to it."""
+    head, results = ["store", "bytes", "sets", *KINDS], figures["results"]
+    full = figures["bytes_a_sample"]["full"] * 3  # of twelve layers, not of the four that side networks read
     rows = []
     for store in (*STORES, *FORMATS):
-        row = [store, f"1/{full / figures['bytes_a_sample'][store]:.3g}"]
-        for sets in kinds.values():
-            row += [f"{np.mean([_score(results[name][store], method) for name in sets]):.2f}" for method in METHODS]
+        n_sets = sum(len(measured(results, store, sets)) for sets in KINDS.values())
+        row = [store, f"1/{full / figures['bytes_a_sample'][store]:.3g}", str(n_sets)]
+        for sets in KINDS.values():
+            if store == "full":
+                row.append(f"{np.mean([_best(results[k], store).mean() for k in measured(results, store, sets)]):.2f}")
+            else:
+                lost = price(figures, store, sets)
+                row.append(f"{-lost['points']:+.2f} ± {lost['error']:.2f}")
         rows.append(row)
     return head, rows
 
-
-def _score(scores: dict[str, Any], method: str) -> float:
-    """The mean over seeds; NaN for a method that cannot train from the store."""
-    return float(np.mean(scores[method]["scores"])) if method in scores else float("nan")
-
-
-METHODS = ("linear_probe", "losa", "conv_ladder")
-DRAWN = ("place", "orientation", "count", "distance")
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Compares training from the store with end-to-end training: `python -m benchmarks.training speed rows memory`.
+"""Compares training from the store with end-to-end training: `python -m benchmarks.training speed presets rows memory`.
 
 Parts can be run separately, and speed with either --precision; figures of other parts that --out holds are kept.
 
@@ -12,6 +12,8 @@ speed   Training samples per second, on made-up photographs of 224 pixels and a 
 memory  The same at batch size 64, each in a separate process: the peak resident memory while it opens its inputs,
         builds its model and takes one step, minus the memory of the process with everything imported. The loop of
         sidecache splits a batch into parts that fit into memory; the plain loop around peft's model does not.
+presets Samples a second of LoSA, streamed from stores of three presets (made-up tokens in the shape of the
+        --model's), relative to peft's LoRA end to end: same batch size, precision and threads. `--batch 32`.
 rows    Seconds of an epoch of LoSA, streamed from the page cache, for 1,024 rows, for twice as many, and so on, of
         small tokens (4 layers, 50 tokens, 192 wide), and the peak memory of the process during each. Needs 1.3 GB of
         disk in --folder.
@@ -41,6 +43,7 @@ from benchmarks.contestants import (
     ONLINE,
     PEFT,
     RESIDENT,
+    SMALL,
     WIDE_LOSA,
     Bench,
     Contestant,
@@ -49,7 +52,10 @@ from benchmarks.contestants import (
 )
 from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import add_record_options, machine, save
+from extract.backbones.backbone import empty_backbone
 from extract.forward.device import configure_process
+from store.config import StoreConfig
+from store.layout import reduced_layout, resolve_layers
 
 _PAIRS = [(ours, theirs) for ours in (FROM_CACHE, RESIDENT) for theirs in (PEFT, "lora", "full", ONLINE)]
 RATIOS = {f"{ours} / {theirs}": (ours, theirs) for ours, theirs in [*_PAIRS, (NARROW, PEFT)]}
@@ -82,17 +88,42 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for taken in figures.values():
         for clock in ("seconds", "cpu_seconds"):
             taken[f"samples / {clock[:-1]}"] = taken["samples"] / statistics.median(taken[clock])
-    ratios = {
-        name: {
-            clock: statistics.median(
-                (figures[ours]["samples"] / mine) / (figures[theirs]["samples"] / other)
-                for mine, other in zip(figures[ours][clock], figures[theirs][clock], strict=True)
-            )
-            for clock in ("seconds", "cpu_seconds")
-        }
-        for name, (ours, theirs) in RATIOS.items()
-    }
+    ratios = {name: _ratio(figures, ours, theirs) for name, (ours, theirs) in RATIOS.items()}
     return {"figures": figures, "ratios, medians of the rounds' own": ratios}
+
+
+def presets(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure the part `presets`."""
+    bench = Bench(folder, args.batch, args)
+    backbone = empty_backbone(args.model, SMALL if args.small else {}, None)
+    epochs = {PEFT: Epochs(bench.contestant(PEFT), args.batch, args.batch, precision=args.precision)}
+    for preset, token_rank in (("lean", 0), ("lean", 32), ("coarse", 32), ("grid", 32)):
+        stored = StoreConfig(preset=preset)  # type: ignore[call-arg, arg-type]
+        grid = reduced_layout(backbone.layout, stored.tokens).grid
+        shape = StoreShape(
+            samples=args.batch * {"lean": 32, "coarse": 4, "grid": 1}[preset],
+            layers=len(resolve_layers(stored.layers, backbone.depth)),
+            grid=(grid[0], grid[1]),
+            dim=backbone.dim,
+        )
+        streamed = StreamedFeatures(write_store(folder / f"{preset}-{token_rank}.zarr", shape), bench.device)
+        contestant = Contestant(build("losa", streamed.spec, token_rank=token_rank), streamed, "losa")
+        name = f"losa from {preset}, token rank {token_rank}"
+        epochs[name] = Epochs(contestant, shape.samples, args.batch, precision=args.precision)
+    figures = compare(epochs, args.rounds)
+    ratios = {name: _ratio(figures, name, PEFT) for name in figures if name != PEFT}
+    return {"figures": figures, "ratios, medians of the rounds' own": ratios}
+
+
+def _ratio(figures: Mapping[str, dict[str, Any]], ours: str, theirs: str) -> dict[str, float]:
+    """Samples a second of one relative to another's, the median of the rounds, by clock."""
+    mine, other = figures[ours], figures[theirs]
+    return {
+        clock: statistics.median(
+            (mine["samples"] / m) / (other["samples"] / o) for m, o in zip(mine[clock], other[clock], strict=True)
+        )
+        for clock in ("seconds", "cpu_seconds")
+    }
 
 
 def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -148,6 +179,7 @@ def rows(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "speed": speed,
+    "presets": presets,
     "memory": memory,
     "rows": rows,
 }

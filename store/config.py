@@ -53,11 +53,12 @@ class Pool(StrictModel):
 Layers = Literal["all"] | list[int] | Every | Last | Spread
 Tokens = Literal["all", "cls", "mean", "cls_mean"] | Pool
 TOKENS_HELP = "all, cls, mean, cls_mean, {pool: k}, {grid: n} or {time: m}, or {time: m} with one of the two"
-Preset = Literal["probe", "lean", "grid", "full", "auto"]
+Preset = Literal["probe", "lean", "coarse", "grid", "full", "auto"]
 PRESETS: dict[str, dict[str, Any]] = {
     "probe": {"layers": "all", "tokens": {"grid": 1}, "dtype": "int8"},
     "lean": {"layers": {"spread": 4}, "tokens": {"grid": 2}, "dtype": "int8"},
-    "grid": {"layers": {"spread": 4}, "tokens": {"grid": 8}, "dtype": "int8"},
+    "coarse": {"layers": {"spread": 4}, "tokens": {"grid": 8}, "dtype": "int8"},
+    "grid": {"layers": {"spread": 4}, "tokens": "all", "dtype": "int8"},
     "full": {"layers": "all", "tokens": "all", "dtype": "float16"},
 }
 
@@ -69,7 +70,7 @@ class StoreConfig(StrictModel):
     """
 
     path: str = "cache.zarr"
-    preset: Preset | None = Field(None, description="null, probe, lean, grid, full or auto")
+    preset: Preset | None = Field(None, description="null, probe, lean, coarse, grid, full or auto")
     layers: Layers = Field("all", description="all, a list such as [3, 7, 11], {every: k}, {spread: n} or {last: n}")
     tokens: Tokens = Field("all", description=TOKENS_HELP)
     dtype: Dtype = "float16"

@@ -1,4 +1,4 @@
-"""Features of some training samples in memory, as stores of several configurations would give them."""
+"""Features of some samples in memory, as stores of several configurations would give them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +51,7 @@ class HeldLayer:
 
 
 class HeldFeatures(FrozenFeatures):
-    """Some training samples in memory; see `adapt.features.feature_source.Features`.
+    """Some samples of one split in memory; see `adapt.features.feature_source.Features`.
 
     Args:
         spec: layers and shape of the tokens.
@@ -101,21 +101,22 @@ class HeldFeatures(FrozenFeatures):
 
 
 def hold(
-    job: ExtractionJob, rows: Rows, stores: Mapping[str, StoreConfig], device: torch.device
+    job: ExtractionJob, rows: Rows, stores: Mapping[str, StoreConfig], device: torch.device, split: str = "train"
 ) -> dict[str, HeldFeatures]:
-    """Run some training samples through the backbone once, and hold what each of several stores would give of them.
+    """Run some samples through the backbone once, and hold what each of several stores would give of them.
 
     Args:
         job: its `store` is not read.
-        rows: of the training split, ascending; whole samples if they have several views.
+        rows: of the split, ascending; whole samples if they have several views.
         stores: layers, tokens and dtype of each, by name. int8 has one RMS a channel for all of them, over all tokens.
         device: of the features.
+        split: name of the split.
 
     Raises:
         UserError: a sample cannot be decoded (`on_error: fail`); the backbone has no such layers or tokens.
         JobError: a value cannot be stored.
     """
-    backbone, split = job.backbone, job.source.splits["train"]
+    backbone, images = job.backbone, job.source.splits[split]
     layers = {name: resolve_layers(store.layers, backbone.depth) for name, store in stores.items()}
     job = replace(job, store=job.store.model_copy(update={"tokens": "all"}))
     forward = job.forward(sorted(set().union(*layers.values())))
@@ -124,16 +125,16 @@ def hold(
     parts: dict[str, list[dict[int, Encoded]]] = {name: [] for name in stores}
     held: list[int] = []
     with progress("reading samples", len(rows), "samples") as advance:
-        for batch in forward.batches(split, in_groups(rows.tolist(), forward.batch_size(len(rows)))):
-            report_failures(batch, split, job.skips_undecodable)
+        for batch in forward.batches(images, in_groups(rows.tolist(), forward.batch_size(len(rows)))):
+            report_failures(batch, images, job.skips_undecodable)
             if batch.images is not None:
-                tokens, ids = forward(batch.images), [split.ids[row] for row in batch.rows]
+                tokens, ids = forward(batch.images), [images.ids[row] for row in batch.rows]
                 for name, store in stores.items():
                     reduced = {k: reduce_tokens(tokens[k], backbone.layout, store.tokens) for k in layers[name]}
                     parts[name].append(Encoding(reduced, ids, store.dtype, on_device).result())
                 held += batch.rows
             advance(len(batch.rows) + len(batch.failed))
-    labels = torch.from_numpy(np.asarray(split.labels)[held])
+    labels = torch.from_numpy(np.asarray(images.labels)[held])
     features = {}
     for name, store in stores.items():
         of_store = {k: rms[k] if store.dtype == "int8" else None for k in layers[name]}

@@ -33,7 +33,7 @@ from adapt.training.settings import Settings
 from adapt.training.trials import Entry, TrainingData, train_entries
 from extract.backbones.backbone import Backbone
 from extract.forward.device import resolve_device
-from store.config import PRESETS, Spread, StoreConfig
+from store.config import PRESETS, StoreConfig
 from store.dtypes import bytes_per_token
 from store.errors import UserError
 from store.layout import reduced_layout, resolve_layers
@@ -117,9 +117,10 @@ def run_pilot(config: Config, inputs: Inputs) -> Pilot:
     if all(reasons.values()):
         raise UserError(next(iter(reasons.values())))
     rows = _draw_rows(inputs)
-    held = hold(extraction_job(config, inputs), rows, _held(stores), device=resolve_device(config.train.device))
+    smaller = {preset: store for preset, store in stores.items() if preset != "full"}
+    held = hold(extraction_job(config, inputs), rows, smaller, device=resolve_device(config.train.device))
     known = {preset: _cross_validate(features) for preset, features in held.items()}
-    known["full"] = known["probe"] | known["full"]  # it holds all that is pooled of all layers too
+    known["full"] = known["grid"] | known["probe"]  # what side networks read of it, but for the rounding, and probes
     best = {preset: max(found.values(), key=lambda one: one.score) for preset, found in known.items()}
     first = max(best.values(), key=lambda one: one.score)
     scores = [
@@ -136,7 +137,7 @@ def run_pilot(config: Config, inputs: Inputs) -> Pilot:
     scores.sort(key=lambda score: score.bytes_per_sample)
     return Pilot(
         dataset=inputs.source.name,
-        n_samples=len(held["full"].labels("train")) // inputs.source.views,
+        n_samples=len(held["probe"].labels("train")) // inputs.source.views,
         metric="mean average precision" if inputs.source.multi_label else "accuracy",
         presets=scores,
         chosen=_choose(scores),
@@ -151,13 +152,6 @@ def _obstacle(config: Config, store: StoreConfig, own_backbone: Backbone | None)
     except UserError as error:
         return str(error)
     return ""
-
-
-def _held(stores: dict[str, StoreConfig]) -> dict[str, StoreConfig]:
-    """What is held of each preset; of all tokens those of the layers that a side network reads."""
-    full = stores["full"]
-    layers = Spread(spread=4) if full.layers == "all" else full.layers
-    return stores | {"full": full.model_copy(update={"layers": layers})}
 
 
 def _draw_rows(inputs: Inputs) -> Rows:

@@ -31,7 +31,7 @@ class Plan:
         train_seconds: of all trials, each trained alone, without validation; linear probes, which are solved, count as
             nothing.
         feature_source: the source that training will use, for this `reason`.
-        proposals: smaller stores that fit, the least harmful first.
+        proposals: smaller stores that fit, the largest first.
         notes: what is missing, or would stop the job.
     """
 
@@ -148,9 +148,9 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _proposal_table(proposals: list[Proposal]) -> Table:
-    table = Table("what fits, least harmful first", "store", "known loss")
+    table = Table("what fits", "store", "points lost, where the class is a matter of (docs/storage.md)")
     for proposal in proposals:
-        table.add_row(", ".join(proposal.overrides), decimal(proposal.store_bytes), "; ".join(proposal.costs))
+        table.add_row(", ".join(proposal.overrides), decimal(proposal.store_bytes), proposal.cost)
     return table
 
 

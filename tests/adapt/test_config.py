@@ -191,7 +191,7 @@ def test_a_preset_stands_for_its_options_and_those_beside_it_take_precedence(pre
 
 def test_a_wrong_preset_is_refused() -> None:
     assert refuse(store={"preset": "tiny"}) == (
-        "store.preset: given 'tiny'; legal: null, probe, lean, grid, full or auto"
+        "store.preset: given 'tiny'; legal: null, probe, lean, coarse, grid, full or auto"
     )
 
 

@@ -92,7 +92,7 @@ def test_held_features_are_those_of_a_store(preset: str, tiny_config: MakeConfig
         assert len(of_store[layer].unique()) > 100
 
 
-@pytest.mark.parametrize(("where", "smallest"), [(True, ("grid", "full")), (False, ("probe", "lean"))])
+@pytest.mark.parametrize(("where", "smallest"), [(True, ("coarse", "grid")), (False, ("probe", "lean"))])
 def test_the_pilot_finds_where_the_class_is(
     where: bool, smallest: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +123,7 @@ def test_options_beside_the_preset_hold_for_all_presets(tmp_path: Path) -> None:
     config = own_config(tmp_path, "store.dtype=float32", "store.layers=[1]")
     found = run_pilot(config, Inputs(config, bright_columns(where=False), own_backbone()))
     sizes = {preset.preset: preset.bytes_per_sample for preset in found.presets}
-    assert sizes == {"probe": 32, "lean": 4 * 32, "grid": 64 * 32, "full": 64 * 32}
+    assert sizes == {"probe": 32, "lean": 4 * 32, "coarse": 64 * 32, "grid": 64 * 32, "full": 64 * 32}
 
 
 def test_presets_that_the_methods_cannot_be_trained_from_are_not_chosen(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("peft")
 
-from benchmarks.training import CONTESTANTS, RATIOS, parse, rows, speed
+from benchmarks.training import CONTESTANTS, RATIOS, parse, presets, rows, speed
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +21,18 @@ def test_every_contestant_trains_and_every_figure_is_there(tmp_path: Path) -> No
     assert all(len(taken["seconds"]) == len(taken["cpu_seconds"]) == 2 for taken in found["figures"].values())
     assert [taken["samples"] for taken in found["figures"].values()] == [4, 4, 4, 2, 2, 2, 2]
     assert set(found["ratios, medians of the rounds' own"]) == set(RATIOS)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the rivals
+def test_presets_are_compared_with_lora(tmp_path: Path) -> None:
+    found = presets(parse(["presets", "--small", "--batch", "2", "--rounds", "1"]), tmp_path)
+    kinds = ("lean, token rank 0", "lean, token rank 32", "coarse, token rank 32", "grid, token rank 32")
+    names = {f"losa from {kind}" for kind in kinds}
+    assert set(found["ratios, medians of the rounds' own"]) == names
+    assert all(
+        ratio > 0 for clocks in found["ratios, medians of the rounds' own"].values() for ratio in clocks.values()
+    )
+    assert set(found["figures"]) == {*names, "peft lora"}
 
 
 @pytest.mark.slow

@@ -30,7 +30,6 @@ from store.dtypes import bytes_per_token
 
 STORES: dict[str, StoreConfig] = {
     "full": StoreConfig(layers={"spread": 4}, tokens="all", dtype="float16"),  # type: ignore[arg-type]
-    "all tokens": StoreConfig(layers={"spread": 4}, tokens="all", dtype="int8"),  # type: ignore[arg-type]
     **{
         f"{n} x {n} cells": StoreConfig(layers={"spread": 4}, tokens={"grid": n}, dtype="int8")  # type: ignore[arg-type]
         for n in (8, 2)
@@ -47,8 +46,8 @@ STORES: dict[str, StoreConfig] = {
 }
 FROM_FLOAT = "8 x 8 cells, float16"  # the store of which formats that sidecache does not have are made
 PRICED = {
-    "int8": ("all tokens", "full"),
-    "grid": ("all tokens", "full"),
+    "int8": ("8 x 8 cells", "8 x 8 cells, float16"),
+    "grid": ("8 x 8 cells", "8 x 8 cells, float16"),  # all that side networks read of the full store, in int8
     "coarse": ("8 x 8 cells", "full"),
     "lean": ("2 x 2 cells", "full"),
     "probe": ("pooled, all layers", "full"),
@@ -56,7 +55,7 @@ PRICED = {
 KINDS = {
     "what is shown": ("rsscn7", "trashnet", "eurosat"),
     "shape": ("gtsrb20", "signdigits"),
-    "where, how turned, how many": ("place", "orientation", "count"),
+    "structure": ("place", "orientation", "count"),
 }
 GROUP = 32  # channels that share a scale
 Round = Callable[[torch.Tensor], torch.Tensor]

@@ -42,12 +42,13 @@ def propose(job: JobFacts, rows: int, n_bytes: int) -> list[Proposal]:
 
     The largest comes first: it has all that the smaller ones have, and more.
     """
-    configured = job.config.store
-    proposals = []
+    configured, proposals, seen = job.config.store, [], []
     for name, smaller in _smaller_stores(configured):
-        bytes_per_sample = job.schema_of(smaller).bytes_per_sample
-        if bytes_per_sample * rows > n_bytes or not job.can_train_from(smaller):
+        schema = job.schema_of(smaller)
+        bytes_per_sample = schema.bytes_per_sample
+        if bytes_per_sample * rows > n_bytes or schema in seen or not job.can_train_from(smaller):
             continue
+        seen.append(schema)
         proposals.append(
             Proposal(
                 name=name,

@@ -290,7 +290,7 @@ class TestBudget:
         """float32 is configured; int8 with its scales is an eighth less than a quarter of it here."""
         plans = [known(tiny_config(), 36 * TINY_BYTES // share) for share in (1, 3, 5, 20, 40)]
         names = [[proposal.name for proposal in plan.proposals] for plan in plans]
-        assert names == [[], ["int8", "grid", "lean", "probe"], ["lean", "probe"], ["probe"], []]
+        assert names == [[], ["int8", "coarse", "lean", "probe"], ["lean", "probe"], ["probe"], []]
 
     def test_a_preset_is_proposed_by_name_unless_options_would_take_precedence(self) -> None:
         document = {"data": {"source": "digits"}, "backbone": {"name": "vit_tiny_patch16_224", "weights": "random"}}
@@ -330,8 +330,8 @@ class TestBudget:
 
     def test_quoted_prices_are_in_the_document(self) -> None:
         storage = (ROOT / "docs/storage.md").read_text()
-        for name in ("grid", "lean", "probe"):
-            (row,) = re.findall(rf"\| `{name}` \|.*", storage)
+        for name in ("grid", "coarse", "lean", "probe"):
+            _, row = re.findall(rf"\| `{name}` \|.*", storage)  # the first says what it stands for
             for price in re.findall(r"-?\d+\.\d ± \d+\.\d", describe_price(name)):
                 assert price in row
 

@@ -83,7 +83,9 @@ def measure_set(config: Config, seeds: int, limit: int | None) -> dict[str, Any]
     job, cpu, held = extraction_job(config, inputs), torch.device("cpu"), {}
     for split in ("train", "test"):
         n_rows = len(inputs.source.splits[split])
-        held[split] = hold(job, np.arange(n_rows)[:: max(1, n_rows // (limit or n_rows))], stores, cpu, split)
+        held[split] = hold(
+            job, np.arange(n_rows)[:: max(1, n_rows // (limit or n_rows))], stores, device=cpu, split=split
+        )
     presets = {name: measure_preset(held["train"][name], held["test"][name], seeds) for name in stores}
     presets["full"]["linear_probe"] = presets["probe"]["linear_probe"]  # it holds what is pooled of all layers too
     pilot = run_pilot(config, inputs)

@@ -106,12 +106,12 @@ def bytes_a_sample(features: HeldFeatures, name: str) -> float:
 def held_stores(job: ExtractionJob, limit: int) -> Iterator[tuple[str, HeldFeatures]]:
     """What each store would give of some training samples."""
     rows = np.sort(np.random.default_rng(0).permutation(len(job.source.splits["train"]))[:limit])
-    held = hold(job, rows, STORES, torch.device("cpu"))
+    held = hold(job, rows, STORES, device=torch.device("cpu"))
     yield from held.items()
     source, everything = held[FROM_FLOAT], np.arange(len(held[FROM_FLOAT].labels("train")))
     for name, round_values in FORMATS.items():
         tokens = {layer: HeldLayer(round_values(stored.decode(everything))) for layer, stored in source.tokens.items()}
-        yield name, HeldFeatures(source.spec, tokens, source.labels("train"), num_classes=source.num_classes)
+        yield name, HeldFeatures(source.spec, tokens, source.held_labels)
 
 
 def run_store(features: HeldFeatures, seeds: int, epochs: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapt.features.feature_source import FrozenFeatures, Rows
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
-from extract.backbones.backbone import reduce_tokens
+from extract.backbones.backbone import Backbone, reduce_tokens
 from extract.forward.encoding import Encoding, rounding_error
 from extract.job.extraction_job import ExtractionJob
 from extract.job.int8_calibration import calibrate
@@ -50,6 +50,16 @@ class HeldLayer:
         return decoded
 
 
+@dataclass(frozen=True)
+class HeldLabels:
+    """Labels of samples; with several views, one for every row."""
+
+    values: Shaped[Tensor, "rows ..."]
+    num_classes: int
+    multi_label: bool = False
+    views: int = 1
+
+
 class HeldFeatures(FrozenFeatures):
     """Some samples of one split in memory; see `adapt.features.feature_source.Features`.
 
@@ -57,32 +67,21 @@ class HeldFeatures(FrozenFeatures):
         spec: layers and shape of the tokens.
         tokens: the values of every layer, all on one device.
         labels: of the samples.
-        num_classes: number of classes.
-        multi_label: whether a sample may have several classes.
-        views: consecutive rows that show the same sample.
         dtype: the format of the values.
     """
 
     kind = "held"
 
     def __init__(
-        self,
-        spec: FeatureSpec,
-        tokens: Mapping[int, HeldLayer],
-        labels: Shaped[Tensor, "samples ..."],
-        *,
-        num_classes: int,
-        multi_label: bool = False,
-        views: int = 1,
-        dtype: Dtype = "float32",
+        self, spec: FeatureSpec, tokens: Mapping[int, HeldLayer], labels: HeldLabels, dtype: Dtype = "float32"
     ) -> None:
-        self.spec, self.tokens, self._labels, self._dtype = spec, tokens, labels, dtype
-        self.num_classes, self.multi_label, self.views = num_classes, multi_label, views
+        self.spec, self.tokens, self.held_labels, self._dtype = spec, tokens, labels, dtype
+        self.num_classes, self.multi_label, self.views = labels.num_classes, labels.multi_label, labels.views
         self.device = next(iter(tokens.values())).values.device
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """See `Features.labels`."""
-        return self._labels
+        return self.held_labels.values
 
     def validation_rows(self) -> None:
         """See `Features.validation_rows`; validation is drawn, whether the source has a split for it or not."""
@@ -101,7 +100,7 @@ class HeldFeatures(FrozenFeatures):
 
 
 def hold(
-    job: ExtractionJob, rows: Rows, stores: Mapping[str, StoreConfig], device: torch.device, split: str = "train"
+    job: ExtractionJob, rows: Rows, stores: Mapping[str, StoreConfig], *, device: torch.device, split: str = "train"
 ) -> dict[str, HeldFeatures]:
     """Run some samples through the backbone once, and hold what each of several stores would give of them.
 
@@ -116,35 +115,45 @@ def hold(
         UserError: a sample cannot be decoded (`on_error: fail`); the backbone has no such layers or tokens.
         JobError: a value cannot be stored.
     """
-    backbone, images = job.backbone, job.source.splits[split]
-    layers = {name: resolve_layers(store.layers, backbone.depth) for name, store in stores.items()}
+    source, images = job.source, job.source.splits[split]
     job = replace(job, store=job.store.model_copy(update={"tokens": "all"}))
-    forward = job.forward(sorted(set().union(*layers.values())))
-    rms = {layer: torch.from_numpy(values) for layer, values in calibrate(job, forward.layers).items()}
-    on_device = {layer: values.to(forward.device) for layer, values in rms.items()}
-    parts: dict[str, list[dict[int, Encoded]]] = {name: [] for name in stores}
+    shelves = {name: _Shelf(store, job.backbone) for name, store in stores.items()}
+    forward = job.forward(sorted({layer for shelf in shelves.values() for layer in shelf.layers}))
+    rms = {k: torch.from_numpy(values).to(forward.device) for k, values in calibrate(job, forward.layers).items()}
     held: list[int] = []
     with progress("reading samples", len(rows), "samples") as advance:
         for batch in forward.batches(images, in_groups(rows.tolist(), forward.batch_size(len(rows)))):
             report_failures(batch, images, job.skips_undecodable)
             if batch.images is not None:
                 tokens, ids = forward(batch.images), [images.ids[row] for row in batch.rows]
-                for name, store in stores.items():
-                    reduced = {k: reduce_tokens(tokens[k], backbone.layout, store.tokens) for k in layers[name]}
-                    parts[name].append(Encoding(reduced, ids, store.dtype, on_device).result())
+                for shelf in shelves.values():
+                    shelf.add(tokens, ids, rms)
                 held += batch.rows
             advance(len(batch.rows) + len(batch.failed))
-    labels = torch.from_numpy(np.asarray(images.labels)[held])
-    features = {}
-    for name, store in stores.items():
-        of_store = {k: rms[k] if store.dtype == "int8" else None for k in layers[name]}
-        features[name] = HeldFeatures(
-            spec_of_backbone(backbone, layers[name], store.tokens),
-            {k: HeldLayer.of([part[k] for part in parts[name]], of_store[k]).to(device) for k in layers[name]},
-            labels,
-            num_classes=len(job.source.classes),
-            multi_label=job.source.multi_label,
-            views=job.source.views,
-            dtype=store.dtype,
-        )
-    return features
+    values = torch.from_numpy(np.asarray(images.labels)[held])
+    labels = HeldLabels(values, len(source.classes), source.multi_label, source.views)
+    return {name: shelf.features(labels, rms, device) for name, shelf in shelves.items()}
+
+
+class _Shelf:
+    """The tokens of a store, reduced and encoded batch by batch."""
+
+    def __init__(self, store: StoreConfig, backbone: Backbone) -> None:
+        self.layers = resolve_layers(store.layers, backbone.depth)
+        self._store, self._backbone, self._parts = store, backbone, list[dict[int, Encoded]]()
+
+    def add(self, tokens: TokensByLayer, ids: Sequence[str], rms: Mapping[int, Tensor]) -> None:
+        """Reduce and encode the tokens of a batch."""
+        layout, kept = self._backbone.layout, self._store.tokens
+        reduced = {layer: reduce_tokens(tokens[layer], layout, kept) for layer in self.layers}
+        self._parts.append(Encoding(reduced, ids, self._store.dtype, rms).result())
+
+    def features(self, labels: HeldLabels, rms: Mapping[int, Tensor], device: torch.device) -> HeldFeatures:
+        """What was added, on a device."""
+        dtype = self._store.dtype
+        tokens = {
+            layer: HeldLayer.of([part[layer] for part in self._parts], rms[layer] if dtype == "int8" else None)
+            for layer in self.layers
+        }
+        spec = spec_of_backbone(self._backbone, self.layers, self._store.tokens)
+        return HeldFeatures(spec, {layer: held.to(device) for layer, held in tokens.items()}, labels, dtype)

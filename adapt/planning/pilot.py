@@ -8,8 +8,9 @@ preset whose held-out accuracy is not behind that of the best beyond the noise (
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -115,34 +116,47 @@ def run_pilot(config: Config, inputs: Inputs) -> Pilot:
     stores = {preset: config.store.at_preset(preset) for preset in PRESETS}
     reasons = {preset: _obstacle(config, store, inputs.own_backbone) for preset, store in stores.items()}
     if all(reasons.values()):
-        raise UserError(next(iter(reasons.values())))
-    rows = _draw_rows(inputs)
-    smaller = {preset: store for preset, store in stores.items() if preset != "full"}
-    held = hold(extraction_job(config, inputs), rows, smaller, device=resolve_device(config.train.device))
-    known = {preset: _cross_validate(features) for preset, features in held.items()}
-    known["full"] = known["grid"] | known["probe"]  # what side networks read of it, but for the rounding, and probes
-    best = {preset: max(found.values(), key=lambda one: one.score) for preset, found in known.items()}
-    first = max(best.values(), key=lambda one: one.score)
+        raise UserError(reasons["full"])
+    source, rows = inputs.source, _draw_rows(inputs)
+    known = _judge_presets(config, inputs, rows, stores)
     scores = [
-        PresetScore(
-            preset=preset,
-            bytes_per_sample=_bytes_a_sample(inputs.backbone, store),
-            scores={method: one.score for method, one in known[preset].items()},
-            behind=best[preset].behind(first),
-            error=best[preset].error(first),
-            reason=reasons[preset],
-        )
+        _score(known, preset, n_bytes=_bytes_a_sample(inputs.backbone, store), reason=reasons[preset])
         for preset, store in stores.items()
     ]
-    scores.sort(key=lambda score: score.bytes_per_sample)
+    scores.sort(key=attrgetter("bytes_per_sample"))
     return Pilot(
-        dataset=inputs.source.name,
-        n_samples=len(held["probe"].labels("train")) // inputs.source.views,
-        metric="mean average precision" if inputs.source.multi_label else "accuracy",
+        dataset=source.name,
+        n_samples=len(rows) // source.views,
+        metric="mean average precision" if source.multi_label else "accuracy",
         presets=scores,
         chosen=_choose(scores),
         seconds=time.perf_counter() - started,
     )
+
+
+def _score(known: Mapping[str, Mapping[str, "_HeldOut"]], preset: str, n_bytes: int, reason: str) -> PresetScore:
+    """What a preset is worth, compared with the best of all."""
+    best = {name: max(found.values(), key=attrgetter("score")) for name, found in known.items()}
+    first = max(best.values(), key=attrgetter("score"))
+    return PresetScore(
+        preset=preset,
+        bytes_per_sample=n_bytes,
+        scores={method: one.score for method, one in known[preset].items()},
+        behind=best[preset].behind(first),
+        error=best[preset].error(first),
+        reason=reason,
+    )
+
+
+def _judge_presets(
+    config: Config, inputs: Inputs, rows: Rows, stores: Mapping[str, StoreConfig]
+) -> dict[str, dict[str, "_HeldOut"]]:
+    """Held-out predictions by preset and method; of `full` those of what the methods read of it."""
+    smaller = {preset: store for preset, store in stores.items() if preset != "full"}
+    device = resolve_device(config.train.device)
+    held = hold(extraction_job(config, inputs), rows, smaller, device=device)
+    known = {preset: _cross_validate(features) for preset, features in held.items()}
+    return known | {"full": known["grid"] | known["probe"]}
 
 
 def _obstacle(config: Config, store: StoreConfig, own_backbone: Backbone | None) -> str:
@@ -208,7 +222,7 @@ def _cross_validate(features: HeldFeatures) -> dict[str, _HeldOut]:
         trained = train_entries(entries, data, _DRAW)
         of_points = list(_predictions(trained, features))
         if of_points:
-            found[method] = max(of_points, key=lambda one: one.score)
+            found[method] = max(of_points, key=attrgetter("score"))
     return found
 
 

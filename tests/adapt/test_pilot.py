@@ -80,7 +80,7 @@ def test_held_features_are_those_of_a_store(preset: str, tiny_config: MakeConfig
     inputs, cpu = Inputs(config), torch.device("cpu")
     stored = StreamedFeatures(sc.extract(config).store, cpu)
     rows = np.arange(24)
-    held = hold(extraction_job(config, inputs), rows, {"it": config.store}, cpu)["it"]
+    held = hold(extraction_job(config, inputs), rows, {"it": config.store}, device=cpu)["it"]
     assert held.spec.layers == stored.spec.layers
     assert held.spec.layout == stored.spec.layout
     assert torch.equal(held.labels("train"), stored.labels("train"))

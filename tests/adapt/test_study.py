@@ -174,7 +174,7 @@ def test_mistakes_of_all_sections_are_reported_at_once_by_their_keys() -> None:
         ({"backbones": BACKBONES}, "backbone and backbones are both given; keep one"),
         ({"methods": ["lsoa"]}, "methods: there is no method 'lsoa'; legal: linear_probe, "),
         ({"run_dir": 3}, "run_dir: given 3; legal: the path of a folder"),
-        ({"store": 3}, "store: given 3; legal: a section with the keys path, layers"),
+        ({"store": 3}, "store: given 3; legal: a section with the keys path, preset, layers"),
         ({"datasets": {f"d{k}": {} for k in range(1001)}}, "there are 1,001 combinations; legal: at most 1,000"),
     ],
 )

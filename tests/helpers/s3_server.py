@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock, Thread
 from typing import Any, Literal
 
@@ -154,11 +154,19 @@ def serve() -> Iterator[Server]:
 def now_and_then(
     seed: int, faults: tuple[Fault, ...] = FAULTS, share: float = 0.2
 ) -> Callable[[Request], Fault | None]:
-    """Choose faults for a share of the requests, the same ones for the same seed."""
+    """Choose faults for a share of the requests, the same ones for the same seed.
 
-    def spoil(request: Request) -> Fault | None:
+    After three faults of equal requests in a row the next is answered: a client that retries often enough succeeds,
+    however many requests a slow machine takes.
+    """
+
+    def draw(request: Request) -> Fault | None:
         digest = hashlib.blake2b(f"{seed} {request}".encode(), digest_size=8).digest()
         return faults[digest[0] % len(faults)] if int.from_bytes(digest[1:]) / 2**56 < share else None
+
+    def spoil(request: Request) -> Fault | None:
+        before = [draw(replace(request, attempt=request.attempt - k)) for k in (1, 2, 3) if request.attempt >= k]
+        return None if len(before) == 3 and all(before) else draw(request)
 
     return spoil
 

@@ -85,7 +85,7 @@ def test_a_missing_configuration(attempt: Attempt, pipeline: Path) -> None:
 def test_an_unknown_key(attempt: Attempt, tmp_path: Path) -> None:
     status, err = attempt("store.typ=int8")
     assert status == 2
-    assert err.startswith("sidecache: store.typ: unknown key; legal keys here: path, layers, tokens, dtype")
+    assert err.startswith("sidecache: store.typ: unknown key; legal keys here: path, preset, layers, tokens, dtype")
     assert nothing_was_written(tmp_path)
     assert not (tmp_path / "run").exists()
 

@@ -283,7 +283,10 @@ def test_an_interrupt_ends_the_job_and_all_its_processes(tmp_path: Path) -> None
         time.sleep(0.05)
     started = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=240)  # a busy machine is no failure
+    finally:
+        process.kill()
     assert process.returncode in (1, 130, -signal.SIGINT), errors
     assert "KeyboardInterrupt" in errors
     _, living = psutil.wait_procs(started, timeout=20)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from store.strict_model import StrictModel
 
@@ -77,14 +77,17 @@ class StoreConfig(StrictModel):
     compressor: Compressor | None = None
     shard_samples: Annotated[int, Field(ge=1, le=MAX_SHARD_SAMPLES)] = 256
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _replace_preset(cls, values: Any) -> Any:
-        """Options of a preset in its place; `auto` stays, until a pilot chooses."""
+    def _replace_preset(cls, values: Any, validate: ModelWrapValidatorHandler["StoreConfig"]) -> "StoreConfig":
+        """Options of a preset in its place, which do not count as given; `auto` stays, until a pilot chooses."""
         options = PRESETS.get(str(values.get("preset"))) if isinstance(values, dict) else None
         if options is None:
-            return values
-        return options | {name: value for name, value in values.items() if name != "preset"}
+            return validate(values)
+        given = {name: value for name, value in values.items() if name != "preset"}
+        config = validate(options | given)
+        config.model_fields_set.difference_update(options.keys() - given.keys())
+        return config
 
     def at_preset(self, preset: str) -> "StoreConfig":
         """The options with those of a preset where none were given."""

@@ -189,6 +189,12 @@ def test_a_preset_stands_for_its_options_and_those_beside_it_take_precedence(pre
     assert options.preset is None, "a resolved configuration has the options alone"
 
 
+def test_a_preset_can_be_replaced_by_another() -> None:
+    options = load("store.preset=lean", "store.dtype=float16").store
+    assert options.at_preset("grid") == load("store.preset=grid", "store.dtype=float16").store
+    assert options.at_preset("grid").at_preset("lean") == options
+
+
 def test_a_wrong_preset_is_refused() -> None:
     assert refuse(store={"preset": "tiny"}) == (
         "store.preset: given 'tiny'; legal: null, probe, lean, coarse, grid, full or auto"

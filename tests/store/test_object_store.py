@@ -220,11 +220,14 @@ def test_a_second_job_is_refused(server: Server) -> None:
 
 
 def at_once(server: Server) -> list[Lock]:
-    """Let two jobs find a lock free at the same time; returns those that believe they acquired it."""
-    both, looks = Barrier(2, timeout=30), count()
+    """Let two jobs find a lock free at the same time; returns those that believe they acquired it.
+
+    Neither writes before the server has told both that the lock is free.
+    """
+    both, writes = Barrier(2, timeout=30), count()
 
     def wait(request: Request) -> None:
-        if request.method == "HEAD" and request.key == LOCK_KEY and next(looks) < 2:
+        if request.method == "PUT" and request.key == LOCK_KEY and next(writes) < 2:
             both.wait()
 
     server.refuse = wait

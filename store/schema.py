@@ -7,7 +7,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from store.config import MAX_SHARD_SAMPLES, Compressor, Dtype
-from store.dtypes import bytes_per_token
+from store.dtypes import block_size, bytes_per_token
 from store.errors import UserError
 from store.layout import Shards, TokenLayout
 
@@ -92,6 +92,8 @@ class Schema(_Frozen):
             raise ValueError(f"layers are {list(self.layers)[:9]}; legal: ascending ones of {self.depth}")
         if any(info.num_samples % self.views for info in self.splits.values()):
             raise ValueError(f"the rows of a split are not a multiple of {self.views} views")
+        if self.dtype == "int4" and not block_size(self.dim):
+            raise ValueError(f"int4 takes widths that are a multiple of 4, not {self.dim}")
         assert self.token_layout  # raises for numbers that fit no layout
         return self
 

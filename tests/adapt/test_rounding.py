@@ -23,14 +23,14 @@ from benchmarks.made_up import encode
 from extract.forward.encoding import rounding_error
 from extract.forward.frozen_forward import FrozenForward
 from store.arrays import STORED
-from store.dtypes import channel_rms
+from store.dtypes import CODES, channel_rms
 from store.listing import Listing
 from store.schema import SplitInfo
 from store.writer import StoreWriter, create_store
 
 MakeConfig = Callable[..., Config]
 CPU = torch.device("cpu")
-DTYPES = ["float32", "float16", "bfloat16", "int8"]
+DTYPES = ["float32", "float16", "bfloat16", "int8", "int4"]
 ROWS, DIM = 300, 24
 # A random class token with layer scale: the blocks change it by a hundred-thousandth.
 NEARLY_CONSTANT: dict[str, Any] = {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 32}
@@ -73,7 +73,7 @@ def write(path: Path, tokens: np.ndarray, dtype: str) -> StreamedFeatures:
     listing = Listing(ids, np.arange(ROWS, dtype=np.int64) % 3, np.zeros((ROWS, 16), np.uint8))
     rms = channel_rms(np.mean(tokens.astype(np.float64) ** 2, axis=(0, 1)))
     folder = small_store.kvstore_at(path)
-    create_store(folder, schema, {"train": listing}, {0: rms} if dtype == "int8" else {}, {})
+    create_store(folder, schema, {"train": listing}, {0: rms} if dtype in CODES else {}, {})
     encoded = encode(tokens, schema.dtype, rms)
     StoreWriter(folder, schema).commit("train", 0, {0: encoded}, np.full(ROWS, STORED, np.uint8))
     return StreamedFeatures(sc.open_store(path), CPU)

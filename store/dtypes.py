@@ -4,7 +4,8 @@ int8 and int4 divide values by the per-channel RMS of the layer, then store a sc
 q (|q| + knee). Small values are spaced more finely than large ones, so that one massive channel costs the others no
 accuracy (docs/formats.md compares the alternatives). int8 has a float32 scale for each token, in an array of its own.
 int4 has blocks of up to 32 channels: a little-endian float16 scale, then bytes whose low halves are the codes of the
-block's first half of channels and whose high halves are those of the second, as two's complements. bfloat16 is stored as its uint16 bit pattern, since zarr-python has no bfloat16.
+block's first half of channels and whose high halves are those of the second, as two's complements. bfloat16 is stored
+as its uint16 bit pattern, since zarr-python has no bfloat16.
 
 `decode` gives the same bits for numpy arrays and torch tensors. Tokens are encoded in `extract.forward.encoding`.
 """
@@ -56,7 +57,7 @@ ENCODINGS: dict[Dtype, str] = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """Stored values of one layer and, for int8, the scale of every token: its largest value divided by the largest code.
+    """Stored values of one layer and, for int8, the scale of every token.
 
     The width is `stored_width` of the format.
     """
@@ -108,7 +109,7 @@ def _decode_blocks(values: Any, rms: Any) -> Any:
 
 
 def _expand(codes: Any, dtype: Dtype) -> Any:
-    """q (|q| + knee) of float32 codes."""
+    """The values q (|q| + knee) of float32 codes q."""
     expanded = abs(codes)
     expanded += CODES[dtype].knee  # in place: allocating new arrays takes longer than the arithmetic
     expanded *= codes

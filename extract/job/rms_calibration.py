@@ -40,5 +40,5 @@ def calibrate(job: ExtractionJob, layers: Sequence[int]) -> dict[int, np.ndarray
                     mean_squares[layer].extend(values.double().square().mean(dim=1).cpu().numpy())
             advance(len(batch.rows) + len(batch.failed))
     if not any(mean_squares.values()):
-        raise JobError("none of the training samples can be decoded, so the RMS of channels, which int8 and int4 need, cannot be measured")
+        raise JobError("none of the training samples can be decoded; int8 and int4 need some, to measure the channels")
     return {layer: channel_rms(np.mean(samples, axis=0)) for layer, samples in mean_squares.items()}

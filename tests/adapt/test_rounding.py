@@ -23,6 +23,7 @@ from benchmarks.made_up import encode
 from extract.forward.encoding import rounding_error
 from extract.forward.frozen_forward import FrozenForward
 from store.arrays import STORED
+from store.config import Dtype
 from store.dtypes import CODES, channel_rms
 from store.listing import Listing
 from store.schema import SplitInfo
@@ -52,9 +53,10 @@ def test_no_stored_value_differs_by_more_than_the_stated_rounding(tiny_config: M
         assert share.max() > 0.8 or dtype == "float32", "the bound is not a tight one"
 
 
-def test_int8_needs_the_rms() -> None:
-    with pytest.raises(ValueError, match="int8 needs the per-channel rms of the layer"):
-        rounding_error(torch.ones(1, 1, 2), "int8")
+@pytest.mark.parametrize("dtype", CODES)
+def test_codes_need_the_rms(dtype: Dtype) -> None:
+    with pytest.raises(ValueError, match=f"{dtype} needs the per-channel rms of the layer"):
+        rounding_error(torch.ones(1, 1, 4), dtype)
 
 
 def tokens_of(draw: np.random.Generator, most: float) -> np.ndarray:
@@ -95,9 +97,12 @@ def test_the_head_reads_the_same_from_stored_and_from_exact_tokens(
 ) -> None:
     """The coarsest steps that are divided by are one deviation; rounding to them has a deviation of 0.29 and mean 0."""
     tokens = tokens_of(np.random.default_rng(most + 9), most)
-    _, stored, exact = standardized(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), pool)
-    assert (stored - exact).square().mean(dim=0).max().sqrt() < 0.5
-    assert (stored - exact).mean(dim=0).abs().max() < 0.25, "new images would lie beside those that were trained on"
+    readout, stored, exact = standardized(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), pool)
+    moved = (stored - exact)[:, (readout.std != 1) | (dtype != "int4")]  # what int4 rounds away is not divided
+    assert (moved.square().mean(dim=0).sqrt() < 0.5).all()
+    assert (moved.mean(dim=0).abs() < 0.25).all(), "new images would lie beside those that were trained on"
+    if dtype == "int4":  # its steps may be as large as what varies
+        return
     torch.manual_seed(0)
     head = torch.nn.Linear(DIM, 3)
     error, logits = (head(stored) - head(exact)).square().mean().sqrt(), head(exact).std()

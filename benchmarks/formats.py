@@ -133,7 +133,7 @@ def blocks(tokens: Array) -> Array:
 
 
 def from_book(book: Array) -> Format:
-    """Divide by channel RMS, then take the nearest of some levels from -1 to 1, with a float16 scale for every block."""
+    """Divide by channel RMS, then the nearest of some levels from -1 to 1, with a float16 scale for every block."""
 
     def round_trip(known: Array, tokens: Array) -> Array:
         relative = blocks(tokens / rms_of(known))

@@ -24,7 +24,7 @@ from store.layout import in_groups, resolve_layers
 
 @dataclass(frozen=True)
 class HeldLayer:
-    """The stored values of a layer, (samples, tokens, width), with the scales of tokens (int8) and the RMS of channels."""
+    """The stored values of a layer, (samples, tokens, width), with scales of tokens (int8) and the RMS of channels."""
 
     values: Tensor
     scale: Tensor | None = None
@@ -107,7 +107,7 @@ def hold(
     Args:
         job: its `store` is not read.
         rows: of the split, ascending; whole samples if they have several views.
-        stores: layers, tokens and dtype of each, by name. They share the RMS of channels, over all tokens of the backbone.
+        stores: layers, tokens and dtype of each, by name. They share the RMS of channels, over all tokens.
         device: of the features.
         split: name of the split.
 

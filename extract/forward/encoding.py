@@ -82,7 +82,9 @@ def rounding_error(
     """
     if dtype not in CODES:
         return tokens.abs() * _ROUNDING[dtype]
-    knee, relative = CODES[dtype].knee, _by_scale(tokens, dtype, rms).abs()
+    if rms is None:
+        raise ValueError(f"{dtype} needs the per-channel rms of the layer")
+    knee, relative = CODES[dtype].knee, _by_scale(tokens / rms, dtype).abs()
     scale = _scale_of(relative.amax(dim=-1, keepdim=True), dtype)
     # Half a step, (q + knee / 2 + 0.5) * scale, where q (q + knee) * scale is the relative value.
     steps = ((relative / scale + (knee / 2) ** 2).sqrt() + 0.5) * scale
@@ -104,7 +106,9 @@ def _encode(tokens: Float[Tensor, "samples tokens dim"], dtype: Dtype, rms: Rms 
     extremes = torch.stack(torch.aminmax(tokens))  # NaN if any value is
     if dtype not in CODES:
         return [_fits(extremes, dtype).all(), tokens.to(_TORCH_DTYPE[dtype])]
-    most, knee, relative = CODES[dtype].most, CODES[dtype].knee, _by_scale(tokens, dtype, rms)
+    if rms is None:
+        raise ValueError(f"{dtype} needs the per-channel rms of the layer")
+    most, knee, relative = CODES[dtype].most, CODES[dtype].knee, _by_scale(tokens / rms, dtype)
     codes = relative.abs()
     largest = codes.amax(dim=-1, keepdim=True)
     scale = _scale_of(largest, dtype)
@@ -119,13 +123,12 @@ def _encode(tokens: Float[Tensor, "samples tokens dim"], dtype: Dtype, rms: Rms 
 
 
 def _by_scale(
-    tokens: Float[Tensor, "samples tokens dim"], dtype: Dtype, rms: Rms | None
+    relative: Float[Tensor, "samples tokens dim"], dtype: Dtype
 ) -> Float[Tensor, "samples tokens scales channels"]:
-    """Values relative to the RMS of their channel; those that share a scale are together."""
-    if rms is None:
-        raise ValueError(f"{dtype} needs the per-channel rms of the layer")
-    dim = tokens.shape[-1]
-    return (tokens / rms).unflatten(-1, (-1, block_size(dim) if dtype == "int4" else dim))
+    """Those values together that share a scale."""
+    dim = relative.shape[-1]
+    channels = block_size(dim) if dtype == "int4" else dim
+    return relative.reshape(*relative.shape[:-1], dim // channels, channels)
 
 
 def _scale_of(largest: Float[Tensor, "*shape"], dtype: Dtype) -> Float[Tensor, "*shape"]:

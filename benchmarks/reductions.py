@@ -48,6 +48,7 @@ STORES: dict[str, StoreConfig] = {
 FROM_FLOAT = "8 x 8 cells, float16"  # the store of which formats that sidecache does not have are made
 PRICED = {
     "int8": ("8 x 8 cells", "8 x 8 cells, float16"),
+    "int4": ("8 x 8 cells, int4", "8 x 8 cells, float16"),
     "grid": ("8 x 8 cells", "8 x 8 cells, float16"),  # all that side networks read of the full store, in int8
     "coarse": ("8 x 8 cells", "full"),
     "lean": ("2 x 2 cells", "full"),

@@ -53,6 +53,11 @@ class JobFacts:
     @cached_property
     def trained_rows(self) -> int | None:
         """Rows of an epoch of the final training; None if they are unknown, or the draw is refused."""
+        drawn = self.drawn_rows(for_search=False)
+        return drawn[0] if drawn else None
+
+    def drawn_rows(self, for_search: bool) -> tuple[int, int] | None:
+        """Rows that a trial is trained on and validated on; None if they are unknown, or the draw is refused."""
         if self.source:
             split, views = self.source.splits["train"], self.source.views
             labels = np.asarray(split.labels)
@@ -62,15 +67,15 @@ class JobFacts:
             validation = self.store.validation_rows()
         else:
             return None
-        draw, seed = RowDraw.of(self.config), self.config.train.seeds[0]
+        draw, seed = RowDraw.of(self.config, for_search), self.config.train.seeds[0]
         try:
             rows, val_rows = draw_rows(
                 torch.from_numpy(labels), draw, seed=seed, views=views, validation_rows=validation
             )
         except UserError as error:
-            self.notes.append(str(error))
+            self.notes += [str(error)] if str(error) not in self.notes else []
             return None
-        return len(rows) + len(val_rows) if draw.refit else len(rows)
+        return (len(rows) + len(val_rows), 0) if draw.refit else (len(rows), len(val_rows))
 
     @cached_property
     def rows_to_extract(self) -> int | None:

@@ -28,8 +28,9 @@ class Plan:
         samples_per_second: the same as rates, and the rate of extraction as `extract`.
         break_even_epochs: epochs after which extracting once has cost less than online training.
         trials: trainings of the job: the points of every search, and every method from every seed.
-        train_seconds: of all trials, each trained alone, without validation; linear probes, which are solved, count as
-            nothing.
+        train_seconds: of all trials from `feature_source`, as they share passes, with validation and test; what is
+            solved counts as nothing.
+        total_seconds: of extraction and training, by feature source that is possible.
         feature_source: the source that training will use, for this `reason`.
         proposals: smaller stores that fit, the largest first.
         notes: what is missing, or would stop the job.
@@ -55,6 +56,7 @@ class Plan:
     break_even_epochs: float | None
     trials: int
     train_seconds: float | None
+    total_seconds: dict[str, float | None]
     feature_source: str
     reason: str
     proposals: list[Proposal]
@@ -65,9 +67,15 @@ class Plan:
         """Sentences: whether the store fits, or what would, and which features to train from."""
         return f"{self._space_sentence()} {self._source_sentence()}"
 
+    @property
+    def fastest(self) -> str | None:
+        """The feature source with which the whole job takes the least time, of those that are possible and known."""
+        known = {source: seconds for source, seconds in self.total_seconds.items() if seconds is not None}
+        return min(known, key=lambda source: known[source], default=None)
+
     def document(self) -> dict[str, Any]:
         """The fields for JSON, with the recommendation."""
-        return asdict(self) | {"recommendation": self.recommendation}
+        return asdict(self) | {"fastest": self.fastest, "recommendation": self.recommendation}
 
     def _space_sentence(self) -> str:
         if self.feature_source == "online":
@@ -101,14 +109,15 @@ class Plan:
         if self.feature_source == "auto":
             return f"Training uses resident or streamed features, depending on memory ({self.reason})."
         choice = f"Training uses {self.feature_source} features ({self.reason})"
-        if online is None or cached is None:
+        if online is None or cached is None or self.fastest is None:
             return f"{choice}."
-        if self.break_even_epochs is None:
-            times = f"{duration(online)} against {duration(cached)}"
-            return (
-                f"An online epoch takes no longer than one from {self.feature_source} features ({times}): train online."
-            )
-        return f"{choice}, which are faster than online training after {self.break_even_epochs:.1f} epochs."
+        of_online, of_choice = (self.total_seconds.get(source) for source in ("online", self.feature_source))
+        assert of_online is not None
+        if of_choice is None:
+            return f"{choice}; without a store the job takes {duration(of_online)}."
+        whole = f"The whole job takes {duration(of_choice)} with them, and {duration(of_online)} without a store"
+        advice = ": set train.feature_source to online" if self.fastest == "online" else ""
+        return f"{choice}. {whole}{advice}."
 
 
 def print_plan(plan: Plan, title: str) -> None:
@@ -143,6 +152,9 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
             yield f"training, {source}", f"{an_epoch}{_rate(plan.samples_per_second[source])}"
     total = "" if plan.train_seconds is None else f"{duration(plan.train_seconds)} for "
     yield "training, all", f"{total}{plan.trials:,} trials"
+    for source, seconds in plan.total_seconds.items():
+        if seconds is not None:
+            yield f"whole job, {source}", duration(seconds)
     if plan.break_even_epochs is not None:
         yield "break-even", f"{plan.break_even_epochs:.1f} epochs"
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 
+import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from adapt.config.pipeline import Config
@@ -12,8 +13,9 @@ from adapt.planning.job_facts import JobFacts
 from adapt.planning.plan import Plan
 from adapt.planning.proposals import Proposal, propose
 from adapt.planning.speeds import Speeds, measure_speeds
-from adapt.planning.trials import training_seconds, trials_of
-from extract.forward.device import resolve_device
+from adapt.planning.totals import Reading, training_seconds
+from adapt.planning.trials import trials_of
+from extract.forward.device import free_memory_bytes, resolve_device
 from extract.job.rms_calibration import CALIBRATION_SAMPLES
 from store.dtypes import CODES
 from store.errors import UserError
@@ -53,41 +55,55 @@ def plan_job(job: JobFacts, speeds: Speeds | None, budget: int | None = None) ->
         speeds: seconds a sample; None leaves all values that depend on them unknown.
         budget: bytes that the store may take.
     """
-    return _make_plan(job, _seconds_a_sample(job, speeds) if speeds else {}, budget)
+    return _make_plan(job, speeds, budget)
 
 
-def _seconds_a_sample(job: JobFacts, speeds: Speeds) -> dict[str, float]:
-    """Seconds a sample, by `extract` or the feature source of training."""
-    decode = (speeds.decode or 0.0) / (os.cpu_count() or 1)
-    on_gpu = resolve_device(job.config.extract.device).type == "cuda"
-
-    def with_decoding(seconds: float) -> float:
-        """A GPU works while the cores decode; a backbone on the CPU needs the same cores."""
-        return max(seconds, decode) if on_gpu else seconds + decode
-
+def _seconds_a_sample(job: JobFacts, speeds: Speeds | None) -> dict[str, float]:
+    """Seconds a sample, by `extract` or the feature source of training; none if nothing was measured."""
+    if speeds is None:
+        return {}
     by_source = {
-        "extract": max(with_decoding(speeds.forward + speeds.encode), speeds.write or 0.0),
+        "extract": max(_with_decoding(job, speeds, speeds.forward + speeds.encode), speeds.write or 0.0),
         **speeds.steps,
-        "online": speeds.steps["resident"] + with_decoding(speeds.forward),
+        "online": speeds.steps["resident"] + _with_decoding(job, speeds, speeds.forward),
     }
     if speeds.end_to_end is not None:
-        by_source["end_to_end"] = with_decoding(speeds.end_to_end)
+        by_source["end_to_end"] = _with_decoding(job, speeds, speeds.end_to_end)
     return by_source
 
 
-def _make_plan(job: JobFacts, seconds: Mapping[str, float], budget: int | None) -> Plan:
+def _with_decoding(job: JobFacts, speeds: Speeds, seconds: float) -> float:
+    """A GPU works while the cores decode; a backbone on the CPU needs the same cores."""
+    decode = (speeds.decode or 0.0) / (os.cpu_count() or 1)
+    return max(seconds, decode) if resolve_device(job.config.extract.device).type == "cuda" else seconds + decode
+
+
+def _readings(job: JobFacts, speeds: Speeds, choice: Choice) -> dict[str, Reading]:
+    """What each feature source that is possible adds to the time of training."""
+    online = _with_decoding(job, speeds, speeds.forward)
+    readings = {"online": Reading(epoch=online, once=online)}
+    if choice.kind == "resident":
+        readings["resident"] = Reading(epoch=0.0, once=speeds.read, first=speeds.read)
+    if choice.kind != "online" and "streamed" in speeds.steps:
+        n_bytes = job.schema.bytes_of(job.rows["train"], job.layers_read) if job.rows else 0
+        cold = speeds.read_cold or 0.0 if n_bytes > free_memory_bytes(torch.device("cpu")) else 0.0
+        waiting = speeds.steps["streamed"] - speeds.steps["resident"]
+        readings["streamed"] = Reading(epoch=max(waiting, cold, 0.0), once=max(speeds.read, cold))
+    return readings
+
+
+def _make_plan(job: JobFacts, speeds: Speeds | None, budget: int | None) -> Plan:
     # bytes
     rows, to_extract, bytes_per_sample = job.rows, job.rows_to_extract, job.schema.bytes_per_sample
     store_bytes = None if rows is None else sum(rows.values()) * bytes_per_sample
-    fits = None
-    if store_bytes is not None and to_extract is not None:
-        has_room = job.free_bytes is None or to_extract * bytes_per_sample <= job.free_bytes
-        fits = has_room and (budget is None or store_bytes <= budget)
+    fits = _fits(job, store_bytes, budget)
     # seconds
+    seconds = _seconds_a_sample(job, speeds)
     extract_seconds = _extract_seconds(job, seconds)
     sources = (*_SOURCES, "end_to_end") if job.end_to_end else _SOURCES
     epoch_seconds = {source: _times(seconds.get(source), job.trained_rows) for source in sources}
     choice = _choose_source(job)
+    train = _training_seconds(job, speeds, choice, epoch_seconds)
     return Plan(
         samples=rows,
         views=job.schema.views,
@@ -108,12 +124,43 @@ def _make_plan(job: JobFacts, seconds: Mapping[str, float], budget: int | None) 
         samples_per_second={name: 1 / value for name, value in seconds.items()},
         break_even_epochs=_break_even(extract_seconds, epoch_seconds, choice.kind),
         trials=sum(trials.number for trials in trials_of(job.config)),
-        train_seconds=training_seconds(job.config, epoch_seconds, choice.kind),
+        train_seconds=train.get(choice.kind),
+        total_seconds=_total_seconds(train, extract_seconds, fits),
         feature_source=choice.kind,
         reason=choice.reason,
         proposals=_proposals(job, budget) if fits is False and choice.kind != "online" else [],
         notes=job.notes,
     )
+
+
+def _fits(job: JobFacts, store_bytes: int | None, budget: int | None) -> bool | None:
+    """Whether the store fits the disk and the budget; None if the samples are unknown."""
+    if store_bytes is None or job.rows_to_extract is None:
+        return None
+    has_room = job.free_bytes is None or job.rows_to_extract * job.schema.bytes_per_sample <= job.free_bytes
+    return has_room and (budget is None or store_bytes <= budget)
+
+
+def _training_seconds(
+    job: JobFacts, speeds: Speeds | None, choice: Choice, epoch_seconds: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    """Seconds of all training by feature source that is possible; none if nothing was measured."""
+    if speeds is None:
+        return {}
+    return training_seconds(job, speeds, _readings(job, speeds, choice), epoch_seconds.get("end_to_end"))
+
+
+def _total_seconds(
+    train_seconds: Mapping[str, float | None], extract_seconds: float | None, fits: bool | None
+) -> dict[str, float | None]:
+    """Seconds of training with those of the extraction; features from a store are no choice if it does not fit."""
+    totals = {}
+    for source, seconds in train_seconds.items():
+        if source == "online":
+            totals[source] = seconds
+        elif fits is not False:
+            totals[source] = None if seconds is None or extract_seconds is None else seconds + extract_seconds
+    return totals
 
 
 def _times(seconds: float | None, rows: int | None) -> float | None:

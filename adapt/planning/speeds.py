@@ -1,38 +1,35 @@
 """Measures what a sample costs on this machine, in a few seconds of work on random values of the job's shapes.
 
 No weights are loaded and nothing of the job is computed. The forward pass is timed on one block of the backbone, and
-the time of the others follows from their operations. A training step is timed with the training loop itself, on a small
-temporary store.
+the time of the others follows from their operations. Training steps are timed on a small temporary store.
 """
 
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.feature_source import Features
-from adapt.job.trial_run import settings_of
-from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model
+from adapt.planning import laps
 from adapt.planning.job_facts import JobFacts
-from adapt.training.candidate import Candidate
-from adapt.training.loop import TrainingPass, fit
-from adapt.training.objective import make_objective
-from adapt.training.seed_rows import SeedRows
+from adapt.planning.laps import lap
+from adapt.planning.step_speeds import StepSeconds, layers_of, seconds_of_trials, step_seconds
+from adapt.planning.trials import trials_of
 from extract.backbones.backbone import ModelBackbone
 from extract.config import ExtractConfig
-from extract.forward.device import resolve_device, synchronize
+from extract.forward.device import resolve_device
 from extract.forward.encoding import Encoding
 from extract.forward.frozen_forward import FrozenForward, preprocess
 from extract.images.decode import DecodeError
@@ -41,15 +38,16 @@ from store.address import local_path, store_url
 from store.arrays import STORED
 from store.dtypes import CODES
 from store.kvstore import KeyValueStore
+from store.layout import in_groups
 from store.listing import Listing
 from store.reader import open_store
 from store.schema import Schema, SplitInfo
 from store.writer import StoreWriter, create_store
 
-_SECONDS = 0.5  # of one measurement; a call that takes longer is measured once
 _STORE_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of the temporary store
 _MOST_BATCHES = 8  # in the temporary store
 _DECODED_SAMPLES = 9
+_READ_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +59,11 @@ class Speeds:
         forward: the frozen backbone, up to the last layer of the features.
         encode: from the device to the stored format, all layers.
         write: to the disk of the store, all layers; None for a store that is not local.
-        steps: a training step by feature source: `resident`, and `streamed` from a local store.
+        steps: a training step of one trial by feature source: `resident`, and `streamed` from a local store.
         end_to_end: a training step through the backbone, without decoding; None if no method takes one.
+        read: reading and decoding the layers that the job reads, once, from the page cache.
+        read_cold: reading them from the disk, without decoding; None for a store that is not local.
+        trials: of every method that is trained step by step from features.
     """
 
     decode: float | None
@@ -71,6 +72,9 @@ class Speeds:
     write: float | None
     steps: dict[str, float]
     end_to_end: float | None
+    read: float = 0.0
+    read_cold: float | None = None
+    trials: tuple[StepSeconds, ...] = ()
 
 
 def measure_speeds(job: JobFacts) -> Speeds:
@@ -78,33 +82,31 @@ def measure_speeds(job: JobFacts) -> Speeds:
     last_layer = job.schema.layers[-1]
     with torch.random.fork_rng(devices=[]):
         forward = forward_seconds(job.shape, last_layer, job.config.extract)
-        encode, write, steps = _store_seconds(job)
+        of_store = _measure_store(job)
     end_to_end = None
     if job.end_to_end:
         end_to_end = forward * _training_flops(job, job.end_to_end) / _forward_flops(job.shape, last_layer)
     return Speeds(
         decode=decode_seconds(job.source.splits["train"], job.shape) if job.source else None,
         forward=forward,
-        encode=encode,
-        write=write,
-        steps=steps,
         end_to_end=end_to_end,
+        **of_store,
     )
 
 
 def decode_seconds(images: ImageSplit, shape: ModelBackbone) -> float | None:
     """Seconds that one core takes to read and preprocess a sample: the mean of a few, spread over the split."""
-    laps: list[float] = []
+    taken: list[float] = []
     for row in np.unique(np.linspace(0, len(images) - 1, _DECODED_SAMPLES, dtype=np.int64)):
         started = time.perf_counter()
         try:
             preprocess(shape.transform, images[int(row)], images.ids[row])
         except DecodeError:
             continue
-        laps.append(time.perf_counter() - started)
-        if sum(laps) > 2 * _SECONDS:
+        taken.append(time.perf_counter() - started)
+        if sum(taken) > 2 * laps.SECONDS:
             break
-    return mean(laps[1:] or laps) if laps else None  # the first is a warm-up
+    return mean(taken[1:] or taken) if taken else None  # the first is a warm-up
 
 
 def forward_seconds(shape: ModelBackbone, layer: int, config: ExtractConfig) -> float:
@@ -116,10 +118,10 @@ def forward_seconds(shape: ModelBackbone, layer: int, config: ExtractConfig) -> 
 
     def seconds(n: int) -> float:
         images = torch.randn(n, *shape.image_size, device=forward.device)
-        return _lap(lambda: forward(images), forward.device) / n
+        return lap(lambda: forward(images), forward.device) / n
 
     one = seconds(1)
-    n = max(1, int(_SECONDS / one))
+    n = max(1, int(laps.SECONDS / one))
     n = min(n, forward.batch_size(n))
     return ratio * (seconds(n) if n > 1 else one)
 
@@ -147,32 +149,55 @@ def _training_flops(job: JobFacts, method: MethodConfig) -> int:
     return int(counter.get_total_flops())
 
 
-def _store_seconds(job: JobFacts) -> tuple[float, float | None, dict[str, float]]:
-    """Seconds a sample to encode, to write, and of a training step by feature source.
+def _measure_store(job: JobFacts) -> dict[str, Any]:
+    """The speeds of encoding, writing, reading and training.
 
-    All are proportional to the number of layers, of which the temporary store may hold only some.
+    All but the last are proportional to the number of layers, of which the temporary store may hold only some.
     """
     config, device = job.config, resolve_device(job.config.train.device)
-    read = _layers_of(job.stepwise, job.spec)
+    read = layers_of(job.stepwise, job.spec)
     n_bytes = _STORE_BYTES.get(device.type, _STORE_BYTES["cpu"])
     small = _small_schema(job.schema, read, job.stepwise.batch_size, n_bytes)
     path = local_path(store_url(config.store.path))
     with tempfile.TemporaryDirectory(prefix=".sidecache-plan-", dir=_writable_folder(path)) as folder:
         encode, write = _fill_store(folder, small, resolve_device(config.extract.device))
         streamed = StreamedFeatures(open_store(folder), device)
-        sources: list[Features] = [ResidentFeatures(streamed, small.layers)]
-        if path is not None:
-            sources.append(streamed)
+        resident = ResidentFeatures(streamed, small.layers)
+        sources: list[Features] = [resident] if path is None else [resident, streamed]
         ratio = len(read) / len(small.layers)
-        steps = {source.kind: ratio * _step_seconds(source, job.stepwise, config) for source in sources}
-    ratio = len(job.schema.layers) / len(small.layers)
-    return ratio * encode, None if path is None else ratio * write, steps
+        steps = {source.kind: ratio * step_seconds(source, job.stepwise, config) for source in sources}
+        cold, warm = _read_cold(Path(folder), small), _read(streamed)
+        trials = [
+            seconds_of_trials(resident, trials, config, job.spec) for trials in trials_of(config) if trials.in_steps
+        ]
+    stored, needed = len(job.schema.layers) / len(small.layers), len(job.layers_read) / len(small.layers)
+    return {
+        "encode": stored * encode,
+        "write": None if path is None else stored * write,
+        "steps": steps,
+        "read": needed * warm,
+        "read_cold": None if path is None else needed * cold,
+        "trials": tuple(trials),
+    }
 
 
-def _layers_of(method: MethodConfig, spec: FeatureSpec) -> tuple[int, ...]:
-    with torch.device("meta"):
-        layers: tuple[int, ...] = build_model(method.name, spec, 2, method.trials[0].options).layers  # type: ignore[assignment]
-    return layers
+def _read(features: StreamedFeatures) -> float:
+    """Seconds a sample to read and decode all layers, batch by batch in order."""
+    rows = np.arange(len(features.labels("train")))
+    groups = in_groups(rows, _READ_ROWS)
+    return lap(lambda: deque(features.batches("train", groups, features.spec.layers), 0), features.device) / len(rows)
+
+
+def _read_cold(folder: Path, schema: Schema) -> float:
+    """Seconds a sample to read the files of all layers after the system has dropped them from memory."""
+    files = [file for file in folder.glob("train/*_*/c/**/*") if file.is_file()]
+    for file in files if hasattr(os, "posix_fadvise") else ():  # not on a Mac, where they are read from memory
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    started = time.perf_counter()
+    for file in files:
+        file.read_bytes()
+    return (time.perf_counter() - started) / schema.splits["train"].num_samples
 
 
 def _small_schema(schema: Schema, layers: tuple[int, ...], batch_size: int, n_bytes: int) -> Schema:
@@ -218,34 +243,3 @@ def _fill_store(folder: str, schema: Schema, device: torch.device) -> tuple[floa
     encoded_at = time.perf_counter()
     StoreWriter(kvstore, schema).commit("train", 0, encoded, np.full(rows, STORED, np.uint8))
     return (encoded_at - started) / rows, (time.perf_counter() - encoded_at) / rows
-
-
-def _step_seconds(features: Features, method: MethodConfig, config: Config) -> float:
-    """Seconds a sample of one epoch of the training loop, on all layers of the features."""
-    trial, labels, options = method.trials[0], features.labels("train"), method.trials[0].options
-    if "layers" in type(options).model_fields:
-        options = options.model_copy(update={"layers": "all"})
-    model = build_model(method.name, features.spec, features.num_classes, options)
-    objective = make_objective(labels, features.num_classes, features.multi_label, balance_classes=False)
-    settings, rows = replace(settings_of(config, method), epochs=1, solve_head=None), np.arange(len(labels))
-    data = SeedRows(seed=0, rows=rows, val_rows=rows[:1], objective=objective)
-    candidate = Candidate(model, trial.lr or config.train.lr, trial.weight_decay, data=data, method=method.name)
-    task = TrainingPass(candidates=[candidate], inputs=features, settings=settings)
-    return _lap(lambda: fit(task), features.device) / len(rows)
-
-
-def _lap(work: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of a few calls after a warm-up; a first call that is long is enough on a CPU."""
-    laps = [_seconds(work, device)]
-    if laps[0] > _SECONDS and device.type == "cpu":
-        return laps[0]
-    while sum(laps[1:]) < _SECONDS:
-        laps.append(_seconds(work, device))
-    return median(laps[1:])
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - started

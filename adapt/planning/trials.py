@@ -1,10 +1,12 @@
 """Counts the trials of a job and the epochs that they take, so that the plan can tell the time of all training."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adapt.config.pipeline import Config
+from adapt.config.trials import MethodConfig
 from adapt.methods.registry import find_method
+from adapt.training.halving import Rung, rungs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,39 +16,61 @@ class MethodTrials:
     A single point is scored only where the trials of the seeds cannot be, since they train on validation rows too.
 
     Attributes:
-        number: of trials, without those by which a search may extend its grid.
-        epochs: of all trials; 0 for a method that is solved instead of trained step by step.
-        end_to_end: whether an epoch is one through the backbone.
+        method: the method.
+        points: that are scored, without those by which a search may extend its grid.
+        seeds: from which the chosen point is trained.
+        point_epochs: epochs of a point.
+        share: of these epochs that successive halving leaves, on average over the points.
     """
 
-    number: int
-    epochs: int
-    end_to_end: bool
+    method: MethodConfig
+    points: int
+    seeds: int
+    point_epochs: int
+    share: float = 1.0
+
+    @property
+    def number(self) -> int:
+        """All trials."""
+        return self.points + self.seeds
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether it is trained step by step from features."""
+        kind = find_method(self.method.name)
+        return not kind.solved and not kind.trains_backbone
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether it is trained through the backbone."""
+        return find_method(self.method.name).trains_backbone
+
+    @property
+    def epochs(self) -> float:
+        """The epochs of all trials, each alone."""
+        return self.share * self.points * self.point_epochs + self.seeds * self.method.epochs
 
 
 def trials_of(config: Config) -> Iterator[MethodTrials]:
     """The trials of every method of a job."""
-    n_seeds, search_epochs = len(config.train.seeds), config.search.epochs
+    halving = config.train.halving
     for method in config.parsed_methods():
-        n_points = len(method.trials) if len(method.trials) > 1 or config.train.refit else 0
-        epochs = n_points * (search_epochs or method.epochs) + n_seeds * method.epochs
-        kind = find_method(method.name)
+        points = len(method.trials) if len(method.trials) > 1 or config.train.refit else 0
+        epochs = config.search.epochs or method.epochs
+        drops = rungs(epochs, halving.factor, halving.min_epochs) if halving else []
         yield MethodTrials(
-            number=n_points + n_seeds, epochs=0 if kind.solved else epochs, end_to_end=kind.trains_backbone
+            method=method,
+            points=points,
+            seeds=len(config.train.seeds),
+            point_epochs=epochs,
+            share=_share(drops, epochs),
         )
 
 
-def training_seconds(config: Config, epoch_seconds: Mapping[str, float | None], source: str) -> float | None:
-    """Seconds of all trials, each trained alone; None if the time of an epoch that is needed is unknown.
-
-    Args:
-        epoch_seconds: by feature source and for `end_to_end`.
-        source: the feature source of the job.
-    """
-    total = 0.0
-    for trials in trials_of(config):
-        seconds = epoch_seconds.get("end_to_end" if trials.end_to_end else source)
-        if trials.epochs and seconds is None:
-            return None
-        total += trials.epochs * (seconds or 0.0)
-    return total
+def _share(drops: list[Rung], epochs: int) -> float:
+    """The share of all epochs that are trained if candidates are dropped."""
+    trained, kept, since = 0.0, 1.0, 0
+    for rung in drops:
+        trained += kept * (rung.epoch - since)
+        kept, since = kept * float(rung.share), rung.epoch
+    return (trained + kept * (epochs - since)) / epochs

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,14 +17,17 @@ import torch
 import sidecache as sc
 from adapt.config.load_config import load_config
 from adapt.config.pipeline import Config
+from adapt.features import choice
 from adapt.job.extraction import extract
 from adapt.job.inputs import Inputs
-from adapt.planning import planner, speeds
+from adapt.planning import laps, planner
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.plan import Plan, print_plan
 from adapt.planning.planner import make_plan, parse_bytes
 from adapt.planning.proposals import describe_price, propose
 from adapt.planning.speeds import Speeds, decode_seconds, forward_seconds
+from adapt.planning.step_speeds import StepSeconds
+from adapt.planning.trials import trials_of
 from benchmarks.made_up import encode
 from extract.backbones.backbone import empty_backbone, load_backbone
 from extract.backbones.backbone_shape import backbone_shape
@@ -52,7 +56,7 @@ def known(config: Config, budget: int | None = None) -> Plan:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Replace the measurements by fixed seconds a sample."""
+    """Replace the measurements by fixed seconds a sample; trials that are trained together take as long as alone."""
     fixed = Speeds(
         decode=2.0 * CORES,
         forward=10.0,
@@ -61,7 +65,16 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         steps={"resident": 4.0, "streamed": 5.0},
         end_to_end=None,
     )
-    return lambda **changes: monkeypatch.setattr(planner, "measure_speeds", lambda _: replace(fixed, **changes))
+
+    def measure(job: JobFacts, **changes: Any) -> Speeds:
+        trials = tuple(
+            StepSeconds(points=4.0 * one.share * one.points, seeds=4.0 * one.seeds)
+            for one in trials_of(job.config)
+            if one.in_steps
+        )
+        return replace(fixed, trials=trials, **changes)
+
+    return lambda **changes: monkeypatch.setattr(planner, "measure_speeds", lambda job: measure(job, **changes))
 
 
 class TestBytes:
@@ -175,7 +188,6 @@ class TestSeconds:
         expected = {"resident": 4 * trained_on, "streamed": 5 * trained_on, "online": (4 + 2 + 10) * trained_on}
         assert plan.epoch_seconds == pytest.approx(expected)
         assert plan.break_even_epochs == pytest.approx(36 * 13 / (12 * trained_on))
-        assert f"after {plan.break_even_epochs:.1f} epochs" in plan.recommendation
 
     def test_a_slow_disk_sets_the_pace(self, tiny_config: Build, measured: Callable[..., None]) -> None:
         measured(write=20.0)
@@ -193,7 +205,7 @@ class TestSeconds:
         measured(decode=0.0, forward=0.5)
         plan = make_plan(tiny_config("train.feature_source=streamed"))
         assert plan.break_even_epochs is None
-        assert "train online" in plan.recommendation
+        assert "set train.feature_source to online" in plan.recommendation
 
     def test_an_end_to_end_method_has_its_own_epoch(self, tiny_config: Build, measured: Callable[..., None]) -> None:
         measured(end_to_end=30.0)
@@ -229,27 +241,33 @@ class TestFeatureSource:
 
 
 class TestTrials:
-    """An epoch has 18 of the 24 training samples, at 4 seconds each."""
+    """An epoch trains on 18 of the 24 training samples, at 4 seconds each, and validates on 6; there are 12 to test."""
 
     @pytest.mark.parametrize(
-        ("overrides", "trials", "epochs"),
+        ("overrides", "trials", "epochs", "tested"),
         [
-            (["methods=[losa]"], 1, 2),
-            (["methods=[losa]", "train.seeds=[0, 1, 2]"], 3, 6),
-            (["methods=[{name: losa, sweep: {rank: [2, 4], lr: [0.1, 0.2]}}]"], 4 + 1, 10),
-            (["methods=[losa]", "sweep={lr: [0.1, 0.2]}", "search.epochs=1", "train.seeds=[0, 1]"], 4, 2 + 4),
-            (["methods=[losa, ladder]", "train.epochs=5"], 2, 10),
-            (["methods=[linear_probe]", "sweep={weight_decay: [0.1, 0.2]}", "train.seeds=[0, 1]"], 4, 0),
-            (["methods=[linear_probe, {name: losa, epochs: 7}]"], 2, 7),
+            (["methods=[losa]"], 1, 2, 1),
+            (["methods=[losa]", "train.seeds=[0, 1, 2]"], 3, 6, 3),
+            (["methods=[{name: losa, sweep: {rank: [2, 4], lr: [0.1, 0.2]}}]"], 4 + 1, 10, 1),
+            (["methods=[losa]", "sweep={lr: [0.1, 0.2]}", "search.epochs=1", "train.seeds=[0, 1]"], 4, 2 + 4, 2),
+            (["methods=[losa, ladder]", "train.epochs=5"], 2, 10, 2),
+            (["methods=[linear_probe]", "sweep={weight_decay: [0.1, 0.2]}", "train.seeds=[0, 1]"], 4, 0, 0),
+            (["methods=[linear_probe, {name: losa, epochs: 7}]"], 2, 7, 1),
         ],
     )
     def test_the_time_of_training_is_that_of_all_epochs_of_all_trials(
-        self, tiny_config: Build, measured: Callable[..., None], overrides: list[str], trials: int, epochs: int
+        self,
+        tiny_config: Build,
+        measured: Callable[..., None],
+        overrides: list[str],
+        trials: int,
+        epochs: int,
+        tested: int,
     ) -> None:
         measured()
         plan = make_plan(tiny_config(*overrides))
         assert plan.trials == trials
-        assert plan.train_seconds == pytest.approx(epochs * 18 * 4.0)
+        assert plan.train_seconds == pytest.approx(4.0 * (epochs * (18 + 6 / 3) + tested * 12 / 3))
 
     def test_a_refit_trial_is_scored_first_and_then_trained_on_all_samples(
         self, tiny_config: Build, measured: Callable[..., None]
@@ -257,7 +275,7 @@ class TestTrials:
         measured()
         plan = make_plan(tiny_config("methods=[losa]", "train.seeds=[0, 1]", "train.refit=true"))
         assert plan.trials == 1 + 2
-        assert plan.train_seconds == pytest.approx(3 * 2 * 24 * 4.0)
+        assert plan.train_seconds == pytest.approx(4.0 * (2 * (18 + 6 / 3) + 2 * 2 * 24 + 2 * 12 / 3))
 
     def test_methods_inside_the_backbone_take_the_time_of_theirs(
         self, tiny_config: Build, measured: Callable[..., None]
@@ -265,12 +283,74 @@ class TestTrials:
         measured(end_to_end=7.0)
         plan = make_plan(tiny_config("methods=[losa, lora]", "train.seeds=[0, 1]"))
         assert plan.trials == 4
-        assert plan.train_seconds == pytest.approx(2 * 2 * (plan.epoch_seconds["end_to_end"] + 18 * 4.0))
+        from_features = 4.0 * 2 * (2 * (18 + 6 / 3) + 12 / 3)
+        assert plan.train_seconds == pytest.approx(from_features + 2 * 2 * plan.epoch_seconds["end_to_end"])
+
+    def test_candidates_that_are_dropped_take_less(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        """Of six epochs, the second of two points is trained for two; the better one for all."""
+        measured()
+        sweep = ["methods=[losa]", "sweep={lr: [0.1, 0.2]}", "train.epochs=6"]
+        whole, halved = (make_plan(tiny_config(*sweep, f"train.halving={halving}")) for halving in ("null", "{}"))
+        (trials,) = trials_of(tiny_config(*sweep, "train.halving={}"))
+        assert trials.share == pytest.approx((2 * 1 + 2 * 0.5 + 2 * 0.25) / 6)
+        assert halved.train_seconds is not None
+        assert whole.train_seconds is not None
+        assert halved.train_seconds < whole.train_seconds
 
     def test_unknown_times_stay_unknown(self, tiny_config: Build, measured: Callable[..., None]) -> None:
         assert known(tiny_config()).train_seconds is None
         measured()
-        assert make_plan(tiny_config("data.root=/nowhere")).train_seconds is None
+        plan = make_plan(tiny_config("data.root=/nowhere"))
+        assert plan.train_seconds is None
+        assert plan.fastest is None
+
+
+class TestTotals:
+    """Training from features reads 24 rows an epoch, to train or validate, and once 24 of train and 12 of test."""
+
+    def test_they_have_extraction_reading_and_training(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured(read=0.5)
+        plan = make_plan(tiny_config("methods=[losa]"))
+        computing, forward = 4.0 * (2 * (18 + 6 / 3) + 12 / 3), 10.0 + 2.0
+        assert plan.total_seconds == {
+            "online": pytest.approx(computing + (2 * 24 + 36) * forward),
+            "resident": pytest.approx(36 * (forward + 1) + computing + (36 + 24) * 0.5),
+            "streamed": pytest.approx(36 * (forward + 1) + computing + 36 * 0.5 + 2 * 24 * 1.0),
+        }
+        assert plan.fastest == "resident"
+        assert "The whole job takes" in plan.recommendation
+
+    def test_searches_and_seeds_share_their_reads(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured()
+        totals = [
+            make_plan(tiny_config("methods=[losa]", f"sweep={{lr: {rates}}}", "train.epochs=3")).total_seconds
+            for rates in ([0.1, 0.2], [0.1, 0.2, 0.3, 0.4])
+        ]
+        two, four = (found["online"] - found["resident"] for found in totals)
+        assert two == pytest.approx(four)
+
+    def test_what_is_read_once_needs_no_store(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured(read=0.5)
+        plan = make_plan(tiny_config("methods=[linear_probe]"))
+        assert plan.fastest == "online"
+        assert "set train.feature_source to online" in plan.recommendation
+
+    def test_a_disk_that_is_slower_than_the_backbone_is_not_read_in_every_epoch(
+        self, tiny_config: Build, measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(choice, "free_memory_bytes", lambda _: 1000)
+        monkeypatch.setattr(planner, "free_memory_bytes", lambda _: 1000)
+        for cold, fastest in ((1.0, "streamed"), (30.0, "online")):
+            measured(read_cold=cold)
+            plan = make_plan(tiny_config("methods=[losa]"))
+            assert plan.total_seconds.keys() == {"online", "streamed"}
+            assert plan.fastest == fastest
+
+    def test_a_store_that_does_not_fit_is_no_choice(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured()
+        plan = make_plan(tiny_config("methods=[losa]"), budget=10)
+        assert plan.total_seconds.keys() == {"online"}
+        assert "without a store the job takes" in plan.recommendation
 
 
 class TestBudget:
@@ -376,7 +456,7 @@ class TestShape:
 class TestSpeeds:
     @pytest.fixture(autouse=True)
     def _be_brief(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(speeds, "_SECONDS", 0.02)
+        monkeypatch.setattr(laps, "SECONDS", 0.02)
 
     def test_all_is_measured_and_nothing_left_behind(self, tiny_config: Build, tmp_path: Path) -> None:
         before = sorted(tmp_path.rglob("*"))

@@ -30,6 +30,14 @@ Format = Callable[
 ]  # (statistics' tokens, tokens), both (samples, tokens, dim) -> tokens read back
 LAYERS = (8, 11)
 INT8_MAX = 127
+BLOCK = 32
+# The 16 levels of NF4 (Dettmers et al., QLoRA, arXiv 2305.14314, appendix E): quantiles of a normal distribution.
+NF4 = np.array(
+    [
+        *(-1, -0.69619, -0.52507, -0.39492, -0.28444, -0.18477, -0.09105, 0),
+        *(0.07958, 0.16093, 0.24611, 0.33792, 0.44071, 0.56262, 0.72296, 1),
+    ]
+)
 
 
 def rms_of(tokens: Array) -> Array:
@@ -119,6 +127,23 @@ def quadratic(linear: int) -> Format:
     return round_trip
 
 
+def blocks(tokens: Array) -> Array:
+    """Values in blocks of 32 channels, (samples, tokens, blocks, 32)."""
+    return tokens.reshape(*tokens.shape[:-1], -1, BLOCK)
+
+
+def from_book(book: Array) -> Format:
+    """Divide by channel RMS, then the nearest of some levels from -1 to 1, with a float16 scale for every block."""
+
+    def round_trip(known: Array, tokens: Array) -> Array:
+        relative = blocks(tokens / rms_of(known))
+        scale = np.abs(relative).max(axis=-1, keepdims=True).astype(np.float16).astype(np.float32)
+        nearest = np.searchsorted((book[1:] + book[:-1]) / 2, relative / scale)
+        return (book[nearest] * scale).reshape(tokens.shape) * rms_of(known)
+
+    return round_trip
+
+
 def lloyd_max(known: Array, tokens: Array) -> Array:
     """Fit 256 levels to tokens that are divided by channel RMS and by their L2 norm."""
 
@@ -161,6 +186,9 @@ FORMATS: dict[str, tuple[float, Format]] = {  # name -> (bytes a value, round tr
     "channel RMS, code q stands for q abs(q)": (1, quadratic(0)),
     "channel RMS, Lloyd-Max levels, norm a token": (1, lloyd_max),
     "fp8 e4m3, channel RMS, scale a token": (1, fp8),
+    "**sidecache int4**: code q stands for q (abs(q) + 4), a scale for 32 channels": (0.5625, stored("int4")),
+    "channel RMS, levels from -7 to 7, a scale for 32 channels": (0.5625, from_book(np.arange(-7, 8) / 7)),
+    "channel RMS, NF4 levels, a scale for 32 channels": (0.5625, from_book(NF4)),
 }
 
 

@@ -35,6 +35,7 @@ STORES: dict[str, StoreConfig] = {
         for n in (8, 2)
     },
     "8 x 8 cells, float16": StoreConfig(layers={"spread": 4}, tokens={"grid": 8}, dtype="float16"),  # type: ignore[arg-type]
+    "8 x 8 cells, int4": StoreConfig(layers={"spread": 4}, tokens={"grid": 8}, dtype="int4"),  # type: ignore[arg-type]
     "8 x 8 cells, all layers": StoreConfig(layers="all", tokens={"grid": 8}, dtype="int8"),  # type: ignore[arg-type]
     **{
         f"8 x 8 cells, {n} layers": StoreConfig(layers={"spread": n}, tokens={"grid": 8}, dtype="int8")  # type: ignore[arg-type]
@@ -47,6 +48,7 @@ STORES: dict[str, StoreConfig] = {
 FROM_FLOAT = "8 x 8 cells, float16"  # the store of which formats that sidecache does not have are made
 PRICED = {
     "int8": ("8 x 8 cells", "8 x 8 cells, float16"),
+    "int4": ("8 x 8 cells, int4", "8 x 8 cells, float16"),
     "grid": ("8 x 8 cells", "8 x 8 cells, float16"),  # all that side networks read of the full store, in int8
     "coarse": ("8 x 8 cells", "full"),
     "lean": ("2 x 2 cells", "full"),
@@ -57,17 +59,7 @@ KINDS = {
     "shape": ("gtsrb20", "signdigits"),
     "structure": ("place", "orientation", "count"),
 }
-GROUP = 32  # channels that share a scale
 Round = Callable[[torch.Tensor], torch.Tensor]
-
-
-def half_bytes(tokens: torch.Tensor) -> torch.Tensor:
-    """Levels from -7 to 7 of the values relative to their channel's RMS, a scale for every group of channels."""
-    rms = tokens[:32].square().mean(dim=(0, 1)).sqrt().clamp(min=1e-12)
-    groups = (tokens / rms).reshape(*tokens.shape[:-1], -1, GROUP)
-    scale = (groups.abs().amax(dim=-1, keepdim=True) / 7).clamp(min=1e-12).half().float()
-    rounded: torch.Tensor = (groups / scale).round().clamp(-7, 7) * scale
-    return rounded.flatten(-2) * rms
 
 
 def principal(width: int) -> Round:
@@ -87,7 +79,6 @@ def principal(width: int) -> Round:
 
 
 FORMATS: dict[str, Round] = {
-    "8 x 8 cells, half bytes": half_bytes,
     "8 x 8 cells, 96 components": principal(96),
     "8 x 8 cells, 48 components": principal(48),
 }
@@ -96,8 +87,6 @@ FORMATS: dict[str, Round] = {
 def bytes_a_sample(features: HeldFeatures, name: str) -> float:
     """Bytes of a sample in such a store."""
     tokens, dim = len(features.spec.layers) * features.spec.layout.num_tokens, features.spec.dim
-    if name == "8 x 8 cells, half bytes":
-        return tokens * (dim / 2 + 2 * dim / GROUP)
     if name.endswith("components"):
         return tokens * bytes_per_token("int8", int(name.split()[-2]))
     return tokens * bytes_per_token(STORES[name].dtype, dim)

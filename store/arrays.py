@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 
 from store.address import local_path
 from store.array_io import open_array, read_array
-from store.dtypes import INT8_ENCODING, STORED_DTYPE, Encoded
+from store.dtypes import CODES, ENCODINGS, STORED_DTYPE, Encoded, stored_width
 from store.errors import JobError, UserError
 from store.io_errors import NEEDS_REPLACING
 from store.kvstore import KeyValueStore, wait
@@ -61,15 +61,15 @@ def layer_arrays(schema: Schema, layer: int) -> list[str]:
 def shard_arrays(schema: Schema, split: str) -> dict[str, dict[str, Any]]:
     """Name -> metadata of a split's arrays that are written shard by shard, one file a shard."""
     n, shard = schema.splits[split].num_samples, schema.shard_samples
-    dtype, n_tokens, dim = schema.dtype, schema.token_layout.num_tokens, schema.dim
-    # values (samples, tokens, dim) of each layer
+    dtype, n_tokens, width = schema.dtype, schema.token_layout.num_tokens, stored_width(schema.dtype, schema.dim)
+    # values (samples, tokens, width) of each layer
     values = array_metadata(
-        shape=(n, n_tokens, dim),
-        file_shape=(shard, n_tokens, dim),
+        shape=(n, n_tokens, width),
+        file_shape=(shard, n_tokens, width),
         dtype=STORED_DTYPE[dtype],
         dimension_names=["sample", "token", "dim"],
-        codecs=sharded((1, n_tokens, dim), schema.compressor, np.dtype(STORED_DTYPE[dtype]).itemsize),
-        attributes={"encoding": {"bfloat16": "bfloat16", "int8": INT8_ENCODING}.get(dtype, dtype)},
+        codecs=sharded((1, n_tokens, width), schema.compressor, np.dtype(STORED_DTYPE[dtype]).itemsize),
+        attributes={"encoding": ENCODINGS.get(dtype, dtype)},
     )
     arrays = {layer_name(layer): values for layer in schema.layers}
     # scales (samples, tokens) of each int8 layer
@@ -224,8 +224,8 @@ def holds_samples(kvstore: KeyValueStore, schema: Schema) -> bool:
 
 
 def read_rms(kvstore: KeyValueStore, schema: Schema) -> dict[int, Float32[np.ndarray, "dim"]]:
-    """Layer -> per-channel RMS (dim,) of an int8 store; empty for other formats."""
-    if schema.dtype != "int8":
+    """Layer -> per-channel RMS (dim,) of an int8 or int4 store; empty for other formats."""
+    if schema.dtype not in CODES:
         return {}
     by_layer = {layer: read_array(kvstore, f"rms/{layer_name(layer)}") for layer in schema.layers}
     for layer, rms in by_layer.items():

@@ -6,7 +6,7 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from store.strict_model import StrictModel
 
-Dtype = Literal["float32", "float16", "bfloat16", "int8"]
+Dtype = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 Compressor = Literal["zstd", "blosc", "gzip"]
 MAX_SHARD_SAMPLES = 2**20  # a shard's index, which is read whole, takes 16 bytes a sample
 PositiveInt = Annotated[int, Field(ge=1)]

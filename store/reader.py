@@ -154,7 +154,7 @@ class Store:
 
     @cached_property
     def rms(self) -> dict[int, Float32[np.ndarray, "dim"]]:
-        """Layer -> per-channel RMS (dim,) of an int8 store; empty for other formats."""
+        """Layer -> per-channel RMS (dim,) of an int8 or int4 store; empty for other formats."""
         return read_rms(self._kvstore, self.schema)
 
     def tail_arrays(self) -> dict[str, Float32[np.ndarray, "..."]]:

@@ -7,7 +7,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from store.config import MAX_SHARD_SAMPLES, Compressor, Dtype
-from store.dtypes import bytes_per_token
+from store.dtypes import block_size, bytes_per_token
 from store.errors import UserError
 from store.layout import Shards, TokenLayout
 
@@ -102,6 +102,8 @@ class Schema(_Frozen):
             raise ValueError(f"the rows of a split are not a multiple of {self.views} views")
         if AUGMENTED in self.splits and self._rows(AUGMENTED) != self.augmented_views * self._rows("train"):
             raise ValueError("the rows of `augmented` are not a multiple of those of `train`")
+        if self.dtype == "int4" and not block_size(self.dim):
+            raise ValueError(f"int4 takes widths that are a multiple of 4, not {self.dim}")
         assert self.token_layout  # raises for numbers that fit no layout
         return self
 

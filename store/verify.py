@@ -42,7 +42,7 @@ from store.arrays import (
     shard_file,
 )
 from store.console.progress import progress
-from store.dtypes import Encoded
+from store.dtypes import CODES, Encoded
 from store.errors import JobError, UserError
 from store.growing.added_layers import names_of_added
 from store.io_errors import AccessError, OutageError
@@ -126,7 +126,7 @@ class _Verification:
         # groups and small arrays of the whole store
         for name in (*schema.splits, "rms", "tail", LOG):
             self._check_group(name)
-        for layer in schema.layers if schema.dtype == "int8" else ():
+        for layer in schema.layers if schema.dtype in CODES else ():
             rms = self._read_whole(f"rms/{layer_name(layer)}", "float32", (schema.dim,))
             if rms is not None and not (rms > 0).all():
                 self._add_fault(f"rms/{layer_name(layer)}", "has values that are not positive")

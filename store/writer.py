@@ -34,7 +34,7 @@ from store.arrays import (
     shard_arrays,
     shard_file,
 )
-from store.dtypes import STORED_DTYPE, Encoded
+from store.dtypes import STORED_DTYPE, Encoded, stored_width
 from store.errors import JobError
 from store.io_errors import AccessError
 from store.kvstore import KeyValueStore, wait
@@ -55,7 +55,7 @@ def create_store(
 
     Args:
         listings: ids, labels and digests of the samples of every split.
-        rms: layer -> per-channel RMS (dim,), int8 stores only.
+        rms: layer -> per-channel RMS (dim,), int8 and int4 stores only.
         tail: the arrays that `schema.tail_tensors` names.
 
     Raises:
@@ -121,7 +121,7 @@ class StoreWriter:
         """Write one shard's values and make them durable; until it is marked the shard counts as missing.
 
         Args:
-            tokens: layer -> encoded rows of the shard (rows, tokens, dim), zeros in skipped rows; every layer.
+            tokens: layer -> encoded rows of the shard (rows, tokens, width), zeros in skipped rows; every layer.
             status: STORED or SKIPPED for every row of the shard.
 
         Raises:
@@ -236,7 +236,7 @@ class StoreWriter:
     def _check_shard(self, tokens: Mapping[int, Encoded], status: UInt8[np.ndarray, "rows"], n_rows: int) -> None:
         """Compare layers, shapes and dtypes: tensorstore would broadcast and convert without an error."""
         schema = self._schema
-        shape = (n_rows, schema.token_layout.num_tokens, schema.dim)
+        shape = (n_rows, schema.token_layout.num_tokens, stored_width(schema.dtype, schema.dim))
         if set(tokens) != set(schema.layers) or len(status) != n_rows or (status == MISSING).any():
             raise ValueError(f"this shard takes layers {schema.layers} and {n_rows} statuses")
         for layer, encoded in tokens.items():

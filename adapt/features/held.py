@@ -15,17 +15,17 @@ from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
 from extract.backbones.backbone import Backbone, reduce_tokens
 from extract.forward.encoding import Encoding, rounding_error
 from extract.job.extraction_job import ExtractionJob
-from extract.job.int8_calibration import calibrate
+from extract.job.rms_calibration import calibrate
 from extract.job.shard_extractor import report_failures
 from store.config import Dtype, StoreConfig
 from store.console.progress import progress
-from store.dtypes import Encoded, decode
+from store.dtypes import CODES, Encoded, decode
 from store.layout import in_groups, resolve_layers
 
 
 @dataclass(frozen=True)
 class HeldLayer:
-    """The stored values of a layer, (samples, tokens, dim), and for int8 the scales of tokens and of channels."""
+    """The stored values of a layer, (samples, tokens, width), with scales of tokens (int8) and the RMS of channels."""
 
     values: Tensor
     scale: Tensor | None = None
@@ -108,7 +108,7 @@ def hold(
     Args:
         job: its `store` is not read.
         rows: of the split, ascending; whole samples if they have several views.
-        stores: layers, tokens and dtype of each, by name. int8 has one RMS a channel for all of them, over all tokens.
+        stores: layers, tokens and dtype of each, by name. They share the RMS of channels, over all tokens.
         device: of the features.
         split: name of the split.
 
@@ -153,7 +153,7 @@ class _Shelf:
         """What was added, on a device."""
         dtype = self._store.dtype
         tokens = {
-            layer: HeldLayer.of([part[layer] for part in self._parts], rms[layer] if dtype == "int8" else None)
+            layer: HeldLayer.of([part[layer] for part in self._parts], rms[layer] if dtype in CODES else None)
             for layer in self.layers
         }
         spec = spec_of_backbone(self._backbone, self.layers, self._store.tokens)

@@ -14,7 +14,8 @@ from adapt.planning.proposals import Proposal, propose
 from adapt.planning.speeds import Speeds, measure_speeds
 from adapt.planning.trials import training_seconds, trials_of
 from extract.forward.device import resolve_device
-from extract.job.int8_calibration import CALIBRATION_SAMPLES
+from extract.job.rms_calibration import CALIBRATION_SAMPLES
+from store.dtypes import CODES
 from store.errors import UserError
 
 _BYTES = TypeAdapter(ByteSize)
@@ -120,9 +121,9 @@ def _times(seconds: float | None, rows: int | None) -> float | None:
 
 
 def _extract_seconds(job: JobFacts, seconds: Mapping[str, float]) -> float | None:
-    """Seconds for all rows to extract, and for the training samples that calibrate a new int8 store."""
+    """Seconds for all rows to extract, and for the training samples that calibrate a new int8 or int4 store."""
     rows = job.rows_to_extract
-    if rows is not None and job.rows and job.store is None and job.schema.dtype == "int8":
+    if rows is not None and job.rows and job.store is None and job.schema.dtype in CODES:
         rows += min(CALIBRATION_SAMPLES, job.rows["train"])
     return _times(seconds.get("extract"), rows)
 

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from adapt.planning.job_facts import JobFacts
-from store.config import PRESETS, StoreConfig
-from store.dtypes import bytes_per_token
+from store.config import PRESETS, Dtype, StoreConfig
+from store.dtypes import block_size, bytes_per_token
 
 _PRICES = Path(__file__).with_name("preset_prices.json")
 _OPTIONS = ("layers", "tokens", "dtype")
@@ -25,7 +25,7 @@ class Proposal:
     """A store that fits.
 
     Args:
-        name: `int8` (the configured layers and tokens in one byte a value), or a preset.
+        name: `int8` or `int4` (the configured layers and tokens in one byte a value, or half of one), or a preset.
         overrides: for the command line, each after its `-o`.
         cost: points of accuracy that it has cost, by what the class is a matter of.
     """
@@ -43,7 +43,7 @@ def propose(job: JobFacts, rows: int, n_bytes: int) -> list[Proposal]:
     The largest comes first: it has all that the smaller ones have, and more.
     """
     configured, proposals, seen = job.config.store, [], []
-    for name, smaller in _smaller_stores(configured):
+    for name, smaller in _smaller_stores(configured, job.shape.dim):
         schema = job.schema_of(smaller)
         bytes_per_sample = schema.bytes_per_sample
         if bytes_per_sample * rows > n_bytes or schema in seen or not job.can_train_from(smaller):
@@ -61,9 +61,11 @@ def propose(job: JobFacts, rows: int, n_bytes: int) -> list[Proposal]:
     return sorted(proposals, key=lambda proposal: -proposal.bytes_per_sample)
 
 
-def _smaller_stores(configured: StoreConfig) -> Iterator[tuple[str, StoreConfig]]:
-    if bytes_per_token("int8", 1024) < bytes_per_token(configured.dtype, 1024):
-        yield "int8", configured.model_copy(update={"dtype": "int8"})
+def _smaller_stores(configured: StoreConfig, dim: int) -> Iterator[tuple[str, StoreConfig]]:
+    codes: tuple[Dtype, ...] = ("int8", "int4") if block_size(dim) else ("int8",)
+    for dtype in codes:
+        if bytes_per_token(dtype, dim) < bytes_per_token(configured.dtype, dim):
+            yield dtype, configured.model_copy(update={"dtype": dtype})
     for preset in PRESETS:
         options = StoreConfig.model_validate({"preset": preset})
         yield preset, configured.model_copy(update={key: getattr(options, key) for key in _OPTIONS})

@@ -39,6 +39,7 @@ from extract.images.decode import DecodeError
 from extract.sources.open_source import ImageSplit
 from store.address import local_path, store_url
 from store.arrays import STORED
+from store.dtypes import CODES
 from store.kvstore import KeyValueStore
 from store.listing import Listing
 from store.reader import open_store
@@ -203,7 +204,7 @@ def _fill_store(folder: str, schema: Schema, device: torch.device) -> tuple[floa
     rows = schema.splits["train"].num_samples
     size = (rows, schema.token_layout.num_tokens, schema.dim)
     tokens = {layer: torch.randn(size, device=device) for layer in schema.layers}
-    rms = {layer: np.ones(schema.dim, np.float32) for layer in schema.layers} if schema.dtype == "int8" else {}
+    rms = {layer: np.ones(schema.dim, np.float32) for layer in schema.layers} if schema.dtype in CODES else {}
     ids = tuple(map(str, range(rows)))
     labels = np.zeros((rows, len(schema.classes)), np.uint8) if schema.multi_label else np.zeros(rows, np.int64)
     kvstore = KeyValueStore(store_url(folder))

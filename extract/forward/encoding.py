@@ -4,17 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from extract.backbones.backbone import TokensByLayer
 from store.config import Dtype
-from store.dtypes import INT8_MAX, KNEE, LARGEST, Encoded
+from store.dtypes import CODES, Encoded, block_size
 from store.errors import JobError
 
 _TORCH_DTYPE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_INT8_LIMIT = torch.finfo(torch.float32).max / 2  # rounding to a step can double a value, which must not overflow
+# of a value that becomes a code: rounding to a step can double it, and a scale of int4 is a float16
+_LIMIT = {"int8": torch.finfo(torch.float32).max / 2, "int4": torch.finfo(torch.float16).max * CODES["int4"].largest}
 _TINY = torch.finfo(torch.float32).tiny
+_SMALLEST_SCALE = 2.0**-24  # float16's
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # relative error of the nearest value
 
 Rms = Float[Tensor, "dim"]
@@ -26,12 +28,12 @@ class Encoding:
     Args:
         tokens: layer -> (samples, tokens, dim) float32.
         ids: of the samples, for messages.
-        rms: layer -> (dim,), in the unit of the tokens and on their device; int8 only. The error of a value with code
-            q is then at most half a step, (|q| + KNEE / 2 + 0.5) * scale * rms. float16 and bfloat16 round to the
-            nearest: a relative error of at most 2^-11 and 2^-8.
+        rms: layer -> (dim,), in the unit of the tokens and on their device; int8 and int4 only. The error of a value
+            with code q is then at most half a step, (|q| + knee / 2 + 0.5) * scale * rms. float16 and bfloat16 round to
+            the nearest: a relative error of at most 2^-11 and 2^-8.
 
     Raises:
-        ValueError: int8 without rms.
+        ValueError: int8 or int4 without rms.
     """
 
     def __init__(self, tokens: TokensByLayer, ids: Sequence[str], dtype: Dtype, rms: Mapping[int, Rms]) -> None:
@@ -58,7 +60,7 @@ class Encoding:
     def _not_storable(self, layer: int) -> JobError:
         values, dtype = self._tokens[layer], self._dtype
         fits = _fits(values, dtype)
-        if dtype == "int8":
+        if dtype in CODES:
             fits &= _fits(values / self._rms[layer], dtype)
         sample, token, channel = (~fits).nonzero()[0].tolist()
         value = values[sample, token, channel]
@@ -75,17 +77,20 @@ def rounding_error(
     """The largest difference between a decoded value and the one that was encoded.
 
     Args:
-        tokens: decoded values; for int8 whole tokens, because the largest value of a token sets its step.
-        rms: of the layer; int8 only.
+        tokens: decoded values; for int8 and int4 whole tokens, because their largest values set the steps.
+        rms: of the layer; int8 and int4 only.
     """
-    if dtype != "int8":
+    if dtype not in CODES:
         return tokens.abs() * _ROUNDING[dtype]
     if rms is None:
-        raise ValueError("int8 needs the per-channel rms of the layer")
-    relative = (tokens / rms).abs()
-    scale = (relative.amax(dim=-1, keepdim=True) / LARGEST).clamp_min(_TINY)
-    # Half a step, (q + KNEE / 2 + 0.5) * scale * rms, where q (q + KNEE) * scale is the relative value.
-    return ((relative / scale + (KNEE / 2) ** 2).sqrt() + 0.5) * scale * rms
+        raise ValueError(f"{dtype} needs the per-channel rms of the layer")
+    knee, relative = CODES[dtype].knee, _by_scale(tokens / rms, dtype).abs()
+    scale = _scale_of(relative.amax(dim=-1, keepdim=True), dtype)
+    # Half a step, (q + knee / 2 + 0.5) * scale, where q (q + knee) * scale is the relative value.
+    steps = ((relative / scale + (knee / 2) ** 2).sqrt() + 0.5) * scale
+    if dtype == "int4":
+        steps += CODES[dtype].largest * _SMALLEST_SCALE / 2  # a subnormal scale may be so much smaller than needed
+    return steps.flatten(-2) * rms
 
 
 def _too_large(dtype: Dtype) -> str:
@@ -99,24 +104,49 @@ _NON_FINITE = "the backbone computed it: check its weights, or set extract.preci
 def _encode(tokens: Float[Tensor, "samples tokens dim"], dtype: Dtype, rms: Rms | None) -> list[Tensor]:
     """[whether all values fit the format, the encoded values, for int8 the scale of every token]."""
     extremes = torch.stack(torch.aminmax(tokens))  # NaN if any value is
-    if dtype != "int8":
+    if dtype not in CODES:
         return [_fits(extremes, dtype).all(), tokens.to(_TORCH_DTYPE[dtype])]
     if rms is None:
-        raise ValueError("int8 needs the per-channel rms of the layer")
-    relative = tokens / rms
+        raise ValueError(f"{dtype} needs the per-channel rms of the layer")
+    most, knee, relative = CODES[dtype].most, CODES[dtype].knee, _by_scale(tokens / rms, dtype)
     codes = relative.abs()
-    largest = codes.amax(dim=-1)
-    # clamped, so that a token of zeros, or with a subnormal scale, can be divided by it
-    scale = (largest / LARGEST).clamp_min(_TINY)
-    # solve q (q + KNEE) = |relative| / scale for q, in place
-    codes /= scale[..., None]
-    codes.add_((KNEE / 2) ** 2).sqrt_().sub_(KNEE / 2)
-    codes.round_().clamp_max_(INT8_MAX).copysign_(relative)
-    return [_fits(extremes, dtype).all() & _fits(largest, dtype).all(), codes.to(torch.int8), scale]
+    largest = codes.amax(dim=-1, keepdim=True)
+    scale = _scale_of(largest, dtype)
+    # solve q (q + knee) = |relative| / scale for q, in place
+    codes /= scale
+    codes.add_((knee / 2) ** 2).sqrt_().sub_(knee / 2)
+    codes.round_().clamp_max_(most).copysign_(relative)
+    fits = _fits(extremes, dtype).all() & _fits(largest, dtype).all()
+    if dtype == "int4":
+        return [fits, _packed(codes, scale)]
+    return [fits, codes.flatten(-2).to(torch.int8), scale.flatten(-3)]
+
+
+def _by_scale(
+    relative: Float[Tensor, "samples tokens dim"], dtype: Dtype
+) -> Float[Tensor, "samples tokens scales channels"]:
+    """Those values together that share a scale."""
+    dim = relative.shape[-1]
+    channels = block_size(dim) if dtype == "int4" else dim
+    return relative.reshape(*relative.shape[:-1], dim // channels, channels)
+
+
+def _scale_of(largest: Float[Tensor, "*shape"], dtype: Dtype) -> Float[Tensor, "*shape"]:
+    """The scale at which a value has the largest code; clamped, so that zeros, or subnormals, can be divided by it."""
+    scale = largest / CODES[dtype].largest
+    return scale.clamp_min(_TINY) if dtype == "int8" else scale.half().float().clamp_min(_SMALLEST_SCALE)
+
+
+def _packed(
+    codes: Float[Tensor, "samples tokens blocks channels"], scale: Float[Tensor, "samples tokens blocks 1"]
+) -> UInt8[Tensor, "samples tokens width"]:
+    """The blocks of int4."""
+    low, high = (codes.to(torch.int8).view(torch.uint8) & 0xF).chunk(2, dim=-1)
+    return torch.cat([scale.half().view(torch.uint8), low | high << 4], dim=-1).flatten(-2)
 
 
 def _fits(values: Float[Tensor, "*shape"], dtype: Dtype) -> Bool[Tensor, "*shape"]:
-    return values.abs() < _INT8_LIMIT if dtype == "int8" else values.to(_TORCH_DTYPE[dtype]).isfinite()
+    return values.abs() < _LIMIT[dtype] if dtype in CODES else values.to(_TORCH_DTYPE[dtype]).isfinite()
 
 
 def _to_host(values: Tensor) -> Tensor:

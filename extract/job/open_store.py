@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from rich.filesize import decimal
 
 from extract.job.extraction_job import ExtractionJob
-from extract.job.int8_calibration import calibrate
+from extract.job.rms_calibration import calibrate
 from store.address import free_disk_bytes
 from store.arrays import holds_samples, open_schema, read_log
 from store.compare import Samples, holds_all_samples, refuse_changed_samples
+from store.dtypes import CODES
 from store.errors import JobError
 from store.growing.added_layers import begin_layers, read_added
 from store.growing.growth import Known, finish_growth, grow
@@ -56,7 +57,7 @@ def open_or_create(
     if stored is not None:
         kvstore.clear()
     require_space(kvstore, wanted, {split: list(wanted.shards(split)) for split in wanted.splits})
-    rms = calibrate(job, wanted.layers) if wanted.dtype == "int8" else {}
+    rms = calibrate(job, wanted.layers) if wanted.dtype in CODES else {}
     tail = job.backbone.tail.arrays() if job.backbone.tail else {}
     create_store(kvstore, wanted, listings=listings, rms=rms, tail=tail)
     return wanted
@@ -93,7 +94,7 @@ def _with_new_samples(
 def open_layers(
     kvstore: KeyValueStore, job: ExtractionJob, stored: Schema, layers: tuple[int, ...], lock: Guard
 ) -> Schema:
-    """The schema of layers that are added to a complete store; for int8 they are calibrated first.
+    """The schema of layers that are added to a complete store; for int8 and int4 they are calibrated first.
 
     Raises:
         JobError: there is no room; the disk refuses.
@@ -101,7 +102,7 @@ def open_layers(
     added = stored.model_copy(update={"layers": layers})
     if read_added(kvstore) != added:
         require_space(kvstore, added, {split: list(added.shards(split)) for split in added.splits})
-        rms = calibrate(job, layers) if added.dtype == "int8" else {}
+        rms = calibrate(job, layers) if added.dtype in CODES else {}
         begin_layers(kvstore, stored, added, rms=rms, lock=lock)
     return added
 
@@ -113,6 +114,6 @@ def require_space(kvstore: KeyValueStore, schema: Schema, missing: Mapping[str, 
     if free is not None and schema.compressor is None and n_bytes > free:
         raise JobError(
             f"{rows:,} samples need {decimal(n_bytes)} at {kvstore.place}, {decimal(n_bytes - free)} more than are "
-            "free; store fewer layers (store.layers), fewer tokens (store.tokens) or one byte a value "
-            "(store.dtype: int8)"
+            "free; store fewer layers (store.layers), fewer tokens (store.tokens) or fewer bytes a value "
+            "(store.dtype: int8 or int4)"
         )

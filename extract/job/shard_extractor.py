@@ -37,7 +37,7 @@ class ShardExtractor:
     Args:
         job: its source is in the order of the store.
         schema: of the store, or of layers that are added to it.
-        rms: layer -> per-channel RMS (dim,), int8 stores only.
+        rms: layer -> per-channel RMS (dim,), int8 and int4 stores only.
 
     Attributes:
         precision: of the forward pass.

@@ -15,6 +15,8 @@ from extract.sources.open_source import ImageSplit
 from extract.sources.videos import decoder_info
 from store.config import StoreConfig
 from store.console.progress import progress
+from store.dtypes import block_size
+from store.errors import UserError
 from store.layout import describe_tokens, reduced_layout, resolve_layers
 from store.listing import Listing
 from store.schema import AUGMENTED, FORMAT_VERSION, Provenance, Schema, SplitInfo
@@ -105,7 +107,15 @@ def schema_for(backbone: Backbone, store: StoreConfig, dataset: DatasetInfo, fac
     Args:
         facts: the fields of the provenance that `backbone` and `store` do not give: digests, samples, precision,
             sampling, drawn, augmentation, decoder_digest.
+
+    Raises:
+        UserError: the tokens cannot be reduced or encoded in this way.
     """
+    if store.dtype == "int4" and not block_size(backbone.dim):
+        raise UserError(
+            f"store.dtype: int4 takes widths that are a multiple of 4, and the tokens of {backbone.name} have "
+            f"{backbone.dim} channels; choose int8"
+        )
     layout = reduced_layout(backbone.layout, store.tokens)
     return Schema(
         format_version=FORMAT_VERSION,

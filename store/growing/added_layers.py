@@ -18,6 +18,7 @@ from store.arrays import (
     read_status,
     shard_arrays,
 )
+from store.dtypes import CODES
 from store.errors import JobError
 from store.growing.growth import grow, remove_all
 from store.kvstore import KeyValueStore, wait
@@ -46,7 +47,7 @@ def begin_layers(
 
     Args:
         added: the store's schema with only the missing layers.
-        rms: of these layers, int8 stores only.
+        rms: of these layers, int8 and int4 stores only.
 
     Raises:
         JobError: the disk refused, or the lock is lost.
@@ -98,7 +99,7 @@ def _remove_added(kvstore: KeyValueStore, stored: Schema) -> None:
 def _layer_paths(schema: Schema) -> list[str]:
     """The paths of the arrays of a schema's layers."""
     names = [name for layer in schema.layers for name in layer_arrays(schema, layer)]
-    rms = [f"rms/{layer_name(layer)}" for layer in schema.layers] if schema.dtype == "int8" else []
+    rms = [f"rms/{layer_name(layer)}" for layer in schema.layers] if schema.dtype in CODES else []
     return [*rms, *(f"{split}/{name}" for split in schema.splits for name in names)]
 
 

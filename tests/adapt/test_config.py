@@ -89,7 +89,7 @@ def test_a_sweep_that_reaches_no_method_is_refused() -> None:
 
 
 def test_several_mistakes_are_reported_at_once() -> None:
-    message = refuse(train={"epochs": 0, "batch_size": "big"}, store={"dtype": "int4"})
+    message = refuse(train={"epochs": 0, "batch_size": "big"}, store={"dtype": "int2"})
     assert [line.split(":")[0] for line in message.splitlines()] == ["store.dtype", "train.epochs", "train.batch_size"]
 
 
@@ -133,7 +133,7 @@ def test_a_value_in_place_of_a_section_says_what_belongs_there(given: Any) -> No
         ("data", {"on_error": "ignore"}, "data.on_error: given 'ignore'; input should be 'fail' or 'skip'"),
         ("data", {"root": 5}, "data.root: given 5; legal: a path"),
         ("data", {"root": "a\0b"}, "data.root: given 'a\\x00b'; legal: a path"),
-        ("store", {"dtype": "int4"}, "given 'int4'; input should be 'float32', 'float16', 'bfloat16' or 'int8'"),
+        ("store", {"dtype": "int2"}, "given 'int2'; input should be 'float32', 'float16', 'bfloat16', 'int8' or"),
         ("store", {"path": ""}, "store.path: given ''; legal: a path"),
         ("extract", {"batch_size": 0}, "extract.batch_size: given 0; legal: auto or a positive whole number"),
         ("run_dir", None, "run_dir: given None; legal: the path of a folder"),

@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("together", [1, 2])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_resident_and_streamed_batches_are_what_the_store_reads(
     tiny_config: MakeConfig, dtype: str, together: int
 ) -> None:

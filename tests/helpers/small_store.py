@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.made_up import encode
 from store.address import store_url
 from store.arrays import SKIPPED, STORED, open_schema, read_rms
-from store.dtypes import Encoded, decode_numpy
+from store.dtypes import CODES, Encoded, decode_numpy
 from store.kvstore import KeyValueStore
 from store.listing import Listing
 from store.reader import Store, open_store
@@ -93,7 +93,7 @@ def create(path: Path | str, wanted: Schema) -> StoreWriter:
     kvstore = kvstore_at(path)
     if open_schema(kvstore) is None:
         listings = {s: listing(s, wanted.multi_label, wanted.marks_validation(s)) for s in SIZES}
-        create_store(kvstore, wanted, listings, RMS if wanted.dtype == "int8" else {}, TAIL)
+        create_store(kvstore, wanted, listings, RMS if wanted.dtype in CODES else {}, TAIL)
     return StoreWriter(kvstore, wanted)
 
 

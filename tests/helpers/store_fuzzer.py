@@ -29,6 +29,7 @@ STORES: dict[str, dict[str, Any]] = {
     "float16, zstd": {"dtype": "float16", "compressor": "zstd"},
     "bfloat16, blosc, multi-label": {"dtype": "bfloat16", "compressor": "blosc", "multi_label": True},
     "int8": {"dtype": "int8"},
+    "int4": {"dtype": "int4"},
     "int8, gzip": {"dtype": "int8", "compressor": "gzip"},
 }
 SKIPPED = 1  # the row of train that is skipped

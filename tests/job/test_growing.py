@@ -121,7 +121,7 @@ def assert_kept(before: dict[str, tuple[bytes, int]], store: Path) -> None:
 # Samples
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
 @pytest.mark.parametrize(("train", "test", "shards"), [("a", "", 1), ("", "a", 1), ("ag", "ad", 3)])
 def test_new_samples_follow_whatever_their_names(
     images: Path, tmp_path: Path, tiny_backbone: TimmBackbone, dtype: str, train: str, test: str, shards: int
@@ -205,7 +205,7 @@ def test_a_store_that_is_open_while_it_grows_keeps_its_full_shards(
 # Layers
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
 def test_layers_are_added_and_those_that_are_there_are_not_touched(
     images: Path, tmp_path: Path, tiny_backbone: TimmBackbone, dtype: str
 ) -> None:
@@ -228,7 +228,7 @@ def test_layers_are_added_and_those_that_are_there_are_not_touched(
     assert extract(images, tmp_path / "c.zarr", tiny_backbone, dtype, [1]).shards_written == 0
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
 def test_samples_and_layers_are_added_together(
     images: Path, tmp_path: Path, tiny_backbone: TimmBackbone, dtype: str
 ) -> None:

@@ -91,7 +91,7 @@ def test_a_command_lists_the_samples_and_loads_the_weights_once(
     assert calls == {"listings": 1, "loads": 1}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_every_stored_format_trains(tiny_config: MakeConfig, dtype: str) -> None:
     rows = sc.run(tiny_config(f"store.dtype={dtype}"))
     assert [row.method for row in rows] == ["linear_probe", "losa"]

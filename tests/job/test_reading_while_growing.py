@@ -30,6 +30,7 @@ from adapt.training.distributed import World
 from extract.backbones.backbone import load_backbone
 from store import arrays
 from store.arrays import MarkPlace, require_store
+from store.dtypes import CODES
 from store.errors import JobError
 from store.growing.added_layers import begin_layers, finish_layers
 from store.growing.growth import grow, read_known
@@ -88,7 +89,7 @@ def add_layer(path: Path | str) -> None:
     now = {split: info.num_samples for split, info in stored.splits.items()}
     with sizes(now), hold(folder) as lock:
         added = stored.model_copy(update={"layers": (1,)})
-        begin_layers(folder, stored, added, {1: RMS[1]} if added.dtype == "int8" else {}, lock)
+        begin_layers(folder, stored, added, {1: RMS[1]} if added.dtype in CODES else {}, lock)
         writer = StoreWriter(folder, added, lock, MarkPlace.ADDED_LAYERS)
         for split in added.splits:
             for shard in added.shards(split):

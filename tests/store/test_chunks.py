@@ -73,7 +73,7 @@ def flip(file: Path, place: int = 3) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_plain_rows_are_read_without_tensorstore(
     tmp_path: Path, dtype: Dtype, by_tensorstore: list[np.ndarray]
 ) -> None:

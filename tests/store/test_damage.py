@@ -105,7 +105,7 @@ def damage(file: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["deleted", "empty", "truncated", "zeroed"])
-@pytest.mark.parametrize("dtype", ["int8", "float32"])
+@pytest.mark.parametrize("dtype", ["int8", "int4", "float32"])
 def test_a_file_that_is_gone_or_cut_off_is_an_error_that_names_the_store(tmp_path: Path, dtype: str, how: str) -> None:
     path = tmp_path / "cache.zarr"
     small_store.complete(path, small_store.schema(dtype))

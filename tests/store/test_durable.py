@@ -131,7 +131,7 @@ def test_a_name_with_signs_of_a_pattern_has_its_leftovers_removed_alone(tmp_path
     assert set(contents(tmp_path)) == {"a1.0.__lock"}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
 def test_a_store_is_byte_for_byte_what_tensorstore_writes(
     tmp_path: Path, dtype: Dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

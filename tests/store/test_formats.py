@@ -11,20 +11,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from benchmarks.made_up import encode
-from store import dtypes as formats
+from extract.forward.encoding import rounding_error
 from store.config import Dtype
 from store.dtypes import (
-    KNEE,
+    CODES,
     STORED_DTYPE,
+    block_size,
     bytes_per_token,
     channel_rms,
     decode,
     decode_numpy,
+    stored_width,
 )
 from store.errors import JobError
 
-DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16", "int8")
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
 SHAPES = array_shapes(min_dims=3, max_dims=3, max_side=5)
+SHAPES_OF_CODES = SHAPES.map(lambda shape: (*shape[:2], 4 * shape[2]))
 LARGEST = 60_000.0  # below the overflow of float16
 
 
@@ -53,50 +56,88 @@ def test_two_byte_formats_round_to_the_nearest(dtype: Dtype, unit: float, smalle
     assert (np.abs(decoded - exact) <= np.maximum(unit * np.abs(exact), smallest)).all()
 
 
-def assert_int8_bound(tokens: np.ndarray, rms: np.ndarray) -> None:
-    """|error| <= (|q| + KNEE / 2 + 0.5) * scale * rms for every value, except for the rounding of float32 itself."""
-    encoded = encode(tokens, "int8", rms)
-    assert encoded.scale is not None
-    decoded = decode_numpy(encoded, "int8", rms).astype(np.float64)
-    exact, rms64 = tokens.astype(np.float64), rms.astype(np.float64)
-    codes = np.abs(encoded.values.astype(np.float64))
-    bound = (codes + KNEE / 2 + 0.5) * encoded.scale[..., None].astype(np.float64) * rms64
-    slack = 2**-21 * formats.LARGEST * encoded.scale[..., None].astype(np.float64) * rms64 + 2**-148
+def assert_bound(tokens: np.ndarray, dtype: Dtype, rms: np.ndarray) -> None:
+    """No value moves by more than `rounding_error` says, except for the rounding of float32 itself."""
+    decoded = decode_numpy(encode(tokens, dtype, rms), dtype, rms)
     assert np.isfinite(decoded).all()
-    assert (np.abs(decoded - exact) <= bound + slack).all()
+    bound = rounding_error(torch.from_numpy(decoded), dtype, torch.from_numpy(rms)).double().numpy()
+    relative = np.abs(tokens.astype(np.float64)) / rms
+    slack = 2**-20 * relative.max(axis=-1, keepdims=True) * rms.astype(np.float64) + 2**-147
+    assert (np.abs(decoded.astype(np.float64) - tokens) <= bound + slack).all()
 
 
-@given(TOKENS)
-def test_int8_stays_within_half_a_step(tokens: np.ndarray) -> None:
-    assert_int8_bound(tokens, rms_of(tokens))
+@pytest.mark.parametrize("dtype", CODES)
+@given(arrays(np.float32, SHAPES_OF_CODES, elements=float32(LARGEST)))
+def test_codes_stay_within_half_a_step(dtype: Dtype, tokens: np.ndarray) -> None:
+    assert_bound(tokens, dtype, rms_of(tokens))
 
 
-@given(TOKENS, st.data())
-def test_int8_stays_within_half_a_step_with_the_rms_of_other_samples(tokens: np.ndarray, data: st.DataObject) -> None:
-    rms = data.draw(arrays(np.float32, tokens.shape[-1], elements=st.floats(2**-20, 2**10, width=32)))
-    assert_int8_bound(tokens, rms)
+@pytest.mark.parametrize("dtype", CODES)
+@given(arrays(np.float32, SHAPES_OF_CODES, elements=float32(LARGEST)), st.data())
+def test_codes_stay_within_half_a_step_with_the_rms_of_other_samples(
+    dtype: Dtype, tokens: np.ndarray, data: st.DataObject
+) -> None:
+    smallest = 2**-20 if dtype == "int8" else 2**-5  # of int4 the largest relative value is 77 times that of float16
+    rms = data.draw(arrays(np.float32, tokens.shape[-1], elements=st.floats(smallest, 2**10, width=32)))
+    assert_bound(tokens, dtype, rms)
 
 
+@pytest.mark.parametrize("dtype", CODES)
 @given(arrays(np.float32, (2, 3, 4), elements=float32(2**-126)))
-def test_int8_keeps_subnormal_tokens_within_half_a_step(tokens: np.ndarray) -> None:
-    assert_int8_bound(tokens, rms_of(tokens))
-    assert_int8_bound(tokens, np.ones(4, np.float32))
+def test_codes_keep_subnormal_tokens_within_half_a_step(dtype: Dtype, tokens: np.ndarray) -> None:
+    assert_bound(tokens, dtype, rms_of(tokens))
+    assert_bound(tokens, dtype, np.ones(4, np.float32))
 
 
 @given(arrays(np.float32, (2, 3, 1), elements=float32(LARGEST)))
 def test_int8_of_one_channel_is_nearly_exact(tokens: np.ndarray) -> None:
-    assert_int8_bound(tokens, rms_of(tokens))
+    assert_bound(tokens, "int8", rms_of(tokens))
+
+
+def test_the_largest_value_of_a_token_or_block_is_nearly_exact() -> None:
+    tokens = np.random.default_rng(0).normal(size=(4, 3, 64)).astype(np.float32)
+    rms, largest = rms_of(tokens), {"int8": 64, "int4": 32}
+    for dtype, channels in largest.items():
+        relative = tokens / rms
+        decoded = decode_numpy(encode(tokens, dtype, rms), dtype, rms) / rms
+        groups = np.abs(relative).reshape(4, 3, -1, channels)
+        at_largest = np.take_along_axis(
+            (decoded - relative).reshape(groups.shape), groups.argmax(axis=-1)[..., None], axis=-1
+        )
+        np.testing.assert_array_less(np.abs(at_largest[..., 0]), 2**-10 * groups.max(axis=-1))
 
 
 @pytest.mark.parametrize("largest", [1.7e38, 1e30])
 def test_int8_of_enormous_values_stays_finite(largest: float) -> None:
-    assert_int8_bound(np.array([[[largest, -largest, 1.0]]], np.float32), np.array([7, 1, 1], np.float32))
+    assert_bound(np.array([[[largest, -largest, 1.0]]], np.float32), "int8", np.array([7, 1, 1], np.float32))
 
 
-@pytest.mark.parametrize("largest", [3.4028234e38, 1.8e38])
-def test_int8_refuses_values_that_a_rounded_step_would_overflow(largest: float) -> None:
-    with pytest.raises(JobError, match=r"sample '0', layer 0, token 0, channel 1: .* cannot be stored as int8"):
-        encode(np.array([[[1.0, -largest]]], np.float32), "int8", np.ones(2, np.float32))
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [("int8", 3.4028234e38), ("int8", 1.8e38), ("int4", 3.4028234e38), ("int4", 5.1e6)]
+)
+def test_values_whose_scale_would_overflow_are_refused(dtype: Dtype, largest: float) -> None:
+    message = rf"sample '0', layer 0, token 0, channel 1: .* cannot be stored as {dtype}; choose store.dtype bfloat16"
+    with pytest.raises(JobError, match=message):
+        encode(np.array([[[1.0, -largest, 0, 0]]], np.float32), dtype, np.ones(4, np.float32))
+
+
+def test_the_blocks_of_int4_are_as_documented() -> None:
+    """64 channels are two blocks: a float16 scale, then bytes of the codes of channels k and k + 16."""
+    tokens = np.zeros((1, 1, 64), np.float32)
+    tokens[0, 0, [0, 1, 16, 17, 32]] = [77, -12, 5, -77, 154]  # codes 7, -2, 1, -7 at scale 1; 7 at scale 2
+    (stored,) = encode(tokens, "int4", np.ones(64, np.float32)).values[0]
+    assert stored.dtype == np.uint8
+    blocks = stored.reshape(2, 18)
+    np.testing.assert_array_equal(blocks[:, :2].copy().view("<f2")[:, 0], [1, 2])
+    np.testing.assert_array_equal(blocks[:, 2:4], [[0x17, 0x9E], [0x07, 0x00]])
+    assert not blocks[:, 4:].any()
+
+
+@pytest.mark.parametrize(
+    ("dim", "block"), [(192, 32), (1408, 32), (8, 8), (48, 24), (36, 12), (4, 4), (34, 0), (7, 0), (1, 0), (20, 20)]
+)
+def test_a_block_is_the_largest_multiple_of_four_that_divides_the_width(dim: int, block: int) -> None:
+    assert block_size(dim) == block
 
 
 def test_zero_tokens_decode_to_zeros() -> None:
@@ -106,7 +147,8 @@ def test_zero_tokens_decode_to_zeros() -> None:
         np.testing.assert_array_equal(decoded, tokens)
 
 
-def test_one_massive_channel_costs_the_others_nothing_in_int8() -> None:
+@pytest.mark.parametrize("dtype", CODES)
+def test_one_massive_channel_costs_the_others_nothing(dtype: Dtype) -> None:
     draw = np.random.default_rng(0)
     tokens = draw.normal(size=(8, 16, 64)).astype(np.float32)
     massive = tokens.copy()
@@ -114,13 +156,13 @@ def test_one_massive_channel_costs_the_others_nothing_in_int8() -> None:
     plain, other = ({"tokens": t, "rms": rms_of(t)} for t in (tokens, massive))
     errors = []
     for case in (plain, other):
-        decoded = decode_numpy(encode(case["tokens"], "int8", case["rms"]), "int8", case["rms"])
+        decoded = decode_numpy(encode(case["tokens"], dtype, case["rms"]), dtype, case["rms"])
         errors.append(np.delete(decoded - case["tokens"], 41, axis=-1))
     assert np.linalg.norm(errors[1]) < 1.01 * np.linalg.norm(errors[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(tokens=TOKENS)
+@given(tokens=arrays(np.float32, SHAPES_OF_CODES, elements=float32(LARGEST)))
 @settings(max_examples=30)
 def test_numpy_and_torch_decode_the_same_bits(dtype: Dtype, tokens: np.ndarray) -> None:
     rms = rms_of(tokens)
@@ -156,9 +198,10 @@ def test_an_overflow_is_named_with_its_place(dtype: Dtype, value: float) -> None
         encode(tokens, dtype)
 
 
-def test_int8_without_rms_is_refused() -> None:
-    with pytest.raises(ValueError, match="int8 needs the per-channel rms"):
-        encode(np.ones((1, 1, 1), np.float32), "int8")
+@pytest.mark.parametrize("dtype", CODES)
+def test_codes_without_rms_are_refused(dtype: Dtype) -> None:
+    with pytest.raises(ValueError, match=f"{dtype} needs the per-channel rms"):
+        encode(np.ones((1, 1, 4), np.float32), dtype)
 
 
 @given(arrays(np.float64, 4, elements=st.floats(0, 1e80)))
@@ -176,10 +219,12 @@ def test_a_channel_of_zeros_has_rms_one() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bytes_per_token_are_those_of_the_encoded_arrays(dtype: Dtype) -> None:
-    encoded = encode(np.ones((3, 5, 7), np.float32), dtype, np.ones(7, np.float32))
+    dim = 12 if dtype == "int4" else 7
+    encoded = encode(np.ones((3, 5, dim), np.float32), dtype, np.ones(dim, np.float32))
     n_bytes = encoded.values.nbytes + (0 if encoded.scale is None else encoded.scale.nbytes)
     assert encoded.values.dtype == STORED_DTYPE[dtype]
-    assert bytes_per_token(dtype, 7) == n_bytes / 15
+    assert encoded.values.shape[-1] == stored_width(dtype, dim)
+    assert bytes_per_token(dtype, dim) == n_bytes / 15
 
 
 def test_bfloat16_bits_are_those_of_ml_dtypes() -> None:

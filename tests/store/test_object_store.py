@@ -56,7 +56,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_context", lambda: context)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
 @pytest.mark.parametrize("faults", [(), ("error", "drop"), ("error after", "drop after"), ("slow", "cut")], ids=str)
 def test_a_job_stores_the_same_bytes_as_on_a_disk(
     server: Server, tiny_config: MakeConfig, tmp_path: Path, dtype: str, faults: tuple[Fault, ...]

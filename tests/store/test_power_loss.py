@@ -34,7 +34,7 @@ def test_killed_jobs_whose_uncommitted_files_are_ruined_resume_to_the_same_bytes
     assert re.search(r"growth: job [1-9]", printed)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float32"])
+@pytest.mark.parametrize("dtype", ["int8", "int4", "float32"])
 def test_shards_that_were_not_marked_are_replaced_whatever_is_left_of_them(tmp_path: Path, dtype: str) -> None:
     """Also part-filled ones, which tensorstore reads before it writes them."""
     wanted, path = small_store.schema(dtype), tmp_path / "c.zarr"

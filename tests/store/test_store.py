@@ -23,7 +23,7 @@ from store.inspect import describe_store, print_store
 from store.reader import Store, open_store
 from store.schema import FORMAT_VERSION
 
-DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16", "int8")
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
 COMPRESSORS: tuple[Compressor | None, ...] = (None, "zstd", "gzip", "blosc")
 
 
@@ -42,6 +42,13 @@ def plain_values(stored: Any, group: Any, split: str, layer: int, dtype: Dtype) 
         q = stored.astype(np.float32)
         scale, rms = group[f"{split}/scale_{layer:02d}"][:][..., None], group[f"rms/layer_{layer:02d}"][:]
         return q * (np.abs(q) + 64) * scale * rms
+    if dtype == "int4":
+        attributes = group[f"{split}/layer_{layer:02d}"].attrs
+        assert attributes["encoding"].startswith("q * (|q| + 4) * scale * rms, in blocks of channels")
+        scale, low_codes, high_codes = stored[..., :2].copy().view("<f2"), stored[..., 2:] & 15, stored[..., 2:] >> 4
+        q = np.concatenate([low_codes, high_codes], axis=-1).astype(np.float32)  # one block of four channels
+        q -= 16 * (q > 7)
+        return q * (np.abs(q) + 4) * (scale.astype(np.float32) * group[f"rms/layer_{layer:02d}"][:])
     return stored.astype(np.float32)
 
 

@@ -50,7 +50,7 @@ def places(report: Report) -> list[tuple[str, int | None, int]]:
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_a_whole_store_is_sound(tmp_path: Path, dtype: str, multi_label: bool) -> None:
     wanted = small_store.schema(dtype, "zstd", multi_label)
     for place in (tmp_path / "c.zarr", f"memory://verify-{dtype}-{multi_label}/c.zarr"):

@@ -1,4 +1,4 @@
-"""Measures the per-channel RMS of every layer on a few training samples; the int8 format divides tokens by it."""
+"""Measures the per-channel RMS of every layer on a few training samples; int8 and int4 divide tokens by it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def calibrate(job: ExtractionJob, layers: Sequence[int]) -> dict[int, np.ndarray
     rows = sorted(order[:CALIBRATION_SAMPLES])
     # collect the mean square of every sample, (dim,)
     mean_squares: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
-    with progress("calibrating int8", len(rows), "samples") as advance:
+    with progress("measuring channels", len(rows), "samples") as advance:
         for batch in forward.batches(split, in_groups(rows, forward.batch_size(len(rows)))):
             report_failures(batch, split, job.skips_undecodable)
             if batch.images is not None:
@@ -40,5 +40,5 @@ def calibrate(job: ExtractionJob, layers: Sequence[int]) -> dict[int, np.ndarray
                     mean_squares[layer].extend(values.double().square().mean(dim=1).cpu().numpy())
             advance(len(batch.rows) + len(batch.failed))
     if not any(mean_squares.values()):
-        raise JobError("none of the training samples can be decoded, so the int8 format cannot be calibrated")
+        raise JobError("none of the training samples can be decoded; int8 and int4 need some, to measure the channels")
     return {layer: channel_rms(np.mean(samples, axis=0)) for layer, samples in mean_squares.items()}

@@ -68,9 +68,11 @@ class DataConfig(StrictModel):
         val_split: the source's split to validate on, for every seed; None draws validation samples from `train`.
         val_fraction: share of the training split that validation takes if it is drawn.
         on_error: whether a sample that cannot be decoded stops the job or is skipped.
-        split_seed: of the hash, or of the images of a drawn source; another one draws another test set.
+        split_seed: of the hash, or of the images of a drawn source, and of the random crops; another one draws another
+            test set and other crops.
         label_column: the column of a CSV or Parquet file with the class.
         video: how videos are sampled; only for video sources.
+        views: of every training image that the store keeps: the plain one, and random crops of it.
     """
 
     source: Source = "digits"
@@ -83,6 +85,7 @@ class DataConfig(StrictModel):
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     label_column: str = "label"
     video: ClipConfig | None = None
+    views: PositiveInt = 1
 
     @property
     def clips(self) -> ClipConfig | None:
@@ -93,6 +96,15 @@ class DataConfig(StrictModel):
     def _require_video_source(self) -> "DataConfig":
         if self.video and not self.clips:
             raise ValueError(f"data.video is given, but data.source is {self.source}; use video_folder or video_csv")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_views_of_videos(self) -> "DataConfig":
+        if self.views > 1 and self.clips:
+            raise ValueError(
+                f"data.views is {self.views}, but data.source is {self.source}, and random crops are of images only; "
+                "set data.views to 1, and data.video.clips or data.video.crops for several views of every video"
+            )
         return self
 
     @model_validator(mode="after")

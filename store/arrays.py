@@ -16,7 +16,7 @@ from store.dtypes import CODES, ENCODINGS, STORED_DTYPE, Encoded, stored_width
 from store.errors import JobError, UserError
 from store.io_errors import NEEDS_REPLACING
 from store.kvstore import KeyValueStore, wait
-from store.schema import Schema, require_version
+from store.schema import AUGMENTED, Schema, require_version
 from store.zarr_metadata import array_metadata, chunk_codecs, sharded
 
 MISSING, STORED, SKIPPED = 0, 1, 2  # the values of a split's `status`; other than MISSING marks a row as committed
@@ -25,7 +25,7 @@ NEXT, ADDED = f"{LOG}/next", f"{LOG}/added"  # the redo log of a growing store; 
 LABEL, SAMPLE_ID, SAMPLE_DIGEST, VALIDATION = "label", "sample_id", "sample_digest", "validation"
 _FILE_OF_STORE = re.compile(
     rf"zarr\.json.*|({LOG}|rms|tail)(/.*)?|"
-    rf"(train|test)(/(zarr\.json.*|(layer|scale)_\d+|{LABEL}|{SAMPLE_ID}|{SAMPLE_DIGEST}|{VALIDATION}|{STATUS}|{DIGEST}))?"
+    rf"(train|test|{AUGMENTED})(/(zarr\.json.*|(layer|scale)_\d+|{LABEL}|{SAMPLE_ID}|{SAMPLE_DIGEST}|{VALIDATION}|{STATUS}|{DIGEST}))?"
 )
 _MAX_COST = 1e15
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from store.errors import ChangedError, OtherStoreError
 from store.listing import Listing
-from store.schema import Schema
+from store.schema import Provenance, Schema
 
 Pairs = Mapping[str, tuple[Any, Any]]  # field -> (stored, wanted)
 _SCHEMA_FIELDS = (
@@ -54,7 +54,8 @@ def require_same(stored: Schema, wanted: Schema, where: str) -> None:
     """
     # As JSON, which is how a store keeps them: a tuple equals the list that was stored.
     mine, theirs = stored.provenance.model_dump(mode="json"), wanted.provenance.model_dump(mode="json")
-    pairs = {f"provenance.{name}": (mine[name], theirs[name]) for name in mine if name != "samples"}
+    names = [name for name in Provenance.model_fields if name != "samples"]
+    pairs = {f"provenance.{name}": (mine.get(name, ""), theirs.get(name, "")) for name in names}
     if stored.provenance.decoder_digest != wanted.provenance.decoder_digest:
         pairs["libraries"] = (stored.libraries, wanted.libraries)  # shows which versions to install
     pairs |= {name: (getattr(stored, name), getattr(wanted, name)) for name in _SCHEMA_FIELDS}

@@ -90,7 +90,7 @@ class Store:
 
     def num_samples(self, split: str) -> int:
         """The number of samples of a split, without the skipped ones."""
-        return len(self._rows(split))
+        return len(self.array_rows(split))
 
     def missing_shards(self, split: str) -> list[int]:
         """The shards that are not committed yet; empty if the split is complete."""
@@ -117,7 +117,7 @@ class Store:
             UserError: there is no such split.
             JobError: the labels are missing or damaged.
         """
-        rows = self._rows(split)
+        rows = self.array_rows(split)
         labels: np.ndarray = self._read_listing_array(read_array, split, LABEL)[rows]
         if fault := label_fault(labels, self.schema, len(rows)):
             raise JobError(f"{self._kvstore.place}{split}/label {fault}; {NEEDS_REPLACING}")
@@ -125,13 +125,13 @@ class Store:
 
     def sample_ids(self, split: str) -> list[str]:
         """Ids in row order; raises as `labels`."""
-        rows = self._rows(split)
+        rows = self.array_rows(split)
         ids = self._read_listing_array(read_strings, split, SAMPLE_ID)
         return [ids[row] for row in rows]
 
     def listing(self, split: str) -> Listing:
         """Ids, labels and digests in row order; raises as `labels`."""
-        rows = self._rows(split)
+        rows = self.array_rows(split)
         digests: np.ndarray = self._read_listing_array(read_array, split, SAMPLE_DIGEST)[rows]
         validation = self._validation_marks() if self.schema.marks_validation(split) else None
         return Listing(tuple(self.sample_ids(split)), self.labels(split), digests, validation)
@@ -257,7 +257,7 @@ class Store:
 
     def _validation_marks(self) -> Bool[np.ndarray, "samples"]:
         """Whether each row of `train` is for validation."""
-        rows = self._rows("train")
+        rows = self.array_rows("train")
         values: np.ndarray = self._read_listing_array(read_array, "train", VALIDATION)[rows]
         return as_marks(values, len(rows), f"{self._kvstore.place}train/{VALIDATION}")
 
@@ -267,13 +267,14 @@ class Store:
         if current is None or not may_grow_into(self.schema, current):
             raise JobError(f"{self._kvstore.place} was replaced by another store; open it again")
 
-    def _rows(self, split: str) -> Int[np.ndarray, "samples"]:
+    def array_rows(self, split: str) -> Int[np.ndarray, "samples"]:
+        """For every row of a split, its row of the arrays, in which skipped samples have one too."""
         self.schema.shards(split)  # raises for an unknown split
         return self._readable_rows[split]
 
     def _stored_rows(self, split: str, rows: RowIndices) -> Int[np.ndarray, "rows"]:
         """The rows of the arrays for rows of a request, which leave out skipped samples."""
-        readable = self._rows(split)
+        readable = self.array_rows(split)
         stored = readable[rows] if isinstance(rows, slice) else readable[check_indices(rows, len(readable), split)]
         missing = stored[self._status[split][stored] == MISSING]
         if missing.size:

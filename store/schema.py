@@ -12,6 +12,7 @@ from store.errors import UserError
 from store.layout import Shards, TokenLayout
 
 FORMAT_VERSION = 3
+AUGMENTED = "augmented"  # the split of the augmented views of the samples of `train`
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # of a group or array; not a path out of the store
 Count = Annotated[int, Field(ge=1, le=2**40)]
@@ -39,6 +40,13 @@ class Provenance(_Frozen):
     sampling: str = ""  # how frames are drawn from videos
     drawn: str = ""  # how the test split is drawn, if the source has none
     decoder_digest: str = ""  # of the frames that the video decoder returns for a fixed clip
+    augmentation: str = ""  # how the augmented views of training samples are drawn, if there are any
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, serialize: Callable[["Provenance"], dict[str, Any]]) -> dict[str, Any]:
+        """The fields, without `augmentation` if it is empty: such stores are readable by versions that lack it."""
+        fields = serialize(self)
+        return {name: value for name, value in fields.items() if name != "augmentation" or value}
 
 
 class SplitInfo(_Frozen):
@@ -92,6 +100,8 @@ class Schema(_Frozen):
             raise ValueError(f"layers are {list(self.layers)[:9]}; legal: ascending ones of {self.depth}")
         if any(info.num_samples % self.views for info in self.splits.values()):
             raise ValueError(f"the rows of a split are not a multiple of {self.views} views")
+        if AUGMENTED in self.splits and self._rows(AUGMENTED) != self.augmented_views * self._rows("train"):
+            raise ValueError("the rows of `augmented` are not a multiple of those of `train`")
         if self.dtype == "int4" and not block_size(self.dim):
             raise ValueError(f"int4 takes widths that are a multiple of 4, not {self.dim}")
         assert self.token_layout  # raises for numbers that fit no layout
@@ -106,6 +116,14 @@ class Schema(_Frozen):
     def token_layout(self) -> TokenLayout:
         """Prefix tokens and grid, as stored."""
         return TokenLayout(self.num_prefix_tokens, self.grid, self.prefix_sets, num_class_tokens=self.num_class_tokens)
+
+    @property
+    def augmented_views(self) -> int:
+        """Number of augmented views of every sample of `train`: so many consecutive rows of `augmented`."""
+        return self._rows(AUGMENTED) // max(1, self._rows("train"))
+
+    def _rows(self, split: str) -> int:
+        return self.splits[split].num_samples if split in self.splits else 0
 
     @property
     def bytes_per_sample(self) -> int:

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,18 +9,23 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from adapt.features.feature_source import FrozenFeatures, Rows
+from adapt.features.feature_source import Rows
+from adapt.features.frozen import FrozenFeatures
 from adapt.features.specs import spec_of_store
 from adapt.methods.feature_spec import TokensByLayer
 from extract.forward.device import to_device
 from extract.forward.encoding import rounding_error
+from store.augmented_rows import augmented_rows
 from store.console.progress import progress
 from store.dtypes import Encoded, decode
 from store.layout import in_groups
 from store.reader import Store
+from store.schema import AUGMENTED
 
 _PREFETCH = 2  # batches read ahead of the one in use
 _LOAD_ROWS = 64
+
+HeldTokens = dict[int, tuple[Tensor, Tensor | None]]  # (values, scale) by layer
 
 
 class StreamedFeatures(FrozenFeatures):
@@ -43,6 +47,7 @@ class StreamedFeatures(FrozenFeatures):
         self.store, self.device, self.views = store, device, store.schema.views
         self.spec = spec_of_store(store, layers)
         self.num_classes, self.multi_label = len(store.classes), store.schema.multi_label
+        self.view_rows = augmented_rows(store)
         self._rms = {layer: torch.from_numpy(rms).to(device) for layer, rms in store.rms.items()}
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
@@ -89,7 +94,7 @@ class StreamedFeatures(FrozenFeatures):
 
 
 class ResidentFeatures(FrozenFeatures):
-    """The stored values of the training split in memory, decoded batch by batch.
+    """The stored values of the training samples in memory, in all their views, decoded batch by batch.
 
     Other splits are read once, so they are streamed.
 
@@ -104,7 +109,8 @@ class ResidentFeatures(FrozenFeatures):
         self._streamed = streamed
         self.spec, self.device, self.views = streamed.spec, streamed.device, streamed.views
         self.num_classes, self.multi_label = streamed.num_classes, streamed.multi_label
-        self._layers = layers
+        self.view_rows = streamed.view_rows
+        self._layers, self._held = layers, dict[str, HeldTokens]()
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """See `Features.labels`."""
@@ -118,33 +124,29 @@ class ResidentFeatures(FrozenFeatures):
         self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
     ) -> Iterator[tuple[Rows, TokensByLayer]]:
         """See `Features.batches`."""
-        if split != "train":
+        if split not in ("train", AUGMENTED):
             yield from self._streamed.batches(split, groups, layers, together)
             return
         for rows in groups:
             index = to_device(torch.from_numpy(rows), self.device)
-            yield rows, {layer: self._decode(layer, index) for layer in layers}
+            yield rows, {layer: self._decode(split, layer, index) for layer in layers}
 
     def rounding(self, layer: int, tokens: Tensor) -> Tensor:
         """See `Features.rounding`."""
         return self._streamed.rounding(layer, tokens)
 
-    @cached_property
-    def _train(self) -> dict[int, tuple[Tensor, Tensor | None]]:
-        """(values, scale) of every layer; loaded when they are first read: a job whose workers train needs none."""
-        return self._load(self._layers)
+    def _decode(self, split: str, layer: int, index: Tensor) -> Tensor:
+        if split not in self._held:  # loaded when it is first read: a job whose workers train needs none
+            self._held[split] = self._load(split, self._layers)
+        return self._streamed.decode(layer, *_pick(self._held[split][layer], index))
 
-    def _decode(self, layer: int, index: Tensor) -> Tensor:
-        return self._streamed.decode(layer, *_pick(self._train[layer], index))
-
-    def _load(self, layers: Sequence[int]) -> dict[int, tuple[Tensor, Tensor | None]]:
-        """Read the training split, (values, scale) of every layer, onto the device."""
+    def _load(self, split: str, layers: Sequence[int]) -> HeldTokens:
+        """Read a split onto the device."""
         store = self._streamed.store
-        total = store.num_samples("train")
-        loaded: dict[int, tuple[Tensor, Tensor | None]] = {}
+        total, loaded = store.num_samples(split), HeldTokens()
         with progress("loading features", total, "samples") as advance:
             for rows in in_groups(np.arange(total), _LOAD_ROWS):
-                for layer, encoded in store.fetch("train", rows, layers).result().items():
+                for layer, encoded in store.fetch(split, rows, layers).result().items():
                     parts = _tensors(encoded)
                     if layer not in loaded:
                         values, scale = (self._empty_like(part, total) for part in parts)

@@ -9,16 +9,30 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from adapt.methods.feature_spec import FeatureSpec
-from extract.forward.device import bytes_at_once
 
 Rows = Int[np.ndarray, "_"]
-# Bytes of float32 tokens that a pass holds at once; its activations take a few times as much.
-_BYTES_ON_CPU, _SHARE_OF_GPU = 64 * 2**20, 1 / 24
-_FORWARD_ERROR = 2.0**-18  # of a token's RMS: the rounding of a float32 forward, which depends on the batch it runs in
 
 
 @runtime_checkable
-class Features(Protocol):
+class BatchReader(Protocol):
+    """Reads batches of rows."""
+
+    def batches(
+        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
+    ) -> Iterator[tuple[Rows, Any]]:
+        """For every group of rows, in order: (rows, {layer: (rows, tokens, dim) float32 on the device}).
+
+        Args:
+            split: name of the split.
+            groups: rows of each batch.
+            layers: which layers to give.
+            together: how many groups a source on disk may read at once, in the order of the disk.
+        """
+        ...
+
+
+@runtime_checkable
+class Features(BatchReader, Protocol):
     """Tokens and labels by row.
 
     Attributes:
@@ -56,47 +70,10 @@ class Features(Protocol):
         """Number of samples of a batch that are trained on at once, whatever other candidates of the pass read."""
         ...
 
-    def for_epoch(self, seed: int, epoch: int) -> "Features":
-        """The features as one epoch of training reads them."""
-        ...
-
-    def batches(
-        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
-    ) -> Iterator[tuple[Rows, Any]]:
-        """For every group of rows, in order: (rows, {layer: (rows, tokens, dim) float32 on the device}).
-
-        Args:
-            split: name of the split.
-            groups: rows of each batch.
-            layers: which layers to give.
-            together: how many groups a source on disk may read at once, in the order of the disk.
-        """
+    def for_epoch(self, seed: int, epoch: int) -> BatchReader:
+        """What gives the batches of `train` in one epoch of training."""
         ...
 
     def rounding(self, layer: int, tokens: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows tokens dim"]:
         """For every value of such a batch, the most by which another forward pass of the backbone may differ."""
         ...
-
-
-class FrozenFeatures:
-    """The methods that resident, streamed and online features share."""
-
-    spec: FeatureSpec
-    device: torch.device
-
-    def samples_at_once(self, layers: Sequence[int]) -> int:
-        """See `Features.samples_at_once`."""
-        n_bytes = 4 * len(layers) * self.spec.layout.num_tokens * self.spec.dim
-        return max(1, bytes_at_once(self.device, _BYTES_ON_CPU, _SHARE_OF_GPU) // n_bytes)
-
-    def part_size(self, layers: Sequence[int]) -> int:
-        """Number of samples whose tokens of all layers fit, so that it does not depend on the layers that are read."""
-        return self.samples_at_once(self.spec.layers)
-
-    def for_epoch(self, seed: int, epoch: int) -> Any:
-        """See `Features.for_epoch`: frozen features are the same in every epoch."""
-        return self
-
-    def rounding(self, layer: int, tokens: Tensor) -> Tensor:
-        """See `Features.rounding`: that of the frozen forward."""
-        return (_FORWARD_ERROR * tokens.square().mean(dim=-1, keepdim=True).sqrt()).expand_as(tokens)

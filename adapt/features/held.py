@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from adapt.features.feature_source import FrozenFeatures, Rows
+from adapt.features.feature_source import Rows
+from adapt.features.frozen import FrozenFeatures
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.feature_spec import FeatureSpec, TokensByLayer
 from extract.backbones.backbone import Backbone, reduce_tokens

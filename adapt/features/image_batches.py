@@ -12,7 +12,7 @@ from torch import Tensor
 from adapt.features.feature_source import Rows
 from extract.backbones.backbone import ModelBackbone
 from extract.forward.device import bytes_at_once, to_device
-from extract.forward.frozen_forward import decode_batches, preprocess
+from extract.forward.frozen_forward import decode_batches, draw_view, preprocess
 from extract.sources.open_source import ImageSource
 from store.errors import UserError
 
@@ -92,8 +92,7 @@ class ImageBatches:
         """Preprocess one image, or all frames of a clip alike."""
         if self.view is None:
             return preprocess(self.backbone.transform, picture, sample_id)
-        seed = [*self.view, row]  # every frame of a clip gets the same random crop
-        return preprocess(lambda image: self.backbone.augment(image, np.random.default_rng(seed)), picture, sample_id)
+        return draw_view(self.backbone, picture, sample_id, seed=[*self.view, row])
 
 
 def image_kind(augment: bool) -> str:

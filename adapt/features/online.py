@@ -7,13 +7,15 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from adapt.features.feature_source import FrozenFeatures, Rows
+from adapt.features.feature_source import Rows
+from adapt.features.frozen import FrozenFeatures
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.feature_spec import TokensByLayer
 from extract.forward.frozen_forward import FrozenForward
 from extract.sources.open_source import ImageSource
 from store.config import Tokens
 from store.errors import UserError
+from store.schema import AUGMENTED
 
 
 class OnlineFeatures(FrozenFeatures):
@@ -35,6 +37,8 @@ class OnlineFeatures(FrozenFeatures):
         self.spec = spec_of_backbone(forward.backbone, layers or forward.layers, tokens)
         self.num_classes, self.multi_label = len(source.classes), source.multi_label
         self.views = source.views
+        if augmented := source.splits.get(AUGMENTED):
+            self.view_rows = np.arange(len(augmented)).reshape(len(source.splits["train"]), -1)
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """See `Features.labels`."""

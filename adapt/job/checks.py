@@ -18,6 +18,7 @@ from extract.backbones.vivit_weights import VIVIT
 from extract.config import BackboneConfig
 from extract.forward.device import resolve_device
 from extract.job.store_schema import list_split
+from extract.sources.augmented_views import describe_augmentation
 from extract.sources.open_source import ImageSource
 from extract.sources.splits import draw_settings
 from extract.sources.store_order import OrderedSplit
@@ -26,6 +27,7 @@ from store.compare import Samples, refuse_changed_samples, refuse_difference
 from store.errors import UserError
 from store.layout import describe_tokens, resolve_layers
 from store.reader import Store
+from store.schema import AUGMENTED
 
 Rows = Int[np.ndarray, "samples"]
 _REMEDY = (
@@ -98,6 +100,11 @@ def require_match(
         pairs["extract.precision"] = (provenance.precision, config.extract.precision)
     if provenance.drawn:
         pairs["data, how the test split is drawn"] = (provenance.drawn, draw_settings(config.data))
+    if config.data.views > 1 or provenance.augmentation:
+        pairs["data.views, how random crops are drawn"] = (
+            provenance.augmentation or None,
+            describe_augmentation(config.data) or None,
+        )
     if not set(layers) <= set(store.layers):
         pairs["store.layers"] = (list(store.layers), list(layers))
     refuse_difference(pairs, store.url)
@@ -154,7 +161,7 @@ def require_same_backbone(facts: Facts, backbone: Backbone, where: str) -> None:
 
 
 def source_rows(store: Store, source: ImageSource) -> dict[str, Rows]:
-    """Split -> the source's row of every row of a store; every sample's file is read and compared.
+    """Split -> the source's row of every row of a store but augmented views; every sample's file is read and compared.
 
     Raises:
         UserError: classes, samples or labels differ from the stored ones.
@@ -162,12 +169,13 @@ def source_rows(store: Store, source: ImageSource) -> dict[str, Rows]:
     fields = ("multi_label", "val_split")
     refuse_difference({name: (getattr(store.schema, name), getattr(source, name)) for name in fields}, store.url)
     rows, listings = dict[str, Rows](), {}
-    for split in store.splits:
+    splits = [split for split in store.splits if split != AUGMENTED]  # end-to-end training draws views of its own
+    for split in splits:
         images = source.splits[split]
         row_of = {sample: row for row, sample in enumerate(images.ids)}
         found = [row_of[sample] for sample in store.sample_ids(split) if sample in row_of]
         rows[split] = np.array(found, np.int64)
         listings[split] = list_split(split, OrderedSplit(images, rows[split]))
-    stored = Samples(store.classes, {split: store.listing(split) for split in store.splits})
+    stored = Samples(store.classes, {split: store.listing(split) for split in splits})
     refuse_changed_samples(stored, Samples(source.classes, listings), store.url, _REMEDY)
     return rows

@@ -28,7 +28,7 @@ from extract.backbones.backbone import ModelBackbone, digests, empty_backbone
 from extract.backbones.vivit_weights import VIVIT
 from extract.forward.device import resolve_device, resolve_precision
 from extract.forward.frozen_forward import FrozenForward
-from extract.job.store_schema import list_split, sample_digests
+from extract.job.store_schema import list_splits, sample_digests
 from extract.sources.open_source import ImageSource
 from extract.sources.videos import decoder_info
 from store.layout import resolve_layers
@@ -164,7 +164,8 @@ def _open(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
     streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
     # choose between memory and streaming, in one process for all
     needed = needed_layers(config, streamed.spec, len(store.classes))
-    n_bytes = store.schema.bytes_of(store.num_samples("train"), needed)
+    n_rows = store.num_samples("train") * (1 + store.schema.augmented_views)
+    n_bytes = store.schema.bytes_of(n_rows, needed)
     choice = choose_source(config.train.feature_source, n_bytes, streamed.device)
     choice = Choice(*here.broadcast([choice.kind, choice.reason]))
     log(f"features: {choice.kind} ({choice.reason})")
@@ -232,6 +233,8 @@ def _online_features(config: Config, inputs: Inputs) -> FeatureSet:
         **digests(backbone),
     )
     provenance = {**facts.model_dump(mode="json"), "samples": _sample_digests(source), "sampling": source.sampling}
+    if source.augmentation:
+        provenance["augmentation"] = source.augmentation
     if source.is_decoded_here:
         provenance["decoder_digest"] = decoder_info().digest
     return FeatureSet(
@@ -264,7 +267,7 @@ def _sample_digests(source: ImageSource) -> dict[str, str]:
     if not here.is_main_process:
         received: dict[str, str] = here.broadcast(None)
         return received
-    computed = sample_digests({name: list_split(name, split) for name, split in source.splits.items()})
+    computed = sample_digests(list_splits(source.splits))
     here.broadcast(computed)
     return computed
 

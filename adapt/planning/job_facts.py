@@ -17,6 +17,7 @@ from adapt.planning.preset_choice import at_preset, known_pilot
 from adapt.training.row_draw import RowDraw, draw_rows
 from extract.backbones.backbone_shape import backbone_shape
 from extract.job.store_schema import DatasetInfo, schema_for
+from extract.sources.augmented_views import with_views
 from extract.sources.open_source import ImageSource, open_source
 from store.address import free_disk_bytes, store_url
 from store.arrays import open_schema
@@ -166,7 +167,7 @@ class JobFacts:
 
     def _open_source(self) -> ImageSource | None:
         try:
-            return open_source(self.config.data)
+            return with_views(open_source(self.config.data), self.config.data)
         except (UserError, JobError) as error:
             self.notes.append(
                 f"the samples cannot be listed, so their number and the time to decode them are unknown: {error}"

@@ -17,7 +17,8 @@ class Plan:
     """The fields of `sidecache plan --json`; None for what is unknown.
 
     Args:
-        samples: rows of the store by split: samples, or views of videos, each of which has `views`.
+        samples: rows of the store by split: samples, or views of videos, each of which has `views`. The split
+            `augmented` holds random crops of the samples of `train`.
         bytes_per_sample: of one row, before compression.
         upper_bound: whether `store_bytes` is an upper bound, since the store is compressed.
         fits: whether the store fits the disk, and the budget if there is one.

@@ -187,7 +187,8 @@ def _choose_source(job: JobFacts) -> Choice:
     configured = job.config.train.feature_source
     if configured == "auto" and job.rows is None:
         return Choice("auto", "the number of samples is not known")
-    n_bytes = job.schema.bytes_of(job.rows["train"], job.layers_read) if job.rows else 0
+    n_rows = job.rows["train"] * (1 + job.schema.augmented_views) if job.rows else 0
+    n_bytes = job.schema.bytes_of(n_rows, job.layers_read)
     return choose_source(configured, n_bytes, resolve_device(job.config.train.device))
 
 

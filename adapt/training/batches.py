@@ -1,6 +1,6 @@
 """The interface of what the training loop reads: features or images by row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from adapt.features.feature_source import BatchReader
 from adapt.methods.feature_spec import TokenBatch
-from adapt.training.batch_order import Rows
 
 
 @runtime_checkable
-class Batches(Protocol):
+class Batches(BatchReader, Protocol):
     """What the loop needs of features, or of images."""
 
     device: torch.device
@@ -35,14 +35,8 @@ class Batches(Protocol):
         """How many samples of a batch are trained on at once, whatever other candidates read."""
         ...
 
-    def for_epoch(self, seed: int, epoch: int) -> "Batches":
-        """The inputs of one epoch: images may be augmented."""
-        ...
-
-    def batches(
-        self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
-    ) -> Iterator[tuple[Rows, Any]]:
-        """(rows, inputs of a model) for every group of rows; `together` groups may be read at once."""
+    def for_epoch(self, seed: int, epoch: int) -> BatchReader:
+        """What gives the batches of `train` in one epoch: images may be augmented, views of samples drawn."""
         ...
 
 

@@ -6,6 +6,7 @@ _HONEST = "tests/job/test_honest.py"
 _ROWS = f"{_HONEST}::test_search_and_training_of_a_seed_have_that_seeds_validation_rows"
 _STANDARD = f"{_HONEST}::test_features_are_standardised_by_the_training_rows_alone"
 _WATCHED = f"{_HONEST}::test_a_job_without_a_leak_has_none_reported"
+_VIEWS = "tests/adapt/test_drawn_views.py"
 _OWN_ROWS = (
     "tests/adapt/test_one_pass.py::test_every_seed_trains_on_its_own_rows_once_an_epoch_and_validates_on_its_own"
 )
@@ -31,6 +32,20 @@ TRAINING = (
         old="row_draw, seed=seed,",
         new="row_draw, seed=0,",
         tests=(_WATCHED, _ROWS),
+    ),
+    Sabotage(
+        name="augmented views of another sample",
+        file="adapt/features/drawn_views.py",
+        old="self._rows[rows, self._drawn[rows]]",
+        new="self._rows[rows - 1, self._drawn[rows]]",
+        tests=(f"{_VIEWS}::test_no_view_of_a_validation_sample_is_read",),
+    ),
+    Sabotage(
+        name="the same views in every epoch",
+        file="adapt/features/drawn_views.py",
+        old="[epoch, _VIEWS]",
+        new="[0, _VIEWS]",
+        tests=(f"{_VIEWS}::test_every_epoch_draws_one_view_of_each_sample",),
     ),
     Sabotage(
         name="views of a sample on both sides",

@@ -10,12 +10,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from extract.backbones.backbone import Backbone, Images, TokensByLayer, reduce_tokens
+from extract.backbones.backbone import Backbone, Images, ModelBackbone, TokensByLayer, reduce_tokens
 from extract.backbones.preprocessing import Transform
 from extract.config import ExtractConfig
 from extract.forward.batch_size import choose_batch_size
@@ -23,6 +24,7 @@ from extract.forward.device import autocast, resolve_device, resolve_precision, 
 from extract.forward.threads import thread_pool
 from extract.images.decode import DecodeError, undecodable
 from extract.images.resize_limit import ResizeError
+from extract.sources.augmented_views import AugmentedImage
 from extract.sources.open_source import ImageSplit
 from store.config import Tokens
 
@@ -87,8 +89,14 @@ class FrozenForward:
 
     def batches(self, split: ImageSplit, groups: Sequence[Sequence[int]]) -> Iterator[DecodedBatch]:
         """Decode and preprocess groups of rows, in order and a few groups ahead."""
-        transform = self.backbone.transform
-        return decode_batches(split, groups, lambda picture, row: preprocess(transform, picture, split.ids[row]))
+        return decode_batches(split, groups, lambda sample, row: self._preprocess(sample, split.ids[row]))
+
+    def _preprocess(self, sample: Any, sample_id: str) -> Float[Tensor, "..."]:
+        """Preprocess a sample, or augment an image of which an augmented view is wanted."""
+        if isinstance(sample, AugmentedImage):
+            assert isinstance(self.backbone, ModelBackbone)
+            return draw_view(self.backbone, sample.image, sample_id, seed=sample.seed)
+        return preprocess(self.backbone.transform, sample, sample_id)
 
 
 def preprocess(transform: Transform, sample: Any, sample_id: str) -> Tensor:
@@ -103,6 +111,15 @@ def preprocess(transform: Transform, sample: Any, sample_id: str) -> Tensor:
         return torch.as_tensor(transform(sample))
     except ResizeError as error:
         raise undecodable(sample_id, error) from error
+
+
+def draw_view(backbone: ModelBackbone, sample: Any, sample_id: str, seed: int | Sequence[int]) -> Tensor:
+    """Draw a random crop and flip of an image, the same for every frame of a clip; equal seeds draw the same.
+
+    Raises:
+        DecodeError: an image is so thin that resizing it would take too much memory.
+    """
+    return preprocess(lambda image: backbone.augment(image, np.random.default_rng(seed)), sample, sample_id)
 
 
 def decode_batches(

@@ -9,7 +9,7 @@ from extract.forward.threads import thread_pool
 from extract.job.extraction_job import ExtractionJob
 from extract.job.open_store import open_layers, open_or_create, require_space
 from extract.job.shard_extractor import ExtractedShard, ShardExtractor
-from extract.job.store_schema import list_split, schema_of
+from extract.job.store_schema import list_splits, schema_of
 from extract.sources.store_order import in_store_order
 from store.address import store_url
 from store.arrays import NEXT, STORED, MarkPlace, holds_samples, open_schema, read_rms, refuse_foreign_files
@@ -64,7 +64,7 @@ def extract_tokens(job: ExtractionJob, damaged: ShardsBySplit | None = None) -> 
     # list the samples, those that the store already holds first
     known = read_known(kvstore)
     job = replace(job, source=in_store_order(job.source, known.ids if known else {}))
-    listings = {name: list_split(name, split) for name, split in job.source.splits.items()}
+    listings = list_splits(job.source.splits)
     wanted = schema_of(job, listings)
     written = _Written()
     if damaged or not _is_complete(kvstore, wanted):

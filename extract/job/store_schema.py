@@ -19,7 +19,7 @@ from store.dtypes import block_size
 from store.errors import UserError
 from store.layout import describe_tokens, reduced_layout, resolve_layers
 from store.listing import Listing
-from store.schema import FORMAT_VERSION, Provenance, Schema, SplitInfo
+from store.schema import AUGMENTED, FORMAT_VERSION, Provenance, Schema, SplitInfo
 
 EXTRACTION_VERSION = 1  # raise by hand whenever our own code changes a stored value
 
@@ -33,6 +33,16 @@ def list_split(name: str, split: ImageSplit) -> Listing:
             advance(1)
     sample_digests = np.stack(rows) if rows else np.zeros((0, 16), np.uint8)
     return Listing(tuple(split.ids), np.asarray(split.labels), sample_digests, split.validation)
+
+
+def list_splits(splits: Mapping[str, ImageSplit]) -> dict[str, Listing]:
+    """The listing of every split; the files of augmented views are those of `train`, and not read again."""
+    listings = {name: list_split(name, split) for name, split in splits.items() if name != AUGMENTED}
+    if augmented := splits.get(AUGMENTED):
+        train = listings["train"]
+        repeated = np.repeat(train.digests, len(augmented) // len(train.ids), axis=0)
+        listings[AUGMENTED] = Listing(tuple(augmented.ids), np.asarray(augmented.labels), repeated)
+    return listings
 
 
 def sample_digests(listings: Mapping[str, Listing]) -> dict[str, str]:
@@ -58,6 +68,7 @@ def schema_of(job: ExtractionJob, listings: Mapping[str, Listing]) -> Schema:
         "precision": precision,
         "sampling": source.sampling,
         "drawn": source.drawn,
+        "augmentation": source.augmentation,
         "decoder_digest": decoder_info().digest if source.is_decoded_here else "",
         **digests(backbone),
     }
@@ -95,7 +106,7 @@ def schema_for(backbone: Backbone, store: StoreConfig, dataset: DatasetInfo, fac
 
     Args:
         facts: the fields of the provenance that `backbone` and `store` do not give: digests, samples, precision,
-            sampling, drawn, decoder_digest.
+            sampling, drawn, augmentation, decoder_digest.
 
     Raises:
         UserError: the tokens cannot be reduced or encoded in this way.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
@@ -52,7 +52,7 @@ class ImageSplit(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int) -> DecodedSample: ...
+    def __getitem__(self, row: int) -> Any: ...
 
     def digest(self, row: int) -> bytes:
         """16 bytes that identify the sample's content."""
@@ -67,10 +67,12 @@ class ImageSource:
         name: of the data set, for the store and the report.
         classes: class names in order of their index.
         multi_label: whether a sample may have several labels.
-        splits: `train` and `test`; `train` holds the samples of the source's own validation split too.
+        splits: `train` and `test`; `train` holds the samples of the source's own validation split too. If the store
+            is to keep augmented views of the samples of `train`, these are the split `augmented`.
         views: number of consecutive rows that show the same sample.
         sampling: settings that determine which frames of a video are taken, as JSON; empty for images.
         drawn: settings that determine how the test split was drawn, as JSON; empty if the source has its own.
+        augmentation: settings that determine the augmented views, as JSON; empty if there are none.
         val_split: the source's split that the validation samples come from; empty if validation is drawn.
         is_decoded_here: whether the samples are videos that `extract.video` decodes. If so, the decoder is part of the
             provenance.
@@ -83,6 +85,7 @@ class ImageSource:
     views: int = 1
     sampling: str = ""
     drawn: str = ""
+    augmentation: str = ""
     val_split: str = ""
     is_decoded_here: bool = False
 
@@ -200,7 +203,7 @@ def _stored_splits(listed: SourceSamples, known: Known | None) -> dict[str, str]
     """Id -> split of the samples that a store of this data set holds."""
     if known is None or known.schema.dataset != listed.name:
         return {}
-    stored = {sample_id: split for split, ids in known.ids.items() for sample_id in ids}
+    stored = {sample_id: split for split in ("train", "test") for sample_id in known.ids.get(split, ())}
     first_view = "#0" if known.schema.views > 1 else ""
     return {s.id: stored[s.id + first_view] for s in listed.train if s.id + first_view in stored}
 

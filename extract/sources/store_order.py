@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from extract.sources.augmented_views import AugmentedSplit
 from extract.sources.open_source import ImageSource, ImageSplit, Labels
 
 
@@ -39,7 +40,12 @@ def in_store_order(source: ImageSource, stored_ids: Mapping[str, Sequence[str]])
         source: the source.
         stored_ids: by split, the ids of the samples that the store holds, in its order.
     """
-    splits = {name: _reorder(split, stored_ids.get(name, ())) for name, split in source.splits.items()}
+    splits = dict[str, ImageSplit]()
+    for name, split in source.splits.items():
+        if isinstance(split, AugmentedSplit):  # in the order of `train`, which comes before it
+            splits[name] = split.of(splits["train"])
+        else:
+            splits[name] = _reorder(split, stored_ids.get(name, ()))
     return replace(source, splits=splits)
 
 

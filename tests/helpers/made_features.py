@@ -8,7 +8,7 @@ import torch
 from method_cases import build, make_spec
 from torch import Tensor
 
-from adapt.features.feature_source import FrozenFeatures
+from adapt.features.frozen import FrozenFeatures
 from adapt.training.candidate import Candidate
 from adapt.training.evaluation import predict_split
 from adapt.training.loop import TrainingPass, fit

@@ -12,6 +12,7 @@ from adapt.config.pipeline import Config
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
+from adapt.training.row_draw import RowDraw, draw_rows
 from extract.backbones.backbone import Backbone, ModelBackbone, digests
 from extract.backbones.backbone_shape import backbone_shape
 from extract.backbones.vivit_weights import VIVIT
@@ -56,6 +57,19 @@ def require_trainable(config: Config, own_backbone: Backbone | None = None) -> N
             if not options.needs_measurement:  # else a measurement during the job chooses its targets
                 with torch.device("meta"):
                     build_model(method.name, spec, 2, options, backbone=whole)
+
+
+def require_rows(config: Config, source: ImageSource) -> None:
+    """Draw the rows to train on and to validate on from the labels alone.
+
+    Raises:
+        UserError: there are too few samples for both.
+    """
+    train = source.splits["train"]
+    own = None if train.validation is None else np.flatnonzero(train.validation)
+    labels = torch.from_numpy(np.asarray(train.labels))
+    for drawn in {RowDraw.of(config), RowDraw.of(config, for_search=True)}:
+        draw_rows(labels, drawn, seed=config.train.seeds[0], views=source.views, validation_rows=own)
 
 
 def require_weights(config: BackboneConfig) -> None:

@@ -5,6 +5,7 @@ from itertools import count
 from typing import Literal
 
 from adapt.config.pipeline import Config
+from adapt.job.checks import require_rows
 from adapt.job.inputs import Inputs
 from extract.job.extraction import Extraction, ShardsBySplit, extract_tokens
 from extract.job.extraction_job import ExtractionJob
@@ -22,8 +23,10 @@ def extract(config: Config, inputs: Inputs, on_changed: OnChanged = "fail") -> E
 
     Raises:
         ChangedError: samples that the store holds are gone or changed (`on_changed: fail`).
+        UserError: there are too few training samples to train and validate on.
         UserError, JobError: as of `extract_tokens`.
     """
+    require_rows(config, inputs.source)  # before hours of extraction
     try:
         return extract_tokens(extraction_job(config, inputs))
     except ChangedError:

@@ -6,7 +6,7 @@ labels, and validation takes its samples from it. A source's own validation spli
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def draw_rows(
         drawn = [generator.permutation(group)[: draw.validation_size(len(group))] for group in used]
         validation = np.sort(np.concatenate(drawn))
     training = np.setdiff1d(np.concatenate(used), validation)
-    _require_both(draw, training, validation)
+    _require_both(draw, training, validation, sizes=[len(group) for group in used])
     return _rows_of(training, views), _rows_of(validation, views)
 
 
@@ -161,15 +161,28 @@ def _sample(generator: np.random.Generator, group: Samples, size: int) -> Sample
     return group if size == len(group) else np.sort(generator.permutation(group)[:size])
 
 
-def _require_both(draw: RowDraw, training: Samples, validation: Samples) -> None:
-    """Refuse a draw without training samples or without validation samples."""
+def _require_both(draw: RowDraw, training: Samples, validation: Samples, sizes: Sequence[int]) -> None:
+    """Refuse a draw without training samples or without validation samples; `sizes` are those of the classes."""
     if len(training) and len(validation):
         return
     left = f"{len(training)} to train on and {len(validation)} to validate on; both must be at least 1"
     if draw.val_fraction is None:
         raise UserError(f"data.val_split leaves {left}")
     n_used = len(training) + len(validation)
-    raise UserError(f"val_fraction {draw.val_fraction} of {n_used} training samples leaves {left}")
+    raise UserError(
+        f"data.val_fraction {draw.val_fraction} of {n_used} training samples leaves {left}{_remedy(draw, sizes)}"
+    )
+
+
+def _remedy(draw: RowDraw, sizes: Sequence[int]) -> str:
+    """The nearest share that works, if there is one."""
+    assert draw.val_fraction is not None
+    given = draw.val_fraction
+    for fraction in sorted((k / 20 for k in range(1, 20)), key=lambda fraction: abs(fraction - given)):
+        n_held = sum(replace(draw, val_fraction=fraction).validation_size(size) for size in sizes)
+        if 0 < n_held < sum(sizes):
+            return f"; {fraction:g} leaves {sum(sizes) - n_held} and {n_held}"
+    return "; add training samples"
 
 
 def _rows_of(samples: Samples, views: int) -> Rows:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from extract.forward.threads import thread_pool
 from extract.job.extraction_job import ExtractionJob
 from extract.job.open_store import open_layers, open_or_create, require_space
+from extract.job.repeated_samples import note_repeated_samples
 from extract.job.shard_extractor import ExtractedShard, ShardExtractor
 from extract.job.store_schema import list_splits, schema_of
 from extract.sources.store_order import in_store_order
@@ -65,6 +66,7 @@ def extract_tokens(job: ExtractionJob, damaged: ShardsBySplit | None = None) -> 
     known = read_known(kvstore)
     job = replace(job, source=in_store_order(job.source, known.ids if known else {}))
     listings = list_splits(job.source.splits)
+    note_repeated_samples(listings, job.source.views)
     wanted = schema_of(job, listings)
     written = _Written()
     if damaged or not _is_complete(kvstore, wanted):

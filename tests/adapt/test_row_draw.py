@@ -139,6 +139,7 @@ def test_multi_label_samples_have_a_fraction_and_no_shots() -> None:
     [
         (RowDraw(val_fraction=0.2, shots=1), None, r"train\.shots is 1, .*use at least 2, or data\.val_split"),
         (RowDraw(val_fraction=0.01), None, "val_fraction 0.01 of 12 training samples leaves 12 to train on and 0"),
+        (RowDraw(val_fraction=0.01), None, "both must be at least 1; 0.15 leaves 9 and 3"),
         (RowDraw(val_fraction=0.1, fraction=0.1), None, "of 3 training samples leaves 3 to train on and 0 to validate"),
         (RowDraw(val_fraction=None), None, r"data\.val_split is set, but these samples have no validation split"),
         (RowDraw(val_fraction=None), [], r"data\.val_split leaves 12 to train on and 0 to validate on"),

@@ -140,12 +140,24 @@ def test_a_sample_that_cannot_be_decoded(
     assert list(sc.open_store(tmp_path / "cache.zarr").skipped("train")) == ["train/green/3.jpg"]
 
 
-def test_a_validation_share_that_leaves_no_sample(attempt: Attempt, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["run", "extract"])
+def test_a_validation_share_that_leaves_no_sample(attempt: Attempt, tmp_path: Path, command: str) -> None:
     for fraction, left in (("0.01", "leaves 24 to train on and 0 to validate on"), ("0.99", "leaves 0 to train on")):
-        status, err = attempt(f"data.val_fraction={fraction}")
-        assert status == 2
-        assert f"val_fraction {fraction} of 24 training samples {left}" in err
-        assert not (tmp_path / "run" / "results.json").exists()
+        for source in ("auto", "online") if command == "run" else ("auto",):
+            status, err = attempt(f"data.val_fraction={fraction}", f"train.feature_source={source}", command=command)
+            assert status == 2
+            assert f"val_fraction {fraction} of 24 training samples {left}" in err
+            assert nothing_was_written(tmp_path)
+
+
+def test_samples_that_are_listed_twice_are_noted(attempt: Attempt, image_folder: Path) -> None:
+    leaked, other = image_folder / "train" / "green" / "3.jpg", image_folder / "train" / "green" / "2.jpg"
+    shutil.copy(leaked, image_folder / "test" / "green" / "leaked.jpg")
+    shutil.copy(other, image_folder / "train" / "red" / "relabeled.jpg")
+    status, err = attempt(command="extract")
+    assert status == 0
+    assert "1 sample of test is in train too, such as 'test/green/leaked.jpg', which is 'train/green/3.jpg'" in err
+    assert "1 sample is listed again with another label, such as 'train/red/relabeled.jpg'" in err
 
 
 # Values

@@ -151,13 +151,15 @@ def test_a_validation_share_that_leaves_no_sample(attempt: Attempt, tmp_path: Pa
 
 
 def test_samples_that_are_listed_twice_are_noted(attempt: Attempt, image_folder: Path) -> None:
-    leaked, other = image_folder / "train" / "green" / "3.jpg", image_folder / "train" / "green" / "2.jpg"
-    shutil.copy(leaked, image_folder / "test" / "green" / "leaked.jpg")
-    shutil.copy(other, image_folder / "train" / "red" / "relabeled.jpg")
+    leaked, other, *_ = sorted((image_folder / "train" / "green").iterdir())
+    shutil.copy(leaked, image_folder / "test" / "green" / f"leaked{leaked.suffix}")
+    shutil.copy(other, image_folder / "train" / "red" / f"relabeled{other.suffix}")
     status, err = attempt(command="extract")
     assert status == 0
-    assert "1 sample of test is in train too, such as 'test/green/leaked.jpg', which is 'train/green/3.jpg'" in err
-    assert "1 sample is listed again with another label, such as 'train/red/relabeled.jpg'" in err
+    assert (
+        f"1 sample of test is in train too, such as 'test/green/leaked{leaked.suffix}', which is 'train/green/" in err
+    )
+    assert f"1 sample is listed again with another label, such as 'train/red/relabeled{other.suffix}'" in err
 
 
 # Values

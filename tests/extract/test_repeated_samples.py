@@ -1,11 +1,15 @@
 """Samples of equal content are named before the extraction: in train and in test, or with different labels."""
 
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import sidecache as sc
+from adapt.config.pipeline import Config
 from extract.job.repeated_samples import note_repeated_samples
 from store.errors import Note
 from store.listing import Listing
@@ -49,3 +53,15 @@ def test_views_of_one_video_are_no_repetition() -> None:
     assert notes(train, listing([3, 3], [0, 0], "test"), views=2) == []
     (note,) = notes(train, listing([2, 2], [1, 1], "test"), views=2)
     assert note.startswith("1 sample of test is in train too, such as 'test/0.jpg', which is 'train/2.jpg'")
+
+
+def test_they_are_named_before_the_extraction(tiny_config: Callable[..., Config], image_folder: Path) -> None:
+    leaked, other, *_ = sorted((image_folder / "train" / "green").iterdir())
+    shutil.copy(leaked, image_folder / "test" / "green" / "leaked.png")
+    shutil.copy(other, image_folder / "train" / "red" / "relabeled.png")
+    config = tiny_config("backbone.weights=random")
+    with (
+        pytest.warns(Note, match=r"1 sample of test is in train too, such as 'test/green/leaked\.png'"),
+        pytest.warns(Note, match=r"1 sample is listed again with another label, such as 'train/red/relabeled\.png'"),
+    ):
+        sc.extract(config)

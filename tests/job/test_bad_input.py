@@ -17,7 +17,6 @@ from torch import nn
 
 import sidecache as sc
 from extract.backbones.backbone import TimmBackbone
-from store.errors import Note
 
 Attempt = Callable[..., tuple[int, str]]
 
@@ -149,17 +148,6 @@ def test_a_validation_share_that_leaves_no_sample(attempt: Attempt, tmp_path: Pa
             assert status == 2
             assert f"val_fraction {fraction} of 24 training samples {left}" in err
             assert nothing_was_written(tmp_path)
-
-
-def test_samples_that_are_listed_twice_are_noted(attempt: Attempt, image_folder: Path) -> None:
-    leaked, other, *_ = sorted((image_folder / "train" / "green").iterdir())
-    shutil.copy(leaked, image_folder / "test" / "green" / "leaked.png")
-    shutil.copy(other, image_folder / "train" / "red" / "relabeled.png")
-    with (
-        pytest.warns(Note, match=r"1 sample of test is in train too, such as 'test/green/leaked\.png'"),
-        pytest.warns(Note, match=r"1 sample is listed again with another label, such as 'train/red/relabeled\.png'"),
-    ):
-        assert attempt(command="extract")[0] == 0
 
 
 # Values

@@ -1,6 +1,6 @@
 """Opens the splits that a job's store lacks, before the training that reads them at its end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from adapt.config.pipeline import Config
 from adapt.features.unstored import UnstoredSplits
@@ -53,7 +53,7 @@ def _job(config: Config, inputs: Inputs, store: Store) -> ExtractionJob:
     return extraction_job(config.model_copy(update={"extract": config.extract.model_copy(update=here)}), inputs)
 
 
-def _completed(store: Store, job: ExtractionJob, splits: list[str]) -> Schema:
+def _completed(store: Store, job: ExtractionJob, splits: Sequence[str]) -> Schema:
     """The schema of the store with splits that it lacks; every file of their samples is read."""
     stored = store.schema
     refuse_difference({"classes": (stored.classes, job.source.classes)}, store.url)

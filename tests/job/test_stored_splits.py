@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.testing import assert_array_equal
 from run_command import Command
 
@@ -78,8 +79,17 @@ def assert_same_results(of_both: tuple[Config, list[Row]], of_train: tuple[Confi
 # The same figures
 
 
-@pytest.mark.parametrize("source", ["resident", "streamed"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("dtype", "source"),
+    [
+        ("float32", "streamed"),
+        ("float16", "resident"),
+        ("bfloat16", "streamed"),
+        ("int8", "resident"),
+        ("int8", "streamed"),
+        ("int4", "resident"),
+    ],
+)
 def test_results_are_those_of_a_store_of_both_splits(tiny_config: MakeConfig, dtype: str, source: str) -> None:
     both, train = both_ways(tiny_config, METHODS, f"store.dtype={dtype}", f"train.feature_source={source}")
     rows, others = sc.run(both), sc.run(train)
@@ -107,9 +117,15 @@ def test_the_views_of_a_sample_are_averaged_as_with_a_store_of_both(tiny_config:
 def test_the_batches_of_models_and_of_the_backbone_need_not_agree(
     tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapt.features.feature_source.FrozenFeatures.samples_at_once", lambda *_: 7)
+    monkeypatch.setattr("adapt.features.frozen.FrozenFeatures.samples_at_once", lambda *_: 7)
     both, train = both_ways(tiny_config, METHODS, "store.dtype=float16", "extract.batch_size=3")
     assert_same_results((both, sc.run(both)), (train, sc.run(train)))
+
+
+def test_augmented_views_of_the_training_samples_are_stored_without_the_test_split(tiny_config: MakeConfig) -> None:
+    both, train = both_ways(tiny_config, "data.views=3", f"methods=[{LOSA}]")
+    assert_same_results((both, sc.run(both)), (train, sc.run(train)))
+    assert sc.open_store(train.store.path).splits == ("train", "augmented")
 
 
 def test_methods_that_train_inside_the_backbone_need_no_stored_test_split(tiny_config: MakeConfig) -> None:
@@ -120,9 +136,8 @@ def test_methods_that_train_inside_the_backbone_need_no_stored_test_split(tiny_c
 # One pass
 
 
-@pytest.mark.parametrize("source", ["resident", "streamed"])
-def test_all_methods_and_seeds_share_one_pass_of_the_backbone(tiny_config: MakeConfig, source: str) -> None:
-    config = tiny_config(METHODS, LEFT_OUT, f"train.feature_source={source}", "train.seeds=[0, 1]")
+def test_all_methods_and_seeds_share_one_pass_of_the_backbone(tiny_config: MakeConfig) -> None:
+    config = tiny_config(METHODS, LEFT_OUT, "train.seeds=[0, 1]")
     with counted_samples() as sizes:
         sc.extract(config)
         assert sum(sizes) == N_TRAIN
@@ -163,9 +178,8 @@ def test_other_test_samples_give_other_trials(tiny_config: MakeConfig, image_fol
     assert {row.trial_id for row in rows} < {row.trial_id for row in again}
 
 
-@pytest.mark.parametrize("compressor", ["null", "zstd"])
-def test_such_a_store_is_inspected_verified_and_repaired(tiny_config: MakeConfig, compressor: str) -> None:
-    config = tiny_config(LEFT_OUT, f"store.compressor={compressor}")
+def test_such_a_store_is_inspected_verified_and_repaired(tiny_config: MakeConfig) -> None:
+    config = tiny_config(LEFT_OUT)
     store = sc.extract(config).store
     description = describe_store(store)
     assert (list(description["splits"]), description["complete"]) == (["train"], True)
@@ -284,8 +298,6 @@ def test_an_online_job_says_that_it_stores_nothing(tiny_config: MakeConfig, caps
 
 
 def test_the_command_trains_from_such_a_store(tiny_config: MakeConfig, tmp_path: Path, command: Command) -> None:
-    import yaml
-
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(tiny_config(LEFT_OUT).model_dump(mode="json")))
     status, _, err = command("run", str(file))

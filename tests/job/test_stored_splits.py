@@ -260,8 +260,9 @@ def test_undecodable_samples_are_left_out_and_listed(tiny_config: MakeConfig, im
 
 
 def test_an_undecodable_sample_stops_the_job_which_goes_on_with_skip(
-    tiny_config: MakeConfig, image_folder: Path
+    tiny_config: MakeConfig, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("adapt.training.checkpoint.Checkpoint.is_due", True)
     damage(image_folder, "blue/1.png")
     losa = "methods=[{name: losa, rank: 4, token_rank: 2}]"
     config = tiny_config(LEFT_OUT, losa)

@@ -57,9 +57,10 @@ class JobFacts:
         return {name: len(self.source.splits[name]) for name in self._unstored} if self.source else None
 
     @property
-    def _unstored(self) -> set[str]:
+    def _unstored(self) -> list[str]:
         """Splits that are not in `store.splits`, and that the store does not have already."""
-        return set(SPLITS).difference(self.config.store.splits, self.store.splits if self.store else ())
+        stored = {*self.config.store.splits, *(self.store.splits if self.store else ())}
+        return [split for split in SPLITS if split not in stored]
 
     @cached_property
     def trained_rows(self) -> int | None:

@@ -92,8 +92,9 @@ def extract_first(config: Config, inputs: Inputs, on_changed: OnChanged = "fail"
         log_extraction(extraction, config)
         path = extraction.path
     extracted = at_store(config, here.broadcast(path))
-    # methods that train from features need neither images nor weights: free their memory
-    if not any(find_method(method.name).trains_backbone for method in config.parsed_methods()):
+    # methods that train from features of a store with all splits need neither images nor weights: free their memory
+    trains_backbone = any(find_method(method.name).trains_backbone for method in config.parsed_methods())
+    if not trains_backbone and "test" in config.store.splits:
         return extracted, Inputs(extracted, inputs.own_source, inputs.own_backbone)
     if extracted.store.path != config.store.path:
         return extracted, inputs.at(extracted)

@@ -73,13 +73,13 @@ def holds_all_samples(stored: Schema, wanted: Schema, where: str) -> bool:
 
 
 def may_grow_into(schema: Schema, later: Schema) -> bool:
-    """Whether a later schema differs in nothing but more samples and more layers."""
+    """Whether a later schema differs in nothing but more samples, splits and layers."""
     same_samples = later.provenance.model_copy(update={"samples": schema.provenance.samples})
     same_size = {"splits": schema.splits, "layers": schema.layers, "provenance": same_samples}
     return (
         schema == later.model_copy(update=same_size)
         and set(schema.layers) <= set(later.layers)
-        and schema.splits.keys() == later.splits.keys()
+        and schema.splits.keys() <= later.splits.keys()
         and all(info.num_samples <= later.splits[split].num_samples for split, info in schema.splits.items())
     )
 

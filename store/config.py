@@ -1,8 +1,8 @@
 """The options of the `store:` section of pipeline.yaml."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from store.strict_model import StrictModel
 
@@ -10,6 +10,8 @@ Dtype = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 Compressor = Literal["zstd", "blosc", "gzip"]
 MAX_SHARD_SAMPLES = 2**20  # a shard's index, which is read whole, takes 16 bytes a sample
 PositiveInt = Annotated[int, Field(ge=1)]
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Every(StrictModel):
@@ -66,7 +68,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class StoreConfig(StrictModel):
     """Where the tokens are stored, and in which format.
 
-    A preset stands for its layers, tokens and dtype; those that are given beside it take precedence.
+    A preset stands for its layers, tokens and dtype; those that are given beside it take precedence. A split that is
+    not stored goes through the backbone when it is read: `test` once, at the end of a job.
     """
 
     path: str = "cache.zarr"
@@ -76,6 +79,15 @@ class StoreConfig(StrictModel):
     dtype: Dtype = "float16"
     compressor: Compressor | None = None
     shard_samples: Annotated[int, Field(ge=1, le=MAX_SHARD_SAMPLES)] = 256
+    splits: list[Split] = Field(list(SPLITS), description="[train, test] or [train]")
+
+    @field_validator("splits")
+    @classmethod
+    def _check_splits(cls, splits: list[Split]) -> list[Split]:
+        """Training reads `train` many times, so it is always stored."""
+        if splits not in (["train"], ["train", "test"]):
+            raise ValueError("train is read in every epoch, so it is always stored; test need not be")
+        return splits
 
     @model_validator(mode="wrap")
     @classmethod

@@ -61,10 +61,9 @@ def create_store(
     Raises:
         JobError: the disk refused, or there are shards of another store.
     """
-    _refuse_old_marks(kvstore, schema)
+    refuse_old_marks(kvstore, schema.splits)
     for split, listing in listings.items():
-        _create_split(kvstore, schema, split, listing)
-        kvstore.write_group(split, {})
+        create_split(kvstore, schema, split, listing)
     for group, arrays in (("rms", {layer_name(k): v for k, v in rms.items()}), ("tail", dict(tail))):
         for name, values in arrays.items():
             dimensions = ["channel"] if values.ndim == 1 else [f"dim_{axis}" for axis in range(values.ndim)]
@@ -74,9 +73,13 @@ def create_store(
     kvstore.write_group("", schema.model_dump(mode="json"))
 
 
-def _refuse_old_marks(kvstore: KeyValueStore, schema: Schema) -> None:
-    """Refuse commit marks without a root group: they are another store's, and would make its shards count here."""
-    for split in schema.splits:
+def refuse_old_marks(kvstore: KeyValueStore, splits: Iterable[str]) -> None:
+    """Refuse commit marks of splits that no root group names: another store's, they would make its shards count here.
+
+    Raises:
+        JobError: there are some.
+    """
+    for split in splits:
         if kvstore.has_keys(f"{split}/{STATUS}/c"):
             raise JobError(
                 f"{kvstore.place}{split} has shards of a store that is gone; delete that folder, or choose another "
@@ -84,10 +87,12 @@ def _refuse_old_marks(kvstore: KeyValueStore, schema: Schema) -> None:
             )
 
 
-def _create_split(kvstore: KeyValueStore, schema: Schema, split: str, listing: Listing) -> None:
+def create_split(kvstore: KeyValueStore, schema: Schema, split: str, listing: Listing) -> None:
+    """Write a split without tokens. It can be repeated after a crash."""
     for name, metadata in shard_arrays(schema, split).items():
         create_array(kvstore, f"{split}/{name}", metadata)
     write_listing(kvstore, split, listing)
+    kvstore.write_group(split, {})
 
 
 class StoreWriter:

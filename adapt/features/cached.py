@@ -1,4 +1,7 @@
-"""Features from a store: streamed (read batch by batch) or resident (the training split in memory)."""
+"""Features from a store: streamed (read batch by batch) or resident (the training split in memory).
+
+A split that the store lacks is computed when it is read (`adapt.features.unstored`).
+"""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +15,7 @@ from torch import Tensor
 from adapt.features.feature_source import Rows
 from adapt.features.frozen import FrozenFeatures
 from adapt.features.specs import spec_of_store
+from adapt.features.unstored import UnstoredSplits
 from adapt.methods.feature_spec import TokensByLayer
 from extract.forward.device import to_device
 from extract.forward.encoding import rounding_error
@@ -25,7 +29,8 @@ from store.schema import AUGMENTED
 _PREFETCH = 2  # batches read ahead of the one in use
 _LOAD_ROWS = 64
 
-HeldTokens = dict[int, tuple[Tensor, Tensor | None]]  # (values, scale) by layer
+Stored = tuple[Tensor, Tensor | None]  # values of a layer as they are stored, and their scales
+HeldTokens = dict[int, Stored]  # by layer
 
 
 class StreamedFeatures(FrozenFeatures):
@@ -35,6 +40,7 @@ class StreamedFeatures(FrozenFeatures):
         store: a complete store.
         device: of the batches.
         layers: some of its layers; all by default.
+        unstored: splits that it lacks.
 
     Raises:
         JobError: shards of the store are missing.
@@ -42,9 +48,15 @@ class StreamedFeatures(FrozenFeatures):
 
     kind = "streamed"
 
-    def __init__(self, store: Store, device: torch.device, layers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        device: torch.device,
+        layers: Sequence[int] | None = None,
+        unstored: UnstoredSplits | None = None,
+    ) -> None:
         store.require_complete()
-        self.store, self.device, self.views = store, device, store.schema.views
+        self.store, self.device, self.views, self.unstored = store, device, store.schema.views, unstored
         self.spec = spec_of_store(store, layers)
         self.num_classes, self.multi_label = len(store.classes), store.schema.multi_label
         self.view_rows = augmented_rows(store)
@@ -52,6 +64,8 @@ class StreamedFeatures(FrozenFeatures):
 
     def labels(self, split: str) -> Shaped[Tensor, "samples ..."]:
         """See `Features.labels`."""
+        if self.unstored and split not in self.store.splits:
+            return self.unstored.labels(split)
         return torch.from_numpy(self.store.labels(split))
 
     def validation_rows(self) -> Rows | None:
@@ -61,7 +75,10 @@ class StreamedFeatures(FrozenFeatures):
     def batches(
         self, split: str, groups: Sequence[Rows], layers: Sequence[int], together: int = 1
     ) -> Iterator[tuple[Rows, TokensByLayer]]:
-        """See `Features.batches`."""
+        """See `Features.batches`; a split that is not stored is read whole, in order."""
+        if self.unstored and split not in self.store.splits:
+            yield from self._compute(self.unstored, split, groups, layers)
+            return
         ahead = _PREFETCH if together == 1 else 1  # a window of several groups takes as much memory as many batches
         windows, pending = in_groups(groups, together), deque[Any]()
         for position, window in enumerate(windows):
@@ -69,6 +86,20 @@ class StreamedFeatures(FrozenFeatures):
                 pending.append(self.store.fetch(split, _in_order_of_store(later), layers))
             # Nothing refers to the stored values once they are decoded: a later batch is read into their memory.
             yield from self._decode_window(window, pending.popleft().result())
+
+    def _compute(
+        self, unstored: UnstoredSplits, split: str, groups: Sequence[Rows], layers: Sequence[int]
+    ) -> Iterator[tuple[Rows, TokensByLayer]]:
+        """The groups of a split that is not stored, cut from the shards that the store would have."""
+        assert np.array_equal(np.concatenate(groups), np.arange(len(unstored.rows(split))))
+        shards = ({k: _tensors(v) for k, v in shard.items()} for shard in unstored.shards(split, layers))
+        held = next(shards)
+        for rows in groups:
+            while _n_rows(held) < len(rows):
+                shard = next(shards)
+                held = {layer: _joined(stored, shard[layer]) for layer, stored in held.items()}
+            yield rows, {layer: self.decode(layer, *_cut(stored, slice(len(rows)))) for layer, stored in held.items()}
+            held = {layer: _cut(stored, slice(len(rows), None)) for layer, stored in held.items()}
 
     def _decode_window(
         self, window: Sequence[Rows], read: Mapping[int, Encoded]
@@ -96,7 +127,7 @@ class StreamedFeatures(FrozenFeatures):
 class ResidentFeatures(FrozenFeatures):
     """The stored values of the training samples in memory, in all their views, decoded batch by batch.
 
-    Other splits are read once, so they are streamed.
+    Other splits are read once, so they are streamed, or computed if they are not stored.
 
     Args:
         streamed: the features to load.
@@ -176,12 +207,27 @@ def _positions_in_store_order(window: Sequence[Rows]) -> Int[Tensor, "_"]:
     return torch.from_numpy(positions)
 
 
-def _pick(stored: tuple[Tensor, Tensor | None], positions: Tensor) -> tuple[Tensor, Tensor | None]:
+def _pick(stored: Stored, positions: Tensor) -> Stored:
     values, scale = stored
     return values[positions], None if scale is None else scale[positions]
 
 
-def _tensors(encoded: Encoded) -> tuple[Tensor, Tensor | None]:
+def _cut(stored: Stored, rows: slice) -> Stored:
+    values, scale = stored
+    return values[rows], None if scale is None else scale[rows]
+
+
+def _joined(stored: Stored, more: Stored) -> Stored:
+    (values, scale), (more_values, more_scale) = stored, more
+    scales = None if scale is None or more_scale is None else torch.cat([scale, more_scale])
+    return torch.cat([values, more_values]), scales
+
+
+def _n_rows(held: Mapping[int, Stored]) -> int:
+    return len(next(iter(held.values()))[0])
+
+
+def _tensors(encoded: Encoded) -> Stored:
     values = torch.from_numpy(encoded.values)
     if values.dtype == torch.uint16:
         values = values.view(torch.bfloat16)

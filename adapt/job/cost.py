@@ -1,7 +1,8 @@
 """Measures what a trial costs: peak memory, inference operations, and when the store has paid for its extraction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,41 @@ from adapt.methods.options import MethodOptions
 from adapt.methods.registry import build_model, find_method
 from extract.backbones.backbone import ModelBackbone
 from extract.forward.device import release_freed_memory
+from store.reader import Store
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionCosts:
+    """What the store of a job has cost; None where there is no store, or its log does not say.
+
+    Attributes:
+        extract_seconds: the whole extraction, encoding and writing included.
+        forward_seconds_per_sample: decoding and the forward pass.
+        store_bytes: size of the store.
+    """
+
+    extract_seconds: float | None = None
+    forward_seconds_per_sample: float | None = None
+    store_bytes: int | None = None
+
+    @classmethod
+    def of_store(cls, store: Store) -> "ExtractionCosts":
+        """The costs by the log of a store."""
+        n_samples, log = sum(store.num_samples(split) for split in store.splits), store.log
+        return cls(
+            extract_seconds=log.get("extract_seconds"),
+            forward_seconds_per_sample=_forward_seconds_per_sample(log, n_samples),
+            store_bytes=store.n_bytes(),
+        )
+
+
+def _forward_seconds_per_sample(log: Mapping[str, float], n_samples: int) -> float | None:
+    """Seconds of decoding and the forward pass; a sample counts again for layers that were added."""
+    if not (seconds := log.get("forward_seconds")):
+        return None
+    return seconds / max(1, n_samples, round(log.get("forward_samples", 0)))  # older logs do not have the latter
 
 
 class PeakMemory:

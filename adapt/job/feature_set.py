@@ -17,8 +17,11 @@ from adapt.features.image_batches import ImageBatches, image_kind
 from adapt.features.online import OnlineFeatures
 from adapt.features.pooled import PooledFeatures
 from adapt.features.specs import spec_of_backbone
+from adapt.features.unstored import UnstoredSplits
 from adapt.job.checks import Rows, require_match, require_same_backbone, require_whole, source_rows
+from adapt.job.cost import ExtractionCosts
 from adapt.job.inputs import Inputs
+from adapt.job.unstored_splits import open_unstored
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
 from adapt.training.distributed import world
@@ -31,25 +34,11 @@ from extract.forward.frozen_forward import FrozenForward
 from extract.job.store_schema import list_splits, sample_digests
 from extract.sources.open_source import ImageSource
 from extract.sources.videos import decoder_info
+from store.config import SPLITS
 from store.layout import resolve_layers
 from store.reader import Store, open_store
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractionCosts:
-    """What the store of a job has cost; None where there is no store, or its log does not say.
-
-    Attributes:
-        extract_seconds: the whole extraction, encoding and writing included.
-        forward_seconds_per_sample: decoding and the forward pass.
-        store_bytes: size of the store.
-    """
-
-    extract_seconds: float | None = None
-    forward_seconds_per_sample: float | None = None
-    store_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +48,7 @@ class FeatureSet:
     Attributes:
         inputs: samples and backbone that the features are made from.
         store: None if the features are computed online.
+        unstored: the splits that the store lacks; None if there are none.
         pooled: the features, and their pooled values.
         provenance: everything that determines the value of a feature; part of the id of every trial.
         dataset: its name in the results.
@@ -69,6 +59,7 @@ class FeatureSet:
 
     inputs: Inputs
     store: Store | None
+    unstored: UnstoredSplits | None
     pooled: PooledFeatures
     provenance: dict[str, Any]
     dataset: str
@@ -80,9 +71,16 @@ class FeatureSet:
 
     def sample_ids(self, split: str) -> Sequence[str]:
         """The id of every sample of a split; its views have it with the number of the view."""
-        ids = self.store.sample_ids(split) if self.store else self.inputs.source.splits[split].ids
+        ids = self._row_ids(split)
         views = self.pooled.features.views
         return ids if views == 1 else [sample.removesuffix("#0") for sample in ids[::views]]
+
+    def _row_ids(self, split: str) -> Sequence[str]:
+        if self.store is None:
+            return self.inputs.source.splits[split].ids
+        if self.unstored and split not in self.store.splits:
+            return self.unstored.samples(split).ids
+        return self.store.sample_ids(split)
 
     def kind(self, trains_backbone: bool) -> str:
         """What a method is trained from, as results name it."""
@@ -117,6 +115,8 @@ class FeatureSet:
         if not here.is_main_process:
             return _as_rows(here.broadcast(None))
         rows = source_rows(self.store, source)
+        if self.unstored:
+            rows |= {split: self.unstored.rows(split) for split in source.splits if split not in rows}
         return _as_rows(here.broadcast({split: numbers.tolist() for split, numbers in rows.items()}))
 
 
@@ -154,6 +154,8 @@ def open_features(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
 
 def _open(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
     if config.train.feature_source == "online":
+        if config.store.splits != list(SPLITS):
+            log("train.feature_source is online: nothing is stored, and store.splits has no effect")
         return _online_features(config, inputs)
     # all processes open the same snapshot, even while the store grows
     here = world()
@@ -161,7 +163,8 @@ def _open(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
         here.broadcast(open_store(config.store.path).snapshot() if here.is_main_process else None)
     )
     layers = require_match(store, config, inputs.own_source, inputs.own_backbone is not None)
-    streamed = StreamedFeatures(store, resolve_device(config.train.device), layers)
+    unstored = open_unstored(config, inputs, store, log)
+    streamed = StreamedFeatures(store, resolve_device(config.train.device), layers, unstored)
     # choose between memory and streaming, in one process for all
     needed = needed_layers(config, streamed.spec, len(store.classes))
     n_rows = store.num_samples("train") * (1 + store.schema.augmented_views)
@@ -170,17 +173,19 @@ def _open(config: Config, inputs: Inputs, log: Log) -> FeatureSet:
     choice = Choice(*here.broadcast([choice.kind, choice.reason]))
     log(f"features: {choice.kind} ({choice.reason})")
     features = ResidentFeatures(streamed, needed) if choice.kind == "resident" else streamed
-    return _stored_features(config, inputs, store, features)
+    return _stored_features(config, inputs, streamed, features)
 
 
 def _stored_features(
-    config: Config, inputs: Inputs, store: Store, features: StreamedFeatures | ResidentFeatures
+    config: Config, inputs: Inputs, streamed: StreamedFeatures, features: StreamedFeatures | ResidentFeatures
 ) -> FeatureSet:
-    provenance, log = store.schema.provenance, store.log
-    n_samples = sum(store.num_samples(split) for split in store.splits)
+    store, unstored = streamed.store, streamed.unstored
+    schema = unstored.schema if unstored else store.schema  # a trial is the same one either way
+    provenance = schema.provenance
     return FeatureSet(
         inputs=inputs,
         store=store,
+        unstored=unstored,
         pooled=PooledFeatures(features),
         provenance={**provenance.model_dump(mode="json"), "layers": list(features.spec.layers)},
         dataset=config.report_as.dataset or store.schema.dataset,
@@ -197,20 +202,9 @@ def _stored_features(
             classes=store.classes,
             multi_label=store.schema.multi_label,
         ),
-        costs=ExtractionCosts(
-            extract_seconds=log.get("extract_seconds"),
-            forward_seconds_per_sample=_forward_seconds_per_sample(log, n_samples),
-            store_bytes=store.n_bytes(),
-        ),
+        costs=ExtractionCosts.of_store(store),
         augments=_augments(config),
     )
-
-
-def _forward_seconds_per_sample(log: Mapping[str, float], n_samples: int) -> float | None:
-    """Seconds of decoding and the forward pass; a sample counts again for layers that were added."""
-    if not (seconds := log.get("forward_seconds")):
-        return None
-    return seconds / max(1, n_samples, round(log.get("forward_samples", 0)))  # older logs do not have the latter
 
 
 def _online_features(config: Config, inputs: Inputs) -> FeatureSet:
@@ -240,6 +234,7 @@ def _online_features(config: Config, inputs: Inputs) -> FeatureSet:
     return FeatureSet(
         inputs=inputs,
         store=None,
+        unstored=None,
         pooled=PooledFeatures(OnlineFeatures(source, forward, config.store.tokens, stored)),
         provenance=provenance,
         dataset=config.report_as.dataset or source.name,

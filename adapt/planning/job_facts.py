@@ -21,7 +21,7 @@ from extract.sources.augmented_views import with_views
 from extract.sources.open_source import ImageSource, open_source
 from store.address import free_disk_bytes, store_url
 from store.arrays import open_schema
-from store.config import StoreConfig
+from store.config import SPLITS, StoreConfig
 from store.errors import JobError, UserError
 from store.kvstore import KeyValueStore
 from store.layout import resolve_layers
@@ -48,8 +48,19 @@ class JobFacts:
     def rows(self) -> dict[str, int] | None:
         """Rows of the store (samples, or views of samples) by split; None if neither samples nor a store exist."""
         if self.source:
-            return {name: len(split) for name, split in self.source.splits.items()}
+            return {name: len(split) for name, split in self.source.without(self._unstored).splits.items()}
         return {name: info.num_samples for name, info in self.store.schema.splits.items()} if self.store else None
+
+    @cached_property
+    def unstored_rows(self) -> dict[str, int] | None:
+        """Rows of the splits that are not stored; None if they are unknown."""
+        return {name: len(self.source.splits[name]) for name in self._unstored} if self.source else None
+
+    @property
+    def _unstored(self) -> list[str]:
+        """Splits that are not in `store.splits`, and that the store does not have already."""
+        stored = {*self.config.store.splits, *(self.store.splits if self.store else ())}
+        return [split for split in SPLITS if split not in stored]
 
     @cached_property
     def trained_rows(self) -> int | None:
@@ -87,6 +98,8 @@ class JobFacts:
 
     @staticmethod
     def _rows_to_extract(store: Store, split: str, rows: int) -> int:
+        if split not in store.splits:
+            return rows
         shards, missing = store.schema.shards(split), store.missing_shards(split)
         final = shards.num_samples  # rows of shards that stay as they are
         if rows > final:

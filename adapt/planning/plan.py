@@ -28,6 +28,8 @@ class Plan:
             job trains through the backbone.
         samples_per_second: the same as rates, and the rate of extraction as `extract`.
         break_even_epochs: epochs after which extracting once has cost less than online training.
+        unstored_samples: rows by split that the store lacks; they go through the backbone once, at the end.
+        unstored_seconds: of that; a part of `train_seconds`.
         trials: trainings of the job: the points of every search, and every method from every seed.
         train_seconds: of all trials from `feature_source`, as they share passes, with validation and test; what is
             solved counts as nothing.
@@ -53,6 +55,8 @@ class Plan:
     method: str
     extract_seconds: float | None
     epoch_seconds: dict[str, float | None]
+    unstored_samples: dict[str, int] | None
+    unstored_seconds: float | None
     samples_per_second: dict[str, float]
     break_even_epochs: float | None
     trials: int
@@ -147,6 +151,7 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "extraction", f"{duration(plan.extract_seconds)} for {plan.samples_to_extract:,} samples"
     elif "extract" in plan.samples_per_second:
         yield "extraction", _rate(plan.samples_per_second["extract"])
+    yield from _unstored_lines(plan)
     for source, seconds in plan.epoch_seconds.items():
         if source in plan.samples_per_second:
             an_epoch = "" if seconds is None else f"{duration(seconds)} an epoch, "
@@ -158,6 +163,12 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
             yield f"whole job, {source}", duration(seconds)
     if plan.break_even_epochs is not None:
         yield "break-even", f"{plan.break_even_epochs:.1f} epochs"
+
+
+def _unstored_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    for split, n_samples in (plan.unstored_samples or {}).items():
+        seconds = "" if plan.unstored_seconds is None else f", {duration(plan.unstored_seconds)}"
+        yield f"{split}, not stored", f"{n_samples:,} samples go through the backbone once{seconds}"
 
 
 def _proposal_table(proposals: list[Proposal]) -> Table:

@@ -63,13 +63,18 @@ def _seconds_a_sample(job: JobFacts, speeds: Speeds | None) -> dict[str, float]:
     if speeds is None:
         return {}
     by_source = {
-        "extract": max(_with_decoding(job, speeds, speeds.forward + speeds.encode), speeds.write or 0.0),
+        "extract": max(_encoding_seconds(job, speeds), speeds.write or 0.0),
         **speeds.steps,
         "online": speeds.steps["resident"] + _with_decoding(job, speeds, speeds.forward),
     }
     if speeds.end_to_end is not None:
         by_source["end_to_end"] = _with_decoding(job, speeds, speeds.end_to_end)
     return by_source
+
+
+def _encoding_seconds(job: JobFacts, speeds: Speeds) -> float:
+    """Seconds a sample from its file to its encoded tokens."""
+    return _with_decoding(job, speeds, speeds.forward + speeds.encode)
 
 
 def _with_decoding(job: JobFacts, speeds: Speeds, seconds: float) -> float:
@@ -80,15 +85,16 @@ def _with_decoding(job: JobFacts, speeds: Speeds, seconds: float) -> float:
 
 def _readings(job: JobFacts, speeds: Speeds, choice: Choice) -> dict[str, Reading]:
     """What each feature source that is possible adds to the time of training."""
-    online = _with_decoding(job, speeds, speeds.forward)
-    readings = {"online": Reading(epoch=online, once=online)}
+    online, unstored = _with_decoding(job, speeds, speeds.forward), _encoding_seconds(job, speeds)
+    readings = {"online": Reading(epoch=online, once=online, unstored=online)}
     if choice.kind == "resident":
-        readings["resident"] = Reading(epoch=0.0, once=speeds.read, first=speeds.read)
+        readings["resident"] = Reading(epoch=0.0, once=speeds.read, unstored=unstored, first=speeds.read)
     if choice.kind != "online" and "streamed" in speeds.steps:
         n_bytes = job.schema.bytes_of(job.rows["train"], job.layers_read) if job.rows else 0
         cold = speeds.read_cold or 0.0 if n_bytes > free_memory_bytes(torch.device("cpu")) else 0.0
         waiting = speeds.steps["streamed"] - speeds.steps["resident"]
-        readings["streamed"] = Reading(epoch=max(waiting, cold, 0.0), once=max(speeds.read, cold))
+        once = max(speeds.read, cold)
+        readings["streamed"] = Reading(epoch=max(waiting, cold, 0.0), once=once, unstored=unstored)
     return readings
 
 
@@ -100,8 +106,7 @@ def _make_plan(job: JobFacts, speeds: Speeds | None, budget: int | None) -> Plan
     # seconds
     seconds = _seconds_a_sample(job, speeds)
     extract_seconds = _extract_seconds(job, seconds)
-    sources = (*_SOURCES, "end_to_end") if job.end_to_end else _SOURCES
-    epoch_seconds = {source: _times(seconds.get(source), job.trained_rows) for source in sources}
+    epoch_seconds = _epoch_seconds(job, seconds)
     choice = _choose_source(job)
     train = _training_seconds(job, speeds, choice, epoch_seconds)
     return Plan(
@@ -121,6 +126,8 @@ def _make_plan(job: JobFacts, speeds: Speeds | None, budget: int | None) -> Plan
         method=job.stepwise.name,
         extract_seconds=extract_seconds,
         epoch_seconds=epoch_seconds,
+        unstored_samples=job.unstored_rows,
+        unstored_seconds=_unstored_seconds(job, speeds),
         samples_per_second={name: 1 / value for name, value in seconds.items()},
         break_even_epochs=_break_even(extract_seconds, epoch_seconds, choice.kind),
         trials=sum(trials.number for trials in trials_of(job.config)),
@@ -163,8 +170,20 @@ def _total_seconds(
     return totals
 
 
+def _epoch_seconds(job: JobFacts, seconds: Mapping[str, float]) -> dict[str, float | None]:
+    sources = (*_SOURCES, "end_to_end") if job.end_to_end else _SOURCES
+    return {source: _times(seconds.get(source), job.trained_rows) for source in sources}
+
+
 def _times(seconds: float | None, rows: int | None) -> float | None:
     return None if seconds is None or rows is None else seconds * rows
+
+
+def _unstored_seconds(job: JobFacts, speeds: Speeds | None) -> float | None:
+    """Seconds of one pass of the backbone over the splits that are not stored."""
+    if speeds is None or job.unstored_rows is None:
+        return None
+    return sum(job.unstored_rows.values()) * _encoding_seconds(job, speeds)
 
 
 def _extract_seconds(job: JobFacts, seconds: Mapping[str, float]) -> float | None:

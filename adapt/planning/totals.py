@@ -41,11 +41,13 @@ class Reading:
     Args:
         epoch: reading a row in an epoch of training.
         once: reading it outside of training: pooled values, the test split.
+        unstored: computing a row of a split that is not stored, which is read once too.
         first: what every row of the training split takes before the first epoch.
     """
 
     epoch: float
     once: float
+    unstored: float
     first: float = 0.0
 
 
@@ -67,7 +69,8 @@ def training_seconds(
     through_backbone = sum(one.epochs * (end_to_end_epoch or 0.0) for one in trials if one.end_to_end)
     passes = {"search": list(_searches(trials, speeds, search)), "final": list(_finals(trials, speeds, final))}
     computing = sum(one.computing for group in passes.values() for one in group)
-    computing += _EVALUATION * job.rows.get("test", 0) * sum(one.seconds for one in passes["final"])
+    unstored = sum((job.unstored_rows or {}).values())
+    computing += _EVALUATION * (job.rows.get("test", 0) + unstored) * sum(one.seconds for one in passes["final"])
     epochs_read = sum(_rows_read(group) for group in passes.values())
     once = job.rows["train"] + job.rows.get("test", 0)
     from_features = any(not one.end_to_end for one in trials)
@@ -75,6 +78,7 @@ def training_seconds(
         source: through_backbone
         + computing
         + from_features * (epochs_read * reading.epoch + once * reading.once + job.rows["train"] * reading.first)
+        + from_features * unstored * reading.unstored
         for source, reading in readings.items()
     }
 

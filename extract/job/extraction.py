@@ -15,6 +15,7 @@ from extract.sources.store_order import in_store_order
 from store.address import store_url
 from store.arrays import NEXT, STORED, MarkPlace, holds_samples, open_schema, read_rms, refuse_foreign_files
 from store.compare import holds_all_samples
+from store.config import SPLITS
 from store.console.progress import progress
 from store.growing.added_layers import finish_layers
 from store.growing.growth import read_known
@@ -48,7 +49,7 @@ class Extraction:
 def extract_tokens(job: ExtractionJob, damaged: ShardsBySplit | None = None) -> Extraction:
     """Complete a store: extract its missing shards only, none if it is complete.
 
-    Samples and layers that the store does not have yet are added to it (docs/growing.md).
+    Samples, layers and splits that the store does not have yet are added to it (docs/growing.md).
 
     Args:
         damaged: shards to extract again. They are marked as missing once the store is known to be this job's.
@@ -64,7 +65,9 @@ def extract_tokens(job: ExtractionJob, damaged: ShardsBySplit | None = None) -> 
     refuse_foreign_files(kvstore)
     # list the samples, those that the store already holds first
     known = read_known(kvstore)
-    job = replace(job, source=in_store_order(job.source, known.ids if known else {}))
+    stored_ids = known.ids if known else {}
+    left_out = set(SPLITS).difference(job.store.splits, stored_ids)  # a split that the store has stays part of it
+    job = replace(job, source=in_store_order(job.source.without(left_out), stored_ids))
     listings = list_splits(job.source.splits)
     note_repeated_samples(listings, job.source.views)
     wanted = schema_of(job, listings)

@@ -17,7 +17,7 @@ from store.kvstore import KeyValueStore
 from store.listing import Listing, read_listing
 from store.lock import Guard
 from store.schema import Schema
-from store.writer import StoreWriter, create_store
+from store.writer import StoreWriter, create_store, refuse_old_marks
 
 _REMEDY = (
     "Only new samples of its classes can be added. Put the old ones back, choose another store.path, or extract all to "
@@ -71,7 +71,7 @@ def _has_committed(kvstore: KeyValueStore, stored: Schema) -> bool:
 def _with_new_samples(
     kvstore: KeyValueStore, stored: Schema, wanted: Schema, listings: Mapping[str, Listing], lock: Guard
 ) -> Schema:
-    """The schema of the store after samples that it does not have were added to it, if there are any."""
+    """The schema of the store after samples and splits that it does not have were added to it, if there are any."""
     if holds_all_samples(stored, wanted, kvstore.place):
         return stored
     held_listings = {s: read_listing(kvstore, s, stored.marks_validation(s)) for s in stored.splits}
@@ -86,6 +86,9 @@ def _with_new_samples(
         first_new = info.num_samples // stored.shard_samples if grown else len(stored.shards(split))
         missing_before = [shard for shard in writer.missing_shards(split) if shard < first_new]
         missing[split] = [*missing_before, *range(first_new, len(target.shards(split)))]
+    for split in target.splits.keys() - stored.splits.keys():
+        refuse_old_marks(kvstore, [split])
+        missing[split] = list(target.shards(split))
     require_space(kvstore, target, missing)
     grow(kvstore, target, lock, listings)
     return target

@@ -1,7 +1,7 @@
 """Opens a source: turns the `data:` section of pipeline.yaml into a train and a test split over the same classes."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -92,6 +92,10 @@ class ImageSource:
     def __post_init__(self) -> None:
         if (self.splits["train"].validation is not None) != bool(self.val_split):
             raise ValueError("val_split names the split of the validation samples, which `train` must mark")
+
+    def without(self, splits: Collection[str]) -> "ImageSource":
+        """The source without some of its splits; `train` stays."""
+        return replace(self, splits={name: split for name, split in self.splits.items() if name not in splits})
 
 
 class SampleSplit(Dataset[DecodedSample]):

@@ -1,7 +1,8 @@
 """Grows a store: its schema and arrays change in one atomic step, also if the job is killed at any moment.
 
 New samples follow the existing ones, so full shards stay as they are. A part-filled last shard loses its mark and is
-extracted again. After that the store is like any other that lacks some shards.
+extracted again. A split that the store does not have yet is created without tokens. After that the store is like any
+other that lacks some shards.
 
 A redo log makes the step atomic. All changes are staged below `_log/next`; writing this group, which comes last,
 commits them. Applying a committed log can be repeated, so the next job that holds the lock finishes it. Until then the
@@ -29,13 +30,14 @@ from store.arrays import (
     require_listed,
     shard_arrays,
 )
+from store.config import SPLITS
 from store.errors import JobError
 from store.io_errors import NEEDS_REPLACING
 from store.kvstore import KeyValueStore, wait
 from store.listing import Listing, read_listing, write_listing
 from store.lock import Guard
 from store.schema import Schema
-from store.writer import StoreWriter
+from store.writer import StoreWriter, create_split
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ def grow(
     listings: Mapping[str, Listing] | None = None,
     digests: Mapping[str, UInt32[np.ndarray, "shards layers"]] | None = None,
 ) -> None:
-    """Change a store to a target schema, which has more samples, or more layers whose values are written already.
+    """Change a store to a target schema: with more samples or splits, or more layers whose values are written already.
 
     Args:
-        listings: of all splits, if there are more samples: the stored ones first, unchanged.
+        listings: of all splits, if there are more samples or splits: the stored ones first, unchanged.
         digests: of every split, if there are more layers: `shard_digest` of all layers.
 
     Raises:
@@ -120,7 +122,9 @@ def finish_growth(kvstore: KeyValueStore, lock: Guard) -> None:
     if target is not None and stored is not None and target != stored:
         for split in target.splits:
             lock.check()
-            if _is_staged(kvstore, split, LABEL):
+            if split not in stored.splits:
+                create_split(kvstore, target, split, _read_staged(kvstore, target, split))
+            elif _is_staged(kvstore, split, LABEL):
                 _extend(kvstore, stored, target, split=split, lock=lock)
             if _is_staged(kvstore, split, DIGEST):
                 _replace_digests(kvstore, target, split)
@@ -153,7 +157,7 @@ def _read_committed(kvstore: KeyValueStore) -> Schema | None:
         return None
     target, stored = Schema.parse(attributes.get("schema", {}), f"{kvstore.place}{NEXT}"), open_schema(kvstore)
     require_listed(kvstore, target)
-    if stored is not None and target.splits.keys() != stored.splits.keys():
+    if stored is not None and not stored.splits.keys() <= target.splits.keys() <= {*stored.splits, *SPLITS}:
         raise JobError(
             f"{kvstore.place}{NEXT}/zarr.json does not fit this store: its splits are others; {NEEDS_REPLACING}"
         )
@@ -178,7 +182,11 @@ def _extend(kvstore: KeyValueStore, stored: Schema, target: Schema, split: str, 
     if remainder and target.splits[split].num_samples > n_before:
         rows = target.shards(split).rows(n_full)
         StoreWriter(kvstore, target, lock).mark(split, n_full, np.full(len(rows), MISSING, np.uint8))
-    write_listing(kvstore, split, read_listing(kvstore, f"{NEXT}/{split}", target.marks_validation(split)))
+    write_listing(kvstore, split, _read_staged(kvstore, target, split))
+
+
+def _read_staged(kvstore: KeyValueStore, target: Schema, split: str) -> Listing:
+    return read_listing(kvstore, f"{NEXT}/{split}", target.marks_validation(split))
 
 
 def _replace_digests(kvstore: KeyValueStore, target: Schema, split: str) -> None:

@@ -553,3 +553,33 @@ class TestCommand:
         out = " ".join(capsys.readouterr().out.split())
         assert "store.dtype=int8" in out
         assert "24 train, 12 test" in out
+
+
+class TestSplits:
+    def test_a_split_that_is_not_stored_costs_seconds_and_no_bytes(
+        self, tiny_config: Build, measured: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        measured()
+        plan = make_plan(tiny_config("store.splits=[train]"))
+        assert (plan.samples, plan.unstored_samples) == ({"train": TINY_TRAIN}, {"test": TINY_TEST})
+        assert (plan.store_bytes, plan.samples_to_extract) == (TINY_TRAIN * TINY_BYTES, TINY_TRAIN)
+        assert plan.unstored_seconds == pytest.approx(TINY_TEST * (2 + 10 + 1))
+        print_plan(plan, "")
+        assert re.search("test, not stored .* 12 samples go through the backbone", capsys.readouterr().out)
+
+    def test_a_split_that_the_store_has_is_stored(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured()
+        extract(config := tiny_config(), Inputs(config))
+        plan = make_plan(tiny_config("store.splits=[train]"))
+        assert plan.samples == {"train": TINY_TRAIN, "test": TINY_TEST}
+        assert (plan.unstored_samples, plan.unstored_seconds, plan.samples_to_extract) == ({}, 0, 0)
+
+    def test_a_split_that_the_store_lacks_is_to_be_extracted(self, tiny_config: Build) -> None:
+        extract(config := tiny_config("store.splits=[train]"), Inputs(config))
+        assert known(tiny_config("store.splits=[train]")).samples_to_extract == 0
+        assert known(tiny_config()).samples_to_extract == TINY_TEST
+
+    def test_splits_are_unknown_without_samples(self, tiny_config: Build, measured: Callable[..., None]) -> None:
+        measured()
+        plan = make_plan(tiny_config("store.splits=[train]", "data.root=/nowhere"))
+        assert plan.unstored_samples is plan.unstored_seconds is None

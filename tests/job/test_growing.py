@@ -1,7 +1,7 @@
 """A store grows by samples and layers: stored values are unchanged, and a kill at any write loses no data."""
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from extract.sources.samples import FileBytes, Sample
 from extract.sources.splits import draw_test
 from extract.sources.store_order import in_store_order
 from store.address import store_url
-from store.config import Layers, StoreConfig
+from store.config import SPLITS, Layers, Split, StoreConfig
 from store.errors import ChangedError, JobError, UserError
 from store.growing.growth import read_known
 from store.kvstore import KeyValueStore
@@ -68,12 +68,18 @@ def data_of(images: Path, **options: Any) -> DataConfig:
 
 
 def extract(
-    images: Path, store: Path, backbone: TimmBackbone, dtype: str = "float16", layers: Layers = "all", **options: Any
+    images: Path,
+    store: Path,
+    backbone: TimmBackbone,
+    dtype: str = "float16",
+    layers: Layers = "all",
+    splits: Sequence[Split] = SPLITS,
+    **options: Any,
 ) -> Extraction:
     """Open the source as the command does, with the samples of the store."""
     data = data_of(images, **options)
     source = open_source(data, read_known(KeyValueStore(store_url(store))))
-    return extract_source(source, data, store, backbone, dtype, layers)
+    return extract_source(source, data, store, backbone, dtype, layers, splits=splits)
 
 
 def extract_source(
@@ -84,8 +90,9 @@ def extract_source(
     dtype: str,
     layers: Layers = "all",
     config: ExtractConfig = ExtractConfig(device="cpu", batch_size=3),  # noqa: B008 (it is frozen)
+    splits: Sequence[Split] = SPLITS,
 ) -> Extraction:
-    stored = StoreConfig(path=str(store), shard_samples=SHARD, dtype=dtype, layers=layers)  # type: ignore[arg-type]
+    stored = StoreConfig(path=str(store), shard_samples=SHARD, dtype=dtype, layers=layers, splits=list(splits))  # type: ignore[arg-type]
     return extract_tokens(ExtractionJob(source=source, backbone=backbone, data=data, store=stored, extract=config))
 
 
@@ -202,6 +209,46 @@ def test_a_store_that_is_open_while_it_grows_keeps_its_full_shards(
     assert len(store.labels("train")) == len(store.sample_ids("train")) == 10
 
 
+# Splits
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
+def test_a_split_is_added_and_the_store_is_as_if_made_with_both(
+    images: Path, tmp_path: Path, tiny_backbone: TimmBackbone, dtype: str
+) -> None:
+    store = extract(images, tmp_path / "c.zarr", tiny_backbone, dtype, splits=["train"]).store
+    assert store.splits == ("train",)
+    assert_sound(tmp_path / "c.zarr")
+    values, kept = store.read("train", range(10)), contents(tmp_path / "c.zarr")
+    assert extract(images, tmp_path / "c.zarr", tiny_backbone, dtype).shards_written == 1
+    np.testing.assert_equal(store.read("train", range(10)), values, "open since before")
+    grown = contents(tmp_path / "c.zarr")
+    assert {name for name, content in kept.items() if grown[name] != content} == {"zarr.json"}
+    extract(images, tmp_path / "once.zarr", tiny_backbone, dtype)
+    assert grown == contents(tmp_path / "once.zarr")
+    assert_sound(tmp_path / "c.zarr")
+
+
+def test_a_job_that_asks_for_fewer_splits_keeps_those_of_the_store(
+    images: Path, tmp_path: Path, tiny_backbone: TimmBackbone
+) -> None:
+    extract(images, tmp_path / "c.zarr", tiny_backbone)
+    (tmp_path / "c.zarr/test/status/c/0").unlink()
+    again = extract(images, tmp_path / "c.zarr", tiny_backbone, splits=["train"])
+    assert (again.store.splits, again.shards_written) == (("train", "test"), 1)
+    assert extract(images, tmp_path / "c.zarr", tiny_backbone, splits=["train"]).shards_written == 0
+
+
+def test_samples_layers_and_a_split_are_added_together(
+    images: Path, tmp_path: Path, tiny_backbone: TimmBackbone
+) -> None:
+    extract(images, tmp_path / "c.zarr", tiny_backbone, layers=[2], splits=["train"])
+    add(images, "train", "a")
+    grown = extract(images, tmp_path / "c.zarr", tiny_backbone, layers=[0, 2]).store
+    assert (grown.layers, grown.num_samples("train"), grown.num_samples("test")) == ((0, 2), 12, 4)
+    assert_sound(tmp_path / "c.zarr")
+
+
 # Layers
 
 
@@ -286,7 +333,8 @@ def test_a_job_that_is_killed_as_it_gives_up_layers_leaves_them_to_be_extracted_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "shard_samples", "every"), [("samples", SHARD, 1), ("layers", SHARD, 1), ("samples and layers", 50, 5)]
+    ("what", "shard_samples", "every"),
+    [("samples", SHARD, 1), ("layers", SHARD, 1), ("samples and layers", 50, 5), ("samples and a split", SHARD, 1)],
 )
 @pytest.mark.usefixtures("quick_disk")
 def test_a_kill_at_any_write_of_growth_costs_no_byte(
@@ -297,8 +345,8 @@ def test_a_kill_at_any_write_of_growth_costs_no_byte(
     images, base, store = tmp_path / "images", tmp_path / "base.zarr", tmp_path / "c.zarr"
     add(images, "train", "bcd")
     add(images, "test", "b")
-    full = range(6 // SHARD * SHARD)
-    before = extract(images, base, tiny_backbone, "int8", [1]).store.read("train", full)
+    full, splits = range(6 // SHARD * SHARD), SPLITS[:1] if "split" in what else SPLITS
+    before = extract(images, base, tiny_backbone, "int8", [1], splits).store.read("train", full)
     layers = [0, 1] if "layers" in what else [1]
     if "samples" in what:
         add(images, "train", "a")

@@ -63,20 +63,29 @@ def entries(needs: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("needs", "source"),
+    ("needs", "source", "splits"),
     [
-        ("features", "resident"),
-        ("features", "streamed"),
-        ("features", "online"),
-        pytest.param("end_to_end", "resident", marks=pytest.mark.slow),
+        ("features", "resident", "[train, test]"),
+        ("features", "streamed", "[train, test]"),
+        ("features", "online", "[train, test]"),
+        ("features", "resident", "[train]"),
+        ("features", "streamed", "[train]"),
+        pytest.param("end_to_end", "resident", "[train, test]", marks=pytest.mark.slow),
+        pytest.param("end_to_end", "resident", "[train]", marks=pytest.mark.slow),
     ],
 )
 def test_the_test_split_is_read_once_a_pass_and_never_before(
-    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, needs: str, source: str
+    tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, needs: str, source: str, splits: str
 ) -> None:
     """Over all methods, each with a search and two seeds: those that train from features share a pass."""
     methods = entries(needs)
-    config = tiny_config(f"methods={methods}", f"train.feature_source={source}", "train.epochs=1", "train.seeds=[0, 1]")
+    config = tiny_config(
+        f"methods={methods}",
+        f"train.feature_source={source}",
+        f"store.splits={splits}",
+        "train.epochs=1",
+        "train.seeds=[0, 1]",
+    )
     sc.extract(config)  # reads all splits, but its result depends on no label
     reads = SplitReads(monkeypatch)
     rows = sc.train(config)

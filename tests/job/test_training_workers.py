@@ -37,8 +37,9 @@ def values(row: Row) -> dict[str, Any]:
     return row.model_dump(exclude=MEASURED)
 
 
-def test_the_table_is_the_same_for_any_number_of_workers(tiny_config: MakeConfig, tmp_path: Path) -> None:
-    options = (METHODS, "train.seeds=[0, 1]", "train.epochs=2")
+@pytest.mark.parametrize("splits", ["[train, test]", "[train]"])
+def test_the_table_is_the_same_for_any_number_of_workers(tiny_config: MakeConfig, tmp_path: Path, splits: str) -> None:
+    options = (METHODS, "train.seeds=[0, 1]", "train.epochs=2", f"store.splits={splits}")
     one = tiny_config(*options)
     rows = sc.run(one)
     two = tiny_config(*options, "train.workers=2", f"run_dir={tmp_path / 'two'}")

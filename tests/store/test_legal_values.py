@@ -29,10 +29,11 @@ STORED = {"splits": {"train": SplitInfo(num_samples=5), "test": SplitInfo(num_sa
         ({"layers": (0, 1)}, False),
         ({"splits": {"train": SplitInfo(num_samples=4), "test": SplitInfo(num_samples=2)}}, False),
         ({"splits": {"train": SplitInfo(num_samples=5)}}, False),
+        ({"splits": STORED["splits"] | {"more": SplitInfo(num_samples=1)}}, True),
         ({"dim": 8}, False),
     ],
 )
-def test_a_store_may_grow_by_samples_and_layers_alone(changes: dict[str, Any], may: bool) -> None:
+def test_a_store_may_grow_by_samples_splits_and_layers_alone(changes: dict[str, Any], may: bool) -> None:
     stored = small_store.schema(**STORED)
     assert may_grow_into(stored, small_store.schema(**{**STORED, **changes})) is may
 

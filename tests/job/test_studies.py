@@ -65,6 +65,16 @@ def fail_on(monkeypatch: pytest.MonkeyPatch, fragment: str) -> None:
 # A study that succeeds
 
 
+def test_the_parts_of_a_study_need_no_stored_test_split(tmp_path: Path) -> None:
+    store = {"dtype": "float32", "shard_samples": 5}
+    both = sc.run_study(study_of(tmp_path / "both", "a", "b", store=store))
+    train = sc.run_study(study_of(tmp_path / "train", "a", "b", store=store | {"splits": ["train"]}))
+    assert statuses(train) == statuses(both) == {"a": "done", "b": "done"}
+    rows = [[(row.dataset, row.trial_id, row.top1) for row in result.rows] for result in (both, train)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 2
+
+
 def test_every_part_is_trained_and_all_rows_have_the_names_of_the_study(tmp_path: Path) -> None:
     backbones = {"two": backbone(2), "three": backbone(3)}
     study = study_of(tmp_path, "a", "b", backbones=backbones)

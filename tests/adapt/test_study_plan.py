@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,19 @@ import sidecache as sc
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.planner import make_plan
 from adapt.planning.speeds import Speeds
+from adapt.planning.step_speeds import StepSeconds
+from adapt.planning.trials import trials_of
 from adapt.study import plan as study_plan
 from adapt.study.plan import StudyPlan, plan_study, print_study_plan
 
 ROOT = Path(__file__).parents[2]
 SPEEDS = Speeds(
-    decode=0.0, forward=10.0, encode=1.0, write=3.0, steps={"resident": 4.0, "streamed": 5.0}, end_to_end=None
+    decode=0.0,
+    forward=10.0,
+    encode=1.0,
+    write=3.0,
+    steps={"resident": 4.0, "streamed": 5.0},
+    end_to_end=None,
 )
 
 
@@ -30,7 +37,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     def measure(job: JobFacts) -> Speeds:
         count[f"{job.shape.depth} layers"] += 1
-        return SPEEDS
+        trials = [StepSeconds(points=0.0, seeds=4.0) for trials in trials_of(job.config) if trials.in_steps]
+        return replace(SPEEDS, trials=tuple(trials))
 
     def decode(*_: object) -> float:
         count["decoding"] += 1
@@ -65,7 +73,7 @@ def test_totals_are_sums_over_the_parts(tmp_path: Path, measured: Counter[str]) 
     assert total["store_bytes"] == total["bytes_to_extract"] == sum(p.store_bytes for p in plan.plans if p.store_bytes)
     assert total["extract_seconds"] == pytest.approx(4 * 20 * 11.0)
     assert total["trials"] == 8
-    assert total["train_seconds"] == pytest.approx(4 * 8 * 4.0)
+    assert total["train_seconds"] == pytest.approx(4 * 4.0 * (8 + 4 / 3 + 8 / 3))  # steps, validation and test
     assert total["fits"]
     assert measured == {"2 layers": 1, "3 layers": 1, "decoding": 2}, "once a backbone"
 

@@ -25,6 +25,7 @@ def note_repeated_samples(listings: Mapping[str, Listing], views: int) -> None:
 
 def _describe(listings: Mapping[str, Listing], views: int) -> Iterator[str]:
     ids = [sample for listing in listings.values() for sample in listing.ids[::views]]
+    ids = ids if views == 1 else [sample.removesuffix("#0") for sample in ids]
     splits = np.concatenate([np.full(len(one.ids[::views]), k) for k, one in enumerate(listings.values())])
     labels = np.concatenate([np.asarray(listing.labels)[::views] for listing in listings.values()])
     digests = np.concatenate([listing.digests[::views] for listing in listings.values()])

@@ -51,8 +51,11 @@ def test_a_sample_with_two_labels_is_named(labels: list[object]) -> None:
 def test_views_of_one_video_are_no_repetition() -> None:
     train = listing([1, 1, 2, 2], [0, 0, 1, 1], "train")
     assert notes(train, listing([3, 3], [0, 0], "test"), views=2) == []
-    (note,) = notes(train, listing([2, 2], [1, 1], "test"), views=2)
-    assert note.startswith("1 sample of test is in train too, such as 'test/0.jpg', which is 'train/2.jpg'")
+    of_views = Listing(
+        ("a.mp4#0", "a.mp4#1"), *(getattr(listing([2, 2], [1, 1], ""), n) for n in ("labels", "digests"))
+    )
+    (note,) = notes(train, of_views, views=2)
+    assert note.startswith("1 sample of test is in train too, such as 'a.mp4', which is 'train/2.jpg'")
 
 
 def test_they_are_named_before_the_extraction(tiny_config: Callable[..., Config], image_folder: Path) -> None:

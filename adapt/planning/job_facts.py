@@ -62,6 +62,11 @@ class JobFacts:
         stored = {*self.config.store.splits, *(self.store.splits if self.store else ())}
         return [split for split in SPLITS if split not in stored]
 
+    @property
+    def training_rows(self) -> int:
+        """Rows of the training samples in all their views, augmented ones too; 0 if they are unknown."""
+        return self.rows["train"] * (1 + self.schema.augmented_views) if self.rows else 0
+
     @cached_property
     def trained_rows(self) -> int | None:
         """Rows of an epoch of the final training; None if they are unknown, or the draw is refused."""

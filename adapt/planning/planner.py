@@ -49,61 +49,10 @@ def make_plan(config: Config, budget: int | None = None, with_speeds: bool = Tru
 
 
 def plan_job(job: JobFacts, speeds: Speeds | None, budget: int | None = None) -> Plan:
-    """Make the plan of a job from its facts.
-
-    Args:
-        speeds: seconds a sample; None leaves all values that depend on them unknown.
-        budget: bytes that the store may take.
-    """
-    return _make_plan(job, speeds, budget)
-
-
-def _seconds_a_sample(job: JobFacts, speeds: Speeds | None) -> dict[str, float]:
-    """Seconds a sample, by `extract` or the feature source of training; none if nothing was measured."""
-    if speeds is None:
-        return {}
-    by_source = {
-        "extract": max(_encoding_seconds(job, speeds), speeds.write or 0.0),
-        **speeds.steps,
-        "online": speeds.steps["resident"] + _with_decoding(job, speeds, speeds.forward),
-    }
-    if speeds.end_to_end is not None:
-        by_source["end_to_end"] = _with_decoding(job, speeds, speeds.end_to_end)
-    return by_source
-
-
-def _encoding_seconds(job: JobFacts, speeds: Speeds) -> float:
-    """Seconds a sample from its file to its encoded tokens."""
-    return _with_decoding(job, speeds, speeds.forward + speeds.encode)
-
-
-def _with_decoding(job: JobFacts, speeds: Speeds, seconds: float) -> float:
-    """A GPU works while the cores decode; a backbone on the CPU needs the same cores."""
-    decode = (speeds.decode or 0.0) / (os.cpu_count() or 1)
-    return max(seconds, decode) if resolve_device(job.config.extract.device).type == "cuda" else seconds + decode
-
-
-def _readings(job: JobFacts, speeds: Speeds, choice: Choice) -> dict[str, Reading]:
-    """What each feature source that is possible adds to the time of training."""
-    online, unstored = _with_decoding(job, speeds, speeds.forward), _encoding_seconds(job, speeds)
-    readings = {"online": Reading(epoch=online, once=online, unstored=online)}
-    if choice.kind == "resident":
-        readings["resident"] = Reading(epoch=0.0, once=speeds.read, unstored=unstored, first=speeds.read)
-    if choice.kind != "online" and "streamed" in speeds.steps:
-        n_bytes = job.schema.bytes_of(job.rows["train"], job.layers_read) if job.rows else 0
-        cold = speeds.read_cold or 0.0 if n_bytes > free_memory_bytes(torch.device("cpu")) else 0.0
-        waiting = speeds.steps["streamed"] - speeds.steps["resident"]
-        once = max(speeds.read, cold)
-        readings["streamed"] = Reading(epoch=max(waiting, cold, 0.0), once=once, unstored=unstored)
-    return readings
-
-
-def _make_plan(job: JobFacts, speeds: Speeds | None, budget: int | None) -> Plan:
-    # bytes
+    """Make the plan of a job within a budget of bytes; without `speeds` all values that depend on them are unknown."""
     rows, to_extract, bytes_per_sample = job.rows, job.rows_to_extract, job.schema.bytes_per_sample
     store_bytes = None if rows is None else sum(rows.values()) * bytes_per_sample
     fits = _fits(job, store_bytes, budget)
-    # seconds
     seconds = _seconds_a_sample(job, speeds)
     extract_seconds = _extract_seconds(job, seconds)
     epoch_seconds = _epoch_seconds(job, seconds)
@@ -138,6 +87,45 @@ def _make_plan(job: JobFacts, speeds: Speeds | None, budget: int | None) -> Plan
         proposals=_proposals(job, budget) if fits is False and choice.kind != "online" else [],
         notes=job.notes,
     )
+
+
+def _seconds_a_sample(job: JobFacts, speeds: Speeds | None) -> dict[str, float]:
+    """Seconds a sample, by `extract` or the feature source of training; none if nothing was measured."""
+    if speeds is None:
+        return {}
+    by_source = {
+        "extract": max(_encoding_seconds(job, speeds), speeds.write or 0.0),
+        **speeds.steps,
+        "online": speeds.steps["resident"] + _with_decoding(job, speeds, speeds.forward),
+    }
+    if speeds.end_to_end is not None:
+        by_source["end_to_end"] = _with_decoding(job, speeds, speeds.end_to_end)
+    return by_source
+
+
+def _encoding_seconds(job: JobFacts, speeds: Speeds) -> float:
+    """Seconds a sample from its file to its encoded tokens."""
+    return _with_decoding(job, speeds, speeds.forward + speeds.encode)
+
+
+def _with_decoding(job: JobFacts, speeds: Speeds, seconds: float) -> float:
+    """A GPU works while the cores decode; a backbone on the CPU needs the same cores."""
+    decode = (speeds.decode or 0.0) / (os.cpu_count() or 1)
+    return max(seconds, decode) if resolve_device(job.config.extract.device).type == "cuda" else seconds + decode
+
+
+def _readings(job: JobFacts, speeds: Speeds, choice: Choice) -> dict[str, Reading]:
+    """What each feature source that is possible adds to the time of training."""
+    online, unstored = _with_decoding(job, speeds, speeds.forward), _encoding_seconds(job, speeds)
+    readings = {"online": Reading(epoch=online, once=online, unstored=online)}
+    if choice.kind == "resident":
+        readings["resident"] = Reading(epoch=0.0, once=speeds.read, unstored=unstored, first=speeds.read)
+    if choice.kind != "online" and "streamed" in speeds.steps:
+        cold = speeds.read_cold or 0.0 if _training_bytes(job) > free_memory_bytes(torch.device("cpu")) else 0.0
+        waiting = speeds.steps["streamed"] - speeds.steps["resident"]
+        once = max(speeds.read, cold)
+        readings["streamed"] = Reading(epoch=max(waiting, cold, 0.0), once=once, unstored=unstored)
+    return readings
 
 
 def _fits(job: JobFacts, store_bytes: int | None, budget: int | None) -> bool | None:
@@ -206,9 +194,12 @@ def _choose_source(job: JobFacts) -> Choice:
     configured = job.config.train.feature_source
     if configured == "auto" and job.rows is None:
         return Choice("auto", "the number of samples is not known")
-    n_rows = job.rows["train"] * (1 + job.schema.augmented_views) if job.rows else 0
-    n_bytes = job.schema.bytes_of(n_rows, job.layers_read)
-    return choose_source(configured, n_bytes, resolve_device(job.config.train.device))
+    return choose_source(configured, _training_bytes(job), resolve_device(job.config.train.device))
+
+
+def _training_bytes(job: JobFacts) -> int:
+    """Stored bytes of what training reads: all views of the training samples, in the layers of the methods."""
+    return job.schema.bytes_of(job.training_rows, job.layers_read)
 
 
 def _proposals(job: JobFacts, budget: int | None) -> list[Proposal]:

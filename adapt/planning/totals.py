@@ -42,7 +42,7 @@ class Reading:
         epoch: reading a row in an epoch of training.
         once: reading it outside of training: pooled values, the test split.
         unstored: computing a row of a split that is not stored, which is read once too.
-        first: what every row of the training split takes before the first epoch.
+        first: what every row of the training samples, in all their views, takes before the first epoch.
     """
 
     epoch: float
@@ -67,17 +67,17 @@ def training_seconds(
         return dict.fromkeys(readings)
     trials = list(trials_of(job.config))
     through_backbone = sum(one.epochs * (end_to_end_epoch or 0.0) for one in trials if one.end_to_end)
-    passes = {"search": list(_searches(trials, speeds, search)), "final": list(_finals(trials, speeds, final))}
-    computing = sum(one.computing for group in passes.values() for one in group)
+    searches, finals = list(_searches(trials, speeds, search)), list(_finals(trials, speeds, final))
+    computing = sum(one.computing for one in (*searches, *finals))
     unstored = sum((job.unstored_rows or {}).values())
-    computing += _EVALUATION * (job.rows.get("test", 0) + unstored) * sum(one.seconds for one in passes["final"])
-    epochs_read = sum(_rows_read(group) for group in passes.values())
+    computing += _EVALUATION * (job.rows.get("test", 0) + unstored) * sum(one.seconds for one in finals)
+    epochs_read = _rows_read(searches) + _rows_read(finals)
     once = job.rows["train"] + job.rows.get("test", 0)
     from_features = any(not one.end_to_end for one in trials)
     return {
         source: through_backbone
         + computing
-        + from_features * (epochs_read * reading.epoch + once * reading.once + job.rows["train"] * reading.first)
+        + from_features * (epochs_read * reading.epoch + once * reading.once + job.training_rows * reading.first)
         + from_features * unstored * reading.unstored
         for source, reading in readings.items()
     }

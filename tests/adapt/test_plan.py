@@ -346,6 +346,20 @@ class TestTotals:
             assert plan.total_seconds.keys() == {"online", "streamed"}
             assert plan.fastest == fastest
 
+    def test_augmented_views_are_loaded_and_measured_against_the_memory(
+        self, tiny_config: Build, measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        measured(read=0.5)
+        plain, views = (make_plan(tiny_config("methods=[losa]", f"data.views={n}")) for n in (1, 4))
+        extraction = 3 * 24 * 13.0
+        loading = 3 * 24 * 0.5
+        assert views.total_seconds["resident"] == pytest.approx(plain.total_seconds["resident"] + extraction + loading)
+        monkeypatch.setattr(planner, "free_memory_bytes", lambda _: 2 * TINY_TRAIN * TINY_BYTES)
+        measured(read_cold=30.0)
+        plain, views = (make_plan(tiny_config("methods=[losa]", f"data.views={n}")) for n in (1, 4))
+        waiting = 2 * 24 * 29.0 + (24 + 12) * 30.0
+        assert views.total_seconds["streamed"] == pytest.approx(plain.total_seconds["streamed"] + extraction + waiting)
+
     def test_a_store_that_does_not_fit_is_no_choice(self, tiny_config: Build, measured: Callable[..., None]) -> None:
         measured()
         plan = make_plan(tiny_config("methods=[losa]"), budget=10)

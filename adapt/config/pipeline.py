@@ -37,10 +37,11 @@ class TrainConfig(StrictModel):
     drawn with each seed: so many of each class, or a share of each class. `refit` trains on validation rows too, once
     the trial is chosen. `keep` says which weights a training gives: those of the epoch that is best on validation, or
     those of the last one. `solve_head` solves the head of a side network anew at the end, at this weight decay, on
-    what the network gives it; it affects methods that train from features only. `augment`, `mixup` and
-    `grad_checkpointing` affect end-to-end methods only, since cached features are fixed. `workers` and `scheduler` are
-    those of `extract:`, for trials. `trial_seconds` is how long a worker may take for a trial before it counts as hung;
-    `auto` is ten times as long as the slowest so far, at least a day.
+    what the network gives it; it affects methods that train from features only. So does `feature_noise`, the deviation
+    of the Gaussian noise by which every channel of a sample's tokens is scaled. `mixup` mixes images, or tokens of
+    features. `augment` and `grad_checkpointing` affect end-to-end methods only, since cached features are fixed.
+    `workers` and `scheduler` are those of `extract:`, for trials. `trial_seconds` is how long a worker may take for a
+    trial before it counts as hung; `auto` is ten times as long as the slowest so far, at least a day.
     """
 
     feature_source: Literal["auto", "resident", "streamed", "online"] = "auto"
@@ -66,6 +67,7 @@ class TrainConfig(StrictModel):
     grad_checkpointing: bool = False
     augment: Literal["none", "crop_flip"] = "none"
     mixup: NonNegative = 0.0
+    feature_noise: NonNegative = 0.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     keep: Literal["best", "last"] = "best"
     solve_head: Positive | None = Field(None, description="a positive weight decay, or null")

@@ -73,6 +73,11 @@ class TokenBatch(dict[int, Tensor]):
         self._remembered: dict[Hashable, Tensor] = {}
         self._prefixes: dict[int, TokenBatch] = {}
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers of the batch."""
+        return tuple(self)
+
     @classmethod
     def of(cls, tokens: TokensByLayer) -> "TokenBatch":
         """The tokens themselves if they remember already, else a batch that does."""
@@ -110,6 +115,10 @@ class _SelectedTokens(TokenBatch):
     def __init__(self, batch: TokenBatch, rows: Int64[Tensor, "rows"]) -> None:
         super().__init__({})
         self._batch, self._rows = batch, rows
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self._batch.layers
 
     def __missing__(self, layer: int) -> Tensor:
         self[layer] = self._batch[layer][self._rows]

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Int64, Shaped
 from torch import Tensor
 
 from adapt.features.feature_source import BatchReader
@@ -53,3 +53,20 @@ def select(values: Any, index: Int[np.ndarray, "_"], n_rows: int) -> Any:
         return values[torch.from_numpy(index).to(values.device)]
     device = next(iter(values.values())).device
     return values.select(torch.from_numpy(index).to(device))
+
+
+def mix(values: Any, order: Int64[Tensor, "rows"], share: float) -> Any:
+    """A share of every image, or of all tokens of every sample, plus the rest of another one's, in this order."""
+    if isinstance(values, Tensor):
+        return share * values + (1 - share) * values[order]
+    return TokenBatch({layer: mix(values[layer], order, share) for layer in values.layers})
+
+
+def scale_channels(values: TokenBatch, deviation: float, random_seed: int) -> TokenBatch:
+    """Multiply every channel of every sample, in all tokens of a layer, by 1 plus Gaussian noise of its own."""
+    found = {}
+    for layer in values.layers:  # each has its own numbers, whichever others are read
+        tokens, generator = values[layer], torch.Generator(values[layer].device).manual_seed(random_seed + layer)
+        noise = torch.randn(len(tokens), 1, tokens.shape[-1], generator=generator, device=tokens.device)
+        found[layer] = tokens * (1 + deviation * noise)
+    return TokenBatch(found)

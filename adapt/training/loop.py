@@ -204,7 +204,7 @@ class Loop:
         settings = self._settings
         for seed, parts in self._seeds.items():
             stacks = [stack for stack in self._stacks if stack.seed == seed]
-            own_part = parts.part(of, values, settings.mixup, settings.label_smoothing) if stacks else None
+            own_part = parts.part(of, values, settings) if stacks else None
             for stack in stacks:
                 if own_part:
                     stack.add_gradients(own_part)

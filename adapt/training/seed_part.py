@@ -10,12 +10,13 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from adapt.training.batch_order import Rows
-from adapt.training.batches import select
+from adapt.training.batches import mix, scale_channels, select
 from adapt.training.objective import Objective
 from adapt.training.seed_rows import SeedRows, mask_of
+from adapt.training.settings import Settings
 from extract.forward.device import to_device
 
-_DROPOUT, _MIXUP = 0, 1  # what random numbers are drawn for
+_DROPOUT, _MIXUP, _NOISE = 0, 1, 2  # what random numbers are drawn for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,38 +74,39 @@ class SeedParts:
         self._objective = data.objective.to(device)
         self.mask = mask_of(data.rows, len(labels))
 
-    def part(self, of: PartRows, values: Any, mixup: float = 0.0, smoothing: float = 0.0) -> SeedPart | None:
+    def part(self, of: PartRows, values: Any, settings: Settings) -> SeedPart | None:
         """The rows of a part that the seed trains on; None if there are none.
 
         Args:
             of: the part.
             values: tokens by layer, or images, of its rows.
-            mixup: alpha of the Beta distribution; 0 for none.
-            smoothing: of the labels; 0 for none.
+            settings: of which mixup, noise and label smoothing count.
         """
         index = np.flatnonzero(self.mask[of.rows])
         if not len(index):
             return None
         inputs, labels = select(values, index, len(of.rows)), self._labels_of(of.rows[index])
         targets: list[tuple[float, Tensor]] = [(1.0, labels)]
-        if mixup:
-            share, order = self._draw_mixup(mixup, len(labels), self._random_seed(of, _MIXUP))
-            inputs = share * inputs + (1 - share) * inputs[order]
+        if settings.mixup:
+            share, order = self._draw_mixup(settings.mixup, len(labels), self._random_seed(of, _MIXUP))
+            inputs = mix(inputs, order, share)
             targets = [(share, labels), (1 - share, labels[order])]
+        if settings.feature_noise:
+            inputs = scale_channels(inputs, settings.feature_noise, self._random_seed(of, _NOISE))
         return SeedPart(
             inputs=inputs,
             targets=targets,
             batch_labels=self._labels_of(of.batch[self.mask[of.batch]]),
             objective=self._objective,
             random_seed=self._random_seed(of, _DROPOUT),
-            smoothing=smoothing,
+            smoothing=settings.label_smoothing,
         )
 
     def _labels_of(self, rows: Rows) -> Tensor:
         return to_device(self._labels[torch.from_numpy(rows)], self._device)
 
     def _draw_mixup(self, alpha: float, size: int, random_seed: int) -> tuple[float, Tensor]:
-        """The weight lambda of every image, and the images that are mixed in (Zhang et al., arXiv 1710.09412)."""
+        """The weight lambda of every sample, and the samples that are mixed in (Zhang et al., arXiv 1710.09412)."""
         draw = np.random.default_rng(random_seed)
         return float(draw.beta(alpha, alpha)), to_device(torch.from_numpy(draw.permutation(size)), self._device)
 

@@ -20,6 +20,7 @@ class Settings:
     grad_accumulation: int | None = None  # parts of a batch; None: as few as fit into memory
     grad_checkpointing: bool = False
     mixup: float = 0.0  # alpha of the Beta distribution; 0 for none
+    feature_noise: float = 0.0  # standard deviation of the noise by which channels of tokens are scaled; 0 for none
     label_smoothing: float = 0.0  # share of every label that is spread over all classes
     solve_head: float | None = None  # weight decay at which heads are solved anew at the end; None: they are not
     keep: Literal["best", "last"] = "best"  # which epoch's weights: the best on validation, or the last

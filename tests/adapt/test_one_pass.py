@@ -32,7 +32,7 @@ from store.errors import JobError
 
 SEEDS = (0, 3)
 POINTS = ((0, 0.01), (0, 0.003), (3, 0.01))  # seed and learning rate; the first two may be stacked
-SETTINGS = Settings(epochs=2, batch_size=9, shuffle_block=4)
+SETTINGS = Settings(epochs=2, batch_size=9, shuffle_block=4, mixup=0.3, feature_noise=0.1)
 FEATURES = MadeFeatures(total=24, at_once=7)  # so that every batch is cut into parts
 ROWS = {seed: make_rows(FEATURES, seed) for seed in SEEDS}
 DATA = TrainingData(PooledFeatures(FEATURES))

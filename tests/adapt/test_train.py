@@ -18,6 +18,8 @@ from torch import Tensor
 
 import adapt.training.checkpoint
 import adapt.training.loop
+from adapt.methods.feature_spec import TokenBatch
+from adapt.training.batches import scale_channels
 from adapt.training.candidate import Candidate
 from adapt.training.checkpoint import Checkpoint, TrainingProgress
 from adapt.training.distributed import World
@@ -153,7 +155,7 @@ def test_every_seed_epoch_step_and_part_has_a_dropout_of_its_own(numbers: list[t
     for seed, epoch, step, number in numbers:
         parts = SeedParts(replace(ROWS, seed=seed), FEATURES.labels("train"), FEATURES.device)
         of = PartRows(ROWS.rows[:8], ROWS.rows[:4], epoch=epoch, step=step, number=number)
-        part = parts.part(of, torch.zeros(4, 3), 0.0)
+        part = parts.part(of, torch.zeros(4, 3), Settings(epochs=1, batch_size=4))
         assert part
         seeds.add(part.random_seed)
     assert len(seeds) == len(numbers)
@@ -434,13 +436,16 @@ def test_weight_decay_spares_vectors(name: str) -> None:
             assert shrunk is (tensor.ndim > 1), key
 
 
+MIXUP = Settings(epochs=1, batch_size=8, mixup=0.5)
+
+
 def test_mixup_trains_on_mixtures_of_images_and_of_their_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     share, order = 0.75, torch.tensor([1, 2, 0])
     rows, model = ROWS.rows[:3], torch.nn.Linear(4, 5)
     monkeypatch.setattr(SeedParts, "_draw_mixup", lambda *_: (share, order))
     images, labels = torch.randn(3, 4), FEATURES.labels("train")[torch.from_numpy(rows)]
     of = PartRows(rows, rows, epoch=0, step=0, number=0)
-    part = SeedParts(ROWS, FEATURES.labels("train"), FEATURES.device).part(of, images, 0.5)
+    part = SeedParts(ROWS, FEATURES.labels("train"), FEATURES.device).part(of, images, MIXUP)
     assert part
     (found,) = torch.autograd.grad(part.loss(model(part.inputs)), [model.weight])
     logits = model(share * images + (1 - share) * images[order])
@@ -454,7 +459,7 @@ def test_mixup_is_drawn_again_for_every_part_and_the_same_for_the_same_part() ->
     of = PartRows(ROWS.rows[:8], ROWS.rows[:8], epoch=0, step=0, number=0)
 
     def mixed(of: PartRows) -> Tensor:
-        part = parts.part(of, images, 0.5)
+        part = parts.part(of, images, MIXUP)
         assert part
         inputs: Tensor = part.inputs
         return inputs
@@ -462,6 +467,34 @@ def test_mixup_is_drawn_again_for_every_part_and_the_same_for_the_same_part() ->
     assert torch.equal(mixed(of), mixed(of))
     others = [of._replace(epoch=1), of._replace(step=1), of._replace(number=1)]
     assert not any(torch.equal(mixed(of), mixed(other)) for other in others)
+
+
+def test_mixup_mixes_all_layers_of_tokens_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    share, order = 0.75, torch.tensor([1, 2, 0])
+    monkeypatch.setattr(SeedParts, "_draw_mixup", lambda *_: (share, order))
+    tokens = TokenBatch({layer: torch.randn(len(ROWS.rows), 2, 4) for layer in (1, 3)})
+    values = tokens.select(torch.arange(3))  # some rows of a batch, as seeds that share it have them
+    of = PartRows(ROWS.rows[:3], ROWS.rows[:3], epoch=0, step=0, number=0)
+    part = SeedParts(ROWS, FEATURES.labels("train"), FEATURES.device).part(of, values, MIXUP)
+    assert part
+    assert part.inputs.layers == (1, 3)
+    for layer in (1, 3):
+        assert torch.equal(part.inputs[layer], share * tokens[layer][:3] + (1 - share) * tokens[layer][order])
+
+
+def test_feature_noise_scales_the_channels_of_every_sample() -> None:
+    values = {layer: torch.rand(400, 3, 50) + 1 for layer in (1, 3)}
+    noisy = scale_channels(TokenBatch(values), 0.25, random_seed=5)
+    factors = {layer: noisy[layer] / values[layer] for layer in values}
+    for layer, factor in factors.items():
+        assert torch.allclose(factor, factor[:, :1].expand_as(factor))  # the same for all tokens
+        assert abs(float(factor[:, 0].mean()) - 1) < 0.01
+        assert abs(float(factor[:, 0].std()) - 0.25) < 0.01
+        alone = scale_channels(TokenBatch({layer: values[layer]}), 0.25, random_seed=5)
+        assert torch.equal(alone[layer], noisy[layer])  # whichever other layers are read
+    assert not torch.allclose(factors[1], factors[3])
+    again = scale_channels(TokenBatch(values), 0.25, random_seed=6)
+    assert not torch.equal(again[1], noisy[1])
 
 
 def test_evaluation_is_without_dropout() -> None:

@@ -107,7 +107,7 @@ def random_seeds() -> Losses:
     parts, rows = SeedParts(data, FEATURES.labels("train"), FEATURES.device), data.rows[:4]
     found = []
     for epoch, step, number in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        part = parts.part(PartRows(rows, rows, epoch=epoch, step=step, number=number), torch.zeros(4, 2), 0.0)
+        part = parts.part(PartRows(rows, rows, epoch=epoch, step=step, number=number), torch.zeros(4, 2), SETTINGS)
         assert part
         found.append(part.random_seed % 1e4)
     return {"dropout": found}

@@ -17,6 +17,8 @@ from benchmarks.ablation import VARIANTS
 from benchmarks.extracting import extract
 from benchmarks.made_up import StoreShape, write_store
 from benchmarks.record import machine
+from benchmarks.views import ROUNDS
+from benchmarks.views import VARIANTS as VIEW_VARIANTS
 from extract.backbones.backbone import load_backbone
 from extract.sources.open_source import open_source
 
@@ -127,6 +129,22 @@ def test_ablation(run: Run, tmp_path: Path) -> None:
     assert run("ablation", *small) == found
     with pytest.raises(SystemExit):
         run("ablation", *small, "--limit", 12)
+
+
+def test_views(run: Run, tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = tiny_config().model_dump(mode="json")
+    parts = {"datasets": {"small": config.pop("data")}, "backbones": {"tiny": config.pop("backbone")}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"run_dir": config["run_dir"], **parts, "methods": ["losa"]}))
+    found = run("views", tmp_path / "study.yaml", "--seeds", 1, "--epochs", 2)["results"]["small"]
+    assert all(set(scores) == set(VIEW_VARIANTS) for scores in found["scores"].values())
+    assert len(found["seconds"]["resident, 8"]) == ROUNDS
+
+
+@pytest.mark.slow  # a job of half a minute
+def test_plans(run: Run) -> None:
+    (case,) = run("plans", "--only", "digits, 20 MB/s: LoSA, 1 epoch")["cases"].values()
+    assert set(case["actual"]) == {"online", "resident", "streamed"}
+    assert case["actual"]["streamed"]["extract"] > 179 / 20  # the disk is slow
 
 
 def test_streamed_memory(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
     python .ci/limits.py
 
-Limits: 300 lines a file, 40 lines a function (docstring included), 6 parameters (without `self` and `cls`), 4
-positional arguments a call. `ALLOWED` lists what exceeds a limit today; an entry that is no longer needed is an error
+Limits: 300 lines a file, 40 lines a function (docstring included), 6 parameters (without `self` and `cls`; those
+of a command are its options, and are not counted), 4 positional arguments a call. `ALLOWED` lists what exceeds a limit today; an entry that is no longer needed is an error
 too, so that the list only shrinks.
 """
 
@@ -27,7 +27,7 @@ def excesses(path: str, source: str) -> Iterator[tuple[str, int]]:
     for name, function in functions(tree):
         if (n_lines := lines_of(function)) > LINES_A_FUNCTION:
             yield f"{path}: lines of {name}", n_lines
-        if (n_parameters := count_parameters(function)) > PARAMETERS:
+        if not is_command(function) and (n_parameters := count_parameters(function)) > PARAMETERS:
             yield f"{path}: parameters of {name}", n_parameters
     for name, call in calls(tree):
         n_positional = sum(not isinstance(argument, ast.Starred) for argument in call.args)
@@ -42,6 +42,11 @@ def functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]]
         if isinstance(child, Function):
             yield name, child
         yield from functions(child, f"{name}." if isinstance(child, Function | ast.ClassDef) else prefix)
+
+
+def is_command(function: Function) -> bool:
+    """Whether it is a command of the command line."""
+    return any(ast.unparse(decorator).startswith("app.command(") for decorator in function.decorator_list)
 
 
 def lines_of(function: Function) -> int:

@@ -68,7 +68,7 @@ def features_of(store: sc.Store, views: int, resident: bool = True) -> ResidentF
     return ResidentFeatures(streamed, streamed.spec.layers) if resident else streamed
 
 
-def score_variant(store: sc.Store, method: str, variant: str, seeds: int, epochs: int) -> list[float]:
+def score_variant(store: sc.Store, method: str, variant: str, *, seeds: int, epochs: int) -> list[float]:
     """The test accuracy of every seed."""
     views, changes = VARIANTS[variant]
     features = features_of(store, views)
@@ -108,7 +108,8 @@ def measure_set(config: Config, seeds: int, epochs: int) -> dict[str, Any]:
         }
         store = sc.extract(config.model_copy(update=changes)).store
         scores = {
-            method: {name: score_variant(store, method, name, seeds, epochs) for name in VARIANTS} for method in METHODS
+            method: {name: score_variant(store, method, name, seeds=seeds, epochs=epochs) for name in VARIANTS}
+            for method in METHODS
         }
         return {"scores": scores, "seconds": time_views(store)}
 

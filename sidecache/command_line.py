@@ -78,12 +78,22 @@ def plan_command(
         bool,
         typer.Option("--pilot", help="first run some training samples through the backbone: which preset suffices"),
     ] = False,
+    device_tflops: Annotated[
+        float | None, typer.Option(metavar="N", help="plan for a device that sustains N TFLOP/s in matrix products")
+    ] = None,
+    read_gbps: Annotated[
+        float | None, typer.Option(metavar="N", help="plan for a disk that reads and writes N GB/s")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="plan for N GPUs")] = None,
+    cores: Annotated[int | None, typer.Option(metavar="N", help="plan for N cores that decode")] = None,
     json: AsJson = False,
 ) -> None:
-    """Estimate the cost of a job or a study, in bytes and seconds on this machine, before it runs."""
+    """Estimate the cost of a job or a study, in bytes and seconds on this machine or another one, before it runs."""
+    from adapt.planning.other_machine import OtherMachine
     from sidecache import commands
 
-    commands.plan(_read_job(config, overrides), budget, with_pilot=pilot, as_json=json, title=str(config))
+    machine = OtherMachine(tflops=device_tflops, read_gbps=read_gbps, gpus=gpus, cores=cores)
+    commands.plan(_read_job(config, overrides), budget, machine, with_pilot=pilot, as_json=json, title=str(config))
 
 
 @app.command("extract", epilog="Example: sidecache extract pipeline.yaml --workers 4")

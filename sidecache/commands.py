@@ -8,6 +8,7 @@ from adapt.config.pipeline import Config
 from adapt.config.study import Study
 from adapt.job.extraction import OnChanged
 from adapt.job.inputs import Inputs
+from adapt.planning.other_machine import OtherMachine
 from adapt.planning.pilot import Pilot
 from adapt.planning.pilot_report import print_pilot
 from adapt.planning.plan import print_plan
@@ -50,16 +51,19 @@ def train(job: Config | Study) -> None:
         print_results(job.run_dir)
 
 
-def plan(job: Config | Study, budget: str | None, with_pilot: bool, as_json: bool, title: str) -> None:
+def plan(
+    job: Config | Study, budget: str | None, machine: OtherMachine, *, with_pilot: bool, as_json: bool, title: str
+) -> None:
     """Print the plan, after that of the pilot of every part."""
+    title += f", on {machine.description}" if machine.description else ""
     configure_process()
     n_bytes = None if budget is None else parse_bytes(budget)
     pilots = _run_pilots(job) if with_pilot else {}
     if isinstance(job, Study):
-        of_study = plan_study(job, n_bytes)
+        of_study = plan_study(job, n_bytes, machine=machine)
         show, document = partial(print_study_plan, of_study, title), of_study.document()
     else:
-        of_job = make_plan(job, n_bytes)
+        of_job = make_plan(job, n_bytes, machine=machine)
         show, document = partial(print_plan, of_job, title), of_job.document()
     if as_json:
         of_pilots = {"pilots": {name: pilot.model_dump() for name, pilot in pilots.items()}} if with_pilot else {}

@@ -1,6 +1,5 @@
 """Makes the plan of a job from its facts and measured speeds."""
 
-import os
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +9,7 @@ from adapt.config.pipeline import Config
 from adapt.features.choice import Choice, choose_source
 from adapt.job.cost import break_even_epochs
 from adapt.planning.job_facts import JobFacts
+from adapt.planning.other_machine import OtherMachine
 from adapt.planning.plan import Plan
 from adapt.planning.proposals import Proposal, propose
 from adapt.planning.speeds import Speeds, measure_speeds
@@ -34,18 +34,22 @@ def parse_bytes(text: str) -> int:
         ) from error
 
 
-def make_plan(config: Config, budget: int | None = None, with_speeds: bool = True) -> Plan:
+def make_plan(
+    config: Config, budget: int | None = None, with_speeds: bool = True, machine: OtherMachine | None = None
+) -> Plan:
     """Estimate what a job will cost, without extracting or keeping anything; missing data leave values unknown.
 
     Args:
         budget: bytes that the store may take.
         with_speeds: false leaves out the measurements, and all values that depend on them.
+        machine: figures of the machine that the job will run on, where it is not this one.
 
     Raises:
         UserError: the configuration does not name a backbone that can be built.
     """
     job = JobFacts(config)
-    return plan_job(job, measure_speeds(job) if with_speeds else None, budget)
+    speeds = measure_speeds(job) if with_speeds else None
+    return plan_job(job, machine.speeds(speeds, job) if machine and speeds else speeds, budget)
 
 
 def plan_job(job: JobFacts, speeds: Speeds | None, budget: int | None = None) -> Plan:
@@ -79,7 +83,7 @@ def plan_job(job: JobFacts, speeds: Speeds | None, budget: int | None = None) ->
         unstored_seconds=_unstored_seconds(job, speeds),
         samples_per_second={name: 1 / value for name, value in seconds.items()},
         break_even_epochs=_break_even(extract_seconds, epoch_seconds, choice.kind),
-        trials=sum(trials.number for trials in trials_of(job.config)),
+        trials=_number_of_trials(job),
         train_seconds=train.get(choice.kind),
         total_seconds=_total_seconds(train, extract_seconds, fits),
         feature_source=choice.kind,
@@ -94,37 +98,36 @@ def _seconds_a_sample(job: JobFacts, speeds: Speeds | None) -> dict[str, float]:
     if speeds is None:
         return {}
     by_source = {
-        "extract": max(_encoding_seconds(job, speeds), speeds.write or 0.0),
+        "extract": max(_encoding_seconds(speeds), speeds.write or 0.0),
         **speeds.steps,
-        "online": speeds.steps["resident"] + _with_decoding(job, speeds, speeds.forward),
+        "online": speeds.steps["resident"] + _with_decoding(speeds, speeds.forward),
     }
     if speeds.end_to_end is not None:
-        by_source["end_to_end"] = _with_decoding(job, speeds, speeds.end_to_end)
+        by_source["end_to_end"] = _with_decoding(speeds, speeds.end_to_end)
     return by_source
 
 
-def _encoding_seconds(job: JobFacts, speeds: Speeds) -> float:
-    """Seconds a sample from its file to its encoded tokens."""
-    return _with_decoding(job, speeds, speeds.forward + speeds.encode)
+def _encoding_seconds(speeds: Speeds) -> float:
+    """Seconds a sample from its file to its encoded tokens, on all devices."""
+    return _with_decoding(speeds, (speeds.forward + speeds.encode) / max(1, speeds.gpus))
 
 
-def _with_decoding(job: JobFacts, speeds: Speeds, seconds: float) -> float:
+def _with_decoding(speeds: Speeds, seconds: float) -> float:
     """A GPU works while the cores decode; a backbone on the CPU needs the same cores."""
-    decode = (speeds.decode or 0.0) / (os.cpu_count() or 1)
-    return max(seconds, decode) if resolve_device(job.config.extract.device).type == "cuda" else seconds + decode
+    decode = (speeds.decode or 0.0) / speeds.cores
+    return max(seconds, decode) if speeds.gpus else seconds + decode
 
 
 def _readings(job: JobFacts, speeds: Speeds, choice: Choice) -> dict[str, Reading]:
     """What each feature source that is possible adds to the time of training."""
-    online, unstored = _with_decoding(job, speeds, speeds.forward), _encoding_seconds(job, speeds)
+    online, unstored = _with_decoding(speeds, speeds.forward), _encoding_seconds(speeds)
     readings = {"online": Reading(epoch=online, once=online, unstored=online)}
     if choice.kind == "resident":
         readings["resident"] = Reading(epoch=0.0, once=speeds.read, unstored=unstored, first=speeds.read)
     if choice.kind != "online" and "streamed" in speeds.steps:
         cold = speeds.read_cold or 0.0 if _training_bytes(job) > free_memory_bytes(torch.device("cpu")) else 0.0
-        waiting = speeds.steps["streamed"] - speeds.steps["resident"]
-        once = max(speeds.read, cold)
-        readings["streamed"] = Reading(epoch=max(waiting, cold, 0.0), once=once, unstored=unstored)
+        epoch, once = max(speeds.waiting("streamed"), cold), max(speeds.read, cold)
+        readings["streamed"] = Reading(epoch=epoch, once=once, unstored=unstored)
     return readings
 
 
@@ -142,7 +145,13 @@ def _training_seconds(
     """Seconds of all training by feature source that is possible; none if nothing was measured."""
     if speeds is None:
         return {}
-    return training_seconds(job, speeds, _readings(job, speeds, choice), epoch_seconds.get("end_to_end"))
+    seconds = training_seconds(job, speeds, _readings(job, speeds, choice), epoch_seconds.get("end_to_end"))
+    side_by_side = max(1, min(speeds.gpus, _number_of_trials(job)))
+    return {source: None if taken is None else taken / side_by_side for source, taken in seconds.items()}
+
+
+def _number_of_trials(job: JobFacts) -> int:
+    return sum(trials.number for trials in trials_of(job.config))
 
 
 def _total_seconds(
@@ -171,7 +180,7 @@ def _unstored_seconds(job: JobFacts, speeds: Speeds | None) -> float | None:
     """Seconds of one pass of the backbone over the splits that are not stored."""
     if speeds is None or job.unstored_rows is None:
         return None
-    return sum(job.unstored_rows.values()) * _encoding_seconds(job, speeds)
+    return sum(job.unstored_rows.values()) * _encoding_seconds(speeds)
 
 
 def _extract_seconds(job: JobFacts, seconds: Mapping[str, float]) -> float | None:

@@ -64,6 +64,9 @@ class Speeds:
         read: reading and decoding the layers that the job reads, once, from the page cache.
         read_cold: reading them from the disk, without decoding; None for a store that is not local.
         trials: of every method that is trained step by step from features.
+        forward_flops: operations of `forward`, 2 for a multiply-add.
+        cores: that decode.
+        gpus: that extract, while the cores decode; 0 if the same cores run the backbone.
     """
 
     decode: float | None
@@ -75,6 +78,13 @@ class Speeds:
     read: float = 0.0
     read_cold: float | None = None
     trials: tuple[StepSeconds, ...] = ()
+    forward_flops: int = 0
+    cores: int = 1
+    gpus: int = 0
+
+    def waiting(self, source: str) -> float:
+        """Seconds a sample that a training step waits for a feature source."""
+        return max(0.0, self.steps[source] - self.steps["resident"])
 
 
 def measure_speeds(job: JobFacts) -> Speeds:
@@ -90,6 +100,9 @@ def measure_speeds(job: JobFacts) -> Speeds:
         decode=decode_seconds(job.source.splits["train"], job.shape) if job.source else None,
         forward=forward,
         end_to_end=end_to_end,
+        forward_flops=_forward_flops(job.shape, last_layer),
+        cores=os.cpu_count() or 1,
+        gpus=int(resolve_device(job.config.extract.device).type == "cuda"),
         **of_store,
     )
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from adapt.config.study import Part, Study
 from adapt.planning.job_facts import JobFacts
+from adapt.planning.other_machine import OtherMachine
 from adapt.planning.plan import Plan, duration
 from adapt.planning.planner import plan_job
 from adapt.planning.speeds import Speeds, decode_seconds, measure_speeds
@@ -123,11 +124,16 @@ class _SpeedsByShape:
     matters. Decoding is measured for every part.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, machine: OtherMachine | None = None) -> None:
+        self._machine = machine
         self._known: dict[tuple[str, str, int | None], Speeds] = {}
 
-    def measure(self, job: JobFacts, disk: int | None) -> Speeds:
-        """Speeds of a part."""
+    def of(self, job: JobFacts, disk: int | None) -> Speeds:
+        """Speeds of a part, on this machine or on the other one."""
+        measured = self._measure(job, disk)
+        return self._machine.speeds(measured, job) if self._machine else measured
+
+    def _measure(self, job: JobFacts, disk: int | None) -> Speeds:
         clips = job.config.data.clips
         key = (job.config.backbone.model_dump_json(), clips.model_dump_json() if clips else "", disk)
         if key not in self._known:
@@ -137,15 +143,18 @@ class _SpeedsByShape:
         return replace(self._known[key], decode=decode)
 
 
-def plan_study(study: Study, budget: int | None = None, with_speeds: bool = True) -> StudyPlan:
+def plan_study(
+    study: Study, budget: int | None = None, with_speeds: bool = True, machine: OtherMachine | None = None
+) -> StudyPlan:
     """Estimate what a study will cost, without extracting or keeping anything; see `make_plan`.
 
     Args:
         study: from `load_study`.
         budget: bytes that all stores together may take.
         with_speeds: false leaves out the measurements, and all values that depend on them.
+        machine: figures of the machine that the study will run on, where it is not this one.
     """
-    checks, speeds = StartChecks(), _SpeedsByShape() if with_speeds else None
+    checks, speeds = StartChecks(), _SpeedsByShape(machine) if with_speeds else None
     return StudyPlan(parts=tuple(_plan_part(part, checks, speeds) for part in study.parts), budget_bytes=budget)
 
 
@@ -154,7 +163,7 @@ def _plan_part(part: Part, checks: StartChecks, speeds: _SpeedsByShape | None) -
 
     def make() -> None:
         job, disk = JobFacts(config), disk_number(store_url(config.store.path))
-        plan = plan_job(job, speeds.measure(job, disk) if speeds else None)
+        plan = plan_job(job, speeds.of(job, disk) if speeds else None)
         plans.append(PartPlan(name=part.name, plan=plan, disk=disk))
 
     reason = checks.methods(config) or checks.inputs(config) or failure_of(make)

@@ -13,6 +13,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
+from typer.testing import CliRunner
 
 import sidecache as sc
 from adapt.config.load_config import load_config
@@ -22,6 +24,7 @@ from adapt.job.extraction import extract
 from adapt.job.inputs import Inputs
 from adapt.planning import laps, planner
 from adapt.planning.job_facts import JobFacts
+from adapt.planning.other_machine import OtherMachine
 from adapt.planning.plan import Plan, print_plan
 from adapt.planning.planner import make_plan, parse_bytes
 from adapt.planning.proposals import describe_price, propose
@@ -33,6 +36,7 @@ from extract.backbones.backbone import empty_backbone, load_backbone
 from extract.backbones.backbone_shape import backbone_shape
 from extract.config import BackboneConfig, ClipConfig, ExtractConfig
 from extract.sources.open_source import open_source
+from sidecache.command_line import app
 from store.address import store_url
 from store.arrays import STORED
 from store.errors import UserError
@@ -64,6 +68,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         write=3.0,
         steps={"resident": 4.0, "streamed": 5.0},
         end_to_end=None,
+        cores=CORES,
     )
 
     def measure(job: JobFacts, **changes: Any) -> Speeds:
@@ -218,6 +223,69 @@ class TestSeconds:
         assert plan.extract_seconds is None
         assert plan.epoch_seconds == {"resident": None, "streamed": None, "online": None}
         assert plan.samples_per_second["online"] == pytest.approx(1 / 14)
+
+
+class TestAnotherMachine:
+    """Here a forward pass takes 10 s, at 2 TFLOP/s."""
+
+    FLOPS = 20 * 10**12
+
+    def plan(self, config: Config, **machine: Any) -> Plan:
+        return make_plan(config, machine=OtherMachine(**machine))
+
+    def test_a_faster_device_takes_less_for_all_that_it_computes(
+        self, tiny_config: Build, measured: Callable[..., None]
+    ) -> None:
+        measured(forward_flops=self.FLOPS, end_to_end=30.0)
+        config = tiny_config("methods=[losa, lora]")
+        here, there = make_plan(config), self.plan(config, tflops=20.0)
+        assert here.extract_seconds == pytest.approx(36 * (2 + 10 + 1))
+        assert there.extract_seconds == pytest.approx(36 * max(2 + 1 + 0.1, 3))  # decoding stays as it is
+        rates = {"resident": 0.4, "streamed": 0.4 + 1, "online": 0.4 + 2 + 1, "end_to_end": 2 + 3}
+        assert there.epoch_seconds == pytest.approx({name: 18 * seconds for name, seconds in rates.items()})
+        assert here.train_seconds is not None
+        assert there.train_seconds == pytest.approx(2 * (18 * 5) + (here.train_seconds - 2 * 18 * 32) / 10)
+
+    def test_several_gpus_extract_while_the_cores_decode(
+        self, tiny_config: Build, measured: Callable[..., None]
+    ) -> None:
+        measured(write=0.0)
+        config = tiny_config("methods=[losa]", "train.seeds=[0, 1, 2]")
+        one, three, slow = self.plan(config, gpus=1), self.plan(config, gpus=3), self.plan(config, gpus=3, cores=1)
+        assert one.extract_seconds == pytest.approx(36 * 11)
+        assert three.extract_seconds == pytest.approx(36 * 11 / 3)
+        assert slow.extract_seconds == pytest.approx(36 * max(11 / 3, 2.0 * CORES))
+        assert one.train_seconds is not None
+        assert three.train_seconds == pytest.approx(one.train_seconds / 3)
+        assert self.plan(config, gpus=30).train_seconds == three.train_seconds  # there are three trials
+
+    def test_a_disk_sets_the_pace_of_writing_and_reading(
+        self, tiny_config: Build, measured: Callable[..., None]
+    ) -> None:
+        measured()
+        plan = self.plan(tiny_config("train.feature_source=streamed"), read_gbps=TINY_BYTES / 50 / 1e9)
+        assert plan.extract_seconds == pytest.approx(36 * 50)
+        assert plan.epoch_seconds["streamed"] == pytest.approx(18 * 50)  # it reads all layers
+        assert plan.epoch_seconds["resident"] == pytest.approx(18 * 4)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("tflops", 0.0), ("tflops", float("nan")), ("read_gbps", float("inf")), ("gpus", 0), ("cores", -1)],
+    )
+    def test_figures_are_above_zero(self, name: str, value: float) -> None:
+        option = {"tflops": "device-tflops"}.get(name, name.replace("_", "-"))
+        with pytest.raises(UserError, match=f"--{option} {value:g}; legal: a number above 0"):
+            OtherMachine(**{name: value})  # type: ignore[arg-type]
+
+    def test_the_command_says_which_machine_it_plans_for(
+        self, tiny_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., None]
+    ) -> None:
+        measured(forward_flops=self.FLOPS)
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(tiny_config().model_dump(mode="json")))
+        options = ["--gpus", "2", "--device-tflops", "400", "--cores", "1", "--read-gbps", "0.5"]
+        done = CliRunner().invoke(app, ["plan", str(tmp_path / "job.yaml"), *options], env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        assert "on 2 GPUs, 400 TFLOP/s, 1 core, a disk of 0.5 GB/s" in " ".join(done.output.split())
 
 
 class TestFeatureSource:

@@ -2,9 +2,9 @@
 
     python .ci/limits.py
 
-Limits: 300 lines a file, 40 lines a function (docstring included), 6 parameters (without `self` and `cls`; those
-of a command are its options, and are not counted), 4 positional arguments a call. `ALLOWED` lists what exceeds a limit today; an entry that is no longer needed is an error
-too, so that the list only shrinks.
+Limits: 300 lines a file, 40 lines a function (docstring included), 6 parameters (without `self` and `cls`; those of a
+command are its options, and are not counted), 4 positional arguments a call. `ALLOWED` lists what exceeds a limit
+today; an entry that is no longer needed is an error too, so that the list only shrinks.
 """
 
 import ast

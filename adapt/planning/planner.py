@@ -214,4 +214,4 @@ def _training_bytes(job: JobFacts) -> int:
 def _proposals(job: JobFacts, budget: int | None) -> list[Proposal]:
     assert job.rows is not None
     n_bytes = min(n for n in (job.free_bytes, budget) if n is not None)
-    return propose(job, sum(job.rows.values()), n_bytes)
+    return propose(job, job.rows, n_bytes)

@@ -4,7 +4,7 @@ The prices are those of benchmarks/reductions.py on one small backbone; a pilot 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from adapt.planning.job_facts import JobFacts
 from store.config import PRESETS, Dtype, StoreConfig
 from store.dtypes import block_size, bytes_per_token
+from store.schema import Schema
 
 _PRICES = Path(__file__).with_name("preset_prices.json")
 _OPTIONS = ("layers", "tokens", "dtype")
@@ -25,7 +26,8 @@ class Proposal:
     """A store that fits.
 
     Args:
-        name: `int8` or `int4` (the configured layers and tokens in one byte a value, or half of one), or a preset.
+        name: `int8` or `int4` (the configured layers and tokens in one byte a value, or half of one), a preset, or
+            `train` (the configured store without the test split).
         overrides: for the command line, each after its `-o`.
         cost: points of accuracy that it has cost, by what the class is a matter of.
     """
@@ -37,16 +39,17 @@ class Proposal:
     cost: str
 
 
-def propose(job: JobFacts, rows: int, n_bytes: int) -> list[Proposal]:
-    """Stores for so many rows that take at most `n_bytes`, and that all methods of the job can train from.
+def propose(job: JobFacts, rows: Mapping[str, int], n_bytes: int) -> list[Proposal]:
+    """Stores of so many rows by split that take at most `n_bytes`, and that all methods of the job can train from.
 
     The largest comes first: it has all that the smaller ones have, and more.
     """
-    configured, proposals, seen = job.config.store, [], []
+    configured, seen = job.config.store, list[Schema]()
+    proposals, n_rows = list(_without_test(job, rows, n_bytes)), sum(rows.values())
     for name, smaller in _smaller_stores(configured, job.shape.dim):
         schema = job.schema_of(smaller)
         bytes_per_sample = schema.bytes_per_sample
-        if bytes_per_sample * rows > n_bytes or schema in seen or not job.can_train_from(smaller):
+        if bytes_per_sample * n_rows > n_bytes or schema in seen or not job.can_train_from(smaller):
             continue
         seen.append(schema)
         proposals.append(
@@ -54,11 +57,25 @@ def propose(job: JobFacts, rows: int, n_bytes: int) -> list[Proposal]:
                 name=name,
                 overrides=tuple(_overrides(name, configured, smaller)),
                 bytes_per_sample=bytes_per_sample,
-                store_bytes=bytes_per_sample * rows,
+                store_bytes=bytes_per_sample * n_rows,
                 cost=describe_price(name),
             )
         )
     return sorted(proposals, key=lambda proposal: -proposal.bytes_per_sample)
+
+
+def _without_test(job: JobFacts, rows: Mapping[str, int], n_bytes: int) -> Iterator[Proposal]:
+    """A new store as it is configured, without the test split, if that fits."""
+    stored = sum(n for split, n in rows.items() if split != "test")
+    bytes_per_sample = job.schema.bytes_per_sample
+    if job.store is None and rows.get("test") and bytes_per_sample * stored <= n_bytes:
+        yield Proposal(
+            name="train",
+            overrides=("store.splits=[train]",),
+            bytes_per_sample=bytes_per_sample,
+            store_bytes=bytes_per_sample * stored,
+            cost="none; every job runs the test samples through the backbone once",
+        )
 
 
 def _smaller_stores(configured: StoreConfig, dim: int) -> Iterator[tuple[str, StoreConfig]]:

@@ -448,6 +448,18 @@ class TestBudget:
             assert "± " in proposal.cost
         assert f"-o '{plan.proposals[0].overrides[0]}'" in plan.recommendation
 
+    def test_a_store_without_the_test_split_comes_first(self, tiny_config: Build) -> None:
+        budget = 30 * TINY_BYTES
+        first, *_ = known(tiny_config(), budget).proposals
+        assert (first.name, first.overrides) == ("train", ("store.splits=[train]",))
+        assert first.store_bytes == TINY_TRAIN * TINY_BYTES
+        again = known(tiny_config(*first.overrides), budget)
+        assert again.fits
+        assert again.store_bytes == first.store_bytes
+        fewer = known(tiny_config(), (TINY_TRAIN - 1) * TINY_BYTES).proposals
+        assert fewer
+        assert "train" not in {proposal.name for proposal in fewer}
+
     def test_the_largest_comes_first(self, tiny_config: Build) -> None:
         """float32 is configured; int8 with its scales is an eighth less than a quarter of it here."""
         plans = [known(tiny_config(), 36 * TINY_BYTES // share) for share in (1, 3, 5, 20, 40)]
@@ -464,7 +476,7 @@ class TestBudget:
                 "store.layers={spread: 4}", "store.tokens={grid: 2}", "store.dtype=int8"
             )),
         ):  # fmt: skip
-            proposals = propose(JobFacts(load_config({**document, "store": given})), rows=1, n_bytes=10**9)
+            proposals = propose(JobFacts(load_config({**document, "store": given})), rows={"train": 1}, n_bytes=10**9)
             (lean,) = (proposal for proposal in proposals if proposal.name == "lean")
             assert lean.overrides == expected
             again = load_config({**document, "store": given}, lean.overrides)
@@ -477,7 +489,7 @@ class TestBudget:
 
     def test_methods_get_the_layers_that_they_name(self, tiny_config: Build) -> None:
         config = tiny_config("methods=[{name: losa, layers: [0, 2]}]", "backbone.model_kwargs.depth=8")
-        names = {proposal.name for proposal in propose(JobFacts(config), rows=1, n_bytes=10**9)}
+        names = {proposal.name for proposal in propose(JobFacts(config), rows={"train": 1}, n_bytes=10**9)}
         assert {"int8", "full"} <= names
         assert not {"grid", "lean"} & names
 

@@ -21,6 +21,7 @@ from adapt.config.study import Study, load_job
 from benchmarks.record import machine
 from benchmarks.tables import table
 from extract.forward.device import configure_process
+from store.config import StoreConfig
 
 LORA = {"name": "lora", "rank": 4, "lr": 0.003}
 _DECAYS, _RATES = [10.0 ** (-power / 2) for power in range(12)], [0.001, 0.003, 0.01]
@@ -48,7 +49,7 @@ def job(config: Config, folder: str, method: dict[str, Any], epochs: int) -> Con
         update={
             "run_dir": Path(tempfile.mkdtemp(dir=folder)),
             "search": config.search.model_copy(update={"epochs": None}),
-            "store": config.store.at_preset("grid").model_copy(update={"path": f"{folder}/cache.zarr"}),
+            "store": StoreConfig(preset="grid", path=f"{folder}/cache.zarr"),
             "train": config.train.model_copy(update=changes),
             "methods": [method],
         }

@@ -33,6 +33,7 @@ from benchmarks.record import machine
 from benchmarks.rounds import compare
 from benchmarks.tables import table
 from extract.forward.device import configure_process
+from store.config import StoreConfig
 
 VIEWS = 8
 # views that an epoch draws from, and settings of the training
@@ -102,7 +103,7 @@ def measure_set(config: Config, seeds: int, epochs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         changes = {
             "run_dir": Path(folder) / "run",
-            "store": config.store.at_preset("lean").model_copy(update={"path": f"{folder}/cache.zarr"}),
+            "store": StoreConfig(preset="lean", path=f"{folder}/cache.zarr"),
             "data": config.data.model_copy(update={"views": VIEWS}),
             "methods": ["losa"],
         }

@@ -1,18 +1,14 @@
-"""Prints messages for the user on standard error, and JSON documents on standard output."""
+"""Logs messages for the user, and prints JSON documents on standard output."""
 
 import json
-import os
-import sys
 from typing import Any
 
 
 def log(message: str) -> None:
-    """Print one line on standard error; of several processes only rank 0 does."""
-    if os.environ.get("RANK", "0") == "0":
-        from store.console.visible import visible
+    """Log one line; see `store.console.log`."""
+    from store.console import log as of_store  # late: `main` first refuses other packages of this name
 
-        # one write, so that lines of several threads do not mix
-        print(f"{visible(message)}\n", end="", file=sys.stderr, flush=True)
+    of_store.log(message)
 
 
 def print_json(document: Any) -> None:

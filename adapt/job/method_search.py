@@ -1,5 +1,8 @@
 """Searches the best trial of one method with the first seed, and gives the trials that are then trained."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig, Trial
 from adapt.job.feature_set import FeatureSet, Log
@@ -8,7 +11,7 @@ from adapt.methods.registry import find_method
 from adapt.report.fingerprint import digest
 from adapt.training.make_search import make_search
 from adapt.training.row_draw import RowDraw
-from adapt.training.scores import Score
+from adapt.training.scores import Point, Score
 from adapt.training.version import TRAINING_VERSION
 
 
@@ -52,12 +55,25 @@ class MethodSearch:
         """
         best, points = self._search.best, self._search.points
         if len(points) > 1:
-            log(f"{self._method.name}: chose {describe(best)} among {len(points)} on validation")
+            log(f"{self._method.name}: chose {_describe_choice(best, points)} among {len(points)} on validation")
         chosen_by = next((point.score for point in points if point.key == best.key), None)
         return [
             TrialSpec(method=self._method, trial=best, seed=seed, chosen_by=chosen_by)
             for seed in self._config.train.seeds
         ]
+
+
+def _describe_choice(best: Trial, points: Sequence[Point]) -> str:
+    """The hyperparameters in which the points of a search differ, and their values."""
+
+    def values(point: Point | Trial) -> dict[str, Any]:
+        options = point.options if isinstance(point.options, dict) else point.options.model_dump(mode="json")
+        return {"lr": point.lr, "weight_decay": point.weight_decay} | options
+
+    of_points = [values(point) for point in points]
+    differing = {name: value for name, value in values(best).items() if any(of[name] != value for of in of_points)}
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in differing.items()}
+    return ", ".join(f"{name}={text}" for name, text in texts.items())
 
 
 def describe(trial: Trial) -> str:

@@ -8,6 +8,7 @@ trials is a pass.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -20,6 +21,7 @@ from adapt.job.feature_set import FeatureSet, Log, open_features
 from adapt.job.inputs import Inputs
 from adapt.job.intrinsic_dimension import Measurement, measure, resolve_targets
 from adapt.job.intrinsic_record import IntrinsicRecord
+from adapt.job.job_progress import job_progress
 from adapt.job.method_search import MethodSearch, describe
 from adapt.job.trial_batch import TrialBatch, batches_of
 from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows
@@ -58,7 +60,9 @@ def train(
     precision = executor.submit(ResolvePrecision(config.train.precision)).result()
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     features = open_features(config, inputs, log)
-    with opened_for_units(config, features):
+    with opened_for_units(config, features), ExitStack() as stack:
+        if isinstance(executor, InProcess):
+            callbacks = [*callbacks, stack.enter_context(job_progress(config))]
         TrainingJob(config=config, features=features, log=log, executor=executor, callbacks=callbacks).train_all()
     return read_results(config.run_dir)
 
@@ -138,9 +142,21 @@ class TrainingJob:
         unfinished = [spec for spec in specs if not self._was_finished(spec)]
         for batch, scores in self._run_all(batches_of(self.config, unfinished, for_search=False)):
             delete_checkpoints(batch.checkpoint(self.features))
+            self._log_results(batch)
             out = [spec for spec, score in zip(batch.specs, scores, strict=True) if score.score == -math.inf]
             failures += [diverged([spec.trial.lr]) for spec in out]
         return failures
+
+    def _log_results(self, batch: TrialBatch) -> None:
+        """Log a line for every seed that was trained."""
+        trained = {run.trial_id for run in batch.runs(self.features)}
+        accuracy = "mean_class_accuracy" if self.config.train.class_weights == "balanced" else "top1"
+        for row in read_rows(self.config.run_dir):
+            if row.trial_id in trained:
+                on_test = row.mean_average_precision if row.top1 is None else getattr(row, accuracy)
+                scores = {"test": on_test, "validation": row.val_score}
+                texts = [f"{score:.2f} on {rows}" for rows, score in scores.items() if score is not None]
+                self.log(f"{row.method} seed {row.seed}: {', '.join(texts)}")
 
     def _score(self, asked: Sequence[tuple[MethodSearch, Sequence[TrialSpec]]]) -> None:
         """Train what several searches have asked for in as few passes as possible, and tell them the scores."""

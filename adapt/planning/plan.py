@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any
 
 from rich.filesize import decimal
 from rich.table import Table
 
 from adapt.planning.proposals import Proposal
+from store.console.duration import duration
 from store.console.terminal import Terminal
 
 
@@ -176,11 +176,6 @@ def _proposal_table(proposals: list[Proposal]) -> Table:
     for proposal in proposals:
         table.add_row(", ".join(proposal.overrides), decimal(proposal.store_bytes), proposal.cost)
     return table
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a text such as `12.3 s` or `1:02:03`."""
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def _rate(samples_per_second: float) -> str:

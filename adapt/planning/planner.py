@@ -8,13 +8,13 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from adapt.config.pipeline import Config
 from adapt.features.choice import Choice, choose_source
 from adapt.job.cost import break_even_epochs
+from adapt.job.trial_count import trials_of
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.other_machine import OtherMachine
 from adapt.planning.plan import Plan
 from adapt.planning.proposals import Proposal, propose
 from adapt.planning.speeds import Speeds, measure_speeds
 from adapt.planning.totals import Reading, training_seconds
-from adapt.planning.trials import trials_of
 from extract.forward.device import free_memory_bytes, resolve_device
 from extract.job.rms_calibration import CALIBRATION_SAMPLES
 from store.dtypes import CODES

@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapt.config.trials import MethodConfig
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.feature_source import Features
+from adapt.job.trial_count import trials_of
 from adapt.methods.registry import build_model
 from adapt.planning import laps
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.laps import lap
 from adapt.planning.step_speeds import StepSeconds, layers_of, seconds_of_trials, step_seconds
-from adapt.planning.trials import trials_of
 from extract.backbones.backbone import ModelBackbone
 from extract.config import ExtractConfig
 from extract.forward.device import resolve_device

@@ -10,12 +10,12 @@ import torch
 from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig, Trial
 from adapt.features.feature_source import Features
+from adapt.job.trial_count import MethodTrials
 from adapt.job.trial_run import settings_of
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.options import MethodOptions
 from adapt.methods.registry import build_model
 from adapt.planning.laps import lap
-from adapt.planning.trials import MethodTrials
 from adapt.training.candidate import Candidate
 from adapt.training.loop import TrainingPass, fit
 from adapt.training.objective import make_objective

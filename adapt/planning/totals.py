@@ -7,9 +7,9 @@ seeds. The pooled values of read-outs take one more read of the training split, 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from adapt.job.trial_count import MethodTrials, trials_of
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.speeds import Speeds
-from adapt.planning.trials import MethodTrials, trials_of
 
 _EVALUATION = 1 / 3  # of the time of a step: a forward pass without the backward pass, which takes twice as long
 

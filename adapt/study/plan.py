@@ -11,13 +11,14 @@ from rich.table import Table
 from adapt.config.study import Part, Study
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.other_machine import OtherMachine
-from adapt.planning.plan import Plan, duration
+from adapt.planning.plan import Plan
 from adapt.planning.planner import plan_job
 from adapt.planning.speeds import Speeds, decode_seconds, measure_speeds
 from adapt.report.comparison import UNKNOWN
 from adapt.report.table import print_failures
 from adapt.study.checks import StartChecks, failure_of
 from store.address import disk_number, store_url
+from store.console.duration import duration
 from store.console.terminal import Terminal
 
 

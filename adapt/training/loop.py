@@ -68,11 +68,12 @@ def fit(job: TrainingPass, checkpoint: Path | None = None) -> None:
     loop = Loop(job)
     file = Checkpoint(checkpoint, loop.states, job.inputs.device)
     current = file.load()
+    total, done = job.settings.epochs * loop.n_rows, current.epochs * loop.n_rows
+    done += current.steps * job.settings.batch_size
     with (
-        progress(job.description, job.settings.epochs * loop.n_rows, "samples") as advance,
+        progress(job.description, total, "samples", done=min(done, total)) as advance,
         torch.random.fork_rng(_cuda_devices(job.inputs)),
     ):
-        advance(current.epochs * loop.n_rows + current.steps * job.settings.batch_size)
         while current.epochs < job.settings.epochs and any(candidate.active for candidate in job.candidates):
             for n_rows in loop.train(current.epochs, current.steps):
                 advance(n_rows)
@@ -81,6 +82,7 @@ def fit(job: TrainingPass, checkpoint: Path | None = None) -> None:
                     loop.settle()
                     file.save(current)
             loop.end_epoch(current.epochs)
+            advance(0, note=_describe_epoch(job.candidates))
             current = TrainingProgress(epochs=current.epochs + 1, steps=0)
             if file.is_due:
                 file.save(current)
@@ -208,6 +210,15 @@ class Loop:
             for stack in stacks:
                 if own_part:
                     stack.add_gradients(own_part)
+
+
+def _describe_epoch(candidates: Sequence[Candidate]) -> str:
+    """The lowest loss of the last epoch and the best validation score, such as `loss 0.412, validation 87.20`."""
+    active = [candidate for candidate in candidates if candidate.active]
+    losses = [candidate.train_loss for candidate in active if math.isfinite(candidate.train_loss)]
+    scores = [candidate.val_score for candidate in active if math.isfinite(candidate.val_score)]
+    texts = [f"loss {min(losses):.3f}" if losses else "", f"validation {max(scores):.2f}" if scores else ""]
+    return ", ".join(filter(None, texts))
 
 
 def _cuda_devices(inputs: Batches) -> list[torch.device]:

@@ -22,6 +22,7 @@ from adapt.config.pipeline import Config
 from adapt.features import choice
 from adapt.job.extraction import extract
 from adapt.job.inputs import Inputs
+from adapt.job.trial_count import trials_of
 from adapt.planning import laps, planner
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.other_machine import OtherMachine
@@ -30,7 +31,6 @@ from adapt.planning.planner import make_plan, parse_bytes
 from adapt.planning.proposals import describe_price, propose
 from adapt.planning.speeds import Speeds, decode_seconds, forward_seconds
 from adapt.planning.step_speeds import StepSeconds
-from adapt.planning.trials import trials_of
 from benchmarks.made_up import encode
 from extract.backbones.backbone import empty_backbone, load_backbone
 from extract.backbones.backbone_shape import backbone_shape

@@ -11,11 +11,11 @@ import pytest
 from small_study import backbone, write_study
 
 import sidecache as sc
+from adapt.job.trial_count import trials_of
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.planner import make_plan
 from adapt.planning.speeds import Speeds
 from adapt.planning.step_speeds import StepSeconds
-from adapt.planning.trials import trials_of
 from adapt.study import plan as study_plan
 from adapt.study.plan import StudyPlan, plan_study, print_study_plan
 

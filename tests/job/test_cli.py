@@ -180,7 +180,8 @@ def test_a_whole_job_is_quiet_and_clean(command: Command, job: Path) -> None:
     assert lines[0].endswith("cache.zarr/ is complete")
     assert lines[1].startswith("features: resident (")
     assert lines[-1] == f"results: {job / 'other' / 'results.json'}, report: {job / 'other' / 'report.html'}"
-    assert len(lines) == 3
+    assert [line.partition(":")[0] for line in lines[2:-1]] == ["linear_probe seed 1", "losa seed 1"]
+    assert all(re.search(r": \d+\.\d\d on test, \d+\.\d\d on validation$", line) for line in lines[2:-1])
 
 
 def test_extract_train_and_report_are_the_parts_of_run(command: Command, job: Path) -> None:

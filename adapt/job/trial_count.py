@@ -1,4 +1,4 @@
-"""Counts the trials of a job and the epochs that they take, so that the plan can tell the time of all training."""
+"""Counts the trials of a job and the epochs that they take."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,6 +3,11 @@
 A message says what was given, what is legal, and what to do next.
 """
 
+import difflib
+from collections.abc import Iterable
+
+_LONGEST_NAME = 60  # characters that are compared
+
 
 class Note(UserWarning):
     """A warning about something that the user may not expect; the program goes on."""
@@ -22,3 +27,10 @@ class ChangedError(OtherStoreError):
 
 class JobError(RuntimeError):
     """The work failed: a full disk, a damaged file, a non-finite value (exit status 1)."""
+
+
+def did_you_mean(name: str, legal: Iterable[str]) -> str:
+    """`; did you mean 'epochs'?` for a name that is near to legal ones, at the end of a message; else empty."""
+    by_lower = {known.lower(): known for known in legal}
+    near = difflib.get_close_matches(name[:_LONGEST_NAME].lower(), by_lower, n=2)
+    return f"; did you mean {' or '.join(repr(by_lower[known]) for known in near)}?" if near else ""

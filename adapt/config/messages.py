@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from store.console.visible import visible
+from store.errors import did_you_mean
 
 _LONGEST_VALUE = 100  # characters
 _MOST_MISTAKES = 20
@@ -25,7 +26,7 @@ def explain(error: ValidationError, model: type[BaseModel], more_keys: Sequence[
     for detail in error.errors():
         place = _locate(detail["loc"], model)
         if place.key not in by_key:  # pydantic reports every branch of a union; the first is enough
-            by_key[place.key] = _explain_one(place, detail, more_keys)
+            by_key[place.key] = _explain_one(place, detail, more_keys, model)
     lines = list(by_key.values())
     more = [f"and {len(lines) - _MOST_MISTAKES} more mistakes"] if len(lines) > _MOST_MISTAKES else []
     return "\n".join(lines[:_MOST_MISTAKES] + more)
@@ -74,7 +75,7 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _explain_one(place: _Place, detail: Any, more_keys: Sequence[str]) -> str:
+def _explain_one(place: _Place, detail: Any, more_keys: Sequence[str], root: type[BaseModel]) -> str:
     name, field = place.name, place.field
     reason = str(detail["msg"]).removeprefix("Value error, ")
     # an error of a whole section names the keys itself
@@ -83,13 +84,22 @@ def _explain_one(place: _Place, detail: Any, more_keys: Sequence[str]) -> str:
     keys = ", ".join(place.section.model_fields)
     if detail["type"] == "extra_forbidden" and field is None:
         more = more_keys if len(place.key) == 1 else ()
-        return f"{name}: unknown key; legal keys here: {', '.join([keys, *more])}"
+        legal, wrong = [*place.section.model_fields, *more], str(place.key[-1])
+        return f"{name}: unknown key; legal keys here: {', '.join(legal)}{_suggest(wrong, legal, root)}"
     given = "is missing" if detail["type"] == "missing" else f"given {show(detail['input'])}"
     if field is None and detail["type"] != "invalid_key":
         return f"{name}: {given}; legal: a section with the keys {keys}"
     if field and field.description:
         return f"{name}: {given}; legal: {field.description}"
     return f"{name}: {given}; {reason[0].lower() + reason[1:]}"
+
+
+def _suggest(wrong: str, legal: Sequence[str], root: type[BaseModel]) -> str:
+    """The section that has such a key, else legal keys of this one that are near."""
+    sections = {name: field.annotation for name, field in root.model_fields.items() if _is_section(field.annotation)}
+    elsewhere = {f"{name}.{key}": key for name, section in sections.items() for key in section.model_fields}  # type: ignore[union-attr]
+    found = [path for path, key in elsewhere.items() if key == wrong]
+    return f"; did you mean {' or '.join(found[:2])}?" if found else did_you_mean(wrong, legal)
 
 
 def show(value: object) -> str:

@@ -35,7 +35,7 @@ from adapt.methods.in_backbone.relative_position_bias import inject_rpb
 from adapt.methods.in_backbone.tuned_backbone import Inject, TrainableBackbone, TunedBackbone, TunedOptions
 from adapt.methods.options import MethodOptions
 from adapt.methods.stack import Stack
-from store.errors import UserError
+from store.errors import UserError, did_you_mean
 
 Hyperparameter = Literal["lr", "weight_decay"]
 
@@ -106,7 +106,7 @@ def find_method(name: str) -> Method:
         UserError: there is none of that name.
     """
     if name not in METHODS:
-        raise UserError(f"there is no method {name!r}; legal: {', '.join(METHODS)}")
+        raise UserError(f"there is no method {name!r}; legal: {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]
 
 

@@ -3,7 +3,6 @@
 torchvision has no common interface for splits, so the parameters of the class's constructor are inspected.
 """
 
-import difflib
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from extract.sources.data_root import root_folder
 from extract.sources.samples import Sample, SourceSamples, content_digest
 from extract.sources.splits import TRAIN, choose_splits, default_test_names
 from extract.sources.torchvision_targets import Targets, class_names, read_targets
-from store.errors import UserError
+from store.errors import UserError, did_you_mean
 
 _SPLIT_KEYWORDS = ("train", "split", "image_set", "classes")
 _TRAIN_NAMES = (TRAIN, "trainval", "train-standard")
@@ -142,9 +141,8 @@ def _find(name: str) -> _DatasetClass:
         if inspect.isclass(getattr(datasets, known)) and known != "VisionDataset"
     }
     if name.lower() not in classes:
-        near = difflib.get_close_matches(name.lower(), classes, cutoff=0.5)
-        hint = f"did you mean {' or '.join(classes[n].__name__ for n in near)}? " if near else ""
-        raise UserError(f"torchvision has no data set {name!r}; {hint}legal: the classes of torchvision.datasets")
+        hint = did_you_mean(name, (known.__name__ for known in classes.values()))
+        raise UserError(f"torchvision has no data set {name!r}; legal: the classes of torchvision.datasets{hint}")
     found = classes[name.lower()]
     return _DatasetClass(found.__name__, found, _parameters(found))
 

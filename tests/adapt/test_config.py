@@ -70,15 +70,31 @@ def test_an_unknown_key_is_named_with_the_legal_ones(section: str, value: Any, k
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("section", "value", "hint"),
+    [
+        ("train", {"epoch": 3}, "; did you mean 'epochs'?"),
+        ("Train", {}, "; did you mean 'train'?"),
+        ("epochs", 3, "; did you mean train.epochs or search.epochs?"),
+        ("train", {"val_fraction": 0.1}, "; did you mean data.val_fraction?"),
+        ("store", {"qqq": 1}, "views"),
+    ],
+)
+def test_a_key_that_is_near_or_in_another_section_is_suggested(section: str, value: Any, hint: str) -> None:
+    assert ("did you mean" in refuse(**{section: value})) == ("?" in hint)
+    assert "?" not in hint or refuse(**{section: value}).endswith(hint)
+
+
 def test_an_unknown_option_of_a_method_is_named_with_the_legal_ones() -> None:
     message = refuse(methods=[{"name": "losa", "rnk": 8}])
     assert message.startswith("methods: losa: rnk: unknown key; legal keys here: rank, token_rank, start, ")
-    assert message.endswith("name, epochs, batch_size, head_lr, lr, weight_decay, sweep")
+    assert message.endswith("name, epochs, batch_size, head_lr, lr, weight_decay, sweep; did you mean 'rank'?")
     assert refuse(methods=[{"name": "losa", "sweep": {"rnk": [8]}}]).startswith("methods: losa: rnk: unknown key")
 
 
 def test_an_unknown_method_is_named_with_the_legal_ones() -> None:
-    assert refuse(methods=["lara"]) == f"methods: there is no method 'lara'; legal: {', '.join(METHODS)}"
+    message = f"methods: there is no method 'lara'; legal: {', '.join(METHODS)}; did you mean 'lora'"
+    assert refuse(methods=["lara"]).startswith(message)
 
 
 def test_a_sweep_that_reaches_no_method_is_refused() -> None:

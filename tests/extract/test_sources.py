@@ -771,7 +771,7 @@ def test_a_torchvision_set_without_splits_is_drawn_from() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("CIFAR11", r"no data set 'CIFAR11'; did you mean CIFAR10 or CIFAR100"),
+        ("CIFAR11", r"no data set 'CIFAR11'; legal: the classes of torchvision.datasets; did you mean 'CIFAR10'"),
         ("qqqqqq", r"no data set 'qqqqqq'; legal: the classes"),
         ("CIFAR10", r"download it with: python -c .*CIFAR10\(root='.*', train=True, download=True\)"),
         ("flowers102", r"Flowers102\(root='.*', split='train', download=True\)"),

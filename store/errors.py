@@ -29,8 +29,14 @@ class JobError(RuntimeError):
     """The work failed: a full disk, a damaged file, a non-finite value (exit status 1)."""
 
 
-def did_you_mean(name: str, legal: Iterable[str]) -> str:
-    """`; did you mean 'epochs'?` for a name that is near to legal ones, at the end of a message; else empty."""
+def did_you_mean(name: str, legal: Iterable[str], likeness: float = 0.6) -> str:
+    """`; did you mean 'epochs'?` for a name that is near to legal ones, at the end of a message; else empty.
+
+    Args:
+        name: what was given.
+        legal: the legal names.
+        likeness: share of the characters that must match, as of `difflib`.
+    """
     by_lower = {known.lower(): known for known in legal}
-    near = difflib.get_close_matches(name[:_LONGEST_NAME].lower(), by_lower, n=2)
+    near = difflib.get_close_matches(name[:_LONGEST_NAME].lower(), by_lower, n=2, cutoff=likeness)
     return f"; did you mean {' or '.join(repr(by_lower[known]) for known in near)}?" if near else ""

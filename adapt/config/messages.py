@@ -95,7 +95,9 @@ def _explain_one(place: _Place, detail: Any, more_keys: Sequence[str], root: typ
 
 
 def _suggest(wrong: str, legal: Sequence[str], root: type[BaseModel]) -> str:
-    """The section that has such a key, else legal keys of this one that are near."""
+    """A legal key with a slip, else the section that has such a key, else legal keys that are near."""
+    if slip := did_you_mean(wrong, legal, likeness=0.85):
+        return slip
     sections = {name: field.annotation for name, field in root.model_fields.items() if _is_section(field.annotation)}
     elsewhere = {f"{name}.{key}": key for name, section in sections.items() for key in section.model_fields}  # type: ignore[union-attr]
     found = [path for path, key in elsewhere.items() if key == wrong]

@@ -15,7 +15,7 @@ from adapt.config.search_space import LEGAL_SWEEP, Choice, Coordinate, Range, Sw
 from adapt.methods.options import MethodOptions
 from adapt.methods.registry import METHODS, find_method
 from store.config import PositiveInt
-from store.errors import UserError
+from store.errors import UserError, did_you_mean
 from store.strict_model import StrictModel
 
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -208,7 +208,9 @@ def _parse_method(
     if not isinstance(name, str):
         raise UserError(f"methods: {show(entry)} has no name; write it as {{name: losa, rank: 8}}")
     if name not in METHODS:
-        raise UserError(f"methods: there is no method {name!r}; legal: {', '.join(METHODS)}")
+        raise UserError(
+            f"methods: there is no method {name!r}; legal: {', '.join(METHODS)}{did_you_mean(name, METHODS)}"
+        )
     entry_sweep = _parse_sweep(name, fixed.pop("sweep", {}))
     axes = _axes(name, fixed, sweep, entry_sweep)
     _refuse_schedule_of_solved(name, {*fixed, *axes})

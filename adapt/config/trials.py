@@ -15,7 +15,7 @@ from adapt.config.search_space import LEGAL_SWEEP, Choice, Coordinate, Range, Sw
 from adapt.methods.options import MethodOptions
 from adapt.methods.registry import METHODS, find_method
 from store.config import PositiveInt
-from store.errors import UserError, did_you_mean
+from store.errors import UserError
 from store.strict_model import StrictModel
 
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]

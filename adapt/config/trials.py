@@ -13,7 +13,7 @@ from adapt.config.messages import explain, show
 from adapt.config.search_config import MOST_TRIALS, SearchConfig
 from adapt.config.search_space import LEGAL_SWEEP, Choice, Coordinate, Range, SweptValues, as_axis
 from adapt.methods.options import MethodOptions
-from adapt.methods.registry import METHODS, find_method
+from adapt.methods.registry import find_method
 from store.config import PositiveInt
 from store.errors import UserError
 from store.strict_model import StrictModel
@@ -207,10 +207,10 @@ def _parse_method(
     name: Any = fixed.pop("name", None)
     if not isinstance(name, str):
         raise UserError(f"methods: {show(entry)} has no name; write it as {{name: losa, rank: 8}}")
-    if name not in METHODS:
-        raise UserError(
-            f"methods: there is no method {name!r}; legal: {', '.join(METHODS)}{did_you_mean(name, METHODS)}"
-        )
+    try:
+        find_method(name)
+    except UserError as error:
+        raise UserError(f"methods: {error}") from error
     entry_sweep = _parse_sweep(name, fixed.pop("sweep", {}))
     axes = _axes(name, fixed, sweep, entry_sweep)
     _refuse_schedule_of_solved(name, {*fixed, *axes})

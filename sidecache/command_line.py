@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 import sidecache
-from sidecache.messages import log, print_json
+from sidecache.backbones_command import backbones_command
+from sidecache.doctor_command import doctor_command
+from sidecache.init_command import init_command
+from sidecache.intrinsic_command import intrinsic_command
+from sidecache.job_options import AsJson, JobPath, Overrides
+from sidecache.messages import print_json
 from sidecache.results_command import results_command
 
 if TYPE_CHECKING:
@@ -17,21 +22,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Run a frozen vision transformer once, keep its tokens, then train adaptors in seconds.",
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="the job's configuration")]
-JobPath = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="the configuration of a job or a study")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("-o", metavar="SECTION.KEY=VALUE", help="override a field; may be repeated")
-]
 OnChangedOption = Annotated[
     Literal["fail", "new-store"],
     typer.Option(help="if stored samples are gone or changed: fail, or extract to a new store beside it"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 
 
 def _read(path: Path, overrides: list[str] | None) -> "Config":
@@ -65,6 +63,11 @@ def run_command(config: JobPath, overrides: Overrides = None, on_changed: OnChan
     from sidecache import commands
 
     commands.run(_read_job(config, overrides), on_changed)
+
+
+app.command("init", epilog="Example: sidecache init my_photos --output pipeline.yaml")(init_command)
+app.command("doctor", epilog="Example: sidecache doctor --json")(doctor_command)
+app.command("backbones", epilog="Example: sidecache backbones 'vit_small*'")(backbones_command)
 
 
 @app.command("plan", epilog="Example: sidecache plan pipeline.yaml --budget 20GB --json")
@@ -128,40 +131,7 @@ def train_command(config: JobPath, overrides: Overrides = None) -> None:
     commands.train(_read_job(config, overrides))
 
 
-@app.command("intrinsic", epilog="Example: sidecache intrinsic pipeline.yaml --dims 16,64,256 --json")
-def intrinsic_command(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    block: Annotated[int | None, typer.Option(min=0, help="number of the block; the last one by default")] = None,
-    dims: Annotated[str, typer.Option(metavar="D,D,...", help="dimensions of the subspaces")] = "8,32,128,512",
-    json: AsJson = False,
-) -> None:
-    """Measure the local intrinsic dimension of a block's attention and MLP; `targets: auto` then uses the result."""
-    from adapt.job.checks import require_trainable
-    from adapt.job.inputs import Inputs
-    from adapt.job.intrinsic_dimension import parse_dims
-    from adapt.job.intrinsic_figure import print_measurement
-    from adapt.job.training_job import measure_intrinsic_dimension
-    from adapt.planning.preset_choice import resolve_preset
-    from adapt.training.distributed import own_run_dir, world
-    from extract.forward.device import configure_process
-    from sidecache.steps import extract_first
-
-    configure_process()
-    parsed, parsed_dims = _read(config, overrides), parse_dims(dims)
-    require_trainable(parsed)
-    with own_run_dir(parsed.run_dir) as run_dir:
-        own_config = parsed.model_copy(update={"run_dir": run_dir})
-        inputs = Inputs(own_config)
-        own_config = resolve_preset(own_config, inputs, log)
-        extract_first(own_config, inputs)
-        measurement = measure_intrinsic_dimension(own_config, inputs, block, parsed_dims, log=log)
-    if world().is_main_process:
-        if json:
-            print_json(measurement.document())
-        else:
-            print_measurement(measurement)
-        log(f"curves: {parsed.run_dir / 'intrinsic.json'}, figure: {parsed.run_dir / 'intrinsic.svg'}")
+app.command("intrinsic", epilog="Example: sidecache intrinsic pipeline.yaml --dims 16,64,256 --json")(intrinsic_command)
 
 
 @app.command("report", epilog="Example: sidecache report runs/digits")

@@ -4,12 +4,13 @@ Alpha is dropped, not composited, as `convert("RGB")` does in torchvision's and 
 were trained. 16-bit grayscale is scaled to 8 bits; Pillow's own conversion would clip it.
 """
 
+import importlib
 import io
 import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,9 +22,11 @@ from extract.images.tiff import load_tiff
 from store.errors import UserError
 
 Image.init()
+with suppress(ImportError):  # the extra `heif`
+    importlib.import_module("pillow_heif").register_heif_opener()
 
-# Only formats that Pillow decodes itself: its EPS and WMF readers, for instance, start other programs.
-_SUPPORTED = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "MPO", "PPM", "TIFF")
+# Only formats that are decoded in this process: Pillow's EPS and WMF readers, for instance, start other programs.
+_SUPPORTED = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "GIF", "JPEG2000", "MPO", "PPM", "TIFF")
 FORMATS = tuple(name for name in _SUPPORTED if name in Image.OPEN)
 EXTENSIONS = frozenset(ext for ext, name in Image.registered_extensions().items() if name in FORMATS) | {".mpo"}
 

@@ -14,6 +14,7 @@ _SYSTEM_FILES = frozenset(
     )
 )
 _MAX_EXTENSIONS = 5  # named in a warning
+_HEIF = {".heic", ".heif"}  # photos of phones; images where the package pillow-heif is installed
 
 
 def is_system_file(name: str) -> bool:
@@ -48,4 +49,5 @@ class IgnoredFiles:
         if self:
             n_files = self._counts.total()
             files = "1 file" if n_files == 1 else f"{n_files:,} files"
-            warnings.warn(f"{place}: ignored {files} ({reason}): {self}", Note, stacklevel=2)
+            remedy = "; pip install 'sidecache[heif]' to read them" if self._counts.keys() & _HEIF else ""
+            warnings.warn(f"{place}: ignored {files} ({reason}): {self}{remedy}", Note, stacklevel=2)

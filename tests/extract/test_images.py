@@ -201,3 +201,17 @@ def test_a_decode_error_survives_pickling_as_from_a_worker() -> None:
 def test_the_usual_endings_are_known() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"} <= EXTENSIONS
     assert not {".eps", ".pdf", ".txt", ".mp4"} & EXTENSIONS
+
+
+def test_photos_of_phones_are_read_upright() -> None:
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    gradient = np.linspace(0, 255, 64 * 48).reshape(64, 48).astype(np.uint8)
+    stored = Image.fromarray(np.stack([gradient] * 3, axis=-1))
+    encoded = io.BytesIO()
+    heif.from_pillow(stored).save(encoded, quality=-1)
+    found = decode_rgb(encoded.getvalue(), "IMG_1.HEIC")
+    assert (found.mode, found.size) == ("RGB", (48, 64))
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(stored)).max() <= 3
+    assert {".heic", ".heif"} <= EXTENSIONS
+    with pytest.raises(DecodeError, match=r"'IMG_1\.HEIC' cannot be decoded"):
+        decode_rgb(encoded.getvalue()[:-20], "IMG_1.HEIC")

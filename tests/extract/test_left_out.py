@@ -50,12 +50,12 @@ def size(source: ImageSource) -> int:
 
 
 def test_files_of_other_endings_in_a_class_are_counted_and_named(tmp_path: Path) -> None:
-    others = ("IMG_1.HEIC", "IMG_2.heic", "IMG_3.dng", "noending", "1.txt", "1.json", "1.xml", "boxes.csv")
+    others = ("IMG_1.CR3", "IMG_2.cr3", "IMG_3.dng", "noending", "1.txt", "1.json", "1.xml", "boxes.csv")
     root = write(tmp_path, *classes_of("a", "b"), *(f"b/{name}" for name in others))
     source, notes = open_with_notes("folder", root)
     assert size(source) == 8
     assert notes == [
-        "ignored 8 files (extensions other than those of images): 2 with .heic ('b/IMG_1.HEIC'), "
+        "ignored 8 files (extensions other than those of images): 2 with .cr3 ('b/IMG_1.CR3'), "
         "1 with .json ('b/1.json'), 1 with .txt ('b/1.txt'), 1 with .xml ('b/1.xml'), 1 with .dng ('b/IMG_3.dng'), ..."
     ]
 
@@ -106,8 +106,8 @@ def test_one_folder_too_many_is_named(above: str, tmp_path: Path) -> None:
 
 
 def test_a_class_without_images_says_what_it_holds(tmp_path: Path) -> None:
-    root = write(tmp_path, *classes_of("a", "b"), "c/IMG_1.HEIC", "c/IMG_2.HEIC")
-    with pytest.raises(UserError, match=r"c holds no images; fill it or remove it .* Its files: 2 with \.heic"):
+    root = write(tmp_path, *classes_of("a", "b"), "c/IMG_1.CR3", "c/IMG_2.CR3")
+    with pytest.raises(UserError, match=r"c holds no images; fill it or remove it .* Its files: 2 with \.cr3"):
         open_with_notes("folder", root)
 
 
@@ -146,12 +146,12 @@ def test_a_key_of_a_tar_ends_at_the_first_dot_of_its_last_part(tmp_path: Path) -
 
 
 def test_members_of_a_tar_that_are_no_samples_are_counted(tmp_path: Path) -> None:
-    members = {**FOUR, "photo.v2.png": png(), "photo.v2.cls": b"0", "README": b"?", "b.heic": b"?"}
+    members = {**FOUR, "photo.v2.png": png(), "photo.v2.cls": b"0", "README": b"?", "b.cr3": b"?"}
     source, notes = open_with_notes("tars", write_tar(tmp_path / "x.tar", members))
     assert size(source) == 4
     (note,) = notes
     assert note.startswith("ignored 4 files (no image and label with this name up to its first dot): ")
-    for count in ("1 with .png ('photo.v2.png')", "1 with no extension ('README')", "1 with .heic ('b.heic')"):
+    for count in ("1 with .png ('photo.v2.png')", "1 with no extension ('README')", "1 with .cr3 ('b.cr3')"):
         assert count in note
 
 

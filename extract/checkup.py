@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from huggingface_hub import constants
 from PIL import features
 from rich.filesize import decimal
 
+from extract.backbones.hub_connection import hub_host, obstacle_to_hub
+
 _LEAST_DISK, _LEAST_MEMORY, _LEAST_SHARED = 10 * 10**9, 8 * 10**9, 10**9
 _LEAST_FILES = 1024  # a store opens a file a layer and shard, at most a part of the limit
-_HUB, _SECONDS = "huggingface.co", 3.0
 _PACKAGES = ("torch", "torchvision", "timm", "zarr", "tensorstore", "dask")
 _OPTIONAL = {
     "av": "pip install 'sidecache[video]' to read videos",
@@ -119,14 +119,7 @@ def _hub() -> Iterator[Finding]:
     cache = Path(constants.HF_HUB_CACHE)
     cached = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     yield Finding(name="hub cache", found=f"{cached} models in {cache}")
-    if constants.HF_HUB_OFFLINE:
-        remedy = "unset HF_HUB_OFFLINE to download weights, or give backbone.weights a file"
-        yield Finding(name="model hub", found="HF_HUB_OFFLINE is set", ok=False, remedy=remedy)
-        return
-    try:
-        socket.create_connection((_HUB, 443), timeout=_SECONDS).close()
-    except OSError as error:
-        remedy = "give backbone.weights a file or folder, or set HTTPS_PROXY where a proxy is needed"
-        yield Finding(name="model hub", found=f"{_HUB} cannot be reached ({error})", ok=False, remedy=remedy)
-    else:
-        yield Finding(name="model hub", found=f"{_HUB} answers")
+    obstacle = obstacle_to_hub()
+    remedy = "give backbone.weights a file or folder; where a proxy is needed, set HTTPS_PROXY" if obstacle else ""
+    found = obstacle or f"{hub_host()} can be reached"
+    yield Finding(name="model hub", found=found, ok=not obstacle, remedy=remedy)

@@ -8,6 +8,8 @@ from store.console.terminal import Terminal
 from store.console.visible import one_line
 from store.reader import Store
 
+_MOST_IDS = 10  # of skipped samples, in a table
+
 
 def describe_store(store: Store) -> dict[str, Any]:
     """Contents, completeness and provenance of a store as one JSON document."""
@@ -67,6 +69,9 @@ def print_store(description: dict[str, Any]) -> None:
             f"{facts['num_samples']:,} samples{validation}, {missing} of {facts['shards']} shards missing, "
             f"{skipped} skipped",
         )
+        if ids := list(facts["skipped"]):
+            more = f", and {len(ids) - _MOST_IDS:,} more (--json lists all)" if len(ids) > _MOST_IDS else ""
+            table.add_row(f"skipped in {one_line(split)}", ", ".join(map(one_line, ids[:_MOST_IDS])) + more)
     for key, value in description["provenance"].items():
         table.add_row(f"provenance.{key}", one_line(str(value)))
     Terminal().print(table)

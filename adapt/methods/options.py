@@ -13,6 +13,7 @@ SideLayers = Literal["auto"] | Layers  # of a side network: auto is at most `_MO
 LAYERS_HELP = "all, a list such as [3, 7, 11], {every: k}, {spread: n} or {last: n}"
 SIDE_LAYERS_HELP = f"auto, {LAYERS_HELP}"
 _MOST_LAYERS = 4
+_WIDEST = 4  # times the width of a token: as wide as the hidden layer of a usual MLP
 
 
 class MethodOptions(StrictModel):
@@ -60,6 +61,16 @@ def require_divisor(option: str, value: int, width: int, of: str = "the tokens")
     if width % value:
         legal = ", ".join(str(number) for number in range(1, min(width, 32) + 1) if width % number == 0)
         raise UserError(f"{option} {value} does not divide the width {width} of {of}; legal: {legal}")
+
+
+def require_rank(rank: int, width: int, of: str = "a token") -> None:
+    """Refuse a rank that is no bottleneck.
+
+    Raises:
+        UserError: it is more than four times the width.
+    """
+    if rank > _WIDEST * width:
+        raise UserError(f"rank {rank:,} is more than {_WIDEST} times the width {width:,} of {of}; give a smaller one")
 
 
 def require_several_tokens(method: str, spec: FeatureSpec) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from timm.models import load_model_config_from_hf
 
+from extract.backbones.hub_connection import offline_without_hub
 from extract.backbones.hub_folder import read_hub_folder
 from extract.backbones.timm_models import ModelSpec, first_line
 from extract.config import BackboneConfig
@@ -42,13 +43,18 @@ def resolve_model(config: BackboneConfig) -> ModelSpec:
 
 @contextmanager
 def reaching_hub(name: str, alternatives: str = ALTERNATIVES) -> Iterator[None]:
-    """Turn every error on the way to the model hub into a JobError that names the alternatives."""
-    try:
-        yield
-    except Exception as error:  # the hub client raises a dozen unrelated types for "cannot be reached"
-        raise JobError(
-            f"the weights of {name!r} could not be fetched from the model hub ({first_line(error)}); {alternatives}"
-        ) from error
+    """Turn every error on the way to the model hub into a JobError that names the alternatives.
+
+    If the hub cannot be reached, the weights come from its cache, or the error comes at once.
+    """
+    with offline_without_hub() as obstacle:
+        try:
+            yield
+        except Exception as error:  # the hub client raises a dozen unrelated types for "cannot be reached"
+            reason = obstacle or first_line(error)
+            raise JobError(
+                f"the weights of {name!r} could not be fetched from the model hub ({reason}); {alternatives}"
+            ) from error
 
 
 def _from_hub(config: BackboneConfig) -> ModelSpec:

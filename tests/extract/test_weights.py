@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from tiny_vit import TINY
 from torch import nn
 
-from extract.backbones import model_spec
+from extract.backbones import hub_connection, model_spec
 from extract.backbones.backbone import load_backbone
 from extract.backbones.checkpoint_layouts import require_fit
 from extract.backbones.weights import weights_digest
@@ -439,3 +440,20 @@ def test_the_preprocessing_for_a_name_without_tag_is_noted(tmp_path: Path) -> No
         load_backbone(untagged)
     tagged = BackboneConfig(name=f"{name}.dino", weights=str(path), model_kwargs=kwargs)
     assert load_backbone(tagged).module.pretrained_cfg["mean"] == (0.485, 0.456, 0.406)
+
+
+def test_without_a_network_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would try for a minute."""
+    asked = []
+
+    def refuse_connection(address: tuple[str, int], timeout: float) -> None:
+        asked.append(address)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_connection, "getproxies", dict)
+    monkeypatch.setattr(hub_connection.socket, "create_connection", refuse_connection)
+    with pytest.raises(JobError, match=r"model hub \(huggingface.co cannot be reached \(Name or service not known"):
+        load_backbone(BackboneConfig(name="vit_tiny_patch16_224", weights="pretrained"))
+    assert asked == [("huggingface.co", 443)]
+    assert constants.HF_HUB_OFFLINE is False

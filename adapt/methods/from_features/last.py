@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer
-from adapt.methods.options import SIDE_LAYERS_HELP, MethodOptions, SideLayers, choose_layers, require_divisor
+from adapt.methods.options import (
+    SIDE_LAYERS_HELP,
+    MethodOptions,
+    SideLayers,
+    choose_layers,
+    require_divisor,
+    require_rank,
+)
 from adapt.methods.readout import Pooling, Readout
 from store.config import PositiveInt
 
@@ -79,7 +86,7 @@ class LAST(nn.Module):
         options: see `LASTOptions`.
 
     Raises:
-        UserError: a layer that is not in the features; `num_heads` does not divide the rank.
+        UserError: a layer that is not in the features; the rank is no bottleneck, or `num_heads` does not divide it.
     """
 
     def __init__(self, spec: FeatureSpec, num_classes: int, options: LASTOptions = LASTOptions()) -> None:
@@ -87,6 +94,7 @@ class LAST(nn.Module):
         self.layers = choose_layers(options.layers, spec)
         # first: all methods draw the same head from a seed
         self.readout = Readout(spec, num_classes, options.pool, self.layers[-1:])
+        require_rank(options.rank, spec.dim)
         require_divisor("num_heads", options.num_heads, options.rank, of="the attention (rank)")
         self.attentions = nn.ModuleList(LowRankAttention(spec.dim, options) for _ in self.layers)
 

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from adapt.methods.dropout import ByteDropout, Draw, draw_bytes
 from adapt.methods.feature_spec import FeatureSpec, TokenBatch, TokensByLayer, autocast_dtype
-from adapt.methods.options import SIDE_LAYERS_HELP, MethodOptions, SideLayers, choose_layers
+from adapt.methods.options import SIDE_LAYERS_HELP, MethodOptions, SideLayers, choose_layers, require_rank
 from adapt.methods.readout import Pooling, Readout
 from store.config import PositiveInt
 from store.errors import UserError
@@ -159,6 +159,7 @@ class LowRankMixer(nn.Module):
         self.frames = layout.grid[0] if options.factorised and layout.is_video else 1
         positions = layout.num_patches // self.frames
         self.dropout = ByteDropout(options.dropout)
+        require_rank(options.rank, dim)
         self.down, self.up = _bottleneck(dim, options.rank)
         self.token_down = self.token_up = self.time_down = self.time_up = None
         if options.token_rank and positions > 1:

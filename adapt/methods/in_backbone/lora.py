@@ -21,6 +21,7 @@ from adapt.methods.dropout import ByteDropout
 from adapt.methods.in_backbone.target_modules import TargetModule, Targets, TargetViT
 from adapt.methods.in_backbone.tuned_backbone import TunedOptions
 from adapt.methods.in_backbone.updated_linear import WeightUpdate, add_update, frozen_linear
+from adapt.methods.options import require_rank
 from store.config import PositiveInt
 
 
@@ -54,6 +55,7 @@ class LowRankUpdate(WeightUpdate):
         super().__init__()
         linear = frozen_linear(target)
         device = linear.weight.device
+        require_rank(options.rank, min(linear.in_features, target.out_features), of="a linear map")
         self.down = nn.Parameter(torch.empty(options.rank, linear.in_features, device=device))  # A
         self.up = nn.Parameter(torch.zeros(target.out_features, options.rank, device=device))  # B
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))

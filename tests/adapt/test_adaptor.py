@@ -15,9 +15,9 @@ from tiny_vit import TINY
 from torch import nn
 
 import sidecache as sc
-from adapt.adaptor import Card, card_document, load_adaptor, save_adaptor
+from adapt.adaptors.card import Card, card_document
+from adapt.adaptors.files import load_adaptor, save_adaptor
 from adapt.config.pipeline import Config
-from adapt.predict import predict
 from extract.backbones.backbone import TappedBackbone, TimmBackbone, digests, load_backbone
 from extract.config import BackboneConfig, ExtractConfig
 from extract.forward.frozen_forward import FrozenForward
@@ -140,7 +140,7 @@ def test_multi_label_probabilities_are_sigmoids(saved: Path, tiny_backbone: Timm
 @pytest.mark.parametrize(
     ("call", "refused"),
     [
-        ("adapt.adaptor.save_file", SafetensorError("I/O error: No space left on device")),
+        ("adapt.adaptors.files.save_file", SafetensorError("I/O error: No space left on device")),
         ("store.local.durable_files.os.fsync", OSError(28, "full")),
     ],
 )
@@ -173,14 +173,14 @@ def test_predictions_come_in_the_order_of_the_files(saved: Path, tiny_backbone: 
         files.append(tmp_path / f"{number}.png")
         Image.effect_noise((40, 32), 20 + 10 * number).save(files[-1])
     adaptor = load_adaptor(saved, tiny_backbone, "cpu")
-    one_by_one = [predict(adaptor, [file])[0] for file in files]
+    one_by_one = [adaptor.predict(file)[0] for file in files]
     object.__setattr__(adaptor.forward, "batch_size", lambda samples: 2)
-    together = predict(adaptor, files)
-    assert [p["file"] for p in together] == [str(file) for file in files]
+    together = adaptor.predict(files)
+    assert [prediction.name for prediction in together] == [str(file) for file in files]
     for single, batched in zip(one_by_one, together, strict=True):
-        assert single["class"] == batched["class"]
-        assert single["probabilities"] == pytest.approx(batched["probabilities"], abs=1e-6)
-        assert single["probability"] == max(single["probabilities"].values())
+        assert single.label == batched.label
+        assert single.probabilities == pytest.approx(batched.probabilities, abs=1e-6)
+        assert single.probability == max(single.probabilities.values())
 
 
 def test_a_job_writes_an_adaptor_for_every_row(tiny_config: Callable[..., Config]) -> None:

@@ -19,7 +19,7 @@ from small_store import contents
 from tiny_vit import TINY
 
 import sidecache as sc
-from adapt.adaptor import load_adaptor
+from adapt.adaptors.files import load_adaptor
 from adapt.config.pipeline import Config
 from store.address import store_url
 from store.errors import JobError

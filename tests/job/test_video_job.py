@@ -13,11 +13,10 @@ from transformers import VivitModel
 from video_files import spoiled, write_endless, write_video
 
 import sidecache as sc
-from adapt.adaptor import load_adaptor
+from adapt.adaptors.files import load_adaptor
 from adapt.config.load_config import load_config
 from adapt.config.pipeline import Config
 from adapt.job.inputs import Inputs
-from adapt.predict import predict
 from adapt.run_dir.results import Row
 from extract.forward.frozen_forward import preprocess
 from extract.sources.open_source import open_source
@@ -104,8 +103,8 @@ def test_a_video_is_classified_by_the_mean_of_its_views(config: Callable[..., Co
         split = open_source(job.data).splits["test"]
         views = torch.stack([preprocess(adaptor.forward.backbone.transform, split[row], "") for row in range(6)])
         expected = adaptor.logits(views).mean(dim=0).softmax(dim=0)
-        (answer,) = predict(adaptor, [videos / "test" / "still" / "0.mp4"])
-        assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+        (answer,) = adaptor.predict(videos / "test" / "still" / "0.mp4")
+        assert list(answer.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def _adaptor(job: Config, row: Row) -> Path:

@@ -15,6 +15,7 @@ from adapt.adaptors.predict import OnError, predict
 from adapt.adaptors.prediction import Prediction
 from adapt.job.adaptor_costs import measure_costs
 from adapt.run_dir.files import write_bytes
+from extract.forward.device import configure_process
 from extract.sources.given_paths import expand_paths, read_path_list
 from sidecache.messages import log
 from store.console.visible import one_line
@@ -58,6 +59,7 @@ def run_predict(options: PredictOptions) -> None:
         UserError: an adaptor, a folder or a file is not as it must be.
         JobError: no file at all could be read.
     """
+    configure_process()
     adaptors, files = _open(options)
     started = time.perf_counter()
     top = options.top or (None if options.form == "json" else 1)

@@ -17,8 +17,7 @@ from extract.sources.samples import IMAGES, FileKind, Sample, content_digest
 from extract.sources.videos import video_kind
 from store.errors import UserError
 
-Item = str | os.PathLike[str] | Image.Image | np.ndarray
-Items = Item | Iterable[Item]
+Items = object  # an item or an iterable of them; anything else is refused with a message, so no type is required
 
 _LEGAL = "legal: paths, PIL images, and arrays (height, width, 3) of uint8"
 _CONVERTING = Lock()  # an image may be given twice, and Pillow loads it when it is first read
@@ -83,19 +82,18 @@ def read_items(items: Items, clips: ClipConfig | None) -> GivenItems:
     return GivenItems(names=tuple(names), samples=samples, failed=failed, views=clips.views if clips else 1)
 
 
-def _as_list(items: Items) -> list[Item]:
-    if isinstance(items, str | os.PathLike | Image.Image | np.ndarray):
-        return [items]
+def _as_list(items: Items) -> list[object]:
     if isinstance(items, torch.Tensor):
         raise UserError(f"a tensor is no picture; give preprocessed tensors to `probabilities` or `logits`; {_LEGAL}")
-    return list(items)
+    is_one = isinstance(items, str | os.PathLike | Image.Image | np.ndarray)
+    return list(items) if isinstance(items, Iterable) and not is_one else [items]
 
 
-def _name(item: Item, number: int) -> str:
+def _name(item: object, number: int) -> str:
     return os.fspath(item) if isinstance(item, str | os.PathLike) else f"image {number}"
 
 
-def _to_sample(item: Item, name: str, kind: FileKind) -> Sample:
+def _to_sample(item: object, name: str, kind: FileKind) -> Sample:
     if isinstance(item, str | os.PathLike):
         _require_readable(name)
         return Sample(name, (), kind.content(name))

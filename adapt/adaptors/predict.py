@@ -84,8 +84,9 @@ def compute_answers(adaptors: Sequence[TrainedAdaptor], items: GivenItems, on_er
         newly_failed = {positions[row // items.views]: without_remedy(why) for row, why in undecodable.items()}
         _refuse(newly_failed, on_error)
         failed |= newly_failed
-        for whole, part in zip(by_row, logits, strict=True):
-            whole[rows] = part
+        if rows:
+            for whole, part in zip(by_row, logits, strict=True):
+                whole[rows] = part
     found = [torch.zeros(len(items.names), whole.shape[1]) for whole in by_row]
     for of_items, whole in zip(found, by_row, strict=True):
         of_items[positions] = average_views(whole, items.views)

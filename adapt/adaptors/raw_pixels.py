@@ -34,7 +34,7 @@ class RawPixelCheck:
                 f"these images seem not to be normalized: {reason}; use adaptor.transform on every PIL image, or give "
                 "the images themselves to adaptor.predict",
                 Note,
-                stacklevel=4,
+                stacklevel=2,
             )
 
     def _find_reason(self, images: Tensor) -> str:

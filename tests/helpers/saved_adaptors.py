@@ -36,7 +36,7 @@ def trained(method: str, backbone: TimmBackbone) -> nn.Module:
     return model.eval()
 
 
-def card_for(method: str, backbone: TimmBackbone, **changes: Any) -> Card:
+def card_for(method: str, made_for: TimmBackbone, **changes: Any) -> Card:
     fields: dict[str, Any] = {
         "method": method,
         "options": OPTIONS[method],
@@ -48,7 +48,7 @@ def card_for(method: str, backbone: TimmBackbone, **changes: Any) -> Card:
         "multi_label": False,
         "metrics": {"top1": 50.0, "mean_average_precision": None},
         "train_precision": "float32",
-        **digests(backbone),
+        **digests(made_for),
     }
     return Card(**(fields | changes))
 

@@ -37,16 +37,15 @@ def predict_command(
     """Classify images or videos with trained adaptors, which share one pass of their backbone."""
     from sidecache.predicting import PredictOptions, run_predict
 
-    run_predict(
-        PredictOptions(
-            paths=tuple(paths),
-            path_list=path_list,
-            top=top,
-            weights=weights,
-            device=device,
-            on_error=on_error,
-            form=form,
-            output=output,
-            with_costs=costs,
-        )
+    options = PredictOptions(
+        paths=tuple(paths),
+        path_list=path_list,
+        top=top,
+        weights=weights,
+        device=device,
+        on_error=on_error,
+        form=form,
+        output=output,
+        with_costs=costs,
     )
+    run_predict(options)

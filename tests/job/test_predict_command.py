@@ -25,10 +25,10 @@ LAST_LINE = re.compile(r"predicted (\d+) images in \d+\.\d s \(\d+\.\d images/s\
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: TimmBackbone) -> Path:
-    """A folder with images, weights in a file, and a run of three methods."""
+    """A folder with images, weights in a file that is named relative to it, and a run of three methods."""
     folder = tmp_path_factory.mktemp("job")
     save_file(tiny_backbone.module.state_dict(), folder / "weights.safetensors")
-    return run_picture_job(folder, [*METHODS, {"name": "lora", "rank": 2}], str(folder / "weights.safetensors"))
+    return run_picture_job(folder, [*METHODS, {"name": "lora", "rank": 2}], "weights.safetensors")
 
 
 def adaptor_of(job: Path, method: str) -> Path:

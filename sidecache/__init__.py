@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adapt.across_runs.runs import results
-    from adapt.adaptor import Adaptor, load_adaptor
+    from adapt.adaptors.adaptor import Adaptor
+    from adapt.adaptors.files import load_adaptor, load_adaptors
+    from adapt.adaptors.predict import predict
+    from adapt.adaptors.prediction import Prediction
     from adapt.config.load_config import load_config
     from adapt.config.pipeline import Config, TrainConfig
     from adapt.config.study import Study, load_study
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "Adaptor": "adapt.adaptor",
+    "Adaptor": "adapt.adaptors.adaptor",
     "Callback": "adapt.training.callbacks",
     "Config": "adapt.config.pipeline",
     "EpochEvent": "adapt.training.callbacks",
@@ -44,6 +47,7 @@ _MODULES = {
     "LinearProbeOptions": "adapt.methods.from_features.linear_probe",
     "LoSA": "adapt.methods.from_features.losa",
     "LoSAOptions": "adapt.methods.from_features.losa",
+    "Prediction": "adapt.adaptors.prediction",
     "Predictions": "adapt.run_dir.predictions",
     "Store": "store.reader",
     "Study": "adapt.config.study",
@@ -52,12 +56,14 @@ _MODULES = {
     "UserError": "store.errors",
     "create_model": "adapt.create",
     "from_datasets": "extract.sources.user_datasets",
-    "load_adaptor": "adapt.adaptor",
+    "load_adaptor": "adapt.adaptors.files",
+    "load_adaptors": "adapt.adaptors.files",
     "load_config": "adapt.config.load_config",
     "load_study": "adapt.config.study",
     "main": "sidecache.entry_point",
     "merge": "adapt.methods.in_backbone.merge",
     "open_store": "store.reader",
+    "predict": "adapt.adaptors.predict",
     "read_predictions": "adapt.run_dir.predictions",
     "results": "adapt.across_runs.runs",
     "run_study": "sidecache.studies",
@@ -73,6 +79,7 @@ __all__ = [
     "LinearProbeOptions",
     "LoSA",
     "LoSAOptions",
+    "Prediction",
     "Predictions",
     "Store",
     "Study",
@@ -83,10 +90,12 @@ __all__ = [
     "extract",
     "from_datasets",
     "load_adaptor",
+    "load_adaptors",
     "load_config",
     "load_study",
     "merge",
     "open_store",
+    "predict",
     "read_predictions",
     "results",
     "run",

@@ -13,6 +13,7 @@ from sidecache.init_command import init_command
 from sidecache.intrinsic_command import intrinsic_command
 from sidecache.job_options import AsJson, JobPath, Overrides
 from sidecache.messages import print_json
+from sidecache.predict_command import app as predict_app
 from sidecache.results_command import results_command
 
 if TYPE_CHECKING:
@@ -245,24 +246,4 @@ def methods_command(
         print_methods(listed, backbone)
 
 
-@app.command(
-    "predict", epilog="Example: sidecache predict runs/digits/adaptors/losa-seed0-1a2b3c4d.safetensors a.png b.png"
-)
-def predict_command(
-    adaptor: Annotated[Path, typer.Argument(help="an adaptor's .safetensors file")],
-    files: Annotated[list[Path], typer.Argument(help="images")],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    json: AsJson = False,
-) -> None:
-    """Classify images with a trained adaptor and its backbone."""
-    from adapt.adaptor import load_adaptor
-    from adapt.predict import predict
-    from store.console.visible import one_line
-
-    predictions = predict(load_adaptor(adaptor, device=device), files)
-    if json:
-        print_json(predictions)
-        return
-    for prediction in predictions:
-        names = f"{one_line(prediction['file'])}\t{one_line(prediction['class'])}"
-        print(f"{names}\t{prediction['probability']:.4f}")
+app.add_typer(predict_app)

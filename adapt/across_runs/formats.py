@@ -6,6 +6,7 @@ Names come from data sets and users: what a format would interpret is escaped, a
 import io
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -20,7 +21,8 @@ from adapt.run_dir.results import csv_text
 from store.console.terminal import Terminal
 from store.console.visible import one_line, visible
 
-Format = Literal["table", "csv", "json", "markdown", "latex", "parquet"]
+RecordFormat = Literal["csv", "json", "parquet"]
+Format = RecordFormat | Literal["table", "markdown", "latex"]
 _NAME = 12  # characters of a name that are not broken
 _WIDEST = 1_000  # characters of a line in a file
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&])")
@@ -44,17 +46,23 @@ _LATEX = str.maketrans(
 
 def format_table(table: Table, how: Format) -> bytes:
     """A table as the content of a file."""
-    if how == "parquet":
-        return _parquet(table)
-    if how == "csv":
-        text = _csv(table)
-    elif how == "json":
-        text = json.dumps(table.records, indent=1, allow_nan=False) + "\n"
-    elif how == "table":
+    if how in ("csv", "json", "parquet"):
+        return format_records(table.records, how)
+    if how == "table":
         text = _plain_text(table)
     else:
         text = "\n".join(_markdown(table) if how == "markdown" else _latex(table)) + "\n"
     return text.encode()
+
+
+def format_records(records: Sequence[dict[str, Any]], how: RecordFormat) -> bytes:
+    """Records, all with the same keys, as the content of a file for programs."""
+    if how == "parquet":
+        return _parquet(records)
+    if how == "json":
+        return (json.dumps(records, indent=1, allow_nan=False) + "\n").encode()
+    shown = _visible_records(records)
+    return csv_text(list(shown[0]), shown).encode()
 
 
 def print_table(table: Table, console: Terminal) -> None:
@@ -89,21 +97,16 @@ def _plain(text: str) -> Text:
     return Text(one_line(text))
 
 
-def _csv(table: Table) -> str:
-    records = _visible_records(table)
-    return csv_text(list(records[0]), records)
-
-
-def _parquet(table: Table) -> bytes:
-    columns = pa.Table.from_pylist(_visible_records(table))
+def _parquet(records: Sequence[dict[str, Any]]) -> bytes:
+    columns = pa.Table.from_pylist(_visible_records(records))
     known = pa.schema([f.with_type(pa.float64()) if pa.types.is_null(f.type) else f for f in columns.schema])
     buffer = pa.BufferOutputStream()
     pq.write_table(columns.cast(known), buffer)
     return bytes(buffer.getvalue())
 
 
-def _visible_records(table: Table) -> list[dict[str, Any]]:
-    return [{visible(name): _visible(value) for name, value in record.items()} for record in table.records]
+def _visible_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{visible(name): _visible(value) for name, value in record.items()} for record in records]
 
 
 def _visible(value: Any) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from adapt.adaptor import Facts
+from adapt.adaptors.card import Facts
 from adapt.config.pipeline import Config
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.feature_spec import FeatureSpec

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt.features.specs import spec_of_backbone
 from adapt.methods.in_backbone.merge import can_merge, merge
 from adapt.methods.options import MethodOptions
 from adapt.methods.registry import build_model, find_method
-from extract.backbones.backbone import ModelBackbone
+from extract.backbones.backbone import ModelBackbone, TokensByLayer, reduce_tokens
 from extract.forward.device import release_freed_memory
+from store.config import Tokens
 from store.reader import Store
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -106,7 +108,13 @@ def break_even_epochs(extract_seconds: float, online_seconds: float, cached_seco
 
 
 def inference_gflops(
-    name: str, options: MethodOptions, layers: Sequence[int], num_classes: int, backbone: ModelBackbone
+    name: str,
+    options: MethodOptions,
+    layers: Sequence[int],
+    num_classes: int,
+    *,
+    backbone: ModelBackbone,
+    tokens: Tokens = "all",
 ) -> float:
     """Operations to classify one image, in 10^9, backbone included; a multiplication and an addition count as two.
 
@@ -118,13 +126,29 @@ def inference_gflops(
         layers: layers of the features.
         num_classes: width of the classifier.
         backbone: the backbone on the meta device, where nothing is computed.
+        tokens: which tokens the model reads, as in `store.tokens`.
     """
     with torch.device("meta"):
-        spec = spec_of_backbone(backbone, layers)
+        spec = spec_of_backbone(backbone, layers, tokens)
         model: Any = build_model(name, spec, num_classes, options, backbone=backbone).eval()
         if can_merge(model):
             merge(model)
         images = torch.zeros(1, *backbone.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(images if find_method(name).trains_backbone else backbone.tokens(images, model.layers))
+            if find_method(name).trains_backbone:
+                model(images)
+            else:
+                model(_reduced(backbone, images, model.layers, tokens))
     return float(counter.get_total_flops()) / 1e9
+
+
+def backbone_gflops(layers: Sequence[int], backbone: ModelBackbone) -> float:
+    """Operations to compute the tokens of some layers of one image, in 10^9; see `inference_gflops`."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone.tokens(torch.zeros(1, *backbone.image_size), layers)
+    return float(counter.get_total_flops()) / 1e9
+
+
+def _reduced(backbone: ModelBackbone, images: Tensor, layers: Sequence[int], how: Tokens) -> TokensByLayer:
+    tokens = backbone.tokens(images, layers)
+    return {layer: reduce_tokens(values, backbone.layout, how) for layer, values in tokens.items()}

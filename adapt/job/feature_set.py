@@ -9,7 +9,7 @@ import numpy as np
 import timm
 import torch
 
-from adapt.adaptor import Facts
+from adapt.adaptors.card import Facts
 from adapt.config.pipeline import Config
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.choice import Choice, choose_source

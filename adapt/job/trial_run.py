@@ -8,7 +8,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from adapt.adaptor import Card, save_adaptor
+from adapt.adaptors.card import Card
+from adapt.adaptors.files import save_adaptor
 from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig, Trial
 from adapt.job.cost import break_even_epochs, inference_gflops

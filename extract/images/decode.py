@@ -30,6 +30,7 @@ _SUPPORTED = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "GIF", "JPEG2000", "
 FORMATS = tuple(name for name in _SUPPORTED if name in Image.OPEN)
 EXTENSIONS = frozenset(ext for ext, name in Image.registered_extensions().items() if name in FORMATS) | {".mpo"}
 
+_REMEDY = "Repair or remove it, or set data.on_error: skip to go on without such samples"
 _MAX_SCANS = 100  # encoders write ten or twenty; each costs another pass over all pixels, but only a few bytes
 _TILE_SIDES = (322, 323)  # TIFF tags
 _ORIENTATION_TAG = 0x0112
@@ -85,10 +86,12 @@ def to_rgb(image: Image.Image, sample_id: str) -> Image.Image:
 
 def undecodable(sample_id: str, error: Exception) -> DecodeError:
     """The DecodeError of a sample, with its cause and the remedy."""
-    return DecodeError(
-        f"sample {sample_id!r} cannot be decoded: {_reason(error)}. "
-        "Repair or remove it, or set data.on_error: skip to go on without such samples"
-    )
+    return DecodeError(f"sample {sample_id!r} cannot be decoded: {_reason(error)}. {_REMEDY}")
+
+
+def without_remedy(message: str) -> str:
+    """The message of a DecodeError without its remedy, which is that of a job."""
+    return message.removesuffix(f". {_REMEDY}")
 
 
 def _load(encoded: bytes) -> Image.Image:

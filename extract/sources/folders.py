@@ -47,7 +47,7 @@ class _FolderLister:
             validation=() if chosen.validation is None else self._list_split(self.root / chosen.validation),
             classes=tuple(_folder_names(train_folder)),  # sorted as text, as torchvision's ImageFolder does
         )
-        self.ignored.warn(self.root, f"extensions other than those of {self.kind.plural}")
+        self.kind.warn_of_others(self.ignored, self.root)
         used_splits = (TRAIN, chosen.test, chosen.validation)
         used = [self.root, *(self.root / split for split in used_splits if splits and split)]
         self._find_outside_classes(used).warn(self.root, "in no class folder")
@@ -90,9 +90,9 @@ class _FolderLister:
 
     def _list_class(self, folder: Path) -> list[Sample]:
         samples, others = list[Sample](), IgnoredFiles()
-        for entry in _walk(str(folder), ()):
+        for entry in walk_files(str(folder)):
             name = self._relative(entry.path)
-            if not self._is_of_kind(entry.name):
+            if not self.kind.includes(entry.name):
                 self.ignored.add(name)
                 others.add(name)
             elif entry.is_file():
@@ -100,10 +100,7 @@ class _FolderLister:
             else:
                 raise UserError(f"{entry.path} is a broken link or no regular file; restore or remove it")
         if not samples:
-            raise UserError(
-                f"the class folder {folder} holds no {self.kind.plural}; fill it or remove it (extensions: "
-                f"{' '.join(sorted(self.kind.extensions))}){f'. Its files: {others}' if others else ''}"
-            )
+            raise self.kind.none_in(f"the class folder {folder}", "fill it or remove it", others)
         return samples
 
     def _find_outside_classes(self, folders: Sequence[Path]) -> IgnoredFiles:
@@ -111,28 +108,33 @@ class _FolderLister:
         found = IgnoredFiles()
         for folder in folders:
             for entry in _entries(str(folder)):
-                if self._is_of_kind(entry.name) and not entry.is_dir():
+                if self.kind.includes(entry.name) and not entry.is_dir():
                     found.add(self._relative(entry.path))
         return found
 
     def _holds_files(self, folder: Path) -> bool:
-        return any(self._is_of_kind(entry.name) and entry.is_file() for entry in _entries(str(folder)))
-
-    def _is_of_kind(self, name: str) -> bool:
-        return os.path.splitext(name)[1].lower() in self.kind.extensions  # noqa: PTH122 (called for every file)
+        return any(self.kind.includes(entry.name) and entry.is_file() for entry in _entries(str(folder)))
 
     def _relative(self, path: str) -> str:
         return Path(path).relative_to(self.root).as_posix()
 
 
-def _walk(folder: str, parents: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
-    """All files below; links are followed, because data sets are often made of them."""
+def walk_files(folder: str, parents: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+    """All files below except hidden and system files; links are followed, because data sets are often made of them.
+
+    Args:
+        folder: where to look.
+        parents: the folders above it that are being walked, with links resolved.
+
+    Raises:
+        UserError: a folder may not be read, or links back to one above it.
+    """
     real = os.path.realpath(folder)
     if real in parents:
         raise UserError(f"{folder} links back to a folder above itself; remove the link")
     for entry in _entries(folder):
         if entry.is_dir():
-            yield from _walk(entry.path, (*parents, real))
+            yield from walk_files(entry.path, (*parents, real))
         else:
             yield entry
 

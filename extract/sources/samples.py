@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from extract.images.decode import EXTENSIONS, decode_rgb, undecodable
-from store.errors import JobError
+from extract.sources.ignored_files import IgnoredFiles
+from store.errors import JobError, UserError
 
 MAX_FILE_BYTES = 1 << 30  # of an encoded image; Pillow's pixel limit allows no larger one, not even uncompressed
 
@@ -92,6 +93,21 @@ class FileKind:
     extensions: frozenset[str]
     content: Callable[..., SampleContent]
     has_parts: bool = False
+
+    def includes(self, name: str) -> bool:
+        """Whether a file name has one of the extensions."""
+        return os.path.splitext(name)[1].lower() in self.extensions  # noqa: PTH122 (called for every file)
+
+    def warn_of_others(self, ignored: IgnoredFiles, place: object) -> None:
+        """Warn of files with other extensions that are ignored at a place, if there are any."""
+        ignored.warn(place, f"extensions other than those of {self.plural}")
+
+    def none_in(self, place: str, remedy: str, others: IgnoredFiles) -> UserError:
+        """The error for a place without any such file."""
+        return UserError(
+            f"{place} holds no {self.plural}; {remedy} (extensions: {' '.join(sorted(self.extensions))})"
+            f"{f'. Its files: {others}' if others else ''}"
+        )
 
 
 IMAGES = FileKind(plural="images", extensions=EXTENSIONS, content=FileSlice)

@@ -76,20 +76,28 @@ class DecodedVideo(NamedTuple):
 
 def list_video_folder(config: DataConfig) -> SourceSamples:
     """All videos of the folder `data.root`."""
-    return list_folder(config, _videos(config))
+    return list_folder(config, _kind_of(config))
 
 
 def list_video_csv(config: DataConfig) -> SourceSamples:
     """All videos, or parts of videos, of the CSV file `data.root`."""
-    return list_csv(config, _videos(config))
+    return list_csv(config, _kind_of(config))
 
 
-def _videos(config: DataConfig) -> FileKind:
+def _kind_of(config: DataConfig) -> FileKind:
+    assert config.clips is not None
+    return video_kind(config.clips)
+
+
+def video_kind(clips: ClipConfig) -> FileKind:
+    """Videos, sampled as `clips` says.
+
+    Raises:
+        UserError: PyAV is not installed.
+    """
     if importlib.util.find_spec("av") is None:
         raise UserError("video needs PyAV; install it with: pip install 'sidecache[video]'")
-    assert config.clips is not None
-    content = partial(Video, clips=config.clips)
-    return FileKind(plural="videos", extensions=EXTENSIONS, content=content, has_parts=True)
+    return FileKind(plural="videos", extensions=EXTENSIONS, content=partial(Video, clips=clips), has_parts=True)
 
 
 def expand_views(samples: Sequence[Sample], views: int) -> Sequence[Sample]:

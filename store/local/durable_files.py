@@ -43,10 +43,17 @@ def remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; if the block succeeds, that file is synced and replaces `path`."""
+    """Yield a temporary path to write to; if the block succeeds, that file is synced and replaces `path`.
+
+    Its mode follows the umask, also where a library puts a private file of its own in place of the temporary one.
+    """
     partial = _temporary(path)
     try:
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
         yield partial
+        if partial.stat().st_mode != mode:
+            partial.chmod(mode)
         _sync(partial)
         partial.replace(path)
     except BaseException:

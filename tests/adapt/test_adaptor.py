@@ -11,56 +11,16 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny_vit import TINY
+from saved_adaptors import BACKBONE, OPTIONS, card_for, forge_card, trained
 from torch import nn
 
 import sidecache as sc
-from adapt.adaptor import Card, card_document, load_adaptor, save_adaptor
+from adapt.adaptors.files import load_adaptor, save_adaptor
 from adapt.config.pipeline import Config
-from adapt.predict import predict
 from extract.backbones.backbone import TappedBackbone, TimmBackbone, digests, load_backbone
-from extract.config import BackboneConfig, ExtractConfig
+from extract.config import ExtractConfig
 from extract.forward.frozen_forward import FrozenForward
 from store.errors import JobError, UserError
-
-BACKBONE = BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=32, model_kwargs=TINY)
-OPTIONS: dict[str, dict[str, Any]] = {
-    "linear_probe": {"pool": "cls_mean"},
-    "losa": {"rank": 4, "token_rank": 2, "layers": [0, 2]},
-    "knn": {"k": 2},
-}
-
-
-def trained(method: str, backbone: TimmBackbone) -> nn.Module:
-    """A model in which no trained tensor and no statistic has its initial value."""
-    torch.manual_seed(0)
-    model = sc.create_model(method, backbone, 3, **OPTIONS[method])
-    with torch.no_grad():
-        for tensor in model.parameters():
-            if tensor.requires_grad:
-                tensor.add_(0.1 * torch.randn_like(tensor))
-        width = len(model.readout.mean)
-        model.readout.standardize(torch.randn(20, width) * 3 + 1, torch.zeros(width))
-        if method == "knn":
-            model.readout.head.fill(torch.randn(5, width), torch.eye(3)[[0, 1, 2, 0, 1]], multi_label=False)
-    return model.eval()
-
-
-def card_for(method: str, backbone: TimmBackbone, **changes: Any) -> Card:
-    fields: dict[str, Any] = {
-        "method": method,
-        "options": OPTIONS[method],
-        "backbone": BACKBONE,
-        "precision": "float32",
-        "layers": (0, 1, 2),
-        "tokens": "all",
-        "classes": ("a", "b", "c"),
-        "multi_label": False,
-        "metrics": {"top1": 50.0, "mean_average_precision": None},
-        "train_precision": "float32",
-        **digests(backbone),
-    }
-    return Card(**(fields | changes))
 
 
 @pytest.fixture(params=list(OPTIONS))
@@ -80,18 +40,6 @@ def refuse(path: Path, backbone: TimmBackbone | None = None) -> str:
         load_adaptor(path, backbone, "cpu")
     assert "\n" not in str(refused.value)
     return str(refused.value)
-
-
-def card_of(path: Path) -> dict[str, Any]:
-    """The card of an adaptor, without digest and checksum."""
-    card: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-    return {name: value for name, value in card.items() if name not in ("tensors_digest", "checksum")}
-
-
-def forge_card(path: Path, **changes: Any) -> Path:
-    """Change a card (and, before the call, the tensors) such that digest and checksum are right."""
-    path.with_suffix(".json").write_text(json.dumps(card_document(card_of(path) | changes, path)))
-    return path
 
 
 # Saving and loading
@@ -140,7 +88,7 @@ def test_multi_label_probabilities_are_sigmoids(saved: Path, tiny_backbone: Timm
 @pytest.mark.parametrize(
     ("call", "refused"),
     [
-        ("adapt.adaptor.save_file", SafetensorError("I/O error: No space left on device")),
+        ("adapt.adaptors.files.save_file", SafetensorError("I/O error: No space left on device")),
         ("store.local.durable_files.os.fsync", OSError(28, "full")),
     ],
 )
@@ -173,14 +121,14 @@ def test_predictions_come_in_the_order_of_the_files(saved: Path, tiny_backbone: 
         files.append(tmp_path / f"{number}.png")
         Image.effect_noise((40, 32), 20 + 10 * number).save(files[-1])
     adaptor = load_adaptor(saved, tiny_backbone, "cpu")
-    one_by_one = [predict(adaptor, [file])[0] for file in files]
+    one_by_one = [adaptor.predict(file)[0] for file in files]
     object.__setattr__(adaptor.forward, "batch_size", lambda samples: 2)
-    together = predict(adaptor, files)
-    assert [p["file"] for p in together] == [str(file) for file in files]
+    together = adaptor.predict(files)
+    assert [prediction.name for prediction in together] == [str(file) for file in files]
     for single, batched in zip(one_by_one, together, strict=True):
-        assert single["class"] == batched["class"]
-        assert single["probabilities"] == pytest.approx(batched["probabilities"], abs=1e-6)
-        assert single["probability"] == max(single["probabilities"].values())
+        assert single.label == batched.label
+        assert single.probabilities == pytest.approx(batched.probabilities, abs=1e-6)
+        assert single.probability == max(single.probabilities.values())
 
 
 def test_a_job_writes_an_adaptor_for_every_row(tiny_config: Callable[..., Config]) -> None:

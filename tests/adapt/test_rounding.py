@@ -18,7 +18,6 @@ from adapt.features.pooled import PooledFeatures
 from adapt.job.inputs import Inputs
 from adapt.job.trial_run import adaptor_path
 from adapt.methods.readout import Readout
-from adapt.predict import predict
 from benchmarks.made_up import encode
 from extract.forward.encoding import rounding_error
 from extract.forward.frozen_forward import FrozenForward
@@ -143,5 +142,5 @@ def test_the_accuracy_reported_is_that_of_the_saved_adaptor(tiny_config: MakeCon
     for row in sc.run(config):
         adaptor = sc.load_adaptor(adaptor_path(config.run_dir, row), device="cpu")
         files = sorted((config.data.root / "test").rglob("*.png"))  # type: ignore[operator]
-        right = [found["class"] == file.parent.name for found, file in zip(predict(adaptor, files), files, strict=True)]
+        right = [found.label == file.parent.name for found, file in zip(adaptor.predict(files), files, strict=True)]
         assert row.top1 == pytest.approx(100 * np.mean(right)), row.method

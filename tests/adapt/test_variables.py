@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny_vit import TINY
 
 import sidecache as sc
-from adapt.adaptor import _expanded
+from adapt.adaptors.backbone import _expanded
 from adapt.config.load_config import load_config
 from adapt.config.pipeline import Config
 from adapt.config.variables import ExpandedText, expand

@@ -140,6 +140,13 @@ def test_views(run: Run, tiny_config: Callable[..., Config], tmp_path: Path) -> 
     assert len(found["seconds"]["resident, 8"]) == ROUNDS
 
 
+def test_predicting(run: Run, pipeline: Path, image_folder: Path) -> None:
+    found = run("predicting", pipeline, image_folder, "--rounds", 1, "--images", 40)
+    assert found["images"] == 40
+    assert set(found["images_per_second"]) == {"extract", "one", "four"}
+    assert min(found["rate of one / extract"], found["time of four / one"]) > 0
+
+
 @pytest.mark.slow  # a job of half a minute
 def test_plans(run: Run) -> None:
     (case,) = run("plans", "--only", "digits, 20 MB/s: LoSA, 1 epoch")["cases"].values()

@@ -97,7 +97,13 @@ def test_every_door_configures_the_process_first(
         raise CalledError
 
     # the module that defines it comes last: one that is imported here for the first time must not keep the patched one
-    users = ("extract.job.task_plugin", "adapt.adaptor", "sidecache.commands", "sidecache.studies")
+    users = (
+        "extract.job.task_plugin",
+        "adapt.adaptors.files",
+        "sidecache.commands",
+        "sidecache.predicting",
+        "sidecache.studies",
+    )
     for module in (*users, "extract.forward.device"):
         monkeypatch.setattr(f"{module}.configure_process", configure)
     (tmp_path / "job.yaml").write_text("backbone: {name: vit_tiny_patch16_224, weights: random}")

@@ -87,13 +87,12 @@ import json, resource, sys, torch
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # of address space; the image would take 16 GB
 import sidecache as sc
-from adapt.predict import predict
 config = sc.load_config(json.loads(sys.argv[1]))
 sc.run(config)
 skipped = sc.open_store(config.store.path).skipped("train")
 adaptor = sc.load_adaptor(next((config.run_dir / "adaptors").glob("*.safetensors")))
 try:
-    predict(adaptor, [config.data.root / "train/red/thin.png"])
+    adaptor.predict([config.data.root / "train/red/thin.png"])
 except sc.UserError as error:
     print(json.dumps([skipped, str(error)]))
 """

@@ -9,17 +9,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
+from picture_job import run_picture_job
 from run_command import Command
 from small_store import contents
-from tiny_vit import TINY
 
 import sidecache as sc
-from adapt.adaptor import load_adaptor
 from adapt.config.pipeline import Config
 from store.address import store_url
 from store.errors import JobError
@@ -46,26 +42,7 @@ COMMANDS = (
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images and a pipeline.yaml whose job has run."""
-    folder = tmp_path_factory.mktemp("job")
-    draw = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 4)):
-        for k, name in enumerate(("blue", "green", "red")):
-            (folder / "images" / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = draw.integers(0, 90, (32, 40, 3))
-                pixels[:, :: k + 2, k] += 150
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / split / name / f"{number}.png")
-    document = {
-        "run_dir": "run",
-        "data": {"source": "folder", "root": "images", "val_fraction": 0.25},
-        "backbone": {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32, "model_kwargs": TINY},
-        "store": {"path": "cache.zarr", "dtype": "float32", "shard_samples": 5},
-        "train": {"epochs": 2, "batch_size": 8, "seeds": [0], "lr": 0.01, "refit": False},
-        "methods": ["linear_probe", {"name": "losa", "rank": 4, "token_rank": 2}],
-    }
-    (folder / "pipeline.yaml").write_text(yaml.safe_dump(document))
-    sc.run(sc.load_config(folder / "pipeline.yaml"))
-    return folder
+    return run_picture_job(tmp_path_factory.mktemp("job"))
 
 
 # Help and usage
@@ -99,7 +76,7 @@ def test_no_arguments_print_the_help(command: Command) -> None:
         (["run", "a.yaml", "-o"], "Option '-o' requires an argument"),
         (["run", "a.yaml", "b.yaml"], "unexpected extra argument"),
         (["methods", "--num-classes", "0"], "Invalid value for '--num-classes'"),
-        (["predict", "a.safetensors"], "Missing argument"),
+        (["predict"], "Missing argument"),
     ],
 )
 def test_a_wrong_command_line_is_an_error_of_the_parser(command: Command, arguments: list[str], message: str) -> None:
@@ -248,18 +225,6 @@ def test_methods_that_do_not_serve_a_backbone_are_listed_as_such(command: Comman
     assert "prompt: " in table
 
 
-def test_json_of_predict_is_one_document(command: Command, job: Path) -> None:
-    adaptor = next((job / "run" / "adaptors").glob("losa*.safetensors"))
-    image = job / "images/test/red/0.png"
-    status, out, err = command("predict", adaptor, image, "--json")
-    (document,) = only_document(out, err)
-    assert (status, document["file"]) == (0, str(image))
-    assert sum(document["probabilities"].values()) == pytest.approx(1)
-    status, out, err = command("predict", adaptor, image, image)
-    assert (status, err) == (0, "")
-    assert out == 2 * f"{image}\t{document['class']}\t{document['probability']:.4f}\n"
-
-
 def test_the_package_is_a_command_too() -> None:
     command = [sys.executable, "-m", "sidecache", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -367,56 +332,6 @@ def test_a_run_without_results_is_reported(command: Command, job: Path, tmp_path
 
 
 # Predictions
-
-
-@pytest.mark.parametrize("method", ["linear_probe", "losa"])
-def test_predictions_equal_the_cached_evaluation(command: Command, job: Path, method: str) -> None:
-    path = next((job / "run" / "adaptors").glob(f"{method}-*.safetensors"))
-    store, adaptor = sc.open_store(job / "cache.zarr"), load_adaptor(path, device="cpu")
-    tokens = {layer: torch.from_numpy(values) for layer, values in store.read("test", slice(None)).items()}
-    with torch.no_grad():
-        cached = adaptor.model(tokens).softmax(dim=1).numpy()
-    files = [job / "images" / sample_id for sample_id in store.sample_ids("test")]
-    predictions = json.loads(command("predict", path, *files, "--device", "cpu", "--json")[1])
-    found = np.array([list(prediction["probabilities"].values()) for prediction in predictions])
-    np.testing.assert_allclose(found, cached, atol=1e-6)
-    assert [prediction["class"] for prediction in predictions] == [store.classes[k] for k in cached.argmax(axis=1)]
-    row = next(r for r in json.loads((job / "run" / "results.json").read_text()) if r["method"] == method)
-    assert 100 * np.mean(cached.argmax(axis=1) == store.labels("test")) == pytest.approx(row["top1"])
-
-
-def test_a_file_that_cannot_be_predicted_is_named(command: Command, job: Path, tmp_path: Path) -> None:
-    adaptor = next((job / "run" / "adaptors").glob("losa*.safetensors"))
-    good = job / "images/test/red/0.png"
-    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:200])
-    (tmp_path / "text.png").write_text("no image")
-    for file, message in (
-        (tmp_path / "none.png", "cannot read {}: No such file or directory"),
-        (tmp_path, "cannot read {}: Is a directory"),
-        (tmp_path / "cut.png", "sample '{}' cannot be decoded: "),
-        (tmp_path / "text.png", "sample '{}' cannot be decoded: it is not an image in a known format"),
-    ):
-        status, out, err = command("predict", adaptor, good, file)
-        assert (status, out) == (2, "")
-        assert err.startswith("sidecache: " + message.format(file))
-        assert err.count("\n") == 1
-
-
-def test_an_adaptor_that_does_not_exist_is_reported(command: Command, job: Path) -> None:
-    for path in (job / "none.safetensors", job, Path()):
-        status, out, err = command("predict", path, job / "images/test/red/0.png")
-        assert (status, out) == (2, "")
-        assert (
-            err
-            == f"sidecache: there is no adaptor {path}; give a .safetensors file that a run wrote below its adaptors/\n"
-        )
-
-
-def test_a_device_that_does_not_exist_is_reported(command: Command, job: Path) -> None:
-    adaptor = next((job / "run" / "adaptors").glob("losa*.safetensors"))
-    status, _, err = command("predict", adaptor, job / "images/test/red/0.png", "--device", "abacus")
-    assert status == 2
-    assert "device 'abacus' cannot be used here; legal: auto, cpu" in err
 
 
 def test_names_that_outsiders_use_are_there() -> None:

@@ -9,7 +9,7 @@ from tiny_vit import TINY
 
 import sidecache as sc
 
-MODULES = ("adapt.adaptor", "adapt.create", "store.layout", "store.reader")
+MODULES = ("adapt.adaptors.files", "adapt.create", "store.layout", "store.reader")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 from tiny_vit import TINY
 from torch import nn
 
-from adapt.adaptor import Card, card_document, load_adaptor
+from adapt.adaptors.card import Card, card_document
+from adapt.adaptors.files import load_adaptor
 from adapt.report.page import write_report
 from adapt.report.reported_rows import ReportedRows
 from extract.backbones.backbone import TimmBackbone, digests, empty_backbone, load_backbone

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_vit import TINY
 
 import sidecache as sc
-from adapt.adaptor import load_adaptor
+from adapt.adaptors.files import load_adaptor
 from adapt.config.load_config import load_config
 from adapt.config.pipeline import Config
 from adapt.job.inputs import Inputs

@@ -133,7 +133,8 @@ def test_every_command_prints_text(job: Path, command: Command, name: str, encod
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("name", ["inspect", "verify", "predict", "plan", "methods", "intrinsic"])
 def test_json_is_exact_on_every_terminal(job: Path, command: Command, name: str, encoding: str) -> None:
-    printed = command(*arguments_of(name, job), "--json", encoding=encoding)
+    as_json = ["--format", "json"] if name == "predict" else ["--json"]
+    printed = command(*arguments_of(name, job), *as_json, encoding=encoding)
     document = json.loads(printed.out)
     if name == "inspect":
         assert tuple(document["classes"]) == tuple(sorted(CLASSES))

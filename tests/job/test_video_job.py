@@ -1,5 +1,6 @@
 """The whole job on videos, with an image ViT on every frame and with ViViT; several views; damaged videos."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -8,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_command import Command
 from tiny_vit import TINY
 from transformers import VivitModel
 from video_files import spoiled, write_endless, write_video
 
 import sidecache as sc
-from adapt.adaptor import load_adaptor
+from adapt.adaptors.files import load_adaptor
 from adapt.config.load_config import load_config
 from adapt.config.pipeline import Config
 from adapt.job.inputs import Inputs
-from adapt.predict import predict
 from adapt.run_dir.results import Row
 from extract.forward.frozen_forward import preprocess
 from extract.sources.open_source import open_source
@@ -104,8 +105,32 @@ def test_a_video_is_classified_by_the_mean_of_its_views(config: Callable[..., Co
         split = open_source(job.data).splits["test"]
         views = torch.stack([preprocess(adaptor.forward.backbone.transform, split[row], "") for row in range(6)])
         expected = adaptor.logits(views).mean(dim=0).softmax(dim=0)
-        (answer,) = predict(adaptor, [videos / "test" / "still" / "0.mp4"])
-        assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+        (answer,) = adaptor.predict(videos / "test" / "still" / "0.mp4")
+        assert list(answer.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("default::store.errors.Note")
+def test_a_folder_of_videos_is_classified_by_adaptors_that_share_the_decoding(
+    config: Callable[..., Config], videos: Path, command: Command
+) -> None:
+    job = config("frame by frame")
+    rows = {row.method: row for row in sc.run(job)}
+    adaptors = [_adaptor(job, rows[method]) for method in ("losa", "lora")]
+    content = (videos / "test" / "still" / "0.mp4").read_bytes()
+    (videos / "test" / "still" / "bad.mp4").write_bytes(content[: len(content) // 2])
+    (videos / "test" / "photo.jpg").touch()
+    status, out, err = command("predict", *adaptors, videos / "test", "--on-error", "skip", "--format", "json")
+    found = json.loads(out)
+    assert status == 0
+    assert "ignored 1 file (extensions other than those of videos): 1 with .jpg" in err
+    assert "predicted 7 videos in " in err
+    assert {Path(one["file"]).name for one in found if one["error"]} == {"bad.mp4"}
+    for path, method in zip(adaptors, ("losa", "lora"), strict=True):
+        mine = {one["file"]: one["class"] for one in found if one["adaptor"] == path.stem and not one["error"]}
+        right = sum(Path(file).parent.name == label for file, label in mine.items())
+        assert 100 * right / 6 == pytest.approx(rows[method].top1)
+    with pytest.raises(UserError, match="image 0 is a picture, but the adaptor was trained on clips; give the paths"):
+        load_adaptor(adaptors[0]).predict(np.zeros((32, 32, 3), np.uint8))
 
 
 def _adaptor(job: Config, row: Row) -> Path:

@@ -1,0 +1,1 @@
+"""Saves and loads trained adaptors, and classifies new images and videos with them."""

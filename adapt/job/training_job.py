@@ -24,9 +24,9 @@ from adapt.job.intrinsic_record import IntrinsicRecord
 from adapt.job.job_progress import job_progress
 from adapt.job.method_search import MethodSearch, describe
 from adapt.job.trial_batch import TrialBatch, batches_of
-from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows
+from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows, settings_of
 from adapt.methods.registry import find_method
-from adapt.report.fingerprint import digest
+from adapt.report.fingerprint import conditions_of, digest
 from adapt.run_dir.config_file import write_config
 from adapt.run_dir.files import make_run_dir
 from adapt.run_dir.results import Row, read_results
@@ -60,11 +60,24 @@ def train(
     precision = executor.submit(ResolvePrecision(config.train.precision)).result()
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     features = open_features(config, inputs, log)
+    _log_other_rows(config, features, log)
     with opened_for_units(config, features), ExitStack() as stack:
         if isinstance(executor, InProcess):
             callbacks = [*callbacks, stack.enter_context(job_progress(config))]
         TrainingJob(config=config, features=features, log=log, executor=executor, callbacks=callbacks).train_all()
     return read_results(config.run_dir)
+
+
+def _log_other_rows(config: Config, features: FeatureSet, log: Log) -> None:
+    """Say that the run directory has results of another backbone, or of other settings of it."""
+    draw, here = RowDraw.of(config), settings_of(config, config.parsed_methods()[0])
+    conditions = conditions_of("linear_probe", features.provenance, "", settings=here, row_draw=draw)
+    others = [row for row in read_rows(config.run_dir) if row.conditions.get("features", "") != conditions["features"]]
+    if others:
+        log(
+            f"note: {config.run_dir} holds {len(others)} results of another backbone or of other settings of it; they "
+            "stay, and the tables name what differs. Set run_dir to keep them apart"
+        )
 
 
 def measure_intrinsic_dimension(

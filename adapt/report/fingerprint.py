@@ -15,6 +15,7 @@ from adapt.methods.registry import find_method
 from adapt.training.row_draw import RowDraw
 from adapt.training.settings import Settings
 
+READABLE = ("image_size", "weights", "extract.precision")  # conditions that `features`, a digest, includes too
 _STORE_FIELDS = ("layers", "tokens", "dtype")
 _SETTINGS_OF_SOLVED = ("balance_classes", "precision")  # the settings that affect a method without training steps
 
@@ -40,9 +41,22 @@ def conditions_of(
         **row_draw.conditions,
         "feature_source": feature_source,
         "features": digest(features)[:8],
+        **_of_backbone(features),
         **stored,
         **trained,
     }
+
+
+def _of_backbone(features: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person can read of the settings behind the digest of all features; see `READABLE`."""
+    found = dict[str, Any]()
+    if size := features.get("image_size"):
+        found["image_size"] = "x".join(map(str, dict.fromkeys(size[-2:])))
+    if weights := features.get("weights_digest"):
+        found["weights"] = weights[:8]
+    if precision := features.get("precision"):
+        found["extract.precision"] = precision
+    return found
 
 
 def digest(*parts: Any) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapt.report.fingerprint import READABLE
 from adapt.run_dir.results import COLUMNS, Row, in_order
 
 # Conditions that define the evaluation: results that differ in one of them are not comparable.
@@ -115,9 +116,22 @@ def differing_by_method(rows: Iterable[Row], searched: bool = False) -> dict[str
         by_method.setdefault(row.method, []).append(row)
     return {
         method: differing(_options(row, searched) for row in group)
-        | differing(row.conditions for row in group if row.conditions)
+        | _differing_conditions([row.conditions for row in group if row.conditions])
         for method, group in by_method.items()
     }
+
+
+def _differing_conditions(conditions: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of the conditions that differ, without a digest that readable ones explain."""
+    names = differing(conditions)
+    readable = names.intersection(READABLE)
+    digests: dict[str, set[str]] = {}
+    for one in conditions:
+        digests.setdefault(_sorted_json({name: one.get(name) for name in readable}), set()).add(
+            str(one.get("features"))
+        )
+    is_explained = bool(readable) and all(len(found) == 1 for found in digests.values())
+    return names - {"features"} if is_explained else names
 
 
 def _options(row: Row, searched: bool) -> dict[str, Any]:

@@ -159,3 +159,17 @@ def test_samples_that_were_left_out_are_listed(tiny_config: Callable[..., Config
     file.write_bytes(file.read_bytes()[:40])
     sc.extract(config)
     assert file.relative_to(config.data.root).as_posix() in run("inspect", config.store.path).output.replace("\n", "")
+
+
+def test_a_second_job_on_a_run_directory_is_said_and_named_readably(
+    tiny_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["methods=[linear_probe]", "backbone.model_kwargs.depth=2"]
+    sc.run(tiny_config(*base))
+    assert "another backbone" not in capsys.readouterr().err
+    sc.run(tiny_config(*base, "backbone.image_size=64", f"store.path={tiny_config().run_dir}/b.zarr"))
+    assert "holds 1 results of another backbone or of other settings of it" in capsys.readouterr().err
+    shown = run("report", tiny_config().run_dir).output
+    assert "image_size=32" in shown
+    assert "image_size=64" in shown
+    assert "features=" not in shown

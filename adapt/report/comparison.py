@@ -74,6 +74,11 @@ class Comparison:
         return self._best_of(self.summaries)
 
     @property
+    def by_validation(self) -> list[Summary]:
+        """The methods that have a result, the best one on validation first."""
+        return sorted((s for s in self.summaries if self.stat(s)), key=_validation, reverse=True)
+
+    @property
     def probe(self) -> Summary | None:
         """The linear probe; of several, the best one on validation."""
         return self._best_of([s for s in self.summaries if s.method == "linear_probe"])

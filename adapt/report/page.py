@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from markupsafe import Markup
 
 from adapt.report.chart import charts
 from adapt.report.comparison import headline, legend
+from adapt.report.method_details import details_of
 from adapt.report.overview import OVERVIEW_LEGEND, overview
 from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import table_columns
@@ -29,6 +31,7 @@ _OF_COMPARISONS = {
     "trained_from": trained_from,
     "overview": overview,
     "overview_legend": OVERVIEW_LEGEND,
+    "zip": zip,
 }
 
 
@@ -53,13 +56,15 @@ def write_report(
 
     Raises:
         UserError: there are neither rows nor failures, or predictions are damaged.
-        JobError: the file cannot be written.
+        JobError: the file cannot be written, or that of a curve or a search is damaged.
     """
     if not reported.rows and not failures:
         raise UserError(f"no results to report in {run_dir}: run `sidecache run` first")
+    comparisons = reported.comparisons()
     page = _render(
         name=title or Path(run_dir).resolve().name,
-        comparisons=reported.comparisons(),
+        comparisons=comparisons,
+        details_of=partial(details_of, reported=reported, n_comparisons=len(comparisons)),
         rows=reported.labeled(),
         config_text=config_text,
         failures=failures,

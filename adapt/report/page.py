@@ -1,4 +1,4 @@
-"""Writes `report.html`: the tables and charts of a run in one file that loads nothing from elsewhere."""
+"""Writes `report.html`: the tables and charts of runs in one file that loads nothing from elsewhere."""
 
 import base64
 import hashlib
@@ -11,9 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from adapt.report.cache_cost import cache_cost
 from adapt.report.chart import charts
 from adapt.report.comparison import headline, legend
 from adapt.report.method_details import details_of
+from adapt.report.mistakes import mistakes_of
 from adapt.report.overview import OVERVIEW_LEGEND, overview
 from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import table_columns
@@ -26,6 +28,7 @@ _OF_COMPARISONS = {
     "table_columns": table_columns,
     "headline": headline,
     "legend": legend,
+    "cache_cost": cache_cost,
     "charts": charts,
     "kinds_of": kinds_of,
     "trained_from": trained_from,
@@ -41,38 +44,45 @@ def write_report(
     config_text: str | None = None,
     title: str = "",
     failures: Sequence[tuple[str, str]] = (),
+    file_name: str = "report.html",
 ) -> Path:
-    """Write `report.html` into a run directory.
+    """Write a report into a run directory.
 
     Args:
-        run_dir: the run directory.
+        run_dir: the run directory, or any other folder.
         reported: its rows.
         config_text: the resolved configuration, as YAML.
         title: default: the name of the run directory.
         failures: name and reason of the jobs that failed.
+        file_name: of the report.
 
     Returns:
         The path of the report.
 
     Raises:
         UserError: there are neither rows nor failures, or predictions are damaged.
-        JobError: the file cannot be written, or that of a curve or a search is damaged.
+        JobError: the file cannot be written, or that of a curve, a search or a job is damaged.
     """
     if not reported.rows and not failures:
         raise UserError(f"no results to report in {run_dir}: run `sidecache run` first")
-    comparisons = reported.comparisons()
-    page = _render(
-        name=title or Path(run_dir).resolve().name,
-        comparisons=comparisons,
-        details_of=partial(details_of, reported=reported, n_comparisons=len(comparisons)),
-        rows=reported.labeled(),
-        config_text=config_text,
-        failures=failures,
-    )
-    path = Path(run_dir) / "report.html"
+    name = title or Path(run_dir).resolve().name
+    page = _render(name=name, config_text=config_text, failures=failures, **_values_of(reported))
+    path = Path(run_dir) / file_name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page + "\n")
     return path
+
+
+def _values_of(reported: ReportedRows) -> dict[str, Any]:
+    """What the template shows of some rows."""
+    comparisons = reported.comparisons()
+    return {
+        "comparisons": comparisons,
+        "details_of": partial(details_of, reported=reported, n_comparisons=len(comparisons)),
+        "mistakes_of": partial(mistakes_of, reported=reported),
+        "records": reported.job_records(),
+        "rows": reported.labeled(),
+    }
 
 
 def _render(**values: Any) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from adapt.report.comparison import Comparison, comparisons_of
 from adapt.report.seed_averages import differing_by_method, label, summarize
+from adapt.run_dir.job_record import JobRecord, read_job_record
 from adapt.run_dir.predictions import Predictions, find_predictions
 from adapt.run_dir.results import Row, in_order
 
@@ -37,6 +38,15 @@ class ReportedRows:
         """
         run_dir = self.run_dirs.get(row.trial_id)
         return None if run_dir is None else find_predictions(run_dir, row)
+
+    def job_records(self) -> list[tuple[str, JobRecord]]:
+        """The last job of every run directory, by the name of the directory.
+
+        Raises:
+            JobError: the record of a job is damaged.
+        """
+        folders = sorted(set(self.run_dirs.values()))
+        return [(folder.name, record) for folder in folders if (record := read_job_record(folder))]
 
     def comparisons(self) -> list[Comparison]:
         """The rows averaged over seeds, by data set, backbone and protocol.

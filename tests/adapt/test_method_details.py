@@ -5,11 +5,7 @@ from pathlib import Path
 import pytest
 from result_rows import Tags, make_row
 
-from adapt.config.pipeline import Config
 from adapt.config.trials import Trial
-from adapt.job.executor import InProcess
-from adapt.job.inputs import Inputs
-from adapt.job.training_job import train
 from adapt.report.page import write_report
 from adapt.report.reported_rows import ReportedRows
 from adapt.report.search_grid import search_grid

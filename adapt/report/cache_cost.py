@@ -33,13 +33,13 @@ def _ordinal(number: int) -> str:
     return f"{number:,}{ending}"
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: int | float) -> str:
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _size(n_bytes: float) -> str:
+def _size(n_bytes: int | float) -> str:
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30)):
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"

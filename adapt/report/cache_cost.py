@@ -25,7 +25,7 @@ def _pays(epochs: list[int]) -> str:
     first, last = _ordinal(epochs[0]), _ordinal(epochs[-1])
     if first == last:
         return f"; it pays from the {first} epoch on"
-    return f"; it pays from the {first} to the {last} epoch on, by method"
+    return f"; it pays from the {first} to the {last} epoch on, depending on the method"
 
 
 def _ordinal(number: int) -> str:

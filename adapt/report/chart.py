@@ -126,7 +126,7 @@ def _draw_x_axis(axes: Axes, axis: CostAxis, scale: Scale) -> None:
 def _draw_y_axis(axes: Axes, title: str, drawn: Sequence[_Drawn]) -> None:
     low = min(method.y - method.spread for method in drawn)
     high = max(method.y + method.spread for method in drawn)
-    pad = max(0.12 * (high - low), 0.5)
+    pad = max(0.08 * (high - low), 0.5)
     axes.set_ylim(low - pad, high + pad)
     axes.set_ylabel(title, color=TEXT)
     axes.tick_params(colors=TEXT, length=0)

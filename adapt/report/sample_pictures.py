@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,10 +19,7 @@ from adapt.config.load_config import load_config
 from adapt.run_dir.config_file import read_config
 from adapt.run_dir.predictions import Predictions
 from extract.sources.open_source import ImageSource, open_source
-from store.address import store_url
 from store.errors import UserError
-from store.growing.growth import read_known
-from store.kvstore import KeyValueStore
 
 _SIDE = 96  # pixels
 _QUALITY = 70
@@ -49,13 +47,13 @@ def pictures(run_dir: Path, trial: Predictions, numbers: Sequence[int]) -> list[
 
     Raises:
         UserError: the samples are gone or damaged, or others are there now.
-        JobError: they cannot be read, or the store that knows the test split cannot.
+        JobError: they cannot be read.
     """
     config = load_config(run_dir / "config.yaml")
     with _silent():
-        source = open_source(config.data, read_known(KeyValueStore(store_url(config.store.path))))
-        rows, split = _rows_of(source, trial), source.splits["test"]
-        return [_thumbnail(split[rows[number]]) for number in numbers]
+        source = open_source(config.data)
+        places = _places_of(source, trial)
+        return [_thumbnail(source.splits[places[k].split][places[k].row]) for k in numbers]
 
 
 @contextmanager
@@ -66,17 +64,36 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _rows_of(source: ImageSource, trial: Predictions) -> list[int]:
-    """The row of every sample of a trial in the test split; of a video, that of its first view."""
-    split = source.splits["test"]
-    ids = [sample.encode(errors="backslashreplace").decode() for sample in split.ids[:: source.views]]
-    row_of = {sample.removesuffix("#0") if source.views > 1 else sample: k for k, sample in enumerate(ids)}
-    rows = [row_of[sample] * source.views for sample in trial.sample_ids if sample in row_of]
-    if len(rows) < len(trial.sample_ids) or source.classes != trial.classes:
+class _Place(NamedTuple):
+    """Where a sample is in a source; of a video, its first view."""
+
+    split: str
+    row: int
+
+
+def _places_of(source: ImageSource, trial: Predictions) -> list[_Place]:
+    """The place of every sample of a trial.
+
+    If the test split is drawn, it may be another one than the store kept as it grew: the ids tell.
+    """
+    place_of = {
+        _id_of(sample, source.views): _Place(split, row * source.views)
+        for split in (("train", "test") if source.drawn else ("test",))
+        for row, sample in enumerate(source.splits[split].ids[:: source.views])
+    }
+    places = [place_of[sample] for sample in trial.sample_ids if sample in place_of]
+    if len(places) < len(trial.sample_ids) or source.classes != trial.classes:
         raise UserError("the configuration of the run names other samples now than those that were tested")
-    if not np.array_equal(split.labels[rows], trial.labels):
+    labels = [source.splits[place.split].labels[place.row] for place in places]
+    if not np.array_equal(labels, trial.labels):
         raise UserError("the samples have other labels now than when they were tested")
-    return rows
+    return places
+
+
+def _id_of(sample: str, views: int) -> str:
+    """The id of a sample as predictions have it."""
+    text = sample.encode(errors="backslashreplace").decode()
+    return text.removesuffix("#0") if views > 1 else text
 
 
 def _thumbnail(sample: Image.Image | Sequence[Image.Image]) -> str:

@@ -102,6 +102,22 @@ def test_samples_with_other_labels_are_not_shown(report: Callable[..., str], ima
     assert "the samples have other labels now" in report(trial=changed)
 
 
+def test_a_test_split_that_is_drawn_another_way_now_is_found_by_its_ids(
+    report: Callable[..., str], image_folder: Path
+) -> None:
+    trial = trial_of(image_folder)
+    ids = tuple(sample.removeprefix("test/") for sample in trial.sample_ids)
+    for sample in (image_folder / "train").rglob("*.png"):
+        sample.rename(sample.with_stem(f"train{sample.stem}"))
+    for kind in ("blue", "green", "red"):
+        shutil.copytree(image_folder / "test" / kind, image_folder / kind)
+        shutil.copytree(image_folder / "train" / kind, image_folder / kind, dirs_exist_ok=True)
+    shutil.rmtree(image_folder / "train")
+    shutil.rmtree(image_folder / "test")
+    drawn = Predictions(**{**vars(trial), "sample_ids": ids})
+    assert report(trial=drawn).count("data:image/jpeg") == len(WRONG)
+
+
 def test_the_most_confident_mistakes_come_first_and_are_wrong() -> None:
     draw = np.random.default_rng(0)
     made = make_predictions(np.ones(80, bool), classes=5)

@@ -36,7 +36,7 @@ LOWEST_CONTRAST = """() => {
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = texts.nextNode(); node; node = texts.nextNode()) {
     const element = node.parentElement, style = getComputedStyle(element);
-    if (!node.textContent.trim() || !element.checkVisibility() || ["SCRIPT", "TITLE"].includes(element.tagName)) continue;
+    if (!node.textContent.trim() || !element.checkVisibility() || element.closest("script, title")) continue;
     if (element.closest("svg") && element.tagName !== "text") continue;
     const color = element.closest("svg") ? style.fill : style.color;
     const [a, b] = [luminance(parse(color).rgb), luminance(behind(element))];

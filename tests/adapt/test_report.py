@@ -1,20 +1,13 @@
 """The terminal table and report.html: correct numbers, everything escaped, nothing loaded from elsewhere."""
 
-import math
 import re
 from typing import Annotated
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from result_rows import Tags, make_row, terminal
 
-from adapt.report.chart import charts
-from adapt.report.chart_labels import Box, place_label
 from adapt.report.comparison import comparisons_of, headline
-from adapt.report.cost_axis import scale_of
 from adapt.report.page import write_report
-from adapt.report.pareto import front_of
 from adapt.report.reported_rows import ReportedRows
 from adapt.report.seed_averages import summarize
 from adapt.run_dir.results import COLUMNS, Column, Row, declared_columns
@@ -209,39 +202,6 @@ def test_names_are_drawn_as_they_are(tmp_path):
         assert expected in text
 
 
-def test_the_chart_shows_zero_parameters_and_a_label_for_every_group():
-    (comparison,) = comparisons_of(summarize(ROWS))
-    svg = charts(comparison)[0].drawing
-    for expected in (">0<", ">10k<", ">30k<", ">linear_probe<", ">losa<"):
-        assert expected in svg
-
-
-@pytest.mark.parametrize("params", [[0], [1], [5, 5], [1000], [0, 10**9], [1, 10**10]])
-def test_any_range_of_parameters_can_be_drawn(params):
-    rows = [make_row(f"m{i}", trainable_params=p, top1=100.0) for i, p in enumerate(params)]
-    svg = charts(comparisons_of(summarize(rows))[0])[0].drawing
-    assert all(f">m{i}<" in svg for i in range(len(params)))
-    assert "nan" not in svg
-
-
-def test_there_is_a_chart_for_every_cost_that_is_known():
-    (comparison,) = comparisons_of(summarize([row.model_copy(update={"peak_memory_bytes": None}) for row in ROWS]))
-    drawings = [chart.drawing for chart in charts(comparison)]
-    assert ["trained parameters" in drawings[0], "samples/s" in drawings[1], len(drawings)] == [True, True, 2]
-
-
-def test_the_front_of_every_chart_is_named_below_it():
-    rows = [
-        make_row("small", top1=80.0, trainable_params=10, samples_per_second=100.0),
-        make_row("middling", top1=79.0, trainable_params=100, samples_per_second=900.0),
-        make_row("large", top1=90.0, trainable_params=1000, samples_per_second=50.0),
-    ]
-    parameters, memory, speed = charts(comparisons_of(summarize(rows))[0])
-    assert parameters.sentence == "Pareto front: small, large."
-    assert memory.sentence.startswith("Pareto front: large. Methods that were trained in one pass")
-    assert speed.sentence == "Pareto front: middling, small, large."
-
-
 def test_means_over_fewer_seeds_are_marked(tmp_path):
     rows = [*ROWS, make_row("alone", top1=99.0)]
     text = page(tmp_path, rows)
@@ -274,34 +234,3 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
 def test_report_without_rows_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no results to report in .*: run `sidecache run` first"):
         write_report(tmp_path, ReportedRows(rows=[]))
-
-
-@given(st.lists(st.tuples(*[st.integers(0, 9).map(float)] * 2), min_size=1, max_size=12))
-def test_a_method_is_on_the_front_unless_another_one_is_better_and_no_dearer(points):
-    front = front_of(points)
-    assert [points[k] for k in front] == sorted(points[k] for k in front)
-    for k, (cost, accuracy) in enumerate(points):
-        beaten = any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in points)
-        assert (k in front) is not beaten
-
-
-@given(st.lists(st.floats(0, 1e12) | st.just(0.0), min_size=1, max_size=9), st.booleans())
-def test_an_axis_has_all_values_inside_and_ticks_in_order(values, is_log):
-    values = [value if value > 1e-3 else 0.0 for value in values]
-    scale = scale_of(values, is_log=is_log)
-    assert all(scale.low < scale.place(value) < scale.high for value in values)
-    places = [tick.place for tick in scale.ticks]
-    assert places == sorted(set(places))
-    assert len(places) <= 9
-    assert all(scale.low <= place <= scale.high for place in places)
-
-
-@given(st.lists(st.tuples(st.floats(60, 500), st.floats(40, 280), st.floats(10, 120)), max_size=8))
-def test_labels_stay_in_the_frame_and_apart(points):
-    frame, taken = Box(0.0, 0.0, 640.0, 320.0), []
-    for x, y, width in points:
-        place = place_label((x, y), width, frame, taken)
-        assert frame.contains(place)
-        assert not any(place.overlaps(other) for other in taken)
-        assert math.isclose(place.right - place.left, width)
-        taken.append(place)

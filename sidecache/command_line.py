@@ -135,17 +135,18 @@ def train_command(config: JobPath, overrides: Overrides = None) -> None:
 app.command("intrinsic", epilog="Example: sidecache intrinsic pipeline.yaml --dims 16,64,256 --json")(intrinsic_command)
 
 
-@app.command("report", epilog="Example: sidecache report runs/digits")
-def report_command(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
-    """Print the table of a run or a study, and write its report.html again."""
+@app.command("report", epilog="Example: sidecache report runs/digits runs/flowers --output both.html")
+def report_command(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="run directories, or folders of some")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE.html", help="one report of all of them")] = None,
+) -> None:
+    """Print the table of a run or a study, and write its report.html again; or one report of several."""
     from sidecache import commands
 
-    commands.report(run_dir)
+    commands.report(run_dirs, output)
 
 
-app.command("results", epilog="Example: sidecache results runs --by dataset --where method=losa --format markdown")(
-    results_command
-)
+app.command("results", epilog="Example: sidecache results runs --by dataset --format markdown")(results_command)
 
 
 @app.command("inspect", epilog="Example: sidecache inspect runs/digits/cache.zarr --json")

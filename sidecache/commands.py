@@ -1,9 +1,11 @@
 """Does what the commands `run`, `plan`, `extract`, `train` and `report` say, for a single job or a study."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import sidecache
+from adapt.across_runs.combined_report import write_combined_report
 from adapt.config.pipeline import Config
 from adapt.config.study import Study
 from adapt.job.extraction import OnChanged
@@ -14,6 +16,7 @@ from adapt.planning.pilot_report import print_pilot
 from adapt.planning.plan import print_plan
 from adapt.planning.planner import make_plan, parse_bytes
 from adapt.planning.preset_choice import find_pilot
+from adapt.report.table import print_table
 from adapt.study.checks import failure_of
 from adapt.study.plan import plan_study, print_study_plan
 from adapt.study.record import has_record
@@ -23,6 +26,8 @@ from extract.forward.device import configure_process
 from sidecache.messages import log, print_json
 from sidecache.steps import log_extraction, print_results, write_run_report
 from sidecache.studies import extract_study, run_study, train_study
+from store.console.terminal import Terminal
+from store.errors import UserError
 
 
 def run(job: Config | Study, on_changed: OnChanged) -> None:
@@ -89,15 +94,20 @@ def _run_pilots(job: Config | Study) -> dict[str, Pilot]:
     return pilots
 
 
-def report(run_dir: Path) -> None:
-    """Write report.html again, and print the table."""
-    if has_record(run_dir):
-        result = read_study_results(run_dir)
+def report(run_dirs: Sequence[Path], output: Path | None) -> None:
+    """Print the table, and write report.html again, or one report of all runs to `output`."""
+    if output is not None:
+        print_table(write_combined_report(run_dirs, output).comparisons(), Terminal())
+        log(f"report: {output}")
+    elif len(run_dirs) > 1:
+        raise UserError("a report of several run directories needs a file of its own: add --output FILE.html")
+    elif has_record(run_dirs[0]):
+        result = read_study_results(run_dirs[0])
         result.write()
         _print_study(result)
     else:
-        write_run_report(run_dir)
-        print_results(run_dir)
+        write_run_report(run_dirs[0])
+        print_results(run_dirs[0])
 
 
 def _finish(result: StudyResult) -> None:

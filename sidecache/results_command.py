@@ -85,7 +85,7 @@ def _read(paths: list[Path], where: list[str]) -> "Runs":
 def _compare(runs: "Runs") -> "list[Comparison]":
     from adapt.report.reported_rows import ReportedRows
 
-    return ReportedRows(rows=runs.rows, methods=runs.methods, read_predictions=runs.read_predictions).comparisons()
+    return ReportedRows(rows=runs.rows, methods=runs.methods, run_dirs=runs.run_dirs).comparisons()
 
 
 def _draw(runs: "Runs") -> bytes:

@@ -108,6 +108,12 @@ class ReportNames(StrictModel):
     backbone: str | None = Field(None, min_length=1, description="null or a name")
 
 
+class ReportConfig(StrictModel):
+    """The `report:` section: what `report.html` shows."""
+
+    pictures: bool = True
+
+
 class Config(StrictModel):
     """All sections of pipeline.yaml."""
 
@@ -126,6 +132,7 @@ class Config(StrictModel):
     )
     sweep: Sweep = Field({}, description=LEGAL_SWEEP)
     search: SearchConfig = SearchConfig()
+    report: ReportConfig = ReportConfig()
     report_as: ReportNames = ReportNames()
     _expanded_texts: tuple[ExpandedText, ...] = PrivateAttr(())
 

@@ -23,12 +23,14 @@ from adapt.job.intrinsic_dimension import Measurement, measure, resolve_targets
 from adapt.job.intrinsic_record import IntrinsicRecord
 from adapt.job.job_progress import job_progress
 from adapt.job.method_search import MethodSearch, describe
+from adapt.job.this_job import this_job
 from adapt.job.trial_batch import TrialBatch, batches_of
 from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows, settings_of
 from adapt.methods.registry import find_method
 from adapt.report.fingerprint import conditions_of, digest
 from adapt.run_dir.config_file import write_config
 from adapt.run_dir.files import make_run_dir
+from adapt.run_dir.job_record import write_job_record
 from adapt.run_dir.results import Row, read_results
 from adapt.training.callbacks import Callback
 from adapt.training.candidate import diverged
@@ -153,6 +155,8 @@ class TrainingJob:
             except JobError as error:
                 failures.append(error)
         unfinished = [spec for spec in specs if not self._was_finished(spec)]
+        if unfinished:
+            write_job_record(self.config.run_dir, this_job(self.config.train.device))
         for batch, scores in self._run_all(batches_of(self.config, unfinished, for_search=False)):
             delete_checkpoints(batch.checkpoint(self.features))
             self._log_results(batch)

@@ -92,6 +92,8 @@ def run_batch(batch: TrialBatch, features: FeatureSet, callbacks: Sequence[Callb
                 checkpoint=batch.checkpoint(features),
                 on_epoch=lambda entry, candidate: _notify(followers, epoch_event(entry, candidate, phase)),
             )
+        for run, candidate in zip(runs, candidates, strict=True):
+            run.record_curve(candidate)
         if not batch.for_search:
             for row in _record(runs, candidates, data, peak):
                 for follower in followers:

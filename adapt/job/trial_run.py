@@ -18,6 +18,7 @@ from adapt.job.predictions_of_test import predictions_of
 from adapt.methods.registry import find_method
 from adapt.methods.trained_parameters import count_params
 from adapt.report.fingerprint import conditions_of, digest
+from adapt.run_dir.curves import Curve, write_curve
 from adapt.run_dir.predictions import predictions_path, write_predictions
 from adapt.run_dir.results import Row, read_results, write_results
 from adapt.training.candidate import Candidate
@@ -124,6 +125,24 @@ class TrialRun:
         write_results(self.config.run_dir, [row])
         return row
 
+    def record_curve(self, trained: Candidate) -> None:
+        """Write losses and scores of all epochs; nothing for a method that is solved."""
+        if not trained.history:
+            return
+        train_loss, val_score, val_loss = (list(map(_finite, values)) for values in zip(*trained.history, strict=True))
+        curve = Curve(
+            trial_id=self.trial_id,
+            method=self.spec.method.name,
+            options=self._options,
+            lr=self.spec.trial.lr,
+            weight_decay=self.spec.trial.weight_decay,
+            seed=self.spec.seed,
+            train_loss=train_loss,
+            val_score=val_score,
+            val_loss=val_loss,
+        )
+        write_curve(self.config.run_dir, curve)
+
     def _row(self, trained: Candidate, metrics: Metrics, peak_memory_bytes: int | None) -> Row:
         costs, samples = self.features.costs, len(trained.data.rows)
         trainable_params, head_params = count_params(trained.model)
@@ -228,6 +247,10 @@ def settings_of(config: Config, method: MethodConfig, for_search: bool = False) 
         solve_head=None if trains_backbone else train.solve_head,
         shuffle_block=train.shuffle_block,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def adaptor_path(run_dir: Path, row: Row) -> Path:

@@ -43,15 +43,22 @@ class Box:
 
 def place_label(point: tuple[float, float], width: float, frame: Box, occupied: Sequence[Box]) -> Box:
     """The nearest free box above, below or beside a point; if there is none, the box on the point's right."""
+    free = find_place(point, width, frame, occupied, most_steps=_MOST_STEPS)
+    return free or _line_box(point[0] + _GAP, point[1], width)
+
+
+def find_place(
+    point: tuple[float, float], width: float, frame: Box, occupied: Sequence[Box], *, most_steps: int
+) -> Box | None:
+    """The nearest free box above, below or beside a point; None if there is none within so many half lines."""
     x, y = point
-    right_of_point = x + _GAP
-    for step in range(_MOST_STEPS):
+    for step in range(most_steps):
         for dy in (step * POINTS_A_LINE / 2, -step * POINTS_A_LINE / 2):
-            for left in (x - width / 2, right_of_point, x - _GAP - width):
+            for left in (x - width / 2, x + _GAP, x - _GAP - width):
                 place = _line_box(left, y + dy, width)
                 if frame.contains(place) and not any(place.overlaps(other) for other in occupied):
                     return place
-    return _line_box(right_of_point, y, width)
+    return None
 
 
 def _line_box(left: float, y: float, width: float) -> Box:

@@ -51,6 +51,16 @@ class Comparison:
         assert stat is not None
         return stat.mean
 
+    @property
+    def most_seeds(self) -> int:
+        """The number of seeds of the method that has most."""
+        return max(len(summary.seeds) for summary in self.summaries)
+
+    def seeds_note(self, summary: Summary) -> str:
+        """`n=1` for a method of one seed, and so on; empty where all methods have equally many seeds."""
+        counts = {len(other.seeds) for other in self.summaries}
+        return f"n={len(summary.seeds)}" if len(counts) > 1 else ""
+
     def is_inside_noise(self, summary: Summary) -> bool | None:
         """Whether the test samples cannot tell a method from the best one on validation; None if that is unknown."""
         found = self.evidence.get(summary.trial_ids)
@@ -62,6 +72,11 @@ class Comparison:
     def best(self) -> Summary | None:
         """The best method on validation: the best one on the test split may only be the luckiest."""
         return self._best_of(self.summaries)
+
+    @property
+    def by_validation(self) -> list[Summary]:
+        """The methods that have a result, the best one on validation first."""
+        return sorted((s for s in self.summaries if self.stat(s)), key=_validation, reverse=True)
 
     @property
     def probe(self) -> Summary | None:
@@ -143,7 +158,9 @@ def headline(comparison: Comparison) -> str:
         subject += f" ({comparison.protocol})"
     if best is None:
         return f"{subject}: no method has a result."
+    note = comparison.seeds_note(best)
     line = f"{subject}: best on validation is {best.label}, {comparison.metric_name} {percent(comparison.stat(best))}"
+    line += f" ({note})" if note else ""
     if probe is None:
         return f"{line} (no linear probe to compare with)."
     if probe == best:

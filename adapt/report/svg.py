@@ -15,19 +15,29 @@ from store.console.visible import visible
 
 # Placeholders for CSS variables of the page, so that one drawing works in light and dark mode.
 TEXT, ACCENT, RULE, MUTED = "#010203", "#040506", "#070809", "#0a0b0c"
-_IN_PAGE = {TEXT: "currentColor", ACCENT: "var(--accent)", RULE: "var(--rule)", MUTED: "var(--muted)"}
+CACHE, END_TO_END, ONLINE = "#0b0102", "#0b0304", "#0b0506"
+_IN_PAGE = {
+    TEXT: "currentColor",
+    ACCENT: "var(--accent)",
+    RULE: "var(--rule)",
+    MUTED: "var(--muted)",
+    CACHE: "var(--cache)",
+    END_TO_END: "var(--end-to-end)",
+    ONLINE: "var(--online)",
+}
 # Colors of a file, which are legible on white and on dark gray.
 _IN_FILE = {TEXT: "#6e7781", ACCENT: "#3f86d1", RULE: "#8c959f55", MUTED: "#8c959f"}
 
 
 @contextmanager
-def svg_style(salt: str) -> Iterator[None]:
+def svg_style(salt: str, font_size: float = 9.0) -> Iterator[None]:
     """The style of all figures.
 
     Args:
         salt: ids in the SVG are hashes with it, so that the same figure gives the same bytes.
+        font_size: in points.
     """
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": visible(salt), "font.size": 9}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": visible(salt), "font.size": font_size}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser's fonts have it
         yield

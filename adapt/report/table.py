@@ -39,9 +39,13 @@ def table_columns(comparison: Comparison) -> list[TableColumn]:
         *(column for column in costs if column.brief),
         *metrics,
         *sorted((column for column in costs if not column.brief), key=lambda column: column.header.lower()),
-        TableColumn("seeds", lambda summary: str(len(summary.seeds)), brief=False),
+        TableColumn("seeds", lambda summary: str(len(summary.seeds)), brief=_seeds_differ(comparison)),
     ]
     return [column for column in columns if any(column.cell(s) != UNKNOWN for s in comparison.summaries)]
+
+
+def _seeds_differ(comparison: Comparison) -> bool:
+    return any(comparison.seeds_note(summary) for summary in comparison.summaries)
 
 
 def table_column(field: str) -> TableColumn:

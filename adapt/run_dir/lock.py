@@ -22,7 +22,14 @@ from store.lock import describe_owner, this_process
 _FILE = ".run.lock"
 _MOST_BYTES = 64 << 10  # of an owner's description that is read
 _LOCKED_BY_ANOTHER = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
-_FOLDERS = (".", "adaptors", "checkpoints", "predictions", "search")  # where only the job that holds the lock writes
+_FOLDERS = (
+    ".",
+    "adaptors",
+    "checkpoints",
+    "curves",
+    "predictions",
+    "search",
+)  # where only the job that holds the lock writes
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from adapt.report.page import write_report
 from adapt.report.reported_rows import ReportedRows
 from adapt.report.table import print_failures, print_table
 from adapt.run_dir.config_file import configured_methods
-from adapt.run_dir.predictions import find_predictions
 from adapt.run_dir.results import Row, write_csv
 from adapt.study.record import PartRecord, StudyRecord, read_record
 from store.console.terminal import Terminal
@@ -62,11 +61,7 @@ class StudyResult:
     def reported(self) -> ReportedRows:
         """The rows as tables and the report show them."""
         methods = [name for run_dir in dict.fromkeys(self.run_dirs.values()) for name in configured_methods(run_dir)]
-        return ReportedRows(
-            rows=self.rows,
-            methods=methods,
-            read_predictions=lambda row: find_predictions(self.run_dirs[row.trial_id], row),
-        )
+        return ReportedRows(rows=self.rows, methods=methods, run_dirs=self.run_dirs)
 
     def require_all(self) -> None:
         """Refuse a study of which parts failed.

@@ -39,6 +39,7 @@ class Candidate:
         val_score: validation score after the last epoch; nan without validation rows.
         val_loss: validation loss after the last epoch.
         last_lr: learning rate of the last step.
+        history: train loss, validation score and validation loss after each epoch.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class Candidate:
     val_score: float = math.nan
     val_loss: float = math.nan
     last_lr: float | None = None
+    history: list[tuple[float, float, float]] = field(default_factory=list)
 
     @property
     def layers(self) -> tuple[int, ...]:

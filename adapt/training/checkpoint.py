@@ -18,7 +18,7 @@ _SAVE_EVERY_SECONDS = 5.0  # of work that an interruption may lose
 _SHARE_OF_TIME = 1 / 20  # that saving may take; large models are saved less often
 _CANDIDATE_FIELDS = (
     *("best", "best_epoch", "score", "loss", "active", "was_dropped"),
-    *("epochs", "seconds", "reading_seconds", "train_loss", "loss_sum", "n_steps"),
+    *("epochs", "seconds", "reading_seconds", "train_loss", "loss_sum", "n_steps", "history"),
 )
 
 

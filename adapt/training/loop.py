@@ -156,6 +156,7 @@ class Loop:
             if rung.epoch == epoch + 1:
                 drop_worst(self._job.candidates, rung.share)
         for candidate in active:
+            candidate.history.append((candidate.train_loss, candidate.val_score, candidate.val_loss))
             self._job.on_epoch(candidate)
 
     def _validate(self, active: Sequence[Candidate], epoch: int) -> None:

@@ -219,6 +219,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (resumed.score, resumed.best_epoch) == (whole.score, whole.best_epoch)
+    assert np.array(resumed.history) == pytest.approx(np.array(whole.history), rel=1e-6)
     assert len(losses) == settings.epochs - stop_after[0]
 
 

@@ -1,10 +1,11 @@
 """Builds the columns of the result tables, and prints the tables in the terminal."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,10 @@ from adapt.report.comparison import UNKNOWN, Comparison, headline, interval_text
 from adapt.report.seed_averages import Stat, Summary
 from adapt.run_dir.results import COLUMNS
 from store.console.visible import visible
+
+_LONGEST_LABEL = 40  # characters of a method's name before it wraps
+_WIDER_THAN_ANY = 10_000  # characters of a table
+_FEWEST_COLUMNS = 3  # the metric, its interval, and one more, such as the number of seeds
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,10 @@ def table_columns(comparison: Comparison) -> list[TableColumn]:
         *(column for column in costs if column.brief),
         *metrics,
         *sorted((column for column in costs if not column.brief), key=lambda column: column.header.lower()),
-        TableColumn("seeds", lambda summary: str(len(summary.seeds)), brief=_seeds_differ(comparison)),
+        TableColumn("seeds", lambda summary: str(len(summary.seeds)), brief=False),
     ]
+    if _seeds_differ(comparison):  # then every row says it, beside its mean
+        columns.insert(2, replace(columns.pop(), brief=True))
     return [column for column in columns if any(column.cell(s) != UNKNOWN for s in comparison.summaries)]
 
 
@@ -75,18 +82,32 @@ def print_table(comparisons: Sequence[Comparison], console: Console) -> None:
     if not comparisons:
         console.print("no results yet")
     for comparison in comparisons:
-        columns = [column for column in table_columns(comparison) if column.brief]
-        table = Table(title=_text(comparison.title), box=box.SIMPLE, padding=0)
-        table.add_column("method", overflow="fold")
-        for column in columns:
-            table.add_column(column.header, justify="right", no_wrap=True)
-        for summary in comparison.summaries:
-            style = "bold" if summary == comparison.best else ""
-            table.add_row(_text(summary.label), *(Text(c.cell(summary)) for c in columns), style=style)
-        console.print(table)
+        console.print(_table_that_fits(comparison, console))
         for line in legend(comparison):
             console.print(_text(line))
         console.print(_text(headline(comparison)))
+
+
+def _table_that_fits(comparison: Comparison, console: Console) -> Table:
+    """The table with as many of its last columns left out as do not fit beside the names of the methods."""
+    columns = [column for column in table_columns(comparison) if column.brief]
+    unlimited = console.options.update(max_width=_WIDER_THAN_ANY)
+    while True:
+        table = _table(comparison, columns)
+        if len(columns) <= _FEWEST_COLUMNS or Measurement.get(console, unlimited, table).maximum <= console.width:
+            return table
+        columns.pop()
+
+
+def _table(comparison: Comparison, columns: Sequence[TableColumn]) -> Table:
+    table = Table(title=_text(comparison.title), box=box.SIMPLE, padding=0)
+    table.add_column("method", overflow="fold", max_width=_LONGEST_LABEL)
+    for column in columns:
+        table.add_column(column.header, justify="right", no_wrap=True)
+    for summary in comparison.summaries:
+        style = "bold" if summary == comparison.best else ""
+        table.add_row(_text(summary.label), *(Text(c.cell(summary)) for c in columns), style=style)
+    return table
 
 
 def print_failures(failures: Sequence[tuple[str, str]], console: Console, title: str = "failed") -> None:

@@ -234,3 +234,16 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
 def test_report_without_rows_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no results to report in .*: run `sidecache run` first"):
         write_report(tmp_path, ReportedRows(rows=[]))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_names_of_methods_are_whole_on_narrow_terminals(width: int) -> None:
+    rows = [make_row(method, seed) for method in ("attentive_probe", "transformer_probe") for seed in (0, 1)]
+    rows.append(make_row("conv_ladder", 0))  # from one seed
+    lines = terminal(rows, width=width).splitlines()
+    for method in ("attentive_probe", "transformer_probe", "conv_ladder"):
+        (line,) = (line for line in lines if line.strip().startswith(method))
+        assert len(line) <= width
+    header = next(line for line in lines if line.strip().startswith("method"))
+    assert ("epochs" in header) == (width > 60)  # the last columns are left out where they do not fit
+    assert any("seeds" in line for line in lines)

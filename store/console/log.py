@@ -17,7 +17,7 @@ class _StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line at once, so that lines of several threads do not mix."""
-        print(f"{visible(record.getMessage())}\n", end="", file=sys.stderr, flush=True)
+        print(f"{record.getMessage()}\n", end="", file=sys.stderr, flush=True)
 
 
 _LOGGER.setLevel(logging.INFO)
@@ -26,6 +26,6 @@ _LOGGER.propagate = False
 
 
 def log(message: str) -> None:
-    """Log one line at the level INFO; of several processes only rank 0 does."""
+    """Log one line at the level INFO, with control characters written out; of several processes only rank 0 does."""
     if os.environ.get("RANK", "0") == "0":
-        _LOGGER.info("%s", message)
+        _LOGGER.info("%s", visible(message))

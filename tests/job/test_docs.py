@@ -1,5 +1,6 @@
 """Examples in the documentation run, and its tables are those of the result files."""
 
+import json
 import re
 import tomllib
 from collections.abc import Callable
@@ -24,6 +25,20 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for block in blocks:
         exec(block, scope)
     assert [row.method for row in scope["rows"]] == ["linear_probe", "losa"]
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "extract").symlink_to(ROOT / "extract")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    for cell in json.loads((ROOT / "examples" / "first_steps.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "it is kept without outputs"
+            exec("".join(cell["source"]), scope)
+    printed = capsys.readouterr().out
+    assert "(3, 65, 128)" in printed
+    assert "test samples are wrong" in printed
+    assert (tmp_path / "runs/first-steps/report.html").is_file()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)

@@ -5,6 +5,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -57,6 +58,15 @@ def test_a_user_of_the_library_silences_or_redirects_it(
     log("elsewhere")
     assert capsys.readouterr().err == ""
     assert stream.getvalue() == "elsewhere\n"
+
+
+def test_every_handler_gets_text_that_can_be_written(logger: logging.Logger, tmp_path: Path) -> None:
+    """Names of files may hold any bytes."""
+    handler = logging.FileHandler(tmp_path / "log", encoding="utf-8")
+    logger.handlers[:] = [handler]
+    log("a\udcff\x1b[2J")
+    handler.close()
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "a\\udcff\\u001b[2J\n"
 
 
 def test_of_several_processes_one_logs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

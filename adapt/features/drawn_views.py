@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
 
 from adapt.features.feature_source import BatchReader, Rows
 from adapt.methods.feature_spec import TokensByLayer
@@ -61,11 +60,10 @@ class DrawnViews:
 
 def _join(is_first: Bool[np.ndarray, "_"], first: Any, second: Any) -> TokensByLayer:
     """The tokens of the rows of a batch, of which some are in one part and the others in another one."""
-    return {layer: _join_rows(is_first, first[layer], second[layer]) for layer in first}
-
-
-def _join_rows(is_first: Bool[np.ndarray, "_"], first: Tensor, second: Tensor) -> Tensor:
-    joined = first.new_empty(len(is_first), *first.shape[1:])
-    for part, chosen in ((first, is_first), (second, ~is_first)):
-        joined[to_device(torch.from_numpy(np.flatnonzero(chosen)), first.device)] = part
+    device = next(iter(first.values())).device
+    rows = [to_device(torch.from_numpy(np.flatnonzero(chosen)), device) for chosen in (is_first, ~is_first)]
+    joined = {layer: tokens.new_empty(len(is_first), *tokens.shape[1:]) for layer, tokens in first.items()}
+    for layer, tokens in joined.items():
+        for index, part in zip(rows, (first, second), strict=True):
+            tokens.index_copy_(0, index, part[layer])
     return joined

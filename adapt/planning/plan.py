@@ -153,7 +153,8 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "extraction", _rate(plan.samples_per_second["extract"])
     yield from _unstored_lines(plan)
     for source, seconds in plan.epoch_seconds.items():
-        if source in plan.samples_per_second:
+        is_possible = not plan.total_seconds or source in (*plan.total_seconds, "end_to_end")
+        if source in plan.samples_per_second and is_possible:
             an_epoch = "" if seconds is None else f"{duration(seconds)} an epoch, "
             yield f"training, {source}", f"{an_epoch}{_rate(plan.samples_per_second[source])}"
     total = "" if plan.train_seconds is None else f"{duration(plan.train_seconds)} for "

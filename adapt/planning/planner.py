@@ -1,5 +1,6 @@
 """Makes the plan of a job from its facts and measured speeds."""
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -22,6 +23,7 @@ from store.errors import UserError
 
 _BYTES = TypeAdapter(ByteSize)
 _SOURCES = ("resident", "streamed", "online")
+_BUSY = 0.75  # of the cores, by programs that run or wait to run
 
 
 def parse_bytes(text: str) -> int:
@@ -89,8 +91,17 @@ def plan_job(job: JobFacts, speeds: Speeds | None, budget: int | None = None) ->
         feature_source=choice.kind,
         reason=choice.reason,
         proposals=_proposals(job, budget) if fits is False and choice.kind != "online" else [],
-        notes=job.notes,
+        notes=job.notes + (_notes_of_load() if speeds else []),
     )
+
+
+def _notes_of_load() -> list[str]:
+    """A note if other programs keep the cores busy, so that what was measured is too slow; none on Windows."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < _BUSY * cores:
+        return []
+    return [f"other programs keep this machine busy (load {load:.1f} on {cores} cores): the job is faster without them"]
 
 
 def _seconds_a_sample(job: JobFacts, speeds: Speeds | None) -> dict[str, float]:

@@ -225,6 +225,39 @@ class TestSeconds:
         assert plan.samples_per_second["online"] == pytest.approx(1 / 14)
 
 
+class TestWhatIsShown:
+    def test_a_source_that_does_not_fit_has_no_times(
+        self,
+        tiny_config: Build,
+        measured: Callable[..., None],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        measured()
+        print_plan(make_plan(tiny_config("train.device=cpu")), "fits")
+        assert "training, resident" in capsys.readouterr().out
+        memory = psutil.virtual_memory()._replace(available=1000)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        print_plan(make_plan(tiny_config("train.device=cpu")), "does not")
+        shown = capsys.readouterr().out
+        assert "training, resident" not in shown
+        assert "training, streamed" in shown
+
+    @pytest.mark.parametrize(("load", "is_noted"), [(0.1, False), (2.0, True)])
+    def test_a_busy_machine_is_noted(
+        self,
+        tiny_config: Build,
+        measured: Callable[..., None],
+        monkeypatch: pytest.MonkeyPatch,
+        load: float,
+        is_noted: bool,
+    ) -> None:
+        measured()
+        monkeypatch.setattr(os, "getloadavg", lambda: (load * CORES, 0.0, 0.0))
+        assert any("keep this machine busy" in note for note in make_plan(tiny_config()).notes) is is_noted
+        assert not known(tiny_config()).notes  # nothing is measured
+
+
 class TestAnotherMachine:
     """Here a forward pass takes 10 s, at 2 TFLOP/s."""
 

@@ -4,6 +4,7 @@ import math
 
 from adapt.report.comparison import Comparison
 from adapt.report.trained_from import FROM_CACHE, trained_from
+from store.console.duration import duration
 
 
 def cache_cost(comparison: Comparison) -> str:
@@ -12,7 +13,7 @@ def cache_cost(comparison: Comparison) -> str:
     costs = [summary.costs for summary in cached]
     seconds = max((cost["extract_seconds"] for cost in costs if cost["extract_seconds"] is not None), default=None)
     size = max((cost["store_bytes"] for cost in costs if cost["store_bytes"] is not None), default=None)
-    parts = ([] if seconds is None else [_duration(seconds)]) + ([] if size is None else [_size(size)])
+    parts = ([] if seconds is None else [duration(seconds)]) + ([] if size is None else [_size(size)])
     if not parts:
         return ""
     epochs = sorted(max(1, math.ceil(e)) for cost in costs if (e := cost["break_even_epochs"]) is not None)
@@ -31,12 +32,6 @@ def _pays(epochs: list[int]) -> str:
 def _ordinal(number: int) -> str:
     ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number % 100 not in (11, 12, 13) else "th"
     return f"{number:,}{ending}"
-
-
-def _duration(seconds: int | float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _size(n_bytes: int | float) -> str:

@@ -59,9 +59,9 @@ def test_the_front_of_every_chart_is_named_below_it():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"break_even_epochs": 1.53}, "The cache took 24.0 s and 177 MiB; it pays from the 2nd epoch on."),
-        ({"break_even_epochs": 0.2}, "The cache took 24.0 s and 177 MiB; it pays from the 1st epoch on."),
-        ({"break_even_epochs": None}, "The cache took 24.0 s and 177 MiB."),
+        ({"break_even_epochs": 1.53}, "The cache took 24.3 s and 177 MiB; it pays from the 2nd epoch on."),
+        ({"break_even_epochs": 0.2}, "The cache took 24.3 s and 177 MiB; it pays from the 1st epoch on."),
+        ({"break_even_epochs": None}, "The cache took 24.3 s and 177 MiB."),
         ({"extract_seconds": 600.0, "store_bytes": 3 << 30}, "The cache took 10 min and 3.0 GiB; it pays from "),
         ({"extract_seconds": None, "store_bytes": None}, ""),
         ({"feature_source": "images"}, ""),

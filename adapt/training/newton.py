@@ -29,7 +29,7 @@ class Solution:
     Attributes:
         weights: the last column is the bias.
         passes: passes over all inputs, each as much work as a gradient.
-        found: whether the loss is within about 1e-5 of its optimum. False if the classes are linearly separable without
+        found: whether the loss is within a few 1e-5 of its optimum. False if the classes are linearly separable without
             weight decay: the loss then falls to zero as the weights grow.
     """
 

@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = _temporary(path)
     try:
-        partial.touch(exist_ok=False)
+        partial.touch()
         mode = partial.stat().st_mode
         yield partial
         if partial.stat().st_mode != mode:

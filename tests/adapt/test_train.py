@@ -265,7 +265,7 @@ def test_a_full_disk_is_named_and_the_old_checkpoint_stays(tmp_path: Path, monke
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint_is_named(tmp_path: Path) -> None:
     """It raises two errors: at the write, and when it closes the archive."""
-    large = loop_of(candidate(rank=20_000)).states
+    large = loop_of(*(candidate(rank=64) for _ in range(40))).states
     checkpoint, limits = Checkpoint(tmp_path / "state.pt", large, torch.device("cpu")), getrlimit(RLIMIT_FSIZE)
     setrlimit(RLIMIT_FSIZE, (2**20, limits[1]))
     try:

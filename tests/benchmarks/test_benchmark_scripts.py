@@ -121,7 +121,7 @@ def test_one_pass(run: Run, pipeline: Path, tiny_config: Callable[..., Config]) 
 
 
 def test_ablation(run: Run, tmp_path: Path) -> None:
-    write_store(tmp_path / "made-up.zarr", StoreShape(samples=24, layers=6, grid=(2, 2), dim=8, shard_samples=8))
+    write_store(tmp_path / "made-up.zarr", StoreShape(samples=24, layers=6, grid=(2, 2), dim=16, shard_samples=8))
     small = (tmp_path / "made-up.zarr", "--epochs", 1, "--seeds", 1)
     found = run("ablation", *small)
     trained = {method: set(variants) for method, variants in found["results"].items() if method != "linear_probe"}

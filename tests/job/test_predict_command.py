@@ -48,7 +48,7 @@ def mixed(job: Path, tmp_path: Path) -> Path:
         shutil.copy(job / f"images/test/red/{number}.png", place)
     (folder / "bad.png").write_bytes((folder / "a.png").read_bytes()[:200])
     (folder / "notes.txt").write_text("no picture")
-    (folder / "deeper" / "IMG.HEIC").write_bytes(b"")
+    (folder / "deeper" / "IMG.CR3").write_bytes(b"")
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "Thumbs.db").write_bytes(b"")
     return folder
@@ -122,7 +122,7 @@ def test_a_folder_is_searched_and_what_is_ignored_is_said(command: Command, job:
     note = f"note: {mixed}: ignored 2 files (extensions other than those of images): "
     assert note in err
     assert "1 with .txt ('notes.txt')" in err
-    assert "1 with .heic ('deeper/IMG.HEIC')" in err
+    assert "1 with .cr3 ('deeper/IMG.CR3')" in err
 
 
 def test_a_list_is_relative_to_its_folder_or_to_here(

@@ -119,7 +119,7 @@ def test_a_batch_that_does_not_fit_ends_the_job_and_keeps_the_store(
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     before = contents(Path(kept.path))
-    more = ["-o", "methods=[{name: losa, rank: 100000000, token_rank: 2}]"]  # 13 GB of parameters
+    more = ["-o", "methods=[{name: losa, rank: 2, token_rank: 100000000}]"]  # 13 GB of parameters
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, "run", str(file), *more],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -271,7 +271,7 @@ class TestAnotherMachine:
     ) -> None:
         measured(forward_flops=self.FLOPS, end_to_end=30.0)
         config = tiny_config("methods=[losa, lora]")
-        here, there = make_plan(config), self.plan(config, tflops=20.0)
+        here, there = make_plan(config), self.plan(config, device_tflops=20.0)
         assert here.extract_seconds == pytest.approx(36 * (2 + 10 + 1))
         assert there.extract_seconds == pytest.approx(36 * max(2 + 1 + 0.1, 3))  # decoding stays as it is
         rates = {"resident": 0.4, "streamed": 0.4 + 1, "online": 0.4 + 2 + 1, "end_to_end": 2 + 3}
@@ -303,11 +303,16 @@ class TestAnotherMachine:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("tflops", 0.0), ("tflops", float("nan")), ("read_gbps", float("inf")), ("gpus", 0), ("cores", -1)],
+        [
+            ("device_tflops", 0.0),
+            ("device_tflops", float("nan")),
+            ("read_gbps", float("inf")),
+            ("gpus", 0),
+            ("cores", -1),
+        ],
     )
     def test_figures_are_above_zero(self, name: str, value: float) -> None:
-        option = {"tflops": "device-tflops"}.get(name, name.replace("_", "-"))
-        with pytest.raises(UserError, match=f"--{option} {value:g}; legal: a number above 0"):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} {value:g}; legal: a number above 0"):
             OtherMachine(**{name: value})  # type: ignore[arg-type]
 
     def test_the_command_says_which_machine_it_plans_for(

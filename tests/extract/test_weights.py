@@ -457,3 +457,12 @@ def test_without_a_network_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch
         load_backbone(BackboneConfig(name="vit_tiny_patch16_224", weights="pretrained"))
     assert asked == [("huggingface.co", 443)]
     assert constants.HF_HUB_OFFLINE is False
+
+
+def test_where_a_proxy_is_set_the_hub_is_not_asked_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_connection, "getproxies", lambda: {"https": "http://proxy:3128"})
+    monkeypatch.setattr(hub_connection.socket, "create_connection", lambda *_, **__: pytest.fail("asked"))
+    with hub_connection.offline_without_hub() as obstacle:
+        assert obstacle == ""
+        assert constants.HF_HUB_OFFLINE is False

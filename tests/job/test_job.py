@@ -96,3 +96,15 @@ def test_every_stored_format_trains(tiny_config: MakeConfig, dtype: str) -> None
     rows = sc.run(tiny_config(f"store.dtype={dtype}"))
     assert [row.method for row in rows] == ["linear_probe", "losa"]
     assert all(row.top1 is not None and row.store_bytes for row in rows)
+
+
+def test_lines_name_what_a_search_chose_and_the_scores_of_every_seed(
+    tiny_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept = "methods=[{name: losa, rank: 2, token_rank: 2, sweep: {lr: [0.01, 0.001]}}]"
+    rows = sc.run(tiny_config(swept, "train.seeds=[0, 1]", "train.class_weights=balanced"))
+    lines = capsys.readouterr().err.splitlines()
+    assert f"losa: chose lr={rows[0].lr:g} among 2 on validation" in lines
+    for row in rows:
+        expected = f"{row.mean_class_accuracy:.2f} on test, {row.val_score:.2f} on validation"
+        assert f"losa seed {row.seed}: {expected}" in lines

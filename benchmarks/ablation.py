@@ -29,7 +29,7 @@ from adapt.training.metrics import evaluate
 from adapt.training.row_draw import RowDraw
 from adapt.training.settings import Settings
 from adapt.training.trials import Entry, TrainingData, train_entries
-from benchmarks.record import machine
+from benchmarks.studies import kept_figures
 from benchmarks.tables import table
 from extract.forward.device import configure_process
 from store.reader import open_store
@@ -187,11 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     configure_process()
     settings = {"bases": BASES, "epochs": args.epochs, "seeds": args.seeds, "limit": args.limit}
-    figures = {**machine(), "settings": settings, "results": {}}
-    if args.out.exists():
-        figures = json.loads(args.out.read_text())
-        if figures["settings"] != settings:
-            parser.error(f"{args.out} was made with {figures['settings']}, not {settings}")
+    figures = kept_figures(parser, args.out, settings)
     results = figures["results"]
     probes: dict[str, Any] = {"last layer": {"last": 1}, "all layers": "all"}
     jobs = [("linear_probe", name) for name in probes]

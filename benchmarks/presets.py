@@ -10,16 +10,13 @@ or a larger one: confirmed is what is not behind the best preset beyond the nois
 samples, level 0.05). Figures that FILE has already are not measured again.
 """
 
-import argparse
-import json
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from adapt.config.pipeline import Config
-from adapt.config.study import Study, load_job
 from adapt.config.trials import parse_trial
 from adapt.features.held import HeldFeatures, hold
 from adapt.features.pooled import PooledFeatures
@@ -31,7 +28,7 @@ from adapt.training.evaluation import predict_split
 from adapt.training.row_draw import RowDraw
 from adapt.training.settings import Settings
 from adapt.training.trials import Entry, TrainingData, train_entries
-from benchmarks.record import machine
+from benchmarks.studies import jobs_by_dataset, kept_figures, measure_datasets, study_parser
 from benchmarks.tables import table
 from extract.forward.device import configure_process
 from store.config import PRESETS, Spread, StoreConfig
@@ -124,27 +121,15 @@ def rows_of_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def main() -> None:
     """Measure what is missing, save after every set, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = study_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, help="about so many samples a split, to test the script")
     args = parser.parse_args()
     configure_process()
-    study = load_job(args.study)
-    assert isinstance(study, Study), "a study has `datasets:`"
     settings = {"seeds": args.seeds, "limit": args.limit}
-    figures: dict[str, Any] = {**machine(), "settings": settings, "results": {}}
-    if args.out.exists():
-        figures = json.loads(args.out.read_text())
-        if figures["settings"] != settings:
-            parser.error(f"{args.out} was made with {figures['settings']}, not {settings}")
-    for part in study.parts:
-        name = part.name.split("/")[0]
-        if name not in figures["results"]:
-            figures["results"][name] = measure_set(part.config, args.seeds, args.limit)
-            args.out.write_text(json.dumps(figures, indent=1) + "\n")
-    print(table(*rows_of_table(figures["results"])))
+    figures, jobs = kept_figures(parser, args.out, settings), jobs_by_dataset(args.study)
+    measure = partial(measure_set, **settings)
+    print(table(*rows_of_table(measure_datasets(jobs, figures, args.out, measure, datasets=args.datasets))))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from adapt.job.this_job import processor
+
 _PACKAGES = ("torch", "timm", "tensorstore", "zarr", "numpy", "av", "decord", "peft", "scikit-learn")
 
 
@@ -24,7 +26,7 @@ def machine(packages: tuple[str, ...] = _PACKAGES) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": _commit(),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "gpu": gpu},
         "versions": {"python": platform.python_version()}
         | {name: found for name in packages if (found := _version(name))},
     }
@@ -45,11 +47,6 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     except FileNotFoundError:
         return None
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _version(name: str) -> str | None:

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt.config.study import Study, load_job
 from adapt.features.held import HeldFeatures, HeldLayer, hold
 from adapt.job.extraction import extraction_job
 from adapt.job.inputs import Inputs
 from benchmarks.ablation import JudgedRows, Variant, run_probe, run_variant
-from benchmarks.record import machine
+from benchmarks.studies import jobs_by_dataset, kept_figures
 from benchmarks.tables import table
 from extract.forward.device import configure_process
 from extract.job.extraction_job import ExtractionJob
@@ -126,23 +125,17 @@ def main() -> None:
     parser.add_argument("--prices", type=Path, help="adapt/planning/preset_prices.json")
     args = parser.parse_args()
     configure_process()
-    study = load_job(args.study)
-    assert isinstance(study, Study), "a study has `datasets:`"
     settings = {"epochs": args.epochs, "seeds": args.seeds, "limit": args.limit}
-    figures: dict[str, Any] = {**machine(), "settings": settings, "bytes_a_sample": {}, "results": {}}
-    if args.out.exists():
-        figures = json.loads(args.out.read_text())
-        if figures["settings"] != settings:
-            parser.error(f"{args.out} was made with {figures['settings']}, not {settings}")
+    figures = kept_figures(parser, args.out, settings)
     names, results = args.only or [*STORES, *FORMATS], figures["results"]
-    for part in study.parts:
-        found = results.setdefault(part.name.split("/")[0], {})
+    for dataset, config in jobs_by_dataset(args.study).items():
+        found = results.setdefault(dataset, {})
         if all(name in found for name in names):
             continue
-        job = extraction_job(part.config, Inputs(part.config))
+        job = extraction_job(config, Inputs(config))
         for name, features in held_stores(job, args.limit):
             if name in names and name not in found:
-                figures["bytes_a_sample"][name] = bytes_a_sample(features, name)
+                figures.setdefault("bytes_a_sample", {})[name] = bytes_a_sample(features, name)
                 found[name] = run_store(features, seeds=args.seeds, epochs=args.epochs)
                 args.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(table(*rows_of_table(figures)))

@@ -7,18 +7,16 @@ validation rows. All seconds are those of whole jobs, with loading, validation a
 are not measured again. Prints the table of docs/performance.md.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.config.study import Study, load_job
-from benchmarks.record import machine
+from benchmarks.studies import jobs_by_dataset, kept_figures, measure_datasets, study_parser
 from benchmarks.tables import table
 from extract.forward.device import configure_process
 from store.config import StoreConfig
@@ -96,24 +94,13 @@ def rows_of_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def main() -> None:
     """Measure what is missing, save after every set, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--datasets", nargs="+", help="some of the study's data sets; all by default")
+    parser = study_parser(__doc__)
     parser.add_argument("--epochs", type=int, default=15)
     args = parser.parse_args()
     configure_process()
-    study = load_job(args.study)
-    assert isinstance(study, Study), "a study has `datasets:`"
-    figures: dict[str, Any] = {**machine(), "epochs": args.epochs, "results": {}}
-    if args.out.exists():
-        figures = json.loads(args.out.read_text())
-    for part in study.parts:
-        name = part.name.split("/")[0]
-        if name not in figures["results"] and name in (args.datasets or [name]):
-            figures["results"][name] = measure_set(part.config, args.epochs)
-            args.out.write_text(json.dumps(figures, indent=1) + "\n")
-    print(table(*rows_of_table(figures["results"])))
+    figures = kept_figures(parser, args.out, {"epochs": args.epochs})
+    measure, jobs = partial(measure_set, epochs=args.epochs), jobs_by_dataset(args.study)
+    print(table(*rows_of_table(measure_datasets(jobs, figures, args.out, measure, datasets=args.datasets))))
 
 
 if __name__ == "__main__":

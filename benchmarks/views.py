@@ -7,9 +7,8 @@ samples a second of training with all views and with one are timed in interleave
 are not measured again. Prints the tables of docs/augmentation.md.
 """
 
-import argparse
-import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +18,6 @@ import torch
 
 import sidecache as sc
 from adapt.config.pipeline import Config
-from adapt.config.study import Study, load_job
 from adapt.config.trials import Trial
 from adapt.features.cached import ResidentFeatures, StreamedFeatures
 from adapt.features.pooled import PooledFeatures
@@ -29,8 +27,8 @@ from adapt.training.metrics import evaluate
 from adapt.training.row_draw import RowDraw
 from adapt.training.settings import Settings
 from adapt.training.trials import Entry, TrainingData, train_entries
-from benchmarks.record import machine
 from benchmarks.rounds import compare
+from benchmarks.studies import jobs_by_dataset, kept_figures, measure_datasets, study_parser
 from benchmarks.tables import table
 from extract.forward.device import configure_process
 from store.config import StoreConfig
@@ -141,28 +139,14 @@ def print_tables(results: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure what is missing, save after every set, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--datasets", nargs="+", help="some of the study's data sets; all by default")
+    parser = study_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args()
     configure_process()
-    study = load_job(args.study)
-    assert isinstance(study, Study), "a study has `datasets:`"
     settings = {"seeds": args.seeds, "epochs": args.epochs}
-    figures: dict[str, Any] = {**machine(), "settings": settings, "results": {}}
-    if args.out.exists():
-        figures = json.loads(args.out.read_text())
-        if figures["settings"] != settings:
-            parser.error(f"{args.out} was made with {figures['settings']}, not {settings}")
-    for part in study.parts:
-        name = part.name.split("/")[0]
-        if name not in figures["results"] and name in (args.datasets or [name]):
-            figures["results"][name] = measure_set(part.config, args.seeds, args.epochs)
-            args.out.write_text(json.dumps(figures, indent=1) + "\n")
-    print_tables(figures["results"])
+    figures, jobs = kept_figures(parser, args.out, settings), jobs_by_dataset(args.study)
+    print_tables(measure_datasets(jobs, figures, args.out, partial(measure_set, **settings), datasets=args.datasets))
 
 
 if __name__ == "__main__":

@@ -69,13 +69,12 @@ def _devices() -> Iterator[Finding]:
 
 
 def _disks() -> Iterator[Finding]:
-    for name, folder in (("disk of this folder", Path.cwd()), ("temporary files", Path(tempfile.gettempdir()))):
+    disks = (
+        ("disk of this folder", Path.cwd(), "keep stores elsewhere: store.path (the plan tells their size)"),
+        ("temporary files", Path(tempfile.gettempdir()), "set TMPDIR to a folder on a larger disk"),
+    )
+    for name, folder, remedy in disks:
         usage = shutil.disk_usage(folder)
-        remedy = (
-            "keep stores elsewhere: store.path (the plan tells their size)"
-            if name.startswith("disk")
-            else ("set TMPDIR to a folder on a larger disk")
-        )
         ok = usage.free >= _LEAST_DISK
         found = f"{decimal(usage.free)} free of {decimal(usage.total)}"
         yield Finding(name=name, found=found, ok=ok, remedy="" if ok else remedy)

@@ -96,7 +96,7 @@ def plan_command(
     from adapt.planning.other_machine import OtherMachine
     from sidecache import commands
 
-    machine = OtherMachine(tflops=device_tflops, read_gbps=read_gbps, gpus=gpus, cores=cores)
+    machine = OtherMachine(device_tflops=device_tflops, read_gbps=read_gbps, gpus=gpus, cores=cores)
     commands.plan(_read_job(config, overrides), budget, machine, with_pilot=pilot, as_json=json, title=str(config))
 
 

@@ -65,11 +65,18 @@ def require_rows(config: Config, source: ImageSource) -> None:
     Raises:
         UserError: there are too few samples for both.
     """
+    for drawn in {RowDraw.of(config), RowDraw.of(config, for_search=True)}:
+        draw_source_rows(source, drawn, seed=config.train.seeds[0])
+
+
+def draw_source_rows(
+    source: ImageSource, draw: RowDraw, seed: int
+) -> tuple[Int[np.ndarray, "trained"], Int[np.ndarray, "validated"]]:
+    """The rows of the training split of a source to train on and to validate on; see `draw_rows`."""
     train = source.splits["train"]
     own = None if train.validation is None else np.flatnonzero(train.validation)
     labels = torch.from_numpy(np.asarray(train.labels))
-    for drawn in {RowDraw.of(config), RowDraw.of(config, for_search=True)}:
-        draw_rows(labels, drawn, seed=config.train.seeds[0], views=source.views, validation_rows=own)
+    return draw_rows(labels, draw, seed=seed, views=source.views, validation_rows=own)
 
 
 def require_weights(config: BackboneConfig) -> None:

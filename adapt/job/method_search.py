@@ -9,6 +9,7 @@ from adapt.job.feature_set import FeatureSet, Log
 from adapt.job.trial_run import TrialSpec, settings_of
 from adapt.methods.registry import find_method
 from adapt.report.fingerprint import digest
+from adapt.report.seed_averages import differing
 from adapt.training.make_search import make_search
 from adapt.training.row_draw import RowDraw
 from adapt.training.scores import Point, Score
@@ -70,9 +71,9 @@ def _describe_choice(best: Trial, points: Sequence[Point]) -> str:
         options = point.options if isinstance(point.options, dict) else point.options.model_dump(mode="json")
         return {"lr": point.lr, "weight_decay": point.weight_decay} | options
 
-    of_points = [values(point) for point in points]
-    differing = {name: value for name, value in values(best).items() if any(of[name] != value for of in of_points)}
-    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in differing.items()}
+    names = differing([values(point) for point in points])
+    chosen = {name: value for name, value in values(best).items() if name in names}
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in chosen.items()}
     return ", ".join(f"{name}={text}" for name, text in texts.items())
 
 

@@ -27,7 +27,7 @@ def this_job(device: str) -> JobRecord:
     return JobRecord(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         command=command(sys.argv),
-        processor=_processor(),
+        processor=processor(),
         cores=_cores(),
         gpu=torch.cuda.get_device_name(where) if where.type == "cuda" else None,
         versions={"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
@@ -46,7 +46,8 @@ def command(arguments: list[str]) -> str:
     return shlex.join([*start, *arguments[1:]])
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor, or its kind where the system does not tell."""
     lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 

@@ -25,9 +25,9 @@ from adapt.job.job_progress import job_progress
 from adapt.job.method_search import MethodSearch, describe
 from adapt.job.this_job import this_job
 from adapt.job.trial_batch import TrialBatch, batches_of
-from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows, settings_of
+from adapt.job.trial_run import TrialRun, TrialSpec, delete_checkpoints, read_rows
 from adapt.methods.registry import find_method
-from adapt.report.fingerprint import conditions_of, digest
+from adapt.report.fingerprint import digest, features_digest
 from adapt.run_dir.config_file import write_config
 from adapt.run_dir.files import make_run_dir
 from adapt.run_dir.job_record import write_job_record
@@ -72,9 +72,8 @@ def train(
 
 def _log_other_rows(config: Config, features: FeatureSet, log: Log) -> None:
     """Say that the run directory has results of another backbone, or of other settings of it."""
-    draw, here = RowDraw.of(config), settings_of(config, config.parsed_methods()[0])
-    conditions = conditions_of("linear_probe", features.provenance, "", settings=here, row_draw=draw)
-    others = [row for row in read_rows(config.run_dir) if row.conditions.get("features", "") != conditions["features"]]
+    here = features_digest(features.provenance)
+    others = [row for row in read_rows(config.run_dir) if row.conditions.get("features", "") != here]
     if others:
         log(
             f"note: {config.run_dir} holds {len(others)} results of another backbone or of other settings of it; they "

@@ -2,18 +2,18 @@
 
 from functools import cached_property
 
-import numpy as np
 import torch
 
 from adapt.config.pipeline import Config
 from adapt.config.trials import MethodConfig
 from adapt.features.specs import spec_of_backbone
-from adapt.job.checks import require_match, require_weights
+from adapt.job.checks import draw_source_rows, require_match, require_weights
 from adapt.job.feature_set import needed_layers
 from adapt.job.intrinsic_dimension import entry_of
 from adapt.methods.feature_spec import FeatureSpec
 from adapt.methods.registry import build_model, find_method
 from adapt.planning.preset_choice import at_preset, known_pilot
+from adapt.training.batch_order import Rows
 from adapt.training.row_draw import RowDraw, draw_rows
 from extract.backbones.backbone_shape import backbone_shape
 from extract.job.store_schema import DatasetInfo, schema_for
@@ -75,24 +75,26 @@ class JobFacts:
 
     def drawn_rows(self, for_search: bool) -> tuple[int, int] | None:
         """Rows that a trial is trained on and validated on; None if they are unknown, or the draw is refused."""
-        if self.source:
-            split, views = self.source.splits["train"], self.source.views
-            labels = np.asarray(split.labels)
-            validation = None if split.validation is None else np.flatnonzero(split.validation)
-        elif self.store:
-            labels, views = self.store.labels("train"), self.store.schema.views
-            validation = self.store.validation_rows()
-        else:
-            return None
-        draw, seed = RowDraw.of(self.config, for_search), self.config.train.seeds[0]
+        draw = RowDraw.of(self.config, for_search)
         try:
-            rows, val_rows = draw_rows(
-                torch.from_numpy(labels), draw, seed=seed, views=views, validation_rows=validation
-            )
+            drawn = self._draw(draw)
         except UserError as error:
             self.notes += [str(error)] if str(error) not in self.notes else []
             return None
+        if drawn is None:
+            return None
+        rows, val_rows = drawn
         return (len(rows) + len(val_rows), 0) if draw.refit else (len(rows), len(val_rows))
+
+    def _draw(self, draw: RowDraw) -> tuple[Rows, Rows] | None:
+        """The drawn rows, of the source or else of the store; None if there is neither."""
+        seed = self.config.train.seeds[0]
+        if self.source:
+            return draw_source_rows(self.source, draw, seed)
+        if self.store is None:
+            return None
+        labels, own = torch.from_numpy(self.store.labels("train")), self.store.validation_rows()
+        return draw_rows(labels, draw, seed=seed, views=self.store.schema.views, validation_rows=own)
 
     @cached_property
     def rows_to_extract(self) -> int | None:

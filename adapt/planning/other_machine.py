@@ -1,6 +1,6 @@
 """Turns speeds that were measured on this machine into those of another one, of which a few figures are known."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from adapt.planning.job_facts import JobFacts
 from adapt.planning.speeds import Speeds
@@ -14,30 +14,28 @@ class OtherMachine:
     """Figures of a machine; None for what is as it is here.
 
     Args:
-        tflops: 10^12 operations a second that a device sustains in matrix products, 2 for a multiply-add.
+        device_tflops: 10^12 operations a second that a device sustains in matrix products, 2 for a multiply-add.
         read_gbps: 10^9 bytes a second that the disk of the store reads, and writes.
         gpus: devices that extract, and that train trials side by side.
         cores: that decode samples.
     """
 
-    tflops: float | None = None
+    device_tflops: float | None = None
     read_gbps: float | None = None
     gpus: int | None = None
     cores: int | None = None
 
     def __post_init__(self) -> None:
-        for option in ("tflops", "read_gbps", "gpus", "cores"):
-            value = getattr(self, option)
+        for name, value in asdict(self).items():
             if value is not None and not 0 < value < float("inf"):
-                name = {"tflops": "device-tflops"}.get(option, option.replace("_", "-"))
-                raise UserError(f"--{name} {value:g}; legal: a number above 0")
+                raise UserError(f"--{name.replace('_', '-')} {value:g}; legal: a number above 0")
 
     @property
     def description(self) -> str:
         """The figures that are given, such as `2 GPUs, 400 TFLOP/s`; empty if there are none."""
         figures = [
             f"{self.gpus} GPU{'s' * (self.gpus > 1)}" if self.gpus else "",
-            f"{self.tflops:g} TFLOP/s" if self.tflops else "",
+            f"{self.device_tflops:g} TFLOP/s" if self.device_tflops else "",
             f"{self.cores} core{'s' * (self.cores > 1)}" if self.cores else "",
             f"a disk of {self.read_gbps:g} GB/s" if self.read_gbps else "",
         ]
@@ -50,8 +48,8 @@ class OtherMachine:
         for the launch of small kernels.
         """
         speeds = measured
-        if self.tflops is not None:
-            speeds = _on_device(speeds, speeds.forward_flops / (self.tflops * _TERA) / speeds.forward)
+        if self.device_tflops is not None:
+            speeds = _on_device(speeds, speeds.forward_flops / (self.device_tflops * _TERA) / speeds.forward)
         if self.read_gbps is not None:
             speeds = _from_disk(speeds, job, self.read_gbps * _GIGA)
         return replace(speeds, gpus=self.gpus or speeds.gpus, cores=self.cores or speeds.cores)

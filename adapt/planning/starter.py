@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
-from adapt.training.row_draw import RowDraw, draw_rows
+from adapt.job.checks import draw_source_rows
+from adapt.training.row_draw import RowDraw
 from extract.config import DataConfig
 from extract.images.decode import EXTENSIONS as IMAGES
 from extract.sources.open_source import ImageSource, open_source
@@ -133,14 +133,12 @@ def _val_fraction(source: ImageSource) -> float:
     Raises:
         UserError: there is none.
     """
-    train = source.splits["train"]
-    own = None if train.validation is None else np.flatnonzero(train.validation)
-    labels = torch.from_numpy(np.asarray(train.labels))
-    for fraction in _VAL_FRACTIONS[:-1]:
+    for fraction in _VAL_FRACTIONS:
         try:
-            draw_rows(labels, RowDraw(val_fraction=fraction), seed=0, views=source.views, validation_rows=own)
+            draw_source_rows(source, RowDraw(val_fraction=fraction), seed=0)
         except UserError:
-            continue
-        return fraction
-    draw_rows(labels, RowDraw(val_fraction=_VAL_FRACTIONS[-1]), seed=0, views=source.views, validation_rows=own)
-    return _VAL_FRACTIONS[-1]
+            if fraction == _VAL_FRACTIONS[-1]:
+                raise
+        else:
+            return fraction
+    raise AssertionError("the last share is drawn or refused")

@@ -32,29 +32,33 @@ def conditions_of(
         settings: hyperparameters.
         row_draw: how training and validation rows are drawn.
     """
-    is_solved, features = find_method(method).solved, dict(identity)
-    samples = features.pop("samples", None)
-    stored = {f"store.{name}": features.pop(name, None) for name in _STORE_FIELDS}
+    is_solved = find_method(method).solved
+    stored = {f"store.{name}": identity.get(name) for name in _STORE_FIELDS}
     trained = {name: value for name, value in asdict(settings).items() if name in _SETTINGS_OF_SOLVED or not is_solved}
     return {
-        "samples": digest(samples)[:8],
+        "samples": digest(identity.get("samples"))[:8],
         **row_draw.conditions,
         "feature_source": feature_source,
-        "features": digest(features)[:8],
-        **_of_backbone(features),
+        "features": features_digest(identity),
+        **_of_backbone(identity),
         **stored,
         **trained,
     }
 
 
-def _of_backbone(features: Mapping[str, Any]) -> dict[str, Any]:
+def features_digest(identity: Mapping[str, Any]) -> str:
+    """The condition `features`: a digest of what features depend on, without samples and what the store keeps."""
+    return digest({name: value for name, value in identity.items() if name not in ("samples", *_STORE_FIELDS)})[:8]
+
+
+def _of_backbone(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What a person can read of the settings behind the digest of all features; see `READABLE`."""
     found = dict[str, Any]()
-    if size := features.get("image_size"):
+    if size := identity.get("image_size"):
         found["image_size"] = "x".join(map(str, dict.fromkeys(size[-2:])))
-    if weights := features.get("weights_digest"):
+    if weights := identity.get("weights_digest"):
         found["weights"] = weights[:8]
-    if precision := features.get("precision"):
+    if precision := identity.get("precision"):
         found["extract.precision"] = precision
     return found
 

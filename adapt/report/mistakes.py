@@ -8,7 +8,7 @@ from scipy.special import expit, softmax
 
 from adapt.report.comparison import Comparison
 from adapt.report.reported_rows import ReportedRows
-from adapt.report.sample_pictures import pictures, wants_pictures
+from adapt.report.sample_pictures import config_of, pictures
 from adapt.run_dir.predictions import Predictions
 from store.errors import JobError, UserError
 
@@ -67,9 +67,10 @@ def mistakes_of(comparison: Comparison, reported: ReportedRows) -> Mistakes | No
     row, trial = found
     label, run_dir, mistakes = f"{best.label}, seed {row.seed}", reported.run_dirs[row.trial_id], most_confident(trial)
     try:
-        if not mistakes or not wants_pictures(run_dir):
+        config = config_of(run_dir)
+        if not mistakes or not config.report.pictures:
             return None
-        images = pictures(run_dir, trial, [mistake.number for mistake in mistakes])
+        images = pictures(config, trial, [mistake.number for mistake in mistakes])
     except (UserError, JobError, OSError) as error:
         reason = " ".join(str(error).split())
         return Mistakes(label=label, shown=(), note=f"Pictures are left out: {reason}")

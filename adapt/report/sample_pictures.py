@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from adapt.config.load_config import load_config
+from adapt.config.pipeline import Config
 from adapt.run_dir.config_file import read_config
 from adapt.run_dir.predictions import Predictions
 from extract.sources.open_source import ImageSource, open_source
@@ -25,8 +26,8 @@ _SIDE = 96  # pixels
 _QUALITY = 70
 
 
-def wants_pictures(run_dir: Path) -> bool:
-    """Whether the configuration of a run allows pictures in its report.
+def config_of(run_dir: Path) -> Config:
+    """The configuration of a run, which names its samples and says whether the report shows them.
 
     Raises:
         UserError: it has no configuration that can be read.
@@ -34,14 +35,14 @@ def wants_pictures(run_dir: Path) -> bool:
     text, _ = read_config(run_dir)
     if text is None:
         raise UserError(f"{run_dir} has no config.yaml, which names the samples")
-    return load_config(run_dir / "config.yaml").report.pictures
+    return load_config(run_dir / "config.yaml")
 
 
-def pictures(run_dir: Path, trial: Predictions, numbers: Sequence[int]) -> list[str]:
+def pictures(config: Config, trial: Predictions, numbers: Sequence[int]) -> list[str]:
     """Pictures of samples as `data:` URLs of JPEGs; of a video, its first frame.
 
     Args:
-        run_dir: where the trial was trained.
+        config: of the job that trained the trial.
         trial: its predictions.
         numbers: of the samples, among those of the trial.
 
@@ -49,7 +50,6 @@ def pictures(run_dir: Path, trial: Predictions, numbers: Sequence[int]) -> list[
         UserError: the samples are gone or damaged, or others are there now.
         JobError: they cannot be read.
     """
-    config = load_config(run_dir / "config.yaml")
     with _silent():
         source = open_source(config.data)
         places = _places_of(source, trial)

@@ -3,7 +3,6 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest import mock
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -33,6 +32,9 @@ def obstacle_to_hub() -> str:
 @contextmanager
 def offline_without_hub() -> Iterator[str]:
     """Let the hub's client use its cache alone if the hub cannot be reached; yields why it cannot."""
-    obstacle = obstacle_to_hub()
-    with mock.patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE or bool(obstacle)):
+    obstacle, before = obstacle_to_hub(), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or bool(obstacle)
+    try:
         yield obstacle
+    finally:
+        constants.HF_HUB_OFFLINE = before
